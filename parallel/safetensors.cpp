@@ -55,7 +55,6 @@ const DTypeRow& row_of(DType dtype) {
 }
 
 constexpr std::uint64_t kPrefixBytes = 8;
-constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // the cap of the reference implementation
 // header object -> tensor -> shape
 constexpr int kHeaderDepth = 3;
 

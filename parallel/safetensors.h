@@ -40,6 +40,9 @@ std::optional<DType> dtype_of_name(std::string_view name);
 /// Bytes of a tensor; nothing if the count overflows 63 bits, a dim is negative, or the bits do not fill whole bytes.
 std::optional<std::uint64_t> size_in_bytes(DType dtype, const std::vector<std::int64_t>& shape);
 
+/// The longest header that readers accept, in bytes: the cap of the reference implementation.
+constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
+
 using StringMap = std::map<std::string, std::string>;
 
 /// Where a tensor lies.

@@ -24,7 +24,7 @@ bool exists(const std::string& folder, const char* name) {
   return fs::symlink_status(fs::path(folder) / name, ignored).type() != fs::file_type::not_found;
 }
 
-fs::path canonical(const fs::path& path) {
+fs::path resolve_links(const fs::path& path) {
   std::error_code error;
   fs::path resolved = fs::canonical(path, error);
   if (error) throw UserError(str(path.string(), ": cannot resolve the path: ", error.message()));
@@ -39,8 +39,8 @@ bool lies_in(const fs::path& file, const fs::path& folder) {
 // The path of a file of the folder, after every link in it has been seen to stay at home.
 std::string path_inside(const std::string& folder, const std::string& name) {
   const fs::path path = fs::path(folder) / name;
-  const fs::path home = canonical(folder);
-  const fs::path target = canonical(path);
+  const fs::path home = resolve_links(folder);
+  const fs::path target = resolve_links(path);
   const fs::path snapshots = home.parent_path();
   const bool in_cache = snapshots.filename() == "snapshots" && lies_in(target, snapshots.parent_path() / "blobs");
   if (!lies_in(target, home) && !in_cache) {

@@ -8,29 +8,21 @@
 namespace moetune {
 
 SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::vector<Spec>& specs, StringMap metadata) : file_(path) {
-  using nlohmann::ordered_json;
   metadata["format"] = "pt";
-  ordered_json header;
-  header["__metadata__"] = metadata;
-  std::map<std::string_view, const Spec*> seen;  // ordered_json looks keys up one by one: too slow to ask it
-  ordered_json::object_t& entries = header.get_ref<ordered_json::object_t&>();
+  nlohmann::json header = {{"__metadata__", std::move(metadata)}};
   std::uint64_t begin = 0;
   for (const Spec& spec : specs) {
-    MT_CHECK(spec.name != "__metadata__" && seen.emplace(spec.name, &spec).second, path, ": tensor ", in_quotes(spec.name),
-             " is declared twice or under the reserved name");
+    MT_CHECK(!header.contains(spec.name), path, ": tensor ", in_quotes(spec.name), " is declared twice or has the reserved name");
     const std::optional<std::uint64_t> bytes = size_in_bytes(spec.dtype, spec.shape);
-    MT_CHECK(bytes, path, ": tensor ", in_quotes(spec.name), " has a shape that overflows or does not fill whole bytes");
-    ordered_json entry;
-    entry["dtype"] = dtype_name(spec.dtype);
-    entry["shape"] = spec.shape;
-    entry["data_offsets"] = {begin, begin + *bytes};
-    static_cast<std::vector<ordered_json::object_t::value_type>&>(entries).emplace_back(spec.name, std::move(entry));
+    MT_CHECK(bytes, path, ": the shape of tensor ", in_quotes(spec.name), " overflows or does not fill whole bytes");
+    header[spec.name] = {{"dtype", dtype_name(spec.dtype)}, {"shape", spec.shape}, {"data_offsets", {begin, begin + *bytes}}};
     pending_.push_back({spec.name, *bytes});
     begin += *bytes;
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the tensors begin at a multiple of 8
   const std::uint64_t length = text.size();
+  MT_CHECK(length <= kMaxHeaderBytes, path, ": header of ", length, " bytes; readers accept ", kMaxHeaderBytes);
   file_.write(&length, sizeof(length));
   file_.write(text.data(), text.size());
   skip_complete();
