@@ -18,6 +18,8 @@
 #include <string_view>
 #include <vector>
 
+#include "trainer/recipe_targets.h"
+
 namespace moetune {
 
 // Choices. words_of lists the words of a choice in the order of its values; to_string gives the word of one value.
@@ -186,10 +188,6 @@ struct Recipe {
   /// "recipe.yaml:12", "command line" or "default", for messages about `key`.
   std::string origin(const std::string& key) const;
 };
-
-/// The leaf names that one entry of adapter.targets selects, without saying in which part of a block: "attention" gives
-/// q_a_proj .. o_proj, "experts" gives experts.gate_proj .., a leaf name itself. Empty when `target` is no target.
-std::vector<std::string> target_leaves(const std::string& target);
 
 /// Reads and checks the recipe at `path`; each override "key.sub=value" replaces a value of the file ("key.sub=" takes it
 /// out, so that the default holds). Throws one UserError that lists all mistakes, each with its place.
