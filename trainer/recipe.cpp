@@ -193,7 +193,7 @@ void check_together(const Recipe& recipe, Loader& loader) {
   if (recipe.train.steps && warmup > *recipe.train.steps && loader.sound({"train.steps", "train.schedule.warmup_steps"})) {
     loader.broken({"train.schedule.warmup_steps"}, str(warmup, " is more than the ", *recipe.train.steps, " steps of the run"));
   }
-  const bool quantised = recipe.model.base == BaseFormat::kNf4 || recipe.model.base == BaseFormat::kNf4Double;
+  const bool quantised = recipe.model.base == BaseChoice::kNf4 || recipe.model.base == BaseChoice::kNf4Double;
   if (!recipe.adapter && quantised && loader.sound({"model.base"})) {
     loader.broken({"model.base", "adapter"}, str(to_string(recipe.model.base), " weights cannot be trained themselves (adapter: none); "
                                                  "allowed then: bf16 or fp32"));
