@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "parallel/base/error.h"
+#include "parallel/base/text.h"
 #include "trainer/documents.h"
 
 namespace moetune {
@@ -86,8 +87,8 @@ class LineHandler : public nlohmann::json_sax<nlohmann::json> {
   bool end_object() override { return true; }
   bool key(std::string& name) override {
     current_ = name == "input_ids" ? 0 : name == "labels" ? 1 : -1;
-    if (current_ < 0) return refuse("the key '" + name.substr(0, 40) + "'");
-    return !std::exchange(seen_[current_], true) || refuse("the key '" + name + "' twice");
+    if (current_ < 0) return refuse("the key " + in_quotes(name));
+    return !std::exchange(seen_[current_], true) || refuse("the key " + in_quotes(name) + " twice");
   }
   bool start_array(size_t) override {
     return (depth_ == 1 && !std::exchange(in_list_, true)) || refuse("a list in the place of an object or an integer");
@@ -103,8 +104,8 @@ class LineHandler : public nlohmann::json_sax<nlohmann::json> {
   bool number_unsigned(std::uint64_t value) override {
     return number_integer(static_cast<std::int64_t>(std::min<std::uint64_t>(value, std::numeric_limits<std::int64_t>::max())));
   }
-  bool number_float(double, const std::string& text) override { return refuse("the number " + text.substr(0, 40)); }
-  bool string(std::string& text) override { return refuse("the text '" + text.substr(0, 40) + "'"); }
+  bool number_float(double, const std::string& text) override { return refuse("the number " + text); }
+  bool string(std::string& text) override { return refuse("the text " + in_quotes(text)); }
   bool boolean(bool value) override { return refuse(value ? "true" : "false"); }
   bool null() override { return refuse("null"); }
   bool binary(nlohmann::json::binary_t&) override { return refuse("binary"); }
