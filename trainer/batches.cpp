@@ -14,9 +14,9 @@ namespace {
 
 constexpr std::int64_t kOpenSequences = 64;
 
-// The sequence of each document when documents of these lengths, in this order, are packed by best fit: the open sequence
-// with the least room that is enough, of equals the oldest; a sequence is open while it is one of the newest `num_open`.
-std::vector<std::int64_t> best_fit(const std::vector<std::int64_t>& lengths, std::int64_t max_tokens, std::int64_t num_open) {
+}  // namespace
+
+std::vector<std::int64_t> pack(std::span<const std::int64_t> lengths, std::int64_t max_tokens, std::int64_t num_open) {
   std::vector<std::int64_t> sequence_of(lengths.size()), room;
   std::set<std::pair<std::int64_t, std::int64_t>> open;  // (room, sequence)
   for (size_t i = 0; i < lengths.size(); ++i) {
@@ -36,8 +36,6 @@ std::vector<std::int64_t> best_fit(const std::vector<std::int64_t>& lengths, std
   }
   return sequence_of;
 }
-
-}  // namespace
 
 std::vector<std::int64_t> deal_out(std::span<const std::int64_t> sequence_tokens, std::int64_t num_ranks) {
   std::vector<std::int64_t> longest_first(sequence_tokens.size());
@@ -81,7 +79,7 @@ Batches::Epoch Batches::plan(std::int64_t index) const {
 
   std::vector<std::int64_t> sequence_of(order.size());
   if (options_.packing) {
-    sequence_of = best_fit(lengths, options_.max_tokens, options_.shuffle ? kOpenSequences : 1);
+    sequence_of = pack(lengths, options_.max_tokens, options_.shuffle ? kOpenSequences : 1);
   } else {
     std::iota(sequence_of.begin(), sequence_of.end(), 0);
   }

@@ -99,9 +99,14 @@ class Batches {
 
   const Documents& documents_;
   BatchOptions options_;
-  std::vector<std::int64_t> first_sequences_ = {0};  ///< number of the first sequence of each epoch planned so far, and one more
-  std::array<Epoch, 2> recent_;                      ///< plan of epoch e, if it is held, at e % 2
+  std::vector<std::int64_t> first_sequences_ = {0};  // of each epoch planned so far, and of the one after
+  std::array<Epoch, 2> recent_;                      // the plan of epoch e, if it is held, at e % 2
 };
+
+/// The sequence of each document when documents of these lengths, in this order, are packed by best fit: each goes to the
+/// open sequence with the least room that is enough, of equals the oldest, or begins a new one. A sequence is open while it
+/// is among the newest `num_open`. O(documents * log num_open).
+std::vector<std::int64_t> pack(std::span<const std::int64_t> lengths, std::int64_t max_tokens, std::int64_t num_open);
 
 /// The rank of each sequence when sequences of these lengths are dealt out as Batches::local says.
 std::vector<std::int64_t> deal_out(std::span<const std::int64_t> sequence_tokens, std::int64_t num_ranks);
