@@ -113,7 +113,7 @@ TEST_CASE("what is not the tokenised format is refused with the reason", "[docum
 }
 
 TEST_CASE("truncation keeps the start and refuses to lose every target", "[documents]") {
-  Documents documents("d", 100, {1, 2, 3, 4, 5, 6, 7, 8, 9}, {-100, 2, 3, 4, -100, -100, -100, 8, 9}, {0, 4, 9}, {});
+  Documents documents("d", 100, {1, 2, 3, 4, 5, 6, 7, 8, 9}, {-100, 2, 3, 4, 5, -100, -100, 8, 9}, {0, 4, 9}, {});  // the label 5 is no target
   CHECK(documents.truncate(5) == 0);
   CHECK(contains(message_of<UserError>([&] { documents.truncate(3); }),
                  "max_tokens 3 removes every target of 1 of 2 documents: document 1."));

@@ -33,7 +33,7 @@ std::string progress_line(const StepFigures& figures, double left_s) {
 
 void Progress::step(const StepFigures& figures) {
   ++num_seen_;
-  const double weight = num_seen_ <= 2 ? 1.0 : 1.0 / std::min(kMeanOverSteps, static_cast<double>(num_seen_ - 1));
+  const double weight = 1.0 / std::clamp(static_cast<double>(num_seen_ - 1), 1.0, kMeanOverSteps);
   mean_step_s_ += weight * (figures.step_s - mean_step_s_);
   const double left_s = mean_step_s_ * static_cast<double>(figures.num_steps - figures.step);
 
