@@ -46,7 +46,9 @@ add_library(moetune_torch INTERFACE)
 target_include_directories(moetune_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 target_link_libraries(moetune_torch INTERFACE ${TORCH_LIBRARIES} CUDA::cudart)
 string(REPLACE " " ";" torch_flags "${TORCH_CXX_FLAGS}")
-target_compile_options(moetune_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${torch_flags}>)
+# at::parallel_for is a template that runs serially in a unit compiled without OpenMP; the runtime is the one torch loads.
+target_compile_options(moetune_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${torch_flags}> $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+target_link_options(moetune_torch INTERFACE -fopenmp)
 
 # NCCL: the wheel that torch itself loads first, then the system's. One header search and one library search with the same hints.
 execute_process(COMMAND ${MOETUNE_PYTHON} -c "import nvidia.nccl, os; print(list(nvidia.nccl.__path__)[0])"

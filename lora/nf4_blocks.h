@@ -29,13 +29,42 @@ constexpr Nf4Code nf4_code() {
   return code;
 }
 
+/// The 256 values of double quantisation, ascending: the signed dynamic map of arXiv 1511.04561. For each of 7 exponents,
+/// 10^-6 to 1, the midpoints of 1, 2, 4 ... 64 equal steps of [0.1, 1] times the power of ten, with both signs; 0; and 1.
+struct Nf4DynamicMap {
+  float values[256];
+};
+
+constexpr Nf4DynamicMap nf4_dynamic_map() {
+  Nf4DynamicMap map{};
+  int filled = 0;  // magnitudes so far; they ascend
+  constexpr float kPowers[] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+  for (int exponent = 0; exponent < 7; ++exponent) {
+    const int steps = 1 << exponent;
+    const float width = (1.0f - 0.1f) / static_cast<float>(steps);
+    // Rounded once, from the nearer end: what torch.linspace does where the CPU has a fused multiply-add. (Without one it
+    // rounds twice, and bitsandbytes' map differs in the last bit of 42 values.) The double holds the sum exactly.
+    const auto boundary = [&](int i) {
+      return static_cast<float>(i < (steps + 1) / 2 ? double{0.1f} + double{width} * i : 1.0 - double{width} * (steps - i));
+    };
+    for (int i = 0; i < steps; ++i) {
+      const float magnitude = kPowers[exponent] * ((boundary(i) + boundary(i + 1)) / 2.0f);
+      map.values[128 + filled] = magnitude;
+      map.values[126 - filled] = -magnitude;
+      ++filled;
+    }
+  }
+  map.values[127] = 0.0f;
+  map.values[255] = 1.0f;
+  return map;
+}
+
 /// Where the absmax of a block is read: stored as fp32 (`absmax` set), or double-quantised (`absmax` null), where
 ///   absmax[b] = map[codes[b]] * nested_absmax[p * nested_per_part + (b % blocks_per_part) / 256] + offset[p],
 /// p = b / blocks_per_part, product and sum rounded separately in fp32.
 struct Nf4AbsmaxView {
   const float* absmax = nullptr;
-  const uint8_t* codes = nullptr;
-  const float* map = nullptr;            ///< [256]
+  const uint8_t* codes = nullptr;        ///< [blocks]
   const float* nested_absmax = nullptr;  ///< [parts * nested_per_part]
   const float* offset = nullptr;         ///< [parts]
   int64_t blocks_per_part = 1;

@@ -19,6 +19,7 @@ namespace moetune {
 namespace {
 
 constexpr Nf4Code kCode = nf4_code();
+constexpr Nf4DynamicMap kMap = nf4_dynamic_map();
 constexpr uint32_t kInfinity = 0x7f800000u;
 
 struct Pair {
@@ -94,7 +95,7 @@ NF4_BODY float absmax_of(const Nf4AbsmaxView& view, int64_t block) {
   if (view.absmax != nullptr) return view.absmax[block];
   const int64_t part = block / view.blocks_per_part;
   const int64_t group = part * view.nested_per_part + block % view.blocks_per_part / kNf4NestedBlock;
-  return view.map[view.codes[block]] * view.nested_absmax[group] + view.offset[part];
+  return kMap.values[view.codes[block]] * view.nested_absmax[group] + view.offset[part];
 }
 
 template <typename T>

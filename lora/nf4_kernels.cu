@@ -9,6 +9,9 @@
 namespace moetune {
 namespace {
 
+__device__ constexpr Nf4Code kCode = nf4_code();
+__device__ constexpr Nf4DynamicMap kMap = nf4_dynamic_map();
+
 constexpr int kThreads = 256;
 constexpr int kInFlight = 4;  // independent loads of a thread before it uses the first
 
@@ -63,7 +66,7 @@ __device__ float absmax_of(const Nf4AbsmaxView& view, int64_t block) {
   const uint32_t part = static_cast<uint32_t>(block) / static_cast<uint32_t>(view.blocks_per_part);
   const uint32_t within = static_cast<uint32_t>(block) - part * static_cast<uint32_t>(view.blocks_per_part);
   const int64_t group = part * view.nested_per_part + within / kNf4NestedBlock;
-  return __fadd_rn(__fmul_rn(__ldg(view.map + __ldg(view.codes + block)), __ldg(view.nested_absmax + group)),
+  return __fadd_rn(__fmul_rn(kMap.values[__ldg(view.codes + block)], __ldg(view.nested_absmax + group)),
                    __ldg(view.offset + part));
 }
 
@@ -71,11 +74,11 @@ __device__ float absmax_of(const Nf4AbsmaxView& view, int64_t block) {
 template <typename Out>
 __global__ void __launch_bounds__(kThreads)
 dequantise_kernel(const uint8_t* __restrict__ codes, const __grid_constant__ Nf4AbsmaxView view, int64_t first_block,
-                  int64_t num_elements, Out* __restrict__ out, const __grid_constant__ Nf4Code code) {
+                  int64_t num_elements, Out* __restrict__ out) {
   constexpr int kVec = 16 / sizeof(Out);  // elements of one 16-byte store: 8 bf16, 4 fp32, 2 fp64
   using Codes = typename UnsignedOf<kVec / 2>::Type;  // the codes they come from
   __shared__ float values[16];
-  if (threadIdx.x < 16) values[threadIdx.x] = code.values[threadIdx.x];
+  if (threadIdx.x < 16) values[threadIdx.x] = kCode.values[threadIdx.x];
   __syncthreads();
 
   const int64_t num_vectors = (num_elements + kVec - 1) / kVec;
@@ -120,7 +123,7 @@ dequantise_kernel(const uint8_t* __restrict__ codes, const __grid_constant__ Nf4
 template <typename In>
 __global__ void __launch_bounds__(kThreads)
 quantise_kernel(const In* __restrict__ weight, int64_t num_elements, uint8_t* __restrict__ codes, float* __restrict__ absmax,
-                unsigned long long* num_bad, const __grid_constant__ Nf4Code code) {
+                unsigned long long* num_bad) {
   constexpr int kVec = 8;
   const int64_t num_threads = (num_elements + kNf4Block - 1) / kNf4Block * (kNf4Block / kVec);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -161,7 +164,7 @@ quantise_kernel(const In* __restrict__ weight, int64_t num_elements, uint8_t* __
       const float scaled = is_short ? __fdiv_rn(x[i], divisor) : __fmul_rn(x[i], reciprocal);
       uint32_t above = 0;
 #pragma unroll
-      for (int k = 0; k < 15; ++k) above += scaled > code.thresholds[k];
+      for (int k = 0; k < 15; ++k) above += scaled > kCode.thresholds[k];
       packed |= above << (i / 2 * 8 + (i % 2 == 0 ? 4 : 0));
     }
     if (threadIdx.x % 8 == 0) absmax[block] = is_short ? divisor : __uint_as_float(top);
@@ -181,7 +184,7 @@ int grid_for(int64_t num_threads) {
 template <typename In>
 void quantise(const In* weight, int64_t num_elements, uint8_t* codes, float* absmax, unsigned long long* num_bad, cudaStream_t stream) {
   if (num_elements == 0) return;
-  quantise_kernel<<<grid_for((num_elements + 7) / 8), kThreads, 0, stream>>>(weight, num_elements, codes, absmax, num_bad, nf4_code());
+  quantise_kernel<<<grid_for((num_elements + 7) / 8), kThreads, 0, stream>>>(weight, num_elements, codes, absmax, num_bad);
 }
 
 template <typename Out>
@@ -189,7 +192,7 @@ void dequantise(const uint8_t* codes, const Nf4AbsmaxView& absmax, int64_t first
   if (num_elements == 0) return;
   constexpr int64_t kPerThread = 16 / sizeof(Out) * kInFlight;
   dequantise_kernel<<<grid_for((num_elements + kPerThread - 1) / kPerThread), kThreads, 0, stream>>>(
-      codes, absmax, first_block, num_elements, out, nf4_code());
+      codes, absmax, first_block, num_elements, out);
 }
 
 }  // namespace
