@@ -4,8 +4,6 @@ finite differences. Needs no moetune.
     .venv/bin/python tests/parity/reference_test.py
 """
 
-import pathlib
-import tempfile
 import unittest
 
 import torch
@@ -18,68 +16,56 @@ import adapter_files
 import cases
 import compare
 import models
+from fixture import ParityCase
 from reference import Reference, run
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
 
 
-class ReferenceTest(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.folder = pathlib.Path(cls.temporary.name)
-        cls.models = {name: models.write(name, cls.folder / name) for name in models.SHAPES}
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.temporary.cleanup()
-
-    def adapter(self, model, targets, **settings):
-        name = f"{model}-{'-'.join(targets)}-{len(list(self.folder.iterdir()))}"
-        return adapter_files.write(self.folder / name, self.models[model], targets, rank=4, alpha=6.0, seed=11, **settings)
-
+class ReferenceTest(ParityCase):
     def test_same_model_as_from_pretrained(self):
         for name in ("groups", "plain", "mtp"):
-            model = DeepseekV3ForCausalLM.from_pretrained(self.models[name], dtype=torch.float32)
-            reference = Reference(cases.config(self.models[name]))
+            model = DeepseekV3ForCausalLM.from_pretrained(self.model(name), dtype=torch.float32)
+            reference = Reference(cases.config(self.model(name)))
             documents = [torch.tensor(document["input_ids"]) for document in cases.documents()]
             logits_TV, _, _ = reference.forward(documents, reference.effective())
             alone_TV = torch.cat([model(input_ids=document[None]).logits[0] for document in documents])
             self.assertLess(compare.relative(logits_TV, alone_TV), 1e-6, name)
 
     def test_packed_equals_alone_eager_equals_sdpa(self):
+        """In fp64, where anything that transformers still did in fp32 would show."""
         for name in ("groups", "mtp"):
-            config = cases.config(self.models[name], mtp_loss_weight=0.3 if name == "mtp" else 0.0)
+            config = cases.config(self.model(name), compute="fp64", mtp_loss_weight=0.3 if name == "mtp" else 0.0)
             documents = [torch.tensor(document["input_ids"]) for document in cases.documents()]
             outputs = []
             for attention in ("sdpa", "eager"):
                 reference = Reference(config, attention)
                 packed_TV, packed_mtp_TV, _ = reference.forward(documents, reference.effective())
                 alone = [reference.forward([document], reference.effective()) for document in documents]
-                self.assertLess(compare.relative(packed_TV, torch.cat([out[0] for out in alone])), 1e-6)
+                self.assertLess(compare.relative(packed_TV, torch.cat([out[0] for out in alone])), 1e-13)
                 if name == "mtp":
-                    self.assertLess(compare.relative(packed_mtp_TV, torch.cat([out[1] for out in alone])), 1e-6)
+                    self.assertLess(compare.relative(packed_mtp_TV, torch.cat([out[1] for out in alone])), 1e-13)
                 outputs.append(packed_TV)
-            self.assertLess(compare.relative(*outputs), 1e-6)
+            self.assertLess(compare.relative(*outputs), 1e-13)
 
     def test_adapter_gradients_equal_peft(self):
         """Attention targets, where PEFT trains what it is asked to train."""
         for name, rslora in (("groups", False), ("plain", True)):
             adapter = self.adapter(name, ["attention"], rslora=rslora)
-            expected = self.peft_gradients(self.models[name], adapter)
-            actual = run(cases.config(self.models[name], adapter))
+            expected = self.peft_gradients(self.model(name), adapter)
+            actual = run(cases.config(self.model(name), adapter))
             self.assertGreater(len(expected), 20)
             compare.assert_close(self, actual, expected, 1e-5)
 
     def test_routed_experts_equal_peft(self):
         """PEFT fuses per-expert adapters at load; logits and loss are comparable, its fused gradients are not needed."""
         adapter = self.adapter("groups", ["attention", "experts"])
-        peft = self.peft_gradients(self.models["groups"], adapter)
-        actual = run(cases.config(self.models["groups"], adapter))
+        peft = self.peft_gradients(self.model("groups"), adapter)
+        actual = run(cases.config(self.model("groups"), adapter))
         for name in ("logits", "loss"):
             self.assertLess(compare.relative(actual[name], peft[name]), 1e-6, name)
-        base = run(cases.config(self.models["groups"]))
+        base = run(cases.config(self.model("groups")))
         self.assertGreater(compare.relative(base["logits"], actual["logits"]), 0.05)
 
     def peft_gradients(self, folder, adapter):
@@ -102,7 +88,7 @@ class ReferenceTest(unittest.TestCase):
 
     def test_mtp_equals_transformers_module(self):
         """transformers 5 can draft tokens with the MTP module: an implementation written by others."""
-        folder = self.models["mtp"]
+        folder = self.model("mtp")
         model = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
         # It knows the module by the layer number of the 671B model only.
         model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.2.*"]
@@ -123,15 +109,15 @@ class ReferenceTest(unittest.TestCase):
         """Directional derivative of the total loss in fp64, MTP and balance loss included; adapter and full training."""
         settings = dict(compute="fp64", mtp_loss_weight=0.3, balance_loss=0.1)
         adapter = self.adapter("mtp", ["all_linear"], mtp=True)
-        self.check_derivatives(cases.config(self.models["mtp"], adapter, **settings), [
+        self.check_derivatives(cases.config(self.model("mtp"), adapter, **settings), [
             "model.layers.1.mlp.experts.0.gate_proj.lora_A.weight", "model.layers.0.self_attn.q_a_proj.lora_B.weight",
             "model.layers.2.mlp.experts.0.down_proj.lora_B.weight", "model.layers.2.self_attn.kv_b_proj.lora_A.weight",
             "model.layers.1.mlp.shared_experts.up_proj.lora_B.weight", "model.layers.0.mlp.down_proj.lora_A.weight"])
-        self.check_derivatives(cases.config(self.models["mtp"], **settings), [
+        self.check_derivatives(cases.config(self.model("mtp"), **settings), [
             "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.1.mlp.gate.weight",
             "model.layers.2.eh_proj.weight", "model.layers.2.mlp.gate.weight", "model.layers.2.enorm.weight",
             "model.layers.1.mlp.experts.2.up_proj.weight", "model.layers.0.self_attn.kv_a_layernorm.weight"])
-        self.check_derivatives(cases.config(self.models["mtp_own_head"], **settings), [
+        self.check_derivatives(cases.config(self.model("mtp_own_head"), **settings), [
             "model.embed_tokens.weight", "model.layers.2.embed_tokens.weight", "model.layers.2.shared_head.head.weight"])
 
     def check_derivatives(self, config, names):
@@ -153,8 +139,8 @@ class ReferenceTest(unittest.TestCase):
 
     def test_inputs_are_hard_enough(self):
         """Unequal loads, an empty expert, choices that the bias and the groups change, and no near tie."""
-        for name, folder in self.models.items():
-            config = cases.config(folder, compute="fp64", mtp_loss_weight=0.3 if "num_mtp" in name else 0.0)
+        for name in models.SHAPES:
+            config = cases.config(self.model(name), compute="fp64", mtp_loss_weight=0.3 if models.SHAPES[name].config.get("num_nextn_predict_layers") else 0.0)
             reference = Reference(config)
             routed = reference.losses(config["documents"])["routed"]
             for router, (logits_TE, _, chosen_TK) in routed.items():
@@ -181,14 +167,14 @@ class ReferenceTest(unittest.TestCase):
 
     def test_no_gradient_is_zero_but_that_of_empty_experts(self):
         adapter = self.adapter("mtp", ["all_linear"], mtp=True)
-        result = run(cases.config(self.models["mtp"], adapter, mtp_loss_weight=0.3))
+        result = run(cases.config(self.model("mtp"), adapter, mtp_loss_weight=0.3))
         empty = {name.rsplit(".", 3)[0] for name, grad in result.items() if name.startswith("grad/") and not grad.any()}
         self.assertTrue(empty)
         self.assertTrue(all(".experts." in name for name in empty), empty)
 
     def test_held_weights(self):
         """NF4 differs from fp32 by a plausible amount, double quantisation a little from single."""
-        logits = {base: run(cases.config(self.models["groups"], base=base))["logits"]
+        logits = {base: run(cases.config(self.model("groups"), base=base))["logits"]
                   for base in ("fp32", "bf16", "nf4", "nf4_double")}
         self.assertTrue(1e-4 < compare.relative(logits["bf16"], logits["fp32"]) < 1e-1)
         self.assertTrue(1e-2 < compare.relative(logits["nf4"], logits["fp32"]) < 1.0)
@@ -211,7 +197,7 @@ class ReferenceTest(unittest.TestCase):
     def test_precision_leaves_room(self):
         """fp32 and fp64 differ by far less than the 1e-5 that the trainer is held to."""
         adapter = self.adapter("groups", ["all_linear"])
-        for config in (cases.config(self.models["groups"], adapter, steps=10), cases.config(self.models["groups"], steps=10)):
+        for config in (cases.config(self.model("groups"), adapter, steps=10), cases.config(self.model("groups"), steps=10)):
             narrow, wide = run(config), run(config | {"compute": "fp64"})
             error, name = compare.largest(narrow, wide)
             self.assertLess(error, 1e-5, name)
