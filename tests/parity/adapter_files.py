@@ -38,10 +38,13 @@ def group(path):
 
 
 def matches(path, target):
-    """Whether the recipe's target (a group, a leaf name, or `experts.gate_proj`) covers the linear map at `path`."""
+    """Whether the recipe's target covers the linear map at `path`.
+
+    A target is a group, a leaf name, or `experts.` and a leaf name; gate_proj, up_proj and down_proj by themselves are
+    those of dense MLPs and shared experts.
+    """
     leaf = path.split(".")[-1]
-    place, _, last = target.rpartition(".")
-    return target in ("all_linear", group(path)) or (last == leaf and place in ("", group(path)))
+    return target in ("all_linear", group(path), "experts." + leaf if group(path) == "experts" else leaf)
 
 
 def targeted(model_folder, targets, mtp):
@@ -62,7 +65,7 @@ def write(folder, model_folder, targets, rank, alpha, seed, rslora=False, mtp=Fa
     tensors = {}
     for path, (outputs, inputs) in targeted(model_folder, targets, mtp).items():
         tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) / math.sqrt(inputs)
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.5 / math.sqrt(rank)
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.3 / math.sqrt(rank)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     leaves = sorted({key.split(".")[-3] for key in tensors})
     (folder / "adapter_config.json").write_text(json.dumps(dict(

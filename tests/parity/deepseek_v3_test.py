@@ -39,7 +39,7 @@ class DeepseekV3Test(ParityCase):
     def test_targets(self):
         """Groups, leaf names, one projection of the experts; rsLoRA; a rank other than a multiple of anything."""
         for name, targets, settings in (
-                ("groups", ["attention"], dict(rslora=True)), ("groups", ["experts"], dict(rank=3)),
+                ("groups", ["attention"], dict(rslora=True, alpha=4.0)), ("groups", ["experts"], dict(rank=3)),
                 ("plain", ["q_proj", "kv_b_proj", "experts.up_proj"], {}),
                 ("plain", ["shared_expert", "dense_mlp"], {}), ("groups", ["gate_proj", "o_proj"], dict(rslora=True))):
             with self.subTest(f"{name} {targets}"):

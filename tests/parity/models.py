@@ -175,7 +175,7 @@ def write_shards(folder, shards):
 
 
 def read(folder):
-    """Every tensor of a checkpoint under its name on disk, FP8 blocks dequantised to fp32, nothing else converted."""
+    """Every tensor of a checkpoint under its name on disk; FP8 blocks as bf16, like DeepSeek's own conversion script."""
     tensors = {}
     for file in sorted(pathlib.Path(folder).glob("*.safetensors")):
         tensors |= load_file(file)
@@ -185,5 +185,5 @@ def read(folder):
         for row in range(scale.shape[0]):
             for column in range(scale.shape[1]):
                 fp8_block(weight_OI, row, column).mul_(scale[row, column])
-        tensors[weight] = weight_OI
+        tensors[weight] = weight_OI.bfloat16()
     return tensors

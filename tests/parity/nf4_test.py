@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/parity/nf4_test.py [BUILD_FOLDER] [unittest arguments]
 
-held_weights.py says what is quantised and from which dtype: "groups" is stored in fp32, "plain" in bf16. Blocks of 64
-straddle rows in both (inputs of 12 to 48 elements).
+held_weights.py says what is quantised and from which dtype: "groups" and "mtp" are stored in fp32, "plain" in bf16, "fp8" in
+FP8 blocks. Blocks of 64 straddle rows (inputs of 12 to 48 elements).
 """
 
 import unittest
@@ -21,10 +21,11 @@ TOLERANCE = 1e-5
 
 class Nf4Test(ParityCase):
     def test_logits_and_gradients(self):
-        for name in ("groups", "plain"):
+        for name, mtp_loss_weight in (("groups", 0.0), ("plain", 0.0), ("fp8", 0.0), ("mtp", 0.3)):
             for base in ("nf4", "nf4_double"):
                 with self.subTest(f"{name} {base}"):
-                    config = cases.config(self.model(name), self.adapter(name, ["all_linear"]), base=base)
+                    adapter = self.adapter(name, ["all_linear"], mtp=mtp_loss_weight > 0)
+                    config = cases.config(self.model(name), adapter, base=base, mtp_loss_weight=mtp_loss_weight)
                     compare.assert_close(self, program.run(config), reference.run(config), TOLERANCE)
 
     def test_same_codes_on_two_ranks(self):

@@ -26,13 +26,24 @@ IGNORED = -100
 
 
 class Widen(TorchFunctionMode):
-    """Turns every request for float32 inside transformers (norms, router, rotary angles) into one for float64."""
+    """Turns every request for float32 inside transformers (norms, router, softmax) into one for float64."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         wide = lambda value: torch.float64 if value is torch.float32 else value
         if function is torch.Tensor.float:
             return args[0].double()
         return function(*map(wide, args), **{key: wide(value) for key, value in (kwargs or {}).items()})
+
+
+def keep_angles_narrow(rotary):
+    """Cosines and sines come from fp32 whatever else is wide: transformers says so, and so they are constants of the model."""
+    forward = rotary.forward
+
+    def narrow(x, position_ids):
+        with torch._C.DisableTorchFunction():     # Widen included
+            cos, sin = forward(x.float(), position_ids=position_ids)
+            return cos.to(x.dtype), sin.to(x.dtype)
+    rotary.forward = narrow
 
 
 class Network(nn.Module):
@@ -109,8 +120,7 @@ class Reference:
         self.dtype = torch.float64 if config.get("compute") == "fp64" else torch.float32
         with self.precision():
             self.network = Network(config["model"], attention).to(self.dtype)
-            # Its buffers came from fp32; made again here they are as wide as all else.
-            self.network.model.rotary_emb = deepseek.DeepseekV3RotaryEmbedding(self.network.config)
+        keep_angles_narrow(self.network.model.rotary_emb)
         self.weights = {name: tensor.to(self.dtype) for name, tensor in
                         held_weights.held(models.read(config["model"]), config.get("base", "fp32")).items()}
         self.network.load_state_dict(fuse(self.weights, self.network.config.n_routed_experts))   # nothing missing or left
@@ -177,8 +187,8 @@ class Reference:
         if self.config.get("balance_loss", 0.0) > 0:
             result["balance_loss"] = balance_loss(
                 [routed[name][0] for name in self.trunk_routers()], [len(document) for document in tokens],
-                self.network.config.num_experts_per_tok)
-            result["total"] = result["total"] + self.config["balance_loss"] * result["balance_loss"]
+                self.network.config.num_experts_per_tok, self.config["balance_loss"])
+            result["total"] = result["total"] + result["balance_loss"]
         return result
 
     def trunk_routers(self):
@@ -212,8 +222,8 @@ def mean_nll(logits_TV, labels, ahead):
     return F.cross_entropy(logits_TV, targets_T, ignore_index=IGNORED)
 
 
-def balance_loss(router_logits, lengths, top_k):
-    """Equations 17-20 without their factor alpha: sum over layers of sum_i f_i P_i, averaged over documents.
+def balance_loss(router_logits, lengths, top_k, alpha):
+    """Equations 17-20: alpha * sum over layers of sum_i f_i P_i, averaged over documents.
 
     f_i counts the top-k of the plain scores (no bias, no groups) and carries no gradient.
     """
@@ -225,7 +235,7 @@ def balance_loss(router_logits, lengths, top_k):
             f_E = torch.bincount(chosen_TK.flatten(), minlength=E) * E / (top_k * T)
             P_E = (scores_TE / scores_TE.sum(-1, keepdim=True)).mean(0)
             terms.append((f_E * P_E).sum())
-    return sum(terms) / len(lengths)
+    return alpha * sum(terms) / len(lengths)
 
 
 def run(config):

@@ -181,7 +181,7 @@ class ReferenceTest(ParityCase):
         self.assertTrue(1e-4 < compare.relative(logits["nf4_double"], logits["nf4"]) < 0.3)
 
     def test_fp8_blocks(self):
-        """Dequantised blocks are within the format's spacing (1/16 of a value) of the weights they came from."""
+        """Dequantised blocks are within the formats' spacing (1/16 of a value, and bf16's) of the weights they came from."""
         shape = models.SHAPES["fp8"]
         weight_OI = torch.randn(192, 320, generator=torch.Generator().manual_seed(0)) * 3
         tensors = {"x_proj.weight": weight_OI.to(shape.dtype)}
@@ -191,8 +191,8 @@ class ReferenceTest(ParityCase):
         folder.mkdir()
         models.write_shards(folder, [tensors, scales])
         self.assertEqual(list(scales["x_proj.weight_scale_inv"].shape), [2, 3])
-        read = models.read(folder)["x_proj.weight"]
-        self.assertTrue(((read - expected).abs() <= expected.abs() / 16 + expected.abs().max() / 448 / 512).all())
+        read = models.read(folder)["x_proj.weight"].float()
+        self.assertTrue(((read - expected).abs() <= expected.abs() / 15 + expected.abs().max() / 448 / 512).all())
 
     def test_precision_leaves_room(self):
         """fp32 and fp64 differ by far less than the 1e-5 that the trainer is held to."""
