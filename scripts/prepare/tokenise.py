@@ -54,12 +54,12 @@ class _AsText:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.names, self.ids = {}, {}           # content -> sentinel; id here -> id in the model
-        for i, (token_id, token) in enumerate(added.items()):
-            name = token.content if token.content.isspace() else _SENTINEL.format(i)
-            flags = {f: getattr(token, f) for f in ("single_word", "lstrip", "rstrip", "normalized")}
-            self.tokenizer.add_tokens([AddedToken(name, special=token.special, **flags)])
-            self.names[token.content] = name
-            self.ids[self.tokenizer.token_to_id(name)] = token_id
+        for i, token in enumerate(added.values()):
+            self.names[token.content] = token.content if token.content.isspace() else _SENTINEL.format(i)
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        self.tokenizer.add_tokens([AddedToken(self.names[t.content], **{f: getattr(t, f) for f in flags}) for t in added.values()])
+        for token_id, token in added.items():
+            self.ids[self.tokenizer.token_to_id(self.names[token.content])] = token_id
         longest_first = sorted((n for n in self.names if not n.isspace()), key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)))
         tags = [t for t in REASONING_TAGS if t in self.names]
@@ -80,9 +80,7 @@ class _AsText:
 class Tokeniser:
     def __init__(self, model, special="as_text", train_all=False):
         self.model, self.special, self.train_all = model, special, train_all
-        tokenizer = Tokenizer.from_str(model.tokenizer_text.decode())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        tokenizer = model.tokenizer
         framed, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
         self.prefix = next((framed[:i] for i in range(len(framed)) if framed[i:i + len(bare)] == bare), [])
         self.eos = tokenizer.token_to_id(model.eos) if model.eos else None
