@@ -8,7 +8,7 @@ OUT_DIR/pretrain_heldout.jsonl   the same of 1,000 synsets
 OUT_DIR/train.jsonl              50,000 {"messages"}: what kind of thing is this noun? -> its class, one of 26
 OUT_DIR/heldout.jsonl            the same question on those 1,000 synsets, whose nouns and definitions occur in no other file's line
 OUT_DIR/base/                    tokenizer.json (byte-level BPE, 4,096 tokens, trained on pretrain.jsonl and the answers), tokenizer_config.json with
-                                 the chat template, config.json of a DeepSeek-V3 of 1.8 M parameters, generation_config.json
+                                 the chat template, config.json of a DeepSeek-V3 of 2.2 M parameters, generation_config.json
 Equal input gives equal files.
 """
 import argparse

@@ -1,18 +1,20 @@
 """Where the content of each message lies in the rendered conversation.
 
-    rendered = render_with_spans(template, sample)       # a formats.Text
+    text, dropped = render_with_spans(template, sample, may_be_special)      # a formats.Text
 
 The conversation is rendered twice: as it is, and with the content between sentinels (noncharacters, which Unicode reserves
 for internal use and which no content may hold). The second render tells the places; it counts only where it equals the first
 one after the sentinels are taken out. Two ways to set them are tried:
     whole   around all of the content;
     cores   around what is left of it without outer white space, and in an assistant's content around each part between
-            <think> tags, for templates that strip content or take thoughts out of it.
+            <think> tags, for templates that strip content or take thoughts out of it. One more render, of the cores alone,
+            tells how much of the white space beside them is the content's own.
 Where neither holds for all messages at once, each is marked alone; a message that no mark survives in is sought by its text,
 which must stand in the render exactly once. What is still not found is an error if its place matters: if it is trained, or
 if it could hold text of special tokens. Content that the template drops (earlier thoughts) has no place and is only counted.
 """
 import re
+from dataclasses import dataclass
 
 from prepare.formats import BadLine, Span, Text
 from prepare.template import TemplateRefused
@@ -29,63 +31,109 @@ _THINK_OPENS = re.compile(r"<think>\s*\Z")
 _FIELDS = ("reasoning_content", "content")      # in the order in which templates write them
 
 
-def _wrap(text, number):
-    number = str(number).translate(_TO_DIGITS) + "\ufded"
-    return f"{_OPEN}{number}{text}{_CLOSE}{number}"
+@dataclass
+class _Part:
+    """A marked stretch of a message, and the white space of the content on its two sides."""
+    message: int
+    left: str
+    right: str
 
 
-def _wrap_core(text, number):
-    core = text.strip()
-    if not core:
-        return text
-    start = text.index(core)
-    return text[:start] + _wrap(core, number) + text[start + len(core):]
+class _Marker:
+    """Copies of messages with sentinels around their text; parts are numbered in the order of marking."""
+
+    def __init__(self, whole, bare=False):
+        self.whole, self.bare = whole, bare
+        self.parts = []
+
+    def message(self, index, message):
+        marked = dict(message)
+        for key in _FIELDS:
+            if key not in message:
+                continue
+            text = message[key]
+            if self.whole:
+                marked[key] = self._wrap(index, "", text, "")
+            elif message["role"] == "assistant":
+                marked[key] = "".join(p if _THINK_TAG.fullmatch(p) else self._core(index, p) for p in _THINK_TAG.split(text))
+            else:
+                marked[key] = self._core(index, text)
+        return marked
+
+    def _wrap(self, index, left, text, right):
+        number = str(len(self.parts)).translate(_TO_DIGITS) + "\ufded"
+        self.parts.append(_Part(index, left, right))
+        return f"{_OPEN}{number}{text}{_CLOSE}{number}"
+
+    def _core(self, index, text):
+        core = text.strip()
+        if not core:
+            return text
+        at = text.index(core)
+        left, right = text[:at], text[at + len(core):]
+        wrapped = self._wrap(index, left, core, right)
+        return wrapped if self.bare else left + wrapped + right
 
 
-def _mark(message, number, whole):
-    """The message with sentinels of its number around its text."""
-    marked = dict(message)
-    for key in _FIELDS:
-        if key not in message:
-            continue
-        text = message[key]
-        if whole:
-            marked[key] = _wrap(text, number)
-        elif message["role"] == "assistant":
-            marked[key] = "".join(p if _THINK_TAG.fullmatch(p) else _wrap_core(p, number) for p in _THINK_TAG.split(text))
-        else:
-            marked[key] = _wrap_core(text, number)
-    return marked
-
-
-def _places(marked, text):
-    """[(message number, start, end)] if the marked render is the text with sentinels in matching pairs, else None."""
-    places, out, at, opened = [], [], 0, None
-    length = 0
+def _unmark(marked):
+    """(text without sentinels, [(part, start, end)]), or (None, None) where sentinels are not in matching pairs."""
+    places, out, at, opened, length = [], [], 0, None, 0
     for m in _MARK.finditer(marked):
         out.append(marked[at:m.start()])
         length += m.start() - at
         at = m.end()
         number = int(m[2].translate(_TO_ASCII))
-        if m[1] == _OPEN:
-            if opened is not None:
-                return None
+        if (m[1] == _OPEN) != (opened is None) or (opened is not None and opened[0] != number):
+            return None, None
+        if opened is None:
             opened = (number, length)
         else:
-            if opened is None or opened[0] != number:
-                return None
             places.append((number, opened[1], length))
             opened = None
     out.append(marked[at:])
-    return places if opened is None and "".join(out) == text else None
+    return ("".join(out), places) if opened is None else (None, None)
+
+
+def _render_marked(template, messages, numbers, marker):
+    try:
+        return _unmark(template.render([marker.message(i, m) if i in numbers else m for i, m in enumerate(messages)]))
+    except TemplateRefused:
+        return None, None
 
 
 def _try(template, messages, text, numbers, whole):
-    marked = [_mark(m, i, whole) if i in numbers else m for i, m in enumerate(messages)]
-    try:
-        return _places(template.render(marked), text)
-    except TemplateRefused:
+    """[(message, start, end)] from one way of marking the messages of these numbers, or None where it does not hold."""
+    marker = _Marker(whole)
+    unmarked, places = _render_marked(template, messages, numbers, marker)
+    if unmarked != text:
         return None
+    if not whole and any(p.left or p.right for p in marker.parts):
+        places = _with_white_space(template, messages, text, numbers, places, marker.parts)
+    return [(marker.parts[number].message, start, end) for number, start, end in places]
+
+
+def _with_white_space(template, messages, text, numbers, places, parts):
+    """The places of cores, widened by what the template leaves of the content's own white space beside them."""
+    bare_text, bare = _render_marked(template, messages, numbers, _Marker(False, bare=True))
+    if bare is None or [p[0] for p in bare] != [p[0] for p in places]:
+        return places
+    widened = [list(p) for p in places]
+    for k in range(len(places) + 1):
+        # Between two cores stands: what is left of the right side of one, the template's own text, what is left of the other's left side.
+        start, bare_start = (places[k - 1][2], bare[k - 1][2]) if k else (0, 0)
+        end, bare_end = (places[k][1], bare[k][1]) if k < len(places) else (len(text), len(bare_text))
+        gap, own = text[start:end], bare_text[bare_start:bare_end]
+        right = parts[places[k - 1][0]].right if k else ""
+        left = parts[places[k][0]].left if k < len(places) else ""
+        for kept in range(min(len(right), len(gap) - len(own)), -1, -1):
+            before, rest = gap[kept + len(own):], gap[kept:kept + len(own)]
+            if rest == own and right.startswith(gap[:kept]) and left.endswith(before):
+                if k:
+                    widened[k - 1][2] += kept
+                if k < len(places):
+                    widened[k][1] -= len(before)
+                break
+    return widened
 
 
 def _one_by_one(template, messages, text, matters):

@@ -122,6 +122,8 @@ class Tokeniser:
         if any(d.framed for d in documents) and self.eos is None:
             raise UserError(f"{self.model.folder}/tokenizer_config.json: no \"eos_token\" that the tokenizer knows ({self.model.eos!r})\n"
                             "  fix: name it; texts and completions end with it")
+        if not documents:
+            return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64)
         encodings = self.tokenizer.encode_batch([d.text for d in documents], add_special_tokens=False)
         documents = list(documents)
         ids = [np.array(e.ids, dtype=np.int32) for e in encodings]
@@ -146,7 +148,7 @@ class Tokeniser:
     @staticmethod
     def _flat(documents, ids, offsets):
         """Tokens' starts and ends and the spans, over all documents as if they were one text."""
-        lengths = np.array([len(i) for i in ids])
+        lengths = np.array([len(i) for i in ids], dtype=np.int64)
         base = np.cumsum([0] + [len(d.text) + 1 for d in documents])
         count = int(lengths.sum())
         flat = np.fromiter(chain.from_iterable(chain.from_iterable(offsets)), dtype=np.int64, count=2 * count).reshape(-1, 2)
@@ -169,7 +171,7 @@ class Tokeniser:
 
     def _label(self, documents, ids, offsets):
         lengths, starts, ends, spans = self._flat(documents, ids, offsets)
-        tokens = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+        tokens = np.concatenate(ids)
         mask = np.full(len(tokens), self.train_all)
         first = np.searchsorted(ends, spans[:, 0], side="right").tolist()
         behind = np.searchsorted(starts, spans[:, 1], side="left").tolist()
