@@ -35,7 +35,7 @@ constexpr std::array<std::pair<DType, at::ScalarType>, 19> kTypes = {{
 template <typename Source>
 at::Tensor read_bytes(const Source& source, const TensorInfo& info, at::IntArrayRef shape, std::uint64_t first_byte) {
   const std::optional<at::ScalarType> type = scalar_type_of(info.dtype);
-  if (!type) throw UserError(::moetune::str(info.file, ": tensor ", in_quotes(info.name), ": torch has no dtype for ", dtype_name(info.dtype)));
+  if (!type) throw UserError(str(info.file, ": tensor ", in_quotes(info.name), ": torch has no dtype for ", dtype_name(info.dtype)));
   at::Tensor tensor = at::empty(shape, at::TensorOptions().dtype(*type));
   source.read(info, first_byte, tensor.nbytes(), tensor.data_ptr());
   return tensor;
