@@ -43,11 +43,14 @@ class KeyLister {
   std::string prefix_;
 };
 
-std::vector<std::string> all_keys() {
-  Recipe recipe;
-  KeyLister lister;
-  visit_keys(lister, recipe);
-  return lister.keys;
+const std::vector<std::string>& all_keys() {
+  static const std::vector<std::string> kKeys = [] {
+    Recipe recipe;
+    KeyLister lister;
+    visit_keys(lister, recipe);
+    return lister.keys;
+  }();
+  return kKeys;
 }
 
 // Walks the schema beside the tree: fills the recipe, notes origins, reports what the schema does not allow.

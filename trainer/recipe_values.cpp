@@ -1,6 +1,7 @@
 #include "trainer/recipe_values.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
