@@ -47,7 +47,7 @@ TEST_CASE("recipe: defaults") {
   const Recipe recipe = parse_recipe(kSmall, "r.yaml");
   CHECK(recipe.run.seed == 17);
   CHECK(recipe.run.device == DeviceChoice::kAuto);
-  CHECK(recipe.model.base == BaseFormat::kNf4);
+  CHECK(recipe.model.base == BaseChoice::kNf4);
   CHECK(recipe.model.compute == ComputeType::kBf16);
   REQUIRE(recipe.adapter);
   CHECK(recipe.adapter->rank == 16);
@@ -105,7 +105,7 @@ eval: {every_steps: 50, at_start: true, max_sequences: 9}
 )",
                                      "r.yaml");
   CHECK(recipe.run == RunRecipe{"runs/v3-attention", 18, DeviceChoice::kCuda, 4});
-  CHECK(recipe.model == ModelRecipe{"/models/DeepSeek-V3", WeightSource::kRandom, BaseFormat::kNf4Double, ComputeType::kFp64});
+  CHECK(recipe.model == ModelRecipe{"/models/DeepSeek-V3", WeightOrigin::kRandom, BaseChoice::kNf4Double, ComputeType::kFp64});
   REQUIRE(recipe.adapter);
   CHECK(*recipe.adapter ==
         AdapterRecipe{32, 64.0, 0.1, true, {"attention", "experts.up_proj"}, {{"o_proj", 8}, {"experts.up_proj", 4}}, "old"});
@@ -260,7 +260,7 @@ TEST_CASE("recipe: overrides are typed by the schema") {
   CHECK(recipe.adapter->ranks == std::map<std::string, int64_t>{{"experts.up_proj", 4}});
   CHECK(recipe.train.optimizer.betas == std::array<double, 2>{0.5, 0.6});
   CHECK(recipe.data.eval == std::string("010"));
-  CHECK(recipe.model.base == BaseFormat::kBf16);
+  CHECK(recipe.model.base == BaseChoice::kBf16);
   CHECK(recipe.train.keep.kind == KeepLayers::Kind::kAll);
   CHECK(recipe.adapter->from == std::string("null"));
   CHECK_FALSE(recipe.data.packing);
@@ -272,7 +272,7 @@ TEST_CASE("recipe: overrides are typed by the schema") {
   const Recipe whole = parse_recipe(kSmall, "r.yaml", {"adapter=none", "model={path: /n, base: fp32}"});
   CHECK_FALSE(whole.adapter);
   CHECK(whole.model.path == "/n");
-  CHECK(whole.model.base == BaseFormat::kFp32);
+  CHECK(whole.model.base == BaseChoice::kFp32);
   CHECK(parse_recipe(kSmall + "adapter: none\n", "r.yaml", {"adapter="}).adapter->rank == 16);
 }
 
