@@ -200,7 +200,7 @@ class Reference:
         for name, (_, _, chosen_TK) in routed.items():
             bias_E = self.weights[name + ".e_score_correction_bias"]
             load_E = torch.bincount(chosen_TK.flatten(), minlength=len(bias_E))
-            bias_E += self.config["bias_rate"] * torch.sign(load_E.sum() - load_E * len(bias_E))
+            bias_E += self.config["bias_rate"] * torch.sign(load_E.sum() - load_E * len(bias_E)).to(bias_E.dtype)
 
 
 def fuse(weights, num_experts):
