@@ -115,6 +115,7 @@ int run(const std::string& path, Launch& launch) {
   Output output;
   const int64_t steps = config.value("steps", int64_t{1});
   const double clip = config.value("clip", 0.0);
+  const bool diagnostics = config.value("diagnostics", false);
   std::vector<double> losses, norms;
   for (int64_t step = 0; step < steps; ++step) {
     const RankBatch local = batches.local(config.value("same_batch", true) ? 0 : step, mesh.data().rank(), mesh.data().size());
@@ -142,7 +143,7 @@ int run(const std::string& path, Launch& launch) {
       output.add("loss", at::tensor({losses.back()}, at::kDouble));
       if (result.mtp_loss_sum.defined()) output.add("mtp_loss", at::tensor({mean(result.mtp_loss_sum, static_cast<double>(local.global.mtp_targets))}, at::kDouble));
       if (result.balance_loss.defined()) output.add("balance_loss", at::tensor({mean(result.balance_loss, 1.0)}, at::kDouble));
-      output.add("load", load);
+      if (diagnostics) output.add("load", load);
       for (Parameter& parameter : model->parameters.all()) add_parameter(output, "grad/", parameter.info(), parameter.gradient(), mesh);
     }
     optimizer.step(config.value("lr", 0.0), clip > 0.0 && norm > clip ? clip / (norm + 1e-6) : 1.0);
@@ -154,12 +155,14 @@ int run(const std::string& path, Launch& launch) {
     }
   }
   output.add("losses", at::tensor(losses, at::kDouble));
-  output.add("grad_norms", at::tensor(norms, at::kDouble));
-  for (Parameter& parameter : model->parameters.all()) add_parameter(output, "adapter/", parameter.info(), parameter.master(), mesh);
+  for (Parameter& parameter : model->parameters.all()) add_parameter(output, options.train_weights ? "weight/" : "adapter/", parameter.info(), parameter.master(), mesh);
   for (size_t block = 0; block < model->blocks.size(); ++block) {
     if (model->blocks[block].is_moe()) output.add(str("router_bias/", block), model->blocks[block].router()->bias());
   }
-  output.add("dequantised_elements", at::tensor({sweep.dequantised().elements}, at::kLong));
+  if (diagnostics) {
+    output.add("grad_norms", at::tensor(norms, at::kDouble));
+    output.add("dequantised_elements", at::tensor({sweep.dequantised().elements}, at::kLong));
+  }
   MT_CHECK(frozen_digest(*model, mesh) == digest, "a frozen weight changed");
   if (launch.rank() == 0) write_tensors(config.at("out"), output.tensors, {{"frozen_digest", digest}});
   return 0;
