@@ -3,6 +3,8 @@
 //
 //   moetune_parity CONFIG.json
 #include <fstream>
+#include <ATen/Parallel.h>
+
 #include <iostream>
 
 #include <nlohmann/json.hpp>
