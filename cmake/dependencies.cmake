@@ -78,6 +78,8 @@ target_include_directories(moetune_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 target_link_libraries(moetune_torch INTERFACE ${TORCH_LIBRARIES} CUDA::cudart)
 string(REPLACE " " ";" torch_flags "${TORCH_CXX_FLAGS}")
 target_compile_options(moetune_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${torch_flags}>)
+# torch's wheels export parts of a std::filesystem of their own, and its remove_all() crashes: the real one must come first.
+target_link_options(moetune_torch INTERFACE "LINKER:--push-state,--no-as-needed" -lstdc++ "LINKER:--pop-state")
 
 # --- NCCL: the wheel that torch itself loads, otherwise the machine's -------------------------------------------------
 find_path(NCCL_INCLUDE nccl.h HINTS "${nccl_wheel}/include" ${CUDAToolkit_INCLUDE_DIRS} REQUIRED)

@@ -1,0 +1,78 @@
+// The NF4 code on raw memory, as the CPU loops (nf4_cpu) and the CUDA kernels (nf4_kernels) share it.
+//
+// A tensor, flattened row-major, is cut into blocks of 64 elements. A block holds absmax = max |x| and 4 bits an element:
+// the index of the codebook value nearest to x / absmax. Two elements share a byte, the earlier one in the high nibble.
+// Source: QLoRA (arXiv 2305.14314), section 3; numbers and layout are those of bitsandbytes.
+#pragma once
+
+#include <cstdint>
+
+namespace moetune {
+
+inline constexpr int64_t kNf4Block = 64;            ///< elements that share one absmax
+inline constexpr int64_t kNf4NestedBlock = 256;     ///< absmax values that share one nested absmax
+inline constexpr float kNf4SmallestDivisor = 1e-38f;  ///< stands in for the absmax of a zero block when dividing
+
+/// The 16 values of the code and the 15 midpoints between them: x / absmax has code #{t in thresholds : x / absmax > t}.
+struct Nf4Code {
+  float values[16];
+  float thresholds[15];
+};
+
+constexpr Nf4Code nf4_code() {
+  Nf4Code code{{-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
+                -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f,
+                0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f,
+                0.7229568362236023f, 1.0f},
+               {}};
+  for (int i = 0; i < 15; ++i) code.thresholds[i] = (code.values[i] + code.values[i + 1]) / 2;
+  return code;
+}
+
+/// The 256 values of double quantisation, ascending: the signed dynamic map of arXiv 1511.04561. For each of 7 exponents,
+/// 10^-6 to 1, the midpoints of 1, 2, 4 ... 64 equal steps of [0.1, 1] times the power of ten, with both signs; 0; and 1.
+struct Nf4DynamicMap {
+  float values[256];
+};
+
+constexpr Nf4DynamicMap nf4_dynamic_map() {
+  Nf4DynamicMap map{};
+  int filled = 0;  // magnitudes so far; they ascend
+  constexpr float kPowers[] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
+  for (int exponent = 0; exponent < 7; ++exponent) {
+    const int steps = 1 << exponent;
+    const float width = (1.0f - 0.1f) / static_cast<float>(steps);
+    // As a linear space is usually computed: from the nearer end.
+    const auto boundary = [&](int i) {
+      return i < (steps + 1) / 2 ? 0.1f + width * static_cast<float>(i) : 1.0f - width * static_cast<float>(steps - i);
+    };
+    for (int i = 0; i < steps; ++i) {
+      const float magnitude = kPowers[exponent] * ((boundary(i) + boundary(i + 1)) / 2.0f);
+      map.values[128 + filled] = magnitude;
+      map.values[126 - filled] = -magnitude;
+      ++filled;
+    }
+  }
+  map.values[127] = 0.0f;
+  map.values[255] = 1.0f;
+  return map;
+}
+
+/// Where the absmax of a block is read: stored as fp32 (`absmax` set), or double-quantised (`absmax` null), where
+///   absmax[b] = map[codes[b]] * nested_absmax[p * nested_per_part + (b % blocks_per_part) / 256] + offset[p],
+/// p = b / blocks_per_part, product and sum rounded separately in fp32.
+struct Nf4AbsmaxView {
+  const float* absmax = nullptr;
+  const uint8_t* codes = nullptr;        ///< [blocks]
+  const float* nested_absmax = nullptr;  ///< [parts * nested_per_part]
+  const float* offset = nullptr;         ///< [parts]
+  int64_t blocks_per_part = 1;
+  int64_t nested_per_part = 1;
+};
+
+/// The bits of a bf16 number, for units that see no torch header.
+struct Bf16Bits {
+  uint16_t bits;
+};
+
+}  // namespace moetune

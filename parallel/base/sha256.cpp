@@ -1,0 +1,56 @@
+#include "parallel/base/sha256.h"
+
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "parallel/base/error.h"
+#include "parallel/base/files.h"
+
+namespace moetune {
+
+Sha256::Sha256() : state_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
+  MT_CHECK(state_ != nullptr && EVP_DigestInit_ex(state_.get(), EVP_sha256(), nullptr) == 1, "OpenSSL offers no SHA-256");
+}
+
+void Sha256::update(const void* data, std::size_t size) {
+  MT_CHECK(state_ != nullptr, "update() after hex()");
+  MT_CHECK(EVP_DigestUpdate(state_.get(), data, size) == 1, "OpenSSL failed on ", size, " bytes");
+}
+
+std::string Sha256::hex() {
+  MT_CHECK(state_ != nullptr, "hex() twice");
+  unsigned char bytes[32];
+  unsigned int length = 0;
+  MT_CHECK(EVP_DigestFinal_ex(state_.get(), bytes, &length) == 1 && length == sizeof(bytes), "digest of ", length, " bytes");
+  state_.reset();
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (const unsigned char byte : bytes) {
+    text += kDigits[byte >> 4];
+    text += kDigits[byte & 15];
+  }
+  return text;
+}
+
+std::string sha256_of_file(const std::string& path) {
+  const InputFile file(path);
+  std::vector<char> piece(std::min<std::uint64_t>(file.size(), 4 << 20));
+  Sha256 digest;
+  for (std::uint64_t offset = 0; offset < file.size(); offset += piece.size()) {
+    const std::uint64_t count = std::min<std::uint64_t>(piece.size(), file.size() - offset);
+    file.read(offset, piece.data(), count);
+    digest.update(piece.data(), count);
+  }
+  return digest.hex();
+}
+
+std::string sha256_of(std::string_view bytes) {
+  Sha256 digest;
+  digest.update(bytes.data(), bytes.size());
+  return digest.hex();
+}
+
+}  // namespace moetune

@@ -1,0 +1,34 @@
+// SHA-256, the digest of manifests and of frozen weights.
+//
+//   Sha256 digest;
+//   digest.update(data, size);
+//   const std::string hex = digest.hex();
+//   MT_CHECK(sha256_of_file(path) == recorded, path, " changed");
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+
+struct evp_md_ctx_st;  // OpenSSL's digest state
+
+namespace moetune {
+
+/// The digest of bytes that arrive in pieces (FIPS 180-4).
+class Sha256 {
+ public:
+  Sha256();
+  void update(const void* data, std::size_t size);
+  /// 64 lower-case hexadecimal digits. Ends the digest: no update() or hex() after it.
+  std::string hex();
+
+ private:
+  std::unique_ptr<evp_md_ctx_st, void (*)(evp_md_ctx_st*)> state_;
+};
+
+/// The digest of a regular file, read in pieces; UserError if it cannot be read.
+std::string sha256_of_file(const std::string& path);
+std::string sha256_of(std::string_view bytes);
+
+}  // namespace moetune
