@@ -25,17 +25,17 @@ class Pretrained final : public WeightSource {
   at::Tensor read(const std::string& name, at::IntArrayRef shape) override {
     const TensorInfo& info = folder_.at(name);
     if (at::IntArrayRef(info.shape) != shape) {
-      throw UserError(str(info.file.string(), ": ", name, " has shape ", at::IntArrayRef(info.shape), "; config.json asks for ", shape));
+      throw UserError(moetune::str(info.file, ": ", name, " has shape ", at::IntArrayRef(info.shape), "; config.json asks for ", shape));
     }
     bytes_read_ += static_cast<int64_t>(info.bytes);
     at::Tensor tensor = read_tensor(folder_, name);
     if (tensor.scalar_type() != at::kFloat8_e4m3fn) {
-      if (!tensor.is_floating_point()) throw UserError(str(info.file.string(), ": ", name, " is of dtype ", c10::toString(tensor.scalar_type()), "; want bf16, fp16, fp32 or FP8 e4m3"));
+      if (!tensor.is_floating_point()) throw UserError(str(info.file, ": ", name, " is of dtype ", c10::toString(tensor.scalar_type()), "; want bf16, fp16, fp32 or FP8 e4m3"));
       return tensor;
     }
     // The scale may lie in another shard; the folder's index knows where.
     const std::string scale_name = name + "_scale_inv";
-    if (!has(scale_name)) throw UserError(str(info.file.string(), ": ", name, " is FP8 but there is no ", scale_name));
+    if (!has(scale_name)) throw UserError(str(info.file, ": ", name, " is FP8 but there is no ", scale_name));
     return fp8_blocks_dequantise(tensor, read_tensor(folder_, scale_name).to(at::kFloat), at::kBFloat16);
   }
 

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <mpi.h>
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 

@@ -43,11 +43,14 @@ class KeyLister {
   std::string prefix_;
 };
 
-std::vector<std::string> all_keys() {
-  Recipe recipe;
-  KeyLister lister;
-  visit_keys(lister, recipe);
-  return lister.keys;
+const std::vector<std::string>& all_keys() {
+  static const std::vector<std::string> kKeys = [] {
+    Recipe recipe;
+    KeyLister lister;
+    visit_keys(lister, recipe);
+    return lister.keys;
+  }();
+  return kKeys;
 }
 
 // Walks the schema beside the tree: fills the recipe, notes origins, reports what the schema does not allow.
@@ -74,7 +77,8 @@ class Loader {
     note(name, *node);
     const ValueProblems problems = read_value(*node, spec, value);
     for (const ValueProblem& problem : problems) {
-      mistakes_.at(*problem.node, str(name, ": ", problem.what, problem.say_allowed ? "; allowed: " + allowed_value(value, spec) : ""));
+      const std::string allowed = problem.say_allowed ? "; allowed: " + allowed_value(value, spec) : "";
+      mistakes_.at(*problem.node, str(name, ": ", problem.what, allowed));
     }
     if (!problems.empty() || node->kind == Kind::kInvalid) bad_.insert(name);
   }
@@ -135,7 +139,8 @@ class Loader {
     const std::string name = joined(prefix_, key);
     if (node != nullptr && node->kind != Kind::kMap) {
       bad_.insert(name);
-      if (node->kind != Kind::kInvalid) mistakes_.at(*node, str(name, ": ", shown(*node), " is not allowed; allowed: ", allowed));
+      if (node->kind == Kind::kInvalid) return;
+      mistakes_.at(*node, str(name, ": ", shown(*node), " is not allowed; allowed: ", allowed));
       return;
     }
     Outer outer{std::move(map_), std::move(prefix_), std::move(known_)};
@@ -193,10 +198,10 @@ void check_together(const Recipe& recipe, Loader& loader) {
   if (recipe.train.steps && warmup > *recipe.train.steps && loader.sound({"train.steps", "train.schedule.warmup_steps"})) {
     loader.broken({"train.schedule.warmup_steps"}, str(warmup, " is more than the ", *recipe.train.steps, " steps of the run"));
   }
-  const bool quantised = recipe.model.base == BaseFormat::kNf4 || recipe.model.base == BaseFormat::kNf4Double;
+  const bool quantised = recipe.model.base == BaseChoice::kNf4 || recipe.model.base == BaseChoice::kNf4Double;
   if (!recipe.adapter && quantised && loader.sound({"model.base"})) {
-    loader.broken({"model.base", "adapter"}, str(to_string(recipe.model.base), " weights cannot be trained themselves (adapter: none); "
-                                                 "allowed then: bf16 or fp32"));
+    loader.broken({"model.base", "adapter"}, str(to_string(recipe.model.base), " weights cannot be trained themselves ",
+                                                 "(adapter: none); allowed then: bf16 or fp32"));
   }
   if (recipe.adapter && loader.sound({"adapter.targets", "adapter.ranks"})) {
     std::set<std::string> selected;
@@ -204,7 +209,8 @@ void check_together(const Recipe& recipe, Loader& loader) {
       for (const std::string& leaf : target_leaves(target)) selected.insert(leaf);
     }
     for (const auto& [leaf, rank] : recipe.adapter->ranks) {
-      if (selected.count(leaf) == 0) loader.broken({"adapter.ranks"}, str(leaf, " has a rank but is not selected by adapter.targets"));
+      if (selected.count(leaf) > 0) continue;
+      loader.broken({"adapter.ranks"}, str(leaf, " has a rank but is not selected by adapter.targets"));
     }
   }
   if (!recipe.data.eval && loader.sound({"data.eval", "eval.every_steps", "eval.at_start"})) {

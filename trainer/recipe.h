@@ -27,11 +27,11 @@ namespace moetune {
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 constexpr std::array<std::string_view, 3> words_of(DeviceChoice) { return {"auto", "cpu", "cuda"}; }
 
-enum class WeightSource { kPretrained, kRandom };
-constexpr std::array<std::string_view, 2> words_of(WeightSource) { return {"pretrained", "random"}; }
+enum class WeightOrigin { kPretrained, kRandom };
+constexpr std::array<std::string_view, 2> words_of(WeightOrigin) { return {"pretrained", "random"}; }
 
-enum class BaseFormat { kNf4, kNf4Double, kBf16, kFp32 };
-constexpr std::array<std::string_view, 4> words_of(BaseFormat) { return {"nf4", "nf4_double", "bf16", "fp32"}; }
+enum class BaseChoice { kNf4, kNf4Double, kBf16, kFp32 };
+constexpr std::array<std::string_view, 4> words_of(BaseChoice) { return {"nf4", "nf4_double", "bf16", "fp32"}; }
 
 enum class ComputeType { kBf16, kFp32, kFp64 };
 constexpr std::array<std::string_view, 3> words_of(ComputeType) { return {"bf16", "fp32", "fp64"}; }
@@ -74,8 +74,8 @@ struct RunRecipe {
 
 struct ModelRecipe {
   std::string path;  ///< required
-  WeightSource weights = WeightSource::kPretrained;
-  BaseFormat base = BaseFormat::kNf4;
+  WeightOrigin weights = WeightOrigin::kPretrained;
+  BaseChoice base = BaseChoice::kNf4;
   ComputeType compute = ComputeType::kBf16;
   bool operator==(const ModelRecipe&) const = default;
 };

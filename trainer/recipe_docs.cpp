@@ -69,8 +69,8 @@ class Documenter {
     const std::string range = range_limits(spec.range);
     const std::string limits =
         spec.words.empty() ? type_limits(value, spec) : range + (range.empty() ? "" : "; ") + "see [targets](#targets)";
-    out_ << "| `" << joined(prefix_, key) << "` | " << type << unit << " | " << (spec.required ? "required" : default_value) << " | " << limits
-         << " | " << spec.doc << " |\n";
+    out_ << "| `" << joined(prefix_, key) << "` | " << type << unit << " | "
+         << (spec.required ? "required" : default_value) << " | " << limits << " | " << spec.doc << " |\n";
   }
 
   template <typename Section>

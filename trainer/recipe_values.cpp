@@ -1,6 +1,7 @@
 #include "trainer/recipe_values.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <cstdio>
@@ -34,7 +35,8 @@ std::string write_number(double number) {
 }
 
 std::string write_bound(double bound) {
-  return bound == std::floor(bound) && std::fabs(bound) < 1e15 ? std::to_string(static_cast<int64_t>(bound)) : write_number(bound);
+  const bool whole = bound == std::floor(bound) && std::fabs(bound) < 1e15;
+  return whole ? std::to_string(static_cast<int64_t>(bound)) : write_number(bound);
 }
 
 bool contains(const Range& range, double number) {
@@ -246,7 +248,8 @@ std::string type_limits(const std::optional<int64_t>&, const FieldSpec& spec) { 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::string& value) {
   if (node.kind != Kind::kScalar || node.text.empty()) return not_allowed(node);
   if (spec.path && (node.text[0] == '~' || node.text.find('$') != std::string::npos)) {
-    return problem(node, str(shown(node), " would not be expanded: a recipe knows neither ~ nor variables; write the path in full"));
+    return problem(node, str(shown(node), " would not be expanded: a recipe knows neither ~ nor variables; ",
+                             "write the path in full"));
   }
   value = node.text;
   return {};

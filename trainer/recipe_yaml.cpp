@@ -177,7 +177,7 @@ YamlDocument parse_yaml(const std::string& text) {
     document.mistakes.push_back({0, 0, what});
     return document;
   };
-  if (text.size() > kMaxYamlBytes) return whole_file(str("has ", text.size(), " bytes; a recipe has at most ", kMaxYamlBytes));
+  if (text.size() > kMaxYamlBytes) return whole_file(str("larger than the ", kMaxYamlBytes, " bytes that a recipe may have"));
   const bool has_control = std::any_of(text.begin(), text.end(), [](unsigned char c) {
     return c < 0x20 && c != '\n' && c != '\r' && c != '\t';
   });

@@ -4,9 +4,12 @@
 #include "tests/support/catch.h"
 
 #include <chrono>
+#include <cstdlib>
 #include <iostream>
 #include <sstream>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "parallel/base/error.h"
 #include "tests/support/dist.h"

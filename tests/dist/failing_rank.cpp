@@ -1,5 +1,5 @@
-// A job that fails as told, for failure_test.py: failing_rank WHO KIND, WHO being a rank, `all` or `none`. Ranks that do not
-// fail wait for the others in a barrier, as they would in training.
+// A job that fails as told, for failure_test.py: failing_rank DEVICE WHO KIND, WHO being a rank, `all` or `none`. Ranks that
+// do not fail wait for the others in a collective, as they would in training.
 #include <ATen/ATen.h>
 
 #include <iostream>
@@ -29,17 +29,22 @@ void fail(const std::string& kind) {
 
 }  // namespace
 
-int main(int, char** argv) {
+int main(int argc, char** argv) {
   Launch launch;
   return run_guarded(launch, [&] {
-    const std::string who = argv[1];
+    if (argc != 4) throw UserError("usage: failing_rank cpu|cuda WHO KIND");
+    const std::string who = argv[2];
+    const std::string kind = argv[3];
+    launch.use_device(argv[1]);
     // The group is destroyed while the exception passes: that must not wait for the other ranks.
     const auto world = launch.make_group(0, launch.rank(), "world");
-    if (who == "all" || who == std::to_string(launch.rank())) fail(argv[2]);
+    if (who == "all" || who == std::to_string(launch.rank())) fail(kind);
     // A lost rank is noticed by another rank at once, and must not speak before the rank that has the cause.
-    if (std::string(argv[2]) == "user_then_lost" && launch.rank() == 0) throw RankLostError("rank 1 does not answer");
-    if (std::string(argv[2]) == "user_then_lost" && launch.rank() == 1) throw UserError("the recipe is wrong");
-    world->barrier();
+    if (kind == "user_then_lost" && launch.rank() == 0) throw RankLostError("rank 1 does not answer");
+    if (kind == "user_then_lost" && launch.rank() == 1) throw UserError("the recipe is wrong");
+    const at::Tensor num_ranks = at::ones({1}, at::TensorOptions().device(launch.device()));
+    world->all_reduce_sum(num_ranks);
+    MT_CHECK(num_ranks.item<float>() == static_cast<float>(launch.world_size()), "ranks counted: ", num_ranks);
     std::cout << "rank " << launch.rank() << " is done\n";
     return 0;
   });

@@ -1,29 +1,26 @@
 """How a failing rank ends the job: exit code, one message, no waiting.
 
-    failure_test.py FAILING_RANK_BINARY [MPIRUN ARGUMENT...]
+    failure_test.py FAILING_RANK_BINARY cpu|cuda [MPIRUN ARGUMENT...]
 """
 import os
 import subprocess
 import sys
-import time
 import unittest
 
 BINARY = sys.argv[1]
-MPIRUN = sys.argv[2:] or ["mpirun"]
-LIMIT_S = 20  # a job that waits for a rank that will not come
+DEVICE = sys.argv[2]
+MPIRUN = sys.argv[3:] or ["mpirun"]
+LIMIT_S = 40  # a job that waits for a rank that will not come
 
 
 class FailureTest(unittest.TestCase):
     def run_job(self, ranks, who, kind):
-        command = [*MPIRUN, "-np", str(ranks), BINARY, str(who), kind]
+        command = [*MPIRUN, "-np", str(ranks), BINARY, DEVICE, str(who), kind]
         if ranks == 0:
-            command = [BINARY, str(who), kind]
+            command = [BINARY, DEVICE, str(who), kind]
         # A rank of one job must not look like a rank of another.
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_COMM", "PMIX", "PRTE"))}
-        begin = time.monotonic()
-        job = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment)
-        self.assertLess(time.monotonic() - begin, LIMIT_S)
-        return job
+        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environment)
 
     def check(self, ranks, who, kind, code, message, speaker=None):
         job = self.run_job(ranks, who, kind)
@@ -35,11 +32,11 @@ class FailureTest(unittest.TestCase):
         self.assertNotIn("is done", everything)
 
     def test_one_rank_ends_all(self):
-        self.check(3, 1, "user", 2, "the recipe is wrong", speaker=1)
-        self.check(3, 0, "nonfinite", 4, "the loss is nan", speaker=0)
+        self.check(2, 1, "user", 2, "the recipe is wrong", speaker=1)
+        self.check(2, 0, "nonfinite", 4, "the loss is nan", speaker=0)
 
     def test_a_mistake_of_all_ranks_is_printed_once(self):
-        self.check(3, "all", "user", 2, "the recipe is wrong", speaker=0)
+        self.check(2, "all", "user", 2, "the recipe is wrong", speaker=0)
         self.check(2, "all", "lost", 5, "a rank was lost", speaker=0)
 
     def test_the_cause_is_printed_before_the_consequence(self):

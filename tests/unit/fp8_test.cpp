@@ -1,0 +1,59 @@
+// Block-scaled FP8 against a loop over every element in Python (tests/fixtures/make_fp8.py). [300, 200] has ragged last blocks.
+#include "tests/support/catch.h"
+
+#include "lora/fp8.h"
+#include "parallel/base/error.h"
+#include "parallel/tensor_io.h"
+
+using namespace moetune;
+
+namespace {
+
+at::Tensor fixture(const std::string& name) {
+  static const SafetensorsFile file(MOETUNE_SOURCE_DIR "/tests/fixtures/fp8.safetensors");
+  return read_tensor(file, name);
+}
+
+std::string refusal(const at::Tensor& weight, const at::Tensor& scale_inv, int64_t first_row = 0) {
+  try {
+    fp8_blocks_dequantise(weight, scale_inv, at::kFloat, first_row);
+  } catch (const UserError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("FP8 blocks times their scales", "[fp8]") {
+  const at::Tensor weight = fixture("weight"), scale_inv = fixture("scale_inv");
+  CHECK(at::equal(fp8_blocks_dequantise(weight, scale_inv, at::kFloat), fixture("fp32")));
+  CHECK(at::equal(fp8_blocks_dequantise(weight, scale_inv, at::kBFloat16), fixture("bf16")));
+  CHECK(at::equal(fp8_blocks_dequantise(weight, scale_inv, at::kDouble), fixture("fp32").to(at::kDouble)));
+}
+
+TEST_CASE("FP8 rows read alone use the scales of their place", "[fp8]") {
+  const at::Tensor weight = fixture("weight"), scale_inv = fixture("scale_inv"), expected = fixture("fp32");
+  for (const auto& [first, count] : std::vector<std::pair<int64_t, int64_t>>{{0, 128}, {1, 127}, {100, 60}, {127, 2}, {255, 45}, {299, 1}, {300, 0}}) {
+    INFO("rows " << first << " + " << count);
+    CHECK(at::equal(fp8_blocks_dequantise(weight.slice(0, first, first + count), scale_inv, at::kFloat, first), expected.slice(0, first, first + count)));
+  }
+}
+
+TEST_CASE("FP8 of one narrow column block", "[fp8]") {
+  const at::Tensor weight = fixture("weight").slice(1, 0, 70);
+  CHECK(at::equal(fp8_blocks_dequantise(weight, fixture("scale_inv").slice(1, 0, 1), at::kFloat), fixture("fp32").slice(1, 0, 70)));
+}
+
+TEST_CASE("FP8 refuses NaN codes, bad scales and scales that do not fit", "[fp8]") {
+  const at::Tensor weight = fixture("weight"), scale_inv = fixture("scale_inv");
+  const at::Tensor damaged = weight.clone();
+  damaged.view(at::kByte)[0][3] = 0x7f;
+  damaged.view(at::kByte)[299][199] = 0xff;
+  CHECK(refusal(damaged, scale_inv).find("2 of 60000 weights are NaN") != std::string::npos);
+  CHECK(refusal(weight, scale_inv.slice(0, 0, 2)).find("scale_inv is") != std::string::npos);
+  CHECK(refusal(weight, scale_inv.slice(1, 0, 1)).find("scale_inv is") != std::string::npos);
+  CHECK(refusal(weight, scale_inv.to(at::kDouble)).find("scale_inv is") != std::string::npos);
+  CHECK(refusal(weight, scale_inv, 100).find("rows up to 400") != std::string::npos);
+  CHECK(refusal(weight, scale_inv / 0.0).find("scales in scale_inv are NaN or infinite") != std::string::npos);
+}
