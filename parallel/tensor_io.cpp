@@ -35,7 +35,7 @@ constexpr std::array<std::pair<DType, at::ScalarType>, 19> kTypes = {{
 template <typename Source>
 at::Tensor read_bytes(const Source& source, const TensorInfo& info, at::IntArrayRef shape, std::uint64_t first_byte) {
   const std::optional<at::ScalarType> type = scalar_type_of(info.dtype);
-  if (!type) throw UserError(::moetune::str(info.file, ": tensor ", in_quotes(info.name), ": torch has no dtype for ", dtype_name(info.dtype)));
+  if (!type) throw UserError(str(info.file, ": tensor ", in_quotes(info.name), ": torch has no dtype for ", dtype_name(info.dtype)));
   at::Tensor tensor = at::empty(shape, at::TensorOptions().dtype(*type));
   source.read(info, first_byte, tensor.nbytes(), tensor.data_ptr());
   return tensor;
@@ -45,8 +45,9 @@ template <typename Source>
 at::Tensor read_row_range(const Source& source, std::string_view name, std::int64_t first_row, std::int64_t num_rows) {
   const TensorInfo& info = source.at(name);
   if (info.shape.empty() || first_row < 0 || num_rows < 0 || first_row > info.shape[0] || num_rows > info.shape[0] - first_row) {
-    throw UserError(::moetune::str(info.file, ": tensor ", in_quotes(name), " has shape ", at::IntArrayRef(info.shape), ", but ", num_rows,
-                        " rows from row ", first_row, " on are needed; do config.json and weights belong together?"));
+    // qualified: c10 has a str() too, which its own types would bring in
+    throw UserError(moetune::str(info.file, ": tensor ", in_quotes(name), " has shape ", at::IntArrayRef(info.shape), ", but ", num_rows,
+                                 " rows from row ", first_row, " on are needed; do config.json and weights belong together?"));
   }
   std::vector<std::int64_t> shape = info.shape;
   shape[0] = num_rows;

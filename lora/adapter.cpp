@@ -1,0 +1,82 @@
+#include "lora/adapter.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "lora/counter_random.h"
+#include "parallel/base/error.h"
+
+namespace moetune {
+
+std::optional<AdapterSpec> AdapterTargets::match(const std::string& leaf, const std::string& group) {
+  if (options_.targets.empty()) return std::nullopt;
+  if (std::find(seen_.begin(), seen_.end(), leaf) == seen_.end()) seen_.push_back(leaf);
+  bool matched = false;
+  for (size_t i = 0; i < options_.targets.size(); ++i) {
+    const std::string& target = options_.targets[i];
+    if (target == leaf || target == group || target == "all_linear") {
+      ++matches_[i];
+      matched = true;
+    }
+  }
+  if (!matched) return std::nullopt;
+  AdapterSpec spec{options_.rank, 0.0, options_.dropout};
+  for (const auto& [name, rank] : options_.ranks) {
+    if (name == leaf) spec.rank = rank;
+  }
+  spec.scale = options_.alpha / (options_.rslora ? std::sqrt(static_cast<double>(spec.rank)) : static_cast<double>(spec.rank));
+  return spec;
+}
+
+void AdapterTargets::require_all_matched() const {
+  std::string missing;
+  for (size_t i = 0; i < matches_.size(); ++i) {
+    if (matches_[i] == 0) missing += (missing.empty() ? "" : ", ") + options_.targets[i];
+  }
+  if (missing.empty()) return;
+  std::string maps;
+  for (const std::string& name : seen_) maps += (maps.empty() ? "" : ", ") + name;
+  throw UserError(str("adapter.targets: no linear map of this model matches ", missing, "; it has ", maps));
+}
+
+std::string expert_name(const std::string& stack_name, int64_t expert) {
+  const size_t star = stack_name.find('*');
+  MT_CHECK(star != std::string::npos, stack_name, " is no stack");
+  return stack_name.substr(0, star) + std::to_string(expert) + stack_name.substr(star + 1);
+}
+
+Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t local_experts, int64_t outputs, int64_t inputs,
+                 uint64_t seed, ParameterSet& parameters)
+    : spec_(spec), name_(info.name) {
+  const double bound = 1.0 / std::sqrt(static_cast<double>(inputs));
+  auto initial_a = [&](const std::string& name) {
+    return counter_uniform(stream_key(seed, name), 0, spec.rank * inputs, at::kCPU).mul_(2 * bound).sub_(bound).view({spec.rank, inputs});
+  };
+  ParameterInfo a_info = info;
+  a_info.name = info.name + ".lora_A.weight";
+  a_info.role = Role::kAdapterA;
+  ParameterInfo b_info = info;
+  b_info.name = info.name + ".lora_B.weight";
+  b_info.role = Role::kAdapterB;
+  const bool stacked = info.num_experts > 0;
+  at::Tensor a;
+  if (stacked) {
+    a = at::empty({local_experts, spec.rank, inputs});
+    for (int64_t e = 0; e < local_experts; ++e) a[e].copy_(initial_a(expert_name(a_info.name, info.first_expert + e)));
+  } else {
+    a = initial_a(a_info.name);
+  }
+  a_ = &parameters.add(a_info, a);
+  b_ = &parameters.add(b_info, stacked ? at::zeros({local_experts, outputs, spec.rank}) : at::zeros({outputs, spec.rank}));
+}
+
+at::Tensor Adapter::drop(const at::Tensor& x, const at::Tensor& global_token, const StepRandom& random) const {
+  if (!drops(random)) return x;
+  const uint64_t key = stream_key(stream_key(random.seed, "dropout/" + name_), random.step);
+  const int64_t width = x.size(-1);
+  at::Tensor element = global_token.unsqueeze(-1) * width + at::arange(width, global_token.options());
+  at::Tensor keep = counter_uniform_at(key, element) >= spec_.dropout;
+  return x * keep.to(x.scalar_type()).mul_(1.0 / (1.0 - spec_.dropout));
+}
+
+}  // namespace moetune

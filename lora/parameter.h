@@ -1,0 +1,87 @@
+// A tensor that trains: its master copy on the host, its working copy on the device, and the gradient that a step gathers.
+//
+//   Parameter& a = parameters.add({.name = "...lora_A.weight", .layer = 3, .role = Role::kAdapterA}, initial_fp32);
+//   y = at::linear(x, a.working);           // autograd leaf
+//   a.add_gradient(d_a);                    // any dtype; summed in fp32 (fp64 in proofs)
+#pragma once
+
+#include <torch/types.h>
+
+#include <deque>
+#include <string>
+#include <vector>
+
+namespace moetune {
+
+/// What a parameter is; the learning rate of B may differ (LoRA+).
+enum class Role { kAdapterA, kAdapterB, kWeight };
+
+/// Where copies of a parameter live.
+enum class Replicas {
+  kEverywhere,      ///< on every rank that takes data
+  kExpertReplicas,  ///< on the ranks that hold the same experts; other ranks hold other experts' rows of the same stack
+};
+
+struct ParameterInfo {
+  std::string name;        ///< Hugging Face key; a stack over experts has '*' for the expert: "...mlp.experts.*.gate_proj.lora_A.weight"
+  int64_t layer = 0;       ///< the block whose way up completes the gradient; -1 embedding, L the head and final norm
+  Role role = Role::kWeight;
+  Replicas replicas = Replicas::kEverywhere;
+  std::string group;       ///< for reports: "attention", "experts", ...
+  int64_t first_expert = 0;  ///< of a stack: the global number of its row 0
+  int64_t num_experts = 0;   ///< of a stack: experts of the whole layer; 0 for a plain tensor
+};
+
+class Parameter {
+ public:
+  /// `initial` becomes the master copy (CPU, fp32 or fp64); the working copy lies on `device` in `compute`.
+  Parameter(ParameterInfo info, const at::Tensor& initial, at::Device device, at::ScalarType compute);
+
+  const ParameterInfo& info() const { return info_; }
+  const std::string& name() const { return info_.name; }
+  int64_t numel() const { return master_.numel(); }
+
+  /// CPU, fp32 (fp64 when compute is fp64): what the optimizer updates and what is saved.
+  at::Tensor& master() { return master_; }
+  const at::Tensor& master() const { return master_; }
+  /// Copies the master into the working copy, in place: graphs and modules keep their handle.
+  void refresh_working();
+
+  /// Adds to the step's gradient; an undefined tensor adds nothing.
+  void add_gradient(const at::Tensor& gradient);
+  /// The step's gradient on the device, in the master's dtype; zeros when nothing was added.
+  at::Tensor& gradient();
+  void clear_gradient();
+
+  at::Tensor working;  ///< autograd leaf on the device, compute dtype
+
+ private:
+  ParameterInfo info_;
+  at::Tensor master_;
+  at::Tensor gradient_;
+  bool gradient_is_zero_ = true;
+};
+
+/// All that trains on this rank, in an order that is the same on every rank of a replica group.
+class ParameterSet {
+ public:
+  ParameterSet(at::Device device, at::ScalarType compute) : device_(device), compute_(compute) {}
+  Parameter& add(ParameterInfo info, const at::Tensor& initial);
+  std::deque<Parameter>& all() { return parameters_; }
+  const std::deque<Parameter>& all() const { return parameters_; }
+  std::vector<Parameter*> of_layer(int64_t layer);
+  /// Lowest layer with a parameter; `otherwise` when nothing trains.
+  int64_t lowest_layer(int64_t otherwise) const;
+  at::Device device() const { return device_; }
+  at::ScalarType compute() const { return compute_; }
+
+ private:
+  std::deque<Parameter> parameters_;  // a deque: references stay valid as it grows
+  at::Device device_;
+  at::ScalarType compute_;
+};
+
+/// dtype of masters, moments, gradients and statistics beside `compute`: fp64 in proofs, fp32 otherwise.
+inline at::ScalarType accumulate_dtype(at::ScalarType compute) { return compute == at::kDouble ? at::kDouble : at::kFloat; }
+
+}  // namespace moetune

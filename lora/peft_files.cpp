@@ -1,0 +1,116 @@
+#include "lora/peft_files.h"
+
+#include <cmath>
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+#include "lora/adapter.h"
+#include "parallel/base/error.h"
+#include "parallel/base/files.h"
+#include "parallel/tensor_io.h"
+
+namespace moetune {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr const char* kConfigFile = "adapter_config.json";
+constexpr const char* kWeightsFile = "adapter_model.safetensors";
+
+}  // namespace
+
+std::string peft_key(const std::string& parameter_name) { return "base_model.model." + parameter_name; }
+
+PeftConfig read_peft_config(const std::filesystem::path& folder) {
+  const std::string path = (folder / kConfigFile).string();
+  const ordered_json json = ordered_json::parse(read_text_file(path), nullptr, false);
+  if (json.is_discarded() || !json.is_object()) throw UserError(str(path, ": is not a JSON object"));
+  auto refuse = [&](const char* key, const std::string& allowed) {
+    throw UserError(str(path, ": ", key, " is ", json.at(key).dump(), "; this program goes on from ", allowed));
+  };
+  if (json.value("peft_type", "") != "LORA") throw UserError(str(path, ": peft_type is ", json.value("peft_type", "missing"), "; want LORA"));
+  auto set = [&](const char* key) { return json.contains(key) && !json.at(key).is_null() && json.at(key) != false; };
+  if (set("use_dora")) refuse("use_dora", "plain LoRA");
+  if (set("fan_in_fan_out")) refuse("fan_in_fan_out", "linear maps");
+  if (set("modules_to_save") && !json.at("modules_to_save").empty()) refuse("modules_to_save", "adapters alone");
+  if (json.contains("bias") && json.at("bias") != "none") refuse("bias", "adapters without bias");
+  if (set("target_parameters") && !json.at("target_parameters").empty()) refuse("target_parameters", "two-dimensional tensors for each expert");
+  PeftConfig config;
+  try {
+    config.rank = json.at("r").get<int64_t>();
+    config.alpha = json.at("lora_alpha").get<double>();
+    config.rslora = json.value("use_rslora", false);
+    config.dropout = json.value("lora_dropout", 0.0);
+    config.base_model = json.contains("base_model_name_or_path") && json.at("base_model_name_or_path").is_string() ? json.at("base_model_name_or_path").get<std::string>() : "";
+    if (json.contains("target_modules") && json.at("target_modules").is_array()) config.target_modules = json.at("target_modules").get<std::vector<std::string>>();
+    config.rank_pattern = json.value("rank_pattern", std::map<std::string, int64_t>{});
+    config.alpha_pattern = json.value("alpha_pattern", std::map<std::string, double>{});
+  } catch (const nlohmann::json::exception& error) {
+    throw UserError(str(path, ": ", error.what()));
+  }
+  return config;
+}
+
+void write_peft_config(const std::filesystem::path& folder, const PeftConfig& config) {
+  ordered_json json;
+  json["peft_type"] = "LORA";
+  json["task_type"] = "CAUSAL_LM";
+  json["base_model_name_or_path"] = config.base_model;
+  json["r"] = config.rank;
+  // Whole numbers as such: some readers type the field as an integer.
+  if (config.alpha == std::floor(config.alpha)) json["lora_alpha"] = static_cast<int64_t>(config.alpha);
+  else json["lora_alpha"] = config.alpha;
+  json["lora_dropout"] = config.dropout;
+  json["target_modules"] = config.target_modules;
+  json["target_parameters"] = nullptr;
+  json["rank_pattern"] = ordered_json(config.rank_pattern);
+  json["alpha_pattern"] = ordered_json(config.alpha_pattern);
+  json["use_rslora"] = config.rslora;
+  json["use_dora"] = false;
+  json["bias"] = "none";
+  json["fan_in_fan_out"] = false;
+  json["init_lora_weights"] = true;
+  json["inference_mode"] = true;
+  json["modules_to_save"] = nullptr;
+  json["layers_to_transform"] = nullptr;
+  json["layers_pattern"] = nullptr;
+  write_text_atomically((folder / kConfigFile).string(), json.dump(2) + "\n");
+}
+
+void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parameters, double scale) {
+  at::NoGradGuard no_grad;
+  const PeftConfig config = read_peft_config(folder);
+  const double saved_scale = config.alpha / (config.rslora ? std::sqrt(static_cast<double>(config.rank)) : static_cast<double>(config.rank));
+  if (std::abs(saved_scale - scale) > 1e-9 * std::abs(scale)) {
+    throw UserError(str((folder / kConfigFile).string(), ": scales its product by ", saved_scale, ", the recipe's alpha and rank give ", scale,
+                        "; set adapter.alpha and adapter.rank alike"));
+  }
+  const SafetensorsFile file((folder / kWeightsFile).string());
+  std::set<std::string> used;
+  auto read = [&](const std::string& name, at::Tensor target) {
+    const std::string key = peft_key(name);
+    at::Tensor saved = read_tensor(file, key);
+    if (saved.sizes() != target.sizes()) {
+      throw UserError(moetune::str(file.path(), ": ", key, " has shape ", saved.sizes(), ", the recipe asks for ", target.sizes()));
+    }
+    target.copy_(saved);
+    used.insert(key);
+  };
+  // Experts of other ranks are theirs to read: this rank only knows their names.
+  for (Parameter& parameter : parameters.all()) {
+    const ParameterInfo& info = parameter.info();
+    if (info.num_experts == 0) {
+      read(info.name, parameter.master());
+    } else {
+      for (int64_t e = 0; e < parameter.master().size(0); ++e) read(expert_name(info.name, info.first_expert + e), parameter.master()[e]);
+      for (int64_t e = 0; e < info.num_experts; ++e) used.insert(peft_key(expert_name(info.name, e)));
+    }
+    parameter.refresh_working();
+  }
+  for (const std::string& name : file.names()) {
+    if (used.count(name) == 0) throw UserError(str(file.path(), ": holds ", name, ", which the recipe's adapter.targets leave out"));
+  }
+}
+
+}  // namespace moetune

@@ -1,0 +1,46 @@
+// Multi-head latent attention (DeepSeek-V2 report, section 2.1) over packed documents.
+//
+//   at::Tensor y_TD = attention.forward(x_TD, slice, angles, random);
+//
+// Queries and keys/values pass through low-rank latents (c_q, c_kv), one rotary key is shared by all heads, and each head attends
+// causally within its own document.
+#pragma once
+
+#include <memory>
+
+#include "lora/linear.h"
+#include "moe/config.h"
+#include "moe/rope.h"
+#include "moe/slice.h"
+
+namespace moetune {
+
+/// The maps and norms of one layer's attention; made by moe/model.
+struct AttentionWeights {
+  std::unique_ptr<Linear> q;                 ///< q_proj [H*qk, D], where the model has no query latent
+  std::unique_ptr<Linear> q_a, q_b;          ///< [q_lora, D], [H*qk, q_lora]
+  std::unique_ptr<Linear> kv_a;              ///< kv_a_proj_with_mqa [kv_lora + rope, D]
+  std::unique_ptr<Linear> kv_b;              ///< [H * (nope + value), kv_lora]
+  std::unique_ptr<Linear> o;                 ///< [D, H * value]
+  at::Tensor q_a_norm, kv_a_norm;
+};
+
+class Attention {
+ public:
+  Attention(const ModelConfig& config, AttentionWeights weights) : config_(config), weights_(std::move(weights)) {}
+
+  /// x_TD (already normed) -> y_TD, differentiable; the slice's documents do not see each other.
+  at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const StepRandom& random) const;
+  /// Its linear maps that exist.
+  std::vector<Linear*> linears() const;
+
+ private:
+  const ModelConfig& config_;
+  AttentionWeights weights_;
+};
+
+/// Causal attention within each document of the slice: q_THA, k_THA [T, H, qk], v_THA [T, H, value] -> [T, H, value].
+at::Tensor packed_causal_attention(const at::Tensor& q_THA, const at::Tensor& k_THA, const at::Tensor& v_THA, const Slice& slice,
+                                   double softmax_scale);
+
+}  // namespace moetune

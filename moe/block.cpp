@@ -1,0 +1,52 @@
+#include "moe/block.h"
+
+#include "moe/rms_norm.h"
+
+namespace moetune {
+
+std::vector<Linear*> Block::linears() const {
+  std::vector<Linear*> found = parts_.attention->linears();
+  if (parts_.mlp) {
+    for (Linear* map : parts_.mlp->linears()) found.push_back(map);
+  }
+  return found;
+}
+
+int64_t Block::scratch_elements() const {
+  int64_t elements = parts_.experts ? parts_.experts->scratch_elements() : 0;
+  for (const Linear* map : linears()) {
+    if (map->frozen() != nullptr) elements += map->frozen()->scratch_elements();
+  }
+  return elements;
+}
+
+void Block::use(PassContext& pass) {
+  for (Linear* map : linears()) {
+    if (map->frozen() != nullptr) map->frozen()->use(pass.scratch, pass.dequantised);
+  }
+}
+
+void Block::release(PassContext& pass) {
+  for (Linear* map : linears()) {
+    if (map->frozen() != nullptr) map->frozen()->release();
+  }
+  pass.scratch.reset();
+}
+
+Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,
+                 const PassContext& pass) const {
+  at::Tensor normed_TD = rms_norm(x_TD, parts_.input_norm, config_.norm_eps);
+  at::Tensor h_TD = x_TD + parts_.attention->forward(normed_TD, slice, angles, pass.random);
+  at::Tensor z_TD = rms_norm(h_TD, parts_.post_attention_norm, config_.norm_eps);
+  Mixed mixed;
+  mixed.residual_TD = parts_.mlp ? h_TD + parts_.mlp->forward(z_TD, slice.token_T, pass.random) : h_TD;
+  if (!is_moe()) return mixed;
+  at::Tensor score_TE = parts_.router->scores(z_TD);
+  if (!expert_TK.defined()) expert_TK = parts_.router->choose(score_TE);
+  mixed.weight_TK = parts_.router->weights(score_TE, expert_TK).to(x_TD.scalar_type());
+  mixed.z_TD = z_TD;
+  if (balance) mixed.balance_loss = parts_.router->balance_loss(score_TE, slice);
+  return mixed;
+}
+
+}  // namespace moetune

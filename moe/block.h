@@ -1,0 +1,61 @@
+// One decoder block in the two stages that the sweep walks through: mixing, slice by slice, and the routed experts, once over all.
+//
+//   block.use(pass);                                            // dense forms of this layer's frozen maps
+//   Mixed mixed = block.mix(x_TD, slice, angles, expert_TK, options, pass);
+//   ... routed = block.experts()->forward(...) ...              // over all slices together
+//   x_next = mixed.residual_TD + routed
+//   block.release(pass);
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "moe/attention.h"
+#include "moe/routed_experts.h"
+#include "moe/router.h"
+#include "moe/swiglu_mlp.h"
+
+namespace moetune {
+
+/// What mixing a slice gives; differentiable when computed with grad mode on.
+struct Mixed {
+  at::Tensor residual_TD;  ///< the block's output but for the routed experts: h + dense MLP, or h + shared expert
+  at::Tensor z_TD;         ///< input of the routed experts; undefined in a dense block
+  at::Tensor weight_TK;    ///< routing weights in compute dtype; undefined in a dense block
+  at::Tensor balance_loss; ///< summed over the slice's documents; undefined unless asked for
+};
+
+/// The parts of a block; made by moe/model.
+struct BlockParts {
+  at::Tensor input_norm, post_attention_norm;
+  std::unique_ptr<Attention> attention;
+  std::unique_ptr<SwigluMlp> mlp;          ///< dense MLP, or the shared expert (null where there is none)
+  std::unique_ptr<Router> router;          ///< null in a dense block
+  std::unique_ptr<RoutedExperts> experts;  ///< null in a dense block
+};
+
+class Block {
+ public:
+  Block(const ModelConfig& config, BlockParts parts) : config_(config), parts_(std::move(parts)) {}
+
+  /// Makes the frozen maps of mixing dense for one pass; release() gives the scratch back.
+  void use(PassContext& pass);
+  void release(PassContext& pass);
+
+  /// Mixing of one slice. `expert_TK` (int64): chosen here when undefined, obeyed when defined. `balance`: compute the balance loss.
+  Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,
+            const PassContext& pass) const;
+
+  bool is_moe() const { return parts_.experts != nullptr; }
+  RoutedExperts* experts() const { return parts_.experts.get(); }
+  Router* router() const { return parts_.router.get(); }
+  std::vector<Linear*> linears() const;
+  /// Elements that one pass takes from the scratch at the most.
+  int64_t scratch_elements() const;
+
+ private:
+  const ModelConfig& config_;
+  BlockParts parts_;
+};
+
+}  // namespace moetune

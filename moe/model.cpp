@@ -1,0 +1,232 @@
+#include "moe/model.h"
+
+#include <algorithm>
+
+#include "parallel/base/error.h"
+
+namespace moetune {
+namespace {
+
+/// Makes the parts of a model from a weight source; names are those of the Hugging Face checkpoint.
+class Builder {
+ public:
+  Builder(Model& model, WeightSource& source, const ModelOptions& options)
+      : model_(model), config_(model.config), source_(source), options_(options) {}
+
+  void build() {
+    std::tie(model_.embedding_VD, model_.embedding) = plain("model.embed_tokens.weight", {config_.vocab, config_.width}, -1, "embedding");
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) add_block(layer, config_.is_moe_layer(layer));
+    const int64_t turn = turn_layer(config_);
+    auto [norm_D, norm] = plain("model.norm.weight", {config_.width}, turn, "norms");
+    at::Tensor head_VD = model_.embedding_VD;
+    Parameter* head = nullptr;
+    if (!config_.tied_embeddings) {
+      std::tie(head_VD, head) = plain("lm_head.weight", {config_.vocab, config_.width}, turn, "head");
+    } else if (options_.train_weights) {
+      throw UserError("adapter: none trains embedding and head apart, but this model ties them (tie_word_embeddings)");
+    }
+    model_.head = std::make_unique<Head>(norm_D, head_VD, config_.norm_eps, norm, head, options_.head_chunk_rows);
+    if (options_.with_mtp) add_mtp(norm_D, head_VD, head);
+    if (options_.targets != nullptr) options_.targets->require_all_matched();
+  }
+
+ private:
+  std::string layer_name(int64_t layer, const std::string& rest) const { return str("model.layers.", layer, ".", rest); }
+
+  /// A tensor that is never quantised: as a parameter when weights train, in compute dtype otherwise.
+  std::pair<at::Tensor, Parameter*> plain(const std::string& name, at::IntArrayRef shape, int64_t layer, const std::string& group) {
+    at::Tensor stored = source_.read(name, shape);
+    if (options_.train_weights) {
+      ParameterInfo info;
+      info.name = name;
+      info.layer = layer;
+      info.group = group;
+      Parameter& parameter = model_.parameters.add(info, stored);
+      return {parameter.working, &parameter};
+    }
+    at::Tensor held = stored.to(options_.device, options_.compute);
+    model_.plain.emplace_back(name, held);
+    return {held, nullptr};
+  }
+  at::Tensor norm(int64_t layer, const std::string& rest, int64_t width) { return plain(layer_name(layer, rest), {width}, layer, "norms").first; }
+
+  std::unique_ptr<Linear> linear(int64_t layer, const std::string& path, const std::string& group, int64_t outputs, int64_t inputs) {
+    const std::string name = layer_name(layer, path);
+    ParameterInfo info;
+    info.name = name;
+    info.layer = layer;
+    info.group = group;
+    if (options_.train_weights) {
+      info.name += ".weight";
+      return std::make_unique<Linear>(model_.parameters.add(info, source_.read(name + ".weight", {outputs, inputs})));
+    }
+    auto frozen = std::make_unique<FrozenWeight>(options_.base, 1, outputs, inputs, options_.device, options_.compute);
+    frozen->set(0, source_.read(name + ".weight", {outputs, inputs}));
+    model_.frozen.emplace_back(name + ".weight", frozen.get());
+    std::unique_ptr<Adapter> adapter;
+    if (options_.targets != nullptr) {
+      if (auto spec = options_.targets->match(path.substr(path.rfind('.') + 1), group)) {
+        adapter = std::make_unique<Adapter>(*spec, info, 0, outputs, inputs, options_.seed, model_.parameters);
+      }
+    }
+    return std::make_unique<Linear>(std::move(frozen), std::move(adapter));
+  }
+
+  std::unique_ptr<SwigluMlp> mlp(int64_t layer, const std::string& path, const std::string& group, int64_t width) {
+    auto gate = linear(layer, path + ".gate_proj", group, width, config_.width);
+    auto up = linear(layer, path + ".up_proj", group, width, config_.width);
+    auto down = linear(layer, path + ".down_proj", group, config_.width, width);
+    return std::make_unique<SwigluMlp>(std::move(gate), std::move(up), std::move(down));
+  }
+
+  std::unique_ptr<GroupedLinear> grouped(int64_t layer, const std::string& leaf, int64_t outputs, int64_t inputs) {
+    const ExpertPlacement& placement = options_.placement;
+    const std::string name = layer_name(layer, "mlp.experts.*." + leaf);
+    ParameterInfo info;
+    info.name = name;
+    info.layer = layer;
+    info.group = "experts";
+    info.replicas = Replicas::kExpertReplicas;
+    info.first_expert = placement.first;
+    info.num_experts = placement.total;
+    auto read = [&](int64_t e) { return source_.read(expert_name(name, placement.first + e) + ".weight", {outputs, inputs}); };
+    if (options_.train_weights) {
+      info.name += ".weight";
+      at::Tensor stack = at::empty({placement.count, outputs, inputs}, accumulate_dtype(options_.compute));
+      for (int64_t e = 0; e < placement.count; ++e) stack[e].copy_(read(e));
+      return std::make_unique<GroupedLinear>(model_.parameters.add(info, stack));
+    }
+    auto frozen = std::make_unique<FrozenWeight>(options_.base, placement.count, outputs, inputs, options_.device, options_.compute);
+    for (int64_t e = 0; e < placement.count; ++e) frozen->set(e, read(e));
+    model_.frozen.emplace_back(name + ".weight", frozen.get());
+    std::unique_ptr<Adapter> adapter;
+    if (options_.targets != nullptr) {
+      if (auto spec = options_.targets->match("experts." + leaf, "experts")) {
+        adapter = std::make_unique<Adapter>(*spec, info, placement.count, outputs, inputs, options_.seed, model_.parameters);
+      }
+    }
+    return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter));
+  }
+
+  std::unique_ptr<Attention> attention(int64_t layer) {
+    const int64_t queries = config_.heads * config_.qk_dim();
+    auto map = [&](const char* leaf, int64_t outputs, int64_t inputs) {
+      return linear(layer, str("self_attn.", leaf), "attention", outputs, inputs);
+    };
+    AttentionWeights w;
+    if (config_.q_lora) {
+      w.q_a = map("q_a_proj", *config_.q_lora, config_.width);
+      w.q_a_norm = norm(layer, "self_attn.q_a_layernorm.weight", *config_.q_lora);
+      w.q_b = map("q_b_proj", queries, *config_.q_lora);
+    } else {
+      w.q = map("q_proj", queries, config_.width);
+    }
+    w.kv_a = map("kv_a_proj_with_mqa", config_.kv_lora + config_.rope_dim, config_.width);
+    w.kv_a_norm = norm(layer, "self_attn.kv_a_layernorm.weight", config_.kv_lora);
+    w.kv_b = map("kv_b_proj", config_.heads * (config_.nope_dim + config_.value_dim), config_.kv_lora);
+    w.o = map("o_proj", config_.width, config_.heads * config_.value_dim);
+    return std::make_unique<Attention>(config_, std::move(w));
+  }
+
+  void add_block(int64_t layer, bool moe) {
+    BlockParts parts;
+    parts.input_norm = norm(layer, "input_layernorm.weight", config_.width);
+    parts.post_attention_norm = norm(layer, "post_attention_layernorm.weight", config_.width);
+    parts.attention = attention(layer);
+    if (!moe) {
+      parts.mlp = mlp(layer, "mlp", "dense_mlp", config_.dense_width);
+    } else {
+      if (config_.shared_experts > 0) {
+        parts.mlp = mlp(layer, "mlp.shared_experts", "shared_expert", config_.shared_experts * config_.expert_width);
+      }
+      at::Tensor weight_ED = router_weight(layer);
+      at::Tensor bias_E = source_.read(layer_name(layer, "mlp.gate.e_score_correction_bias"), {config_.experts})
+                              .to(options_.device, accumulate_dtype(options_.compute), false, /*copy=*/true);
+      parts.router = std::make_unique<Router>(config_, weight_ED, bias_E);
+      auto gate = grouped(layer, "gate_proj", config_.expert_width, config_.width);
+      auto up = grouped(layer, "up_proj", config_.expert_width, config_.width);
+      auto down = grouped(layer, "down_proj", config_.width, config_.expert_width);
+      const int64_t expert_bytes = 3 * config_.expert_width * config_.width * static_cast<int64_t>(c10::elementSize(options_.compute));
+      const int64_t chunk = std::max<int64_t>(1, options_.expert_chunk_bytes / expert_bytes);
+      parts.experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement, chunk, *options_.exchange);
+    }
+    model_.blocks.emplace_back(config_, std::move(parts));
+    if (options_.loaded) options_.loaded(layer);
+  }
+
+  // Frozen, the router keeps the checkpoint's dtype: scores are computed in fp32 from it.
+  at::Tensor router_weight(int64_t layer) {
+    const std::string name = layer_name(layer, "mlp.gate.weight");
+    if (options_.train_weights) return plain(name, {config_.experts, config_.width}, layer, "router").first;
+    at::Tensor held = source_.read(name, {config_.experts, config_.width}).to(options_.device);
+    model_.plain.emplace_back(name, held);
+    return held;
+  }
+
+  void add_mtp(const at::Tensor& trunk_norm, const at::Tensor& head_VD, Parameter* head) {
+    const int64_t layer = config_.num_layers, turn = turn_layer(config_);
+    const std::string first_name = layer_name(layer, "eh_proj.weight");
+    if (config_.num_mtp_layers < 1 || !source_.has(first_name)) {
+      throw UserError(str("mtp.loss_weight is above 0, but the checkpoint has no MTP module (", first_name, "); set it to 0"));
+    }
+    add_block(layer, /*moe=*/true);
+    Mtp::Parts parts;
+    auto extra = [&](const char* rest, at::IntArrayRef shape, const char* group) { return plain(layer_name(layer, rest), shape, turn, group); };
+    parts.embedding_norm = extra("enorm.weight", {config_.width}, "norms").first;
+    parts.hidden_norm = extra("hnorm.weight", {config_.width}, "norms").first;
+    parts.trunk_norm = trunk_norm;
+    // Not quantised, as in the FP8 checkpoint: its outputs feed the residual stream directly.
+    if (options_.train_weights) {
+      ParameterInfo info;
+      info.name = first_name;
+      info.layer = turn;
+      info.group = "mtp";
+      parts.projection = std::make_unique<Linear>(model_.parameters.add(info, source_.read(first_name, {config_.width, 2 * config_.width})));
+    } else {
+      const BaseFormat format = options_.base == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16;
+      auto frozen = std::make_unique<FrozenWeight>(format, 1, config_.width, 2 * config_.width, options_.device, options_.compute);
+      frozen->set(0, source_.read(first_name, {config_.width, 2 * config_.width}));
+      model_.frozen.emplace_back(first_name, frozen.get());
+      parts.projection = std::make_unique<Linear>(std::move(frozen), nullptr);
+    }
+    std::tie(parts.embedding_VD, parts.embedding) = shared_or_own(layer_name(layer, "embed_tokens.weight"), model_.embedding_VD, model_.embedding);
+    auto [mtp_head_VD, mtp_head] = shared_or_own(layer_name(layer, "shared_head.head.weight"), head_VD, head);
+    auto [head_norm_D, head_norm] = extra("shared_head.norm.weight", {config_.width}, "norms");
+    parts.head = std::make_unique<Head>(head_norm_D, mtp_head_VD, config_.norm_eps, head_norm, mtp_head, options_.head_chunk_rows);
+    model_.mtp = std::make_unique<Mtp>(std::move(parts), config_.norm_eps);
+  }
+
+  // The checkpoint carries copies of embedding and head in the module; a copy that equals the trunk's is not held twice, and where
+  // weights train it goes on being one tensor, as the paper shares them.
+  std::pair<at::Tensor, Parameter*> shared_or_own(const std::string& name, const at::Tensor& trunk, Parameter* trunk_parameter) {
+    if (!source_.has(name)) return {trunk, trunk_parameter};
+    at::Tensor own = source_.read(name, trunk.sizes());
+    if (at::equal(own.to(trunk.device(), trunk.scalar_type()), trunk.detach())) return {trunk, trunk_parameter};
+    if (options_.train_weights) throw UserError(str(name, " differs from the trunk's; with adapter: none they train as one tensor and must be equal"));
+    at::Tensor held = own.to(options_.device, options_.compute);
+    model_.plain.emplace_back(name, held);
+    return {held, nullptr};
+  }
+
+  Model& model_;
+  const ModelConfig& config_;
+  WeightSource& source_;
+  const ModelOptions& options_;
+};
+
+}  // namespace
+
+int64_t Model::scratch_elements() const {
+  int64_t most = 0;
+  for (const Block& block : blocks) most = std::max(most, block.scratch_elements());
+  if (mtp && mtp->parts().projection->frozen() != nullptr) most = std::max(most, mtp->parts().projection->frozen()->scratch_elements());
+  return most;
+}
+
+std::unique_ptr<Model> build_model(const ModelConfig& config, WeightSource& source, const ModelOptions& options) {
+  auto model = std::make_unique<Model>(config, options);
+  Builder(*model, source, options).build();
+  return model;
+}
+
+}  // namespace moetune

@@ -1,0 +1,67 @@
+// A decoder of the DeepSeek-V3 family on one rank: embedding, blocks, head, MTP module, and what of it trains.
+//
+//   std::unique_ptr<Model> model = build_model(config, *source, options);
+//   at::Tensor x_TD = model->embed(token_T);
+//   model->blocks[3].mix(...);
+//
+// The model is mathematics: it knows which experts it holds and whom to hand rows to (TokenExchange), not on which rank it runs.
+// trainer/sweep walks it layer by layer.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "moe/block.h"
+#include "moe/head.h"
+#include "moe/mtp.h"
+#include "moe/rope.h"
+#include "moe/weight_source.h"
+
+namespace moetune {
+
+struct ModelOptions {
+  at::Device device = at::kCPU;
+  at::ScalarType compute = at::kFloat;
+  BaseFormat base = BaseFormat::kNf4;
+  bool train_weights = false;       ///< adapter: none; the weights themselves train
+  AdapterTargets* targets = nullptr;
+  ExpertPlacement placement;        ///< experts of this rank
+  TokenExchange* exchange = nullptr;
+  uint64_t seed = 0;
+  bool with_mtp = false;
+  int64_t head_chunk_rows = 1024;
+  int64_t expert_chunk_bytes = int64_t{2} << 30;  ///< dense weights of the experts that are in use at a time
+  std::function<void(int64_t layer)> loaded;      ///< called after each layer, for progress
+};
+
+struct Model {
+  Model(const ModelConfig& config, const ModelOptions& options)
+      : config(config), rope(config.rope, options.device), parameters(options.device, options.compute) {}
+
+  const ModelConfig config;
+  Rope rope;
+  ParameterSet parameters;
+  at::Tensor embedding_VD;
+  Parameter* embedding = nullptr;  ///< null where it does not train
+  std::vector<Block> blocks;       ///< L of them; the MTP module's is one more
+  std::unique_ptr<Head> head;
+  std::unique_ptr<Mtp> mtp;        ///< null where the run does not use it
+
+  at::Tensor embed(const at::Tensor& token_T) const { return embedding_VD.detach().index_select(0, token_T); }
+  /// Elements that the scratch must hold for any one layer.
+  int64_t scratch_elements() const;
+  /// All frozen linear weights in a fixed order with their Hugging Face names ('*' for a stack over experts).
+  std::vector<std::pair<std::string, FrozenWeight*>> frozen;
+  /// Frozen tensors that are held as they are (embedding, head, norms, router), named.
+  std::vector<std::pair<std::string, at::Tensor>> plain;
+};
+
+/// Layer number that parameters of the turn (final norm, head, MTP's norms and projection) carry; the MTP block carries num_layers.
+inline int64_t turn_layer(const ModelConfig& config) { return config.num_layers + 1; }
+
+/// Builds the model tensor by tensor: each frozen weight is packed as soon as it is read. Throws UserError for a missing tensor or a
+/// wrong shape, a target that matches nothing, and what a checkpoint lacks for MTP.
+std::unique_ptr<Model> build_model(const ModelConfig& config, WeightSource& source, const ModelOptions& options);
+
+}  // namespace moetune

@@ -1,0 +1,13 @@
+#include "moe/mtp.h"
+
+#include "moe/rms_norm.h"
+
+namespace moetune {
+
+at::Tensor Mtp::input(const at::Tensor& x_TD, const at::Tensor& next_embedding_TD) const {
+  at::Tensor hidden = rms_norm(rms_norm(x_TD, parts_.trunk_norm, eps_), parts_.hidden_norm, eps_);
+  at::Tensor embedding = rms_norm(next_embedding_TD, parts_.embedding_norm, eps_);
+  return parts_.projection->forward(at::cat({embedding, hidden}, -1), at::Tensor(), StepRandom{});
+}
+
+}  // namespace moetune

@@ -1,0 +1,152 @@
+#include "moe/routed_experts.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "parallel/base/error.h"
+
+namespace moetune {
+namespace {
+
+// Rows of an optional per-row tensor that a chunk covers.
+at::Tensor part(const at::Tensor& rows, const ExpertChunk& chunk) {
+  return rows.defined() ? rows.narrow(0, chunk.first_row, chunk.groups.num_rows()) : rows;
+}
+
+}  // namespace
+
+RoutedExperts::RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up, std::unique_ptr<GroupedLinear> down,
+                             ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange)
+    : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), placement_(placement),
+      chunk_experts_(std::min(chunk_experts, placement.count)), exchange_(exchange) {
+  MT_CHECK(placement.count * exchange.num_ranks() == placement.total, placement.count, " experts on each of ", exchange.num_ranks(),
+           " ranks, of ", placement.total);
+}
+
+int64_t RoutedExperts::scratch_elements() const {
+  return chunk_experts_ * (gate_->scratch_elements_per_expert() + up_->scratch_elements_per_expert() + down_->scratch_elements_per_expert());
+}
+
+bool RoutedExperts::drops(const StepRandom& random) const {
+  for (const GroupedLinear* map : linears()) {
+    if (map->adapter() != nullptr && map->adapter()->drops(random)) return true;
+  }
+  return false;
+}
+
+RoutingRecord RoutedExperts::route(const at::Tensor& expert_TK) const {
+  at::NoGradGuard no_grad;
+  RoutingRecord record;
+  record.expert_TK = expert_TK.to(at::kShort);
+  at::Tensor rank_TK = expert_TK.floor_divide(placement_.count);
+  at::Tensor wanted_TP = at::zeros({expert_TK.size(0), exchange_.num_ranks()}, expert_TK.options().dtype(at::kBool)).scatter_(1, rank_TK, true);
+  record.rounds = exchange_.plan(wanted_TP);
+  for (const ExchangeRound& round : record.rounds) {
+    at::Tensor local = exchange_.out(round, record.expert_TK).to(at::kLong).sub_(placement_.first);
+    at::Tensor held = local.masked_select(local.ge(0).logical_and_(local.lt(placement_.count)));
+    at::Tensor counts = held.bincount({}, placement_.count).cpu();
+    record.rows_of_expert.emplace_back(counts.data_ptr<int64_t>(), counts.data_ptr<int64_t>() + counts.numel());
+  }
+  return record;
+}
+
+std::vector<ExpertChunk> RoutedExperts::chunks(const std::vector<int64_t>& rows_of_expert, at::Device device) const {
+  const RowGroups all = RowGroups::from_counts(rows_of_expert, device);
+  std::vector<ExpertChunk> result;
+  for (int64_t first = 0; first < placement_.count; first += chunk_experts_) {
+    const int64_t count = std::min(chunk_experts_, placement_.count - first);
+    result.push_back({first, count, all.begin(first), all.range(first, count)});
+  }
+  return result;
+}
+
+KeptExperts::Round RoutedExperts::receive(const RoutingRecord& record, size_t index, const at::Tensor& z_TD, const at::Tensor& weight_TK,
+                                          const at::Tensor& token_T, const PassContext& pass) const {
+  const ExchangeRound& round = record.rounds[index];
+  KeptExperts::Round rows;
+  rows.y_YD = exchange_.out(round, z_TD);
+  at::Tensor weight_YK = exchange_.out(round, weight_TK);
+  at::Tensor local_YK = exchange_.out(round, record.expert_TK).to(at::kLong).sub_(placement_.first);
+  // Slots of other ranks' experts sort behind those of the last local expert and are cut off.
+  at::Tensor foreign = local_YK.lt(0).logical_or_(local_YK.ge(placement_.count));
+  const auto& counts = record.rows_of_expert[index];
+  const int64_t num_routed = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  rows.slot_X = std::get<1>(local_YK.masked_fill_(foreign, placement_.count).flatten().sort(/*stable=*/true, 0, false)).narrow(0, 0, num_routed);
+  rows.row_X = rows.slot_X.floor_divide(record.expert_TK.size(1));
+  rows.weight_X = weight_YK.flatten().index_select(0, rows.slot_X);
+  if (drops(pass.random)) rows.token_X = exchange_.out(round, token_T.unsqueeze(1)).squeeze(1).index_select(0, rows.row_X);
+  return rows;
+}
+
+at::Tensor RoutedExperts::forward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK,
+                                  const at::Tensor& token_T, PassContext& pass, KeptExperts* kept) const {
+  at::NoGradGuard no_grad;
+  at::Tensor routed_TD = at::zeros_like(z_TD);
+  const int64_t mark = pass.scratch.mark();
+  for (size_t index = 0; index < record.rounds.size(); ++index) {
+    KeptExperts::Round rows = receive(record, index, z_TD, weight_TK, token_T, pass);
+    at::Tensor sum_YD = at::zeros_like(rows.y_YD);
+    for (const ExpertChunk& chunk : chunks(record.rows_of_expert[index], z_TD.device())) {
+      auto dense = [&](const GroupedLinear& map) { return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised); };
+      at::Tensor row_X = part(rows.row_X, chunk), token_X = part(rows.token_X, chunk);
+      at::Tensor x_XD = rows.y_YD.index_select(0, row_X);
+      at::Tensor gate_XF = gate_->forward(x_XD, dense(*gate_), chunk, token_X, pass.random);
+      at::Tensor up_XF = up_->forward(x_XD, dense(*up_), chunk, token_X, pass.random);
+      at::Tensor hidden_XF = at::silu(gate_XF).mul_(up_XF).mul_(part(rows.weight_X, chunk).unsqueeze(1));
+      sum_YD.index_add_(0, row_X, down_->forward(hidden_XF, dense(*down_), chunk, token_X, pass.random));
+      if (kept != nullptr) rows.gate_up.emplace_back(gate_XF, up_XF);
+      pass.scratch.release_to(mark);
+    }
+    exchange_.back(record.rounds[index], sum_YD, routed_TD);
+    if (kept != nullptr) kept->rounds.push_back(std::move(rows));
+  }
+  return routed_TD;
+}
+
+ExpertGradients RoutedExperts::backward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK,
+                                        const at::Tensor& token_T, const at::Tensor& d_routed_TD, PassContext& pass,
+                                        const KeptExperts* kept) const {
+  at::NoGradGuard no_grad;
+  ExpertGradients gradients{at::zeros_like(z_TD), at::zeros_like(weight_TK)};
+  const int64_t mark = pass.scratch.mark();
+  for (size_t index = 0; index < record.rounds.size(); ++index) {
+    const ExchangeRound& round = record.rounds[index];
+    const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : receive(record, index, z_TD, weight_TK, token_T, pass);
+    at::Tensor d_sum_YD = exchange_.out(round, d_routed_TD);
+    at::Tensor d_y_YD = at::zeros_like(rows.y_YD);
+    at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), weight_TK.size(1)}, weight_TK.options());
+    size_t chunk_index = 0;
+    for (const ExpertChunk& chunk : chunks(record.rows_of_expert[index], z_TD.device())) {
+      auto dense = [&](const GroupedLinear& map) { return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised); };
+      at::Tensor row_X = part(rows.row_X, chunk), token_X = part(rows.token_X, chunk);
+      at::Tensor x_XD = rows.y_YD.index_select(0, row_X);
+      at::Tensor gate_eFD = dense(*gate_), up_eFD = dense(*up_), down_eDF = dense(*down_);
+      at::Tensor gate_XF, up_XF;
+      if (rows.gate_up.empty()) {
+        gate_XF = gate_->forward(x_XD, gate_eFD, chunk, token_X, pass.random);
+        up_XF = up_->forward(x_XD, up_eFD, chunk, token_X, pass.random);
+      } else {
+        std::tie(gate_XF, up_XF) = rows.gate_up[chunk_index];
+      }
+      ++chunk_index;
+      at::Tensor weight_X1 = part(rows.weight_X, chunk).unsqueeze(1);
+      at::Tensor activated_XF = at::silu(gate_XF);
+      at::Tensor hidden_XF = activated_XF * up_XF;
+      at::Tensor d_out_XD = d_sum_YD.index_select(0, row_X);
+      at::Tensor d_weighted_XF = down_->backward(d_out_XD, hidden_XF * weight_X1, down_eDF, chunk, token_X, pass.random);
+      d_weight_YK.view(-1).index_copy_(0, part(rows.slot_X, chunk), (d_weighted_XF * hidden_XF).sum(1, false, d_weight_YK.scalar_type()));
+      at::Tensor d_hidden_XF = d_weighted_XF.mul_(weight_X1);
+      at::Tensor d_gate_XF = at::silu_backward(d_hidden_XF * up_XF, gate_XF);
+      at::Tensor d_up_XF = d_hidden_XF.mul_(activated_XF);
+      at::Tensor d_x_XD = gate_->backward(d_gate_XF, x_XD, gate_eFD, chunk, token_X, pass.random);
+      d_x_XD.add_(up_->backward(d_up_XF, x_XD, up_eFD, chunk, token_X, pass.random));
+      d_y_YD.index_add_(0, row_X, d_x_XD);
+      pass.scratch.release_to(mark);
+    }
+    exchange_.back(round, d_y_YD, gradients.d_z_TD);
+    exchange_.back(round, d_weight_YK, gradients.d_weight_TK);
+  }
+  return gradients;
+}
+
+}  // namespace moetune

@@ -1,0 +1,83 @@
+// The routed experts of one layer: rows go to the ranks of their experts, through SwiGLU MLPs grouped by expert, and back as a sum.
+//
+//   RoutingRecord record = experts.route(expert_TK);                                 // way down: the choice and its exchange, kept
+//   at::Tensor routed_TD = experts.forward(record, z_TD, weight_TK, token_T, pass);
+//   ExpertGradients d = experts.backward(record, z_TD, weight_TK, token_T, d_routed_TD, pass);   // way up: recomputes, never re-routes
+//
+// Forward and backward are plain functions over the whole local batch. Experts go through in chunks: a chunk's weights are made dense
+// once and serve every row, on the way up for recomputation and input gradient alike. The routing weight multiplies the hidden
+// activation, where w down(h) = down(w h) costs F numbers a row instead of D and d w = <d(w h), h> needs no expert output: K numbers
+// a token come home.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "lora/grouped_linear.h"
+#include "moe/pass_context.h"
+#include "parallel/token_exchange.h"
+
+namespace moetune {
+
+/// Which experts of a layer this rank holds.
+struct ExpertPlacement {
+  int64_t first = 0;
+  int64_t count = 0;
+  int64_t total = 0;
+};
+
+/// The routing of one layer, decided on the way down and replayed on the way up: 2 K bytes a token and 4 bytes a row sent.
+struct RoutingRecord {
+  at::Tensor expert_TK;  ///< int16
+  std::vector<ExchangeRound> rounds;
+  std::vector<std::vector<int64_t>> rows_of_expert;  ///< by round: rows of each local expert
+};
+
+/// Intermediates of a layer that keeps them instead of recomputing.
+struct KeptExperts {
+  struct Round {
+    at::Tensor row_X;     ///< received row of each routed row, grouped by expert
+    at::Tensor slot_X;    ///< its place among the K of that row, as a flat index into [Y, K]
+    at::Tensor y_YD, weight_X, token_X;
+    std::vector<std::pair<at::Tensor, at::Tensor>> gate_up;  ///< by chunk, before the activation; empty: recompute
+  };
+  std::vector<Round> rounds;
+};
+
+struct ExpertGradients {
+  at::Tensor d_z_TD;
+  at::Tensor d_weight_TK;
+};
+
+class RoutedExperts {
+ public:
+  RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up, std::unique_ptr<GroupedLinear> down,
+                ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange);
+
+  /// Fixes the exchange of expert_TK (int64). Collective over the expert group.
+  RoutingRecord route(const at::Tensor& expert_TK) const;
+  /// sum over the chosen experts of weight * expert(z): [T, D]. Collective. `kept` receives intermediates where it is not null.
+  at::Tensor forward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& token_T,
+                     PassContext& pass, KeptExperts* kept = nullptr) const;
+  /// Gradients in z and in the weights; those of adapters (or trained weights) are added to their parameters. Collective.
+  ExpertGradients backward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& token_T,
+                           const at::Tensor& d_routed_TD, PassContext& pass, const KeptExperts* kept = nullptr) const;
+
+  const ExpertPlacement& placement() const { return placement_; }
+  std::vector<GroupedLinear*> linears() const { return {gate_.get(), up_.get(), down_.get()}; }
+  /// Elements that a pass takes from the scratch.
+  int64_t scratch_elements() const;
+
+ private:
+  std::vector<ExpertChunk> chunks(const std::vector<int64_t>& rows_of_expert, at::Device device) const;
+  KeptExperts::Round receive(const RoutingRecord& record, size_t round, const at::Tensor& z_TD, const at::Tensor& weight_TK,
+                             const at::Tensor& token_T, const PassContext& pass) const;
+  bool drops(const StepRandom& random) const;
+
+  std::unique_ptr<GroupedLinear> gate_, up_, down_;
+  ExpertPlacement placement_;
+  int64_t chunk_experts_;
+  TokenExchange& exchange_;
+};
+
+}  // namespace moetune

@@ -1,0 +1,87 @@
+#include "moe/weight_source.h"
+
+#include <cmath>
+
+#include "lora/counter_random.h"
+#include "lora/fp8.h"
+#include "parallel/base/error.h"
+#include "parallel/safetensors.h"
+#include "parallel/tensor_io.h"
+
+namespace moetune {
+namespace {
+
+bool ends_with(const std::string& text, const std::string& tail) {
+  return text.size() >= tail.size() && text.compare(text.size() - tail.size(), tail.size(), tail) == 0;
+}
+
+class Pretrained final : public WeightSource {
+ public:
+  explicit Pretrained(const std::filesystem::path& folder) : folder_(folder) {}
+
+  bool has(const std::string& name) const override { return folder_.find(name) != nullptr; }
+  int64_t bytes_read() const override { return bytes_read_; }
+
+  at::Tensor read(const std::string& name, at::IntArrayRef shape) override {
+    const TensorInfo& info = folder_.at(name);
+    if (at::IntArrayRef(info.shape) != shape) {
+      throw UserError(moetune::str(info.file, ": ", name, " has shape ", at::IntArrayRef(info.shape), "; config.json asks for ", shape));
+    }
+    bytes_read_ += static_cast<int64_t>(info.bytes);
+    at::Tensor tensor = read_tensor(folder_, name);
+    if (tensor.scalar_type() != at::kFloat8_e4m3fn) {
+      if (!tensor.is_floating_point()) throw UserError(str(info.file, ": ", name, " is of dtype ", c10::toString(tensor.scalar_type()), "; want bf16, fp16, fp32 or FP8 e4m3"));
+      return tensor;
+    }
+    // The scale may lie in another shard; the folder's index knows where.
+    const std::string scale_name = name + "_scale_inv";
+    if (!has(scale_name)) throw UserError(str(info.file, ": ", name, " is FP8 but there is no ", scale_name));
+    return fp8_blocks_dequantise(tensor, read_tensor(folder_, scale_name).to(at::kFloat), at::kBFloat16);
+  }
+
+ private:
+  SafetensorsFolder folder_;
+  int64_t bytes_read_ = 0;
+};
+
+class RandomWeights final : public WeightSource {
+ public:
+  RandomWeights(const ModelConfig& config, uint64_t seed, at::Device device)
+      : half_width_(config.initializer_range * std::sqrt(3.0)), seed_(seed), device_(device) {}
+
+  bool has(const std::string&) const override { return true; }
+  int64_t bytes_read() const override { return 0; }
+
+  at::Tensor read(const std::string& name, at::IntArrayRef shape) override {
+    const auto options = at::TensorOptions(at::kFloat).device(device_);
+    if (ends_with(name, "e_score_correction_bias")) return at::zeros(shape, options);
+    if (shape.size() == 1) return at::ones(shape, options);
+    const int64_t numel = c10::multiply_integers(shape);
+    // Held in bf16 and drawn in pieces: the generator's integers take twelve times the bytes.
+    at::Tensor drawn = at::empty({numel}, options.dtype(at::kBFloat16));
+    const uint64_t key = stream_key(seed_, name);
+    constexpr int64_t kPiece = int64_t{1} << 25;
+    for (int64_t first = 0; first < numel; first += kPiece) {
+      const int64_t count = std::min(kPiece, numel - first);
+      drawn.narrow(0, first, count).copy_(counter_uniform(key, first, count, device_).mul_(2 * half_width_).sub_(half_width_));
+    }
+    return drawn.view(shape);
+  }
+
+ private:
+  double half_width_;
+  uint64_t seed_;
+  at::Device device_;
+};
+
+}  // namespace
+
+std::unique_ptr<WeightSource> open_pretrained(const std::filesystem::path& folder) {
+  return std::make_unique<Pretrained>(folder);
+}
+
+std::unique_ptr<WeightSource> make_random_weights(const ModelConfig& config, uint64_t seed, at::Device device) {
+  return std::make_unique<RandomWeights>(config, seed, device);
+}
+
+}  // namespace moetune

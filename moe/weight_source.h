@@ -1,0 +1,37 @@
+// Where a model's weights come from: Hugging Face safetensors, or numbers drawn from the seed.
+//
+//   std::unique_ptr<WeightSource> source = open_pretrained(folder);
+//   at::Tensor w = source->read("model.layers.0.self_attn.o_proj.weight", {O, I});
+//
+// Tensors are read one by one, by byte range, as the model asks for them: a rank reads only what it will own.
+#pragma once
+
+#include <torch/types.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "moe/config.h"
+
+namespace moetune {
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  /// The tensor `name` as stored (bf16, fp16, fp32; FP8 blocks come as bf16), of exactly `shape`, on the CPU or on the device the
+  /// source was made for. Throws UserError naming tensor, file and both shapes.
+  virtual at::Tensor read(const std::string& name, at::IntArrayRef shape) = 0;
+  virtual bool has(const std::string& name) const = 0;
+  /// Bytes read so far, for the progress line.
+  virtual int64_t bytes_read() const = 0;
+};
+
+/// Reads model.safetensors, or the shards of model.safetensors.index.json, in `folder`.
+std::unique_ptr<WeightSource> open_pretrained(const std::filesystem::path& folder);
+
+/// Every tensor drawn from (seed, name, element): norms 1, correction biases 0, all else uniform with the config's
+/// initializer_range as standard deviation. The same on every mesh.
+std::unique_ptr<WeightSource> make_random_weights(const ModelConfig& config, uint64_t seed, at::Device device);
+
+}  // namespace moetune

@@ -1,0 +1,157 @@
+#include "parallel/launch.h"
+
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <mpi.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <thread>
+
+#include "parallel/base/error.h"
+#include "parallel/base/log.h"
+#include "parallel/mpi_communicator.h"
+#include "parallel/nccl_communicator.h"
+
+namespace moetune {
+namespace {
+
+bool started_by_mpirun() {
+  // Open MPI's mpirun sets the first; launchers that speak PMIx to it (prterun, srun --mpi=pmix) set the second.
+  return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
+}
+
+std::string host_name() {
+  char name[256] = "";
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+struct Failure {
+  ExitCode code;
+  std::string message;
+};
+
+/// The exception that is being handled, as an exit code and what to print.
+Failure current_failure() {
+  try {
+    throw;
+  } catch (const Error& error) {
+    return {error.code(), error.what()};
+  } catch (const c10::OutOfMemoryError& error) {
+    return {ExitCode::kDoesNotFit, error.what_without_backtrace()};
+  } catch (const c10::Error& error) {
+    return {ExitCode::kDefect, error.what()};
+  } catch (const std::bad_alloc&) {
+    return {ExitCode::kDoesNotFit, "the host is out of memory"};
+  } catch (const std::exception& error) {
+    return {ExitCode::kDefect, error.what()};
+  } catch (...) {
+    return {ExitCode::kDefect, "an exception that is no std::exception"};
+  }
+}
+
+/// How long a rank leaves the word to others before it prints its failure. Ranks above 0 differ a little, so that one of
+/// them speaks where the mistake spares rank 0. A lost rank is a consequence: the cause has time to be printed first.
+std::chrono::milliseconds patience(int rank, ExitCode code) {
+  const int turn_ms = rank == 0 ? 0 : 2000 + 100 * std::min(rank - 1, 20);
+  return std::chrono::milliseconds(code == ExitCode::kRankLost ? 5000 + turn_ms : turn_ms);
+}
+
+}  // namespace
+
+Launch::Launch() : exceptions_at_birth_(std::uncaught_exceptions()) {
+  uses_mpi_ = started_by_mpirun();
+  if (uses_mpi_) {
+    int initialized = 0;
+    MPI_Initialized(&initialized);
+    MT_CHECK(!initialized, "a second Launch in one process");
+    int thread_level = MPI_THREAD_SINGLE;
+    MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &thread_level);
+    MT_CHECK(thread_level >= MPI_THREAD_FUNNELED, "this MPI cannot be used beside other threads");
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
+    MPI_Comm_size(MPI_COMM_WORLD, &world_size_);
+    MPI_Comm host_ranks = MPI_COMM_NULL;
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host_ranks);
+    MPI_Comm_rank(host_ranks, &local_rank_);
+    MPI_Comm_size(host_ranks, &local_size_);
+    MPI_Comm_free(&host_ranks);
+    host_world_ = MpiCommunicator::split_world(0, rank_, "world (host)");
+  } else {
+    host_world_ = std::make_unique<LocalCommunicator>("world (host)");
+  }
+  log_init(rank_, world_size_);
+}
+
+Launch::~Launch() {
+  host_world_.reset();
+  if (uses_mpi_ && std::uncaught_exceptions() == exceptions_at_birth_) MPI_Finalize();
+}
+
+void Launch::use_device(const std::string& kind) {
+  MT_CHECK(kind == "cpu" || kind == "cuda", "device kind ", kind);
+  if (kind == "cpu") {
+    device_ = c10::Device(c10::kCPU);
+    return;
+  }
+  const int num_gpus = c10::cuda::device_count();
+  if (num_gpus == 0) {
+    throw UserError(str("device cuda: this process sees no GPU on host ", host_name(),
+                        "; look at nvidia-smi and CUDA_VISIBLE_DEVICES there, or run on the CPU"));
+  }
+  if (num_gpus < local_size_) {
+    throw UserError(str("device cuda: ", local_size_, " ranks were started on host ", host_name(), ", where a process sees ",
+                        num_gpus, " GPUs; each rank needs one of its own: start at most ", num_gpus,
+                        " ranks there (mpirun --map-by ppr:", num_gpus,
+                        ":node), or let CUDA_VISIBLE_DEVICES show every rank all GPUs"));
+  }
+  device_ = c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(local_rank_));
+  c10::cuda::set_device(device_.index());
+}
+
+std::unique_ptr<Communicator> Launch::make_group(int color, int key, const std::string& name) {
+  if (!uses_mpi_) return std::make_unique<LocalCommunicator>(name, device_);
+  auto host = MpiCommunicator::split_world(color, key, name);
+  if (host->size() == 1) return std::make_unique<LocalCommunicator>(name, device_);
+  if (device_.is_cuda()) return std::make_unique<NcclCommunicator>(std::move(host), device_);
+  return host;
+}
+
+int64_t Launch::max_over_world(int64_t value) {
+  const at::Tensor largest = at::full({1}, value, at::kLong);
+  host_world_->all_reduce_max(largest);
+  return largest.item<int64_t>();
+}
+
+std::string Launch::broadcast_string(const std::string& text) {
+  const at::Tensor length = at::full({1}, static_cast<int64_t>(text.size()), at::kLong);
+  host_world_->broadcast(length, 0);
+  const at::Tensor bytes = at::empty({length.item<int64_t>()}, at::kByte);
+  if (rank_ == 0 && !text.empty()) std::memcpy(bytes.data_ptr(), text.data(), text.size());
+  host_world_->broadcast(bytes, 0);
+  return std::string(static_cast<const char*>(bytes.data_ptr()), bytes.numel());
+}
+
+void Launch::abort(int code) {
+  if (uses_mpi_) MPI_Abort(MPI_COMM_WORLD, code);
+  std::_Exit(code);
+}
+
+int run_guarded(Launch& launch, const std::function<int()>& program) {
+  try {
+    return program();
+  } catch (...) {
+    const Failure failure = current_failure();
+    if (launch.world_size() > 1) std::this_thread::sleep_for(patience(launch.rank(), failure.code));
+    log_error(failure.message);
+    if (launch.world_size() > 1) launch.abort(static_cast<int>(failure.code));
+    return static_cast<int>(failure.code);
+  }
+}
+
+}  // namespace moetune

@@ -1,0 +1,76 @@
+// One process of the job: how it was started, which rank it is, which device it has, and how a mistake ends all ranks.
+//
+//   int main(int argc, char** argv) {
+//     Launch launch;                              // MPI if mpirun started the process, otherwise one rank without MPI
+//     return run_guarded(launch, [&] {
+//       launch.use_device("cuda");
+//       auto world = launch.make_group(0, launch.rank(), "world");
+//       ...
+//       return 0;
+//     });
+//   }
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace moetune {
+
+class Communicator;
+
+class Launch {
+ public:
+  /// Starts MPI when the process was started by mpirun (or by another launcher that sets PMIx variables), and the log.
+  /// At most one a process. MPI is used from one thread at a time, the one that constructs this.
+  Launch();
+  /// Ends MPI: waits for all ranks. While an exception is under way it does not.
+  ~Launch();
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+
+  int rank() const { return rank_; }
+  int world_size() const { return world_size_; }
+  /// Place among the ranks of this host, 0 .. local_size() - 1.
+  int local_rank() const { return local_rank_; }
+  int local_size() const { return local_size_; }
+
+  /// Chooses where groups made from now on keep their tensors: "cpu" (as at the start) or "cuda", the GPU of this host
+  /// with the number local_rank(), made current. UserError where the host has fewer GPUs than ranks.
+  void use_device(const std::string& kind);
+  c10::Device device() const { return device_; }
+
+  /// The group of the ranks that pass the same color (>= 0), ordered by key, for tensors on device(): NCCL on GPUs, MPI on
+  /// CPUs, LocalCommunicator where a rank is alone. All ranks of the job call it, in the same order; it waits for them.
+  /// The group must not outlive the Launch.
+  std::unique_ptr<Communicator> make_group(int color, int key, const std::string& name);
+
+  /// The largest value of all ranks, on the host. All ranks call it.
+  int64_t max_over_world(int64_t value);
+  /// Rank 0's text, on every rank. All ranks call it; the argument of other ranks is ignored.
+  std::string broadcast_string(const std::string& text);
+
+  /// Ends every rank of the job at once; mpirun's exit code is `code`. Not a collective.
+  [[noreturn]] void abort(int code);
+
+ private:
+  bool uses_mpi_ = false;
+  int exceptions_at_birth_;
+  int rank_ = 0;
+  int world_size_ = 1;
+  int local_rank_ = 0;
+  int local_size_ = 1;
+  c10::Device device_ = c10::Device(c10::kCPU);
+  std::unique_ptr<Communicator> host_world_;
+};
+
+/// Runs the program and returns its exit code. An exception is printed and ends every rank with the exit code of the error
+/// (error.h; running out of memory is 3, an unknown exception 1). A mistake that all ranks make is printed once: rank 0
+/// prints at once and ends the job, another rank first gives it 2 s, and an error that says a rank was lost first gives
+/// the rank that was lost the time to say why.
+int run_guarded(Launch& launch, const std::function<int()>& program);
+
+}  // namespace moetune

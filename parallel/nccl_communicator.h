@@ -1,0 +1,47 @@
+// A Communicator over NCCL: tensors of one GPU per rank. It keeps the MPI group of the same ranks for what lives on the
+// host: the NCCL id at birth, counts, barriers.
+//
+//   auto host = MpiCommunicator::split_world(color, key, "ep");
+//   NcclCommunicator group(std::move(host), at::Device(at::kCUDA, local_rank));   // every rank of the group
+//   group.all_reduce_sum(tensor);                                 // enqueued on the current stream of the device
+//
+// Ordinary callers get their groups from Launch::make_group.
+#pragma once
+
+#include <memory>
+
+#include "parallel/mpi_communicator.h"
+
+namespace moetune {
+
+class NcclCommunicator final : public Communicator {
+ public:
+  /// Joins the ranks of `host`, each with a GPU of its own. All of them construct it at the same time; waits for them.
+  NcclCommunicator(std::unique_ptr<MpiCommunicator> host, at::Device device);
+  /// Waits for what was enqueued and leaves. While an exception is under way it aborts instead: a kernel may be waiting
+  /// for a peer that never comes.
+  ~NcclCommunicator() override;
+
+  void barrier() override { host_->barrier(); }
+
+ private:
+  struct Handle;
+
+  void do_all_reduce(const at::Tensor& tensor, ReduceOp op) override;
+  void do_broadcast(const at::Tensor& tensor, int root) override;
+  void do_all_gather(const at::Tensor& out, const at::Tensor& in) override;
+  void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
+                       const std::vector<int64_t>& send_bytes) override;
+  std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override {
+    return host_->all_to_all_counts(send);
+  }
+
+  /// Throws RankLostError unless the NCCL call (its result as an integer) succeeded.
+  void check(int nccl_result, const char* operation, int64_t bytes) const;
+
+  std::unique_ptr<MpiCommunicator> host_;
+  std::unique_ptr<Handle> handle_;
+  int exceptions_at_birth_;
+};
+
+}  // namespace moetune

@@ -1,0 +1,52 @@
+// Rows out to the ranks that hold their experts, and rows back: a linear map and its transpose.
+//
+//   std::vector<ExchangeRound> rounds = exchange.plan(wanted_TP);       // collective; once a layer, on the way down
+//   for (const ExchangeRound& round : rounds) {
+//     at::Tensor y_YC = exchange.out(round, x_TC);                       // each token goes to a rank once, whatever it wants there
+//     ...
+//     exchange.back(round, y_YC, sum_TC);                                // sum_TC[token] += every row that came back for it
+//   }
+//
+// `out` and `back` are each other's transpose, so gradients travel by the same two calls. They are plain functions, called between
+// autograd segments: no collective hides in a graph that ranks could prune differently.
+#pragma once
+
+#include <torch/types.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace moetune {
+
+class Communicator;
+
+/// What one round of an exchange sends where; kept from the way down and replayed on the way up without exchanging counts.
+struct ExchangeRound {
+  at::Tensor sent_token_S;            ///< int32: local token of each row sent, ordered by destination rank, then token
+  std::vector<int64_t> send_counts;   ///< rows to each rank
+  std::vector<int64_t> recv_counts;   ///< rows from each rank
+  int64_t num_received = 0;           ///< Y, rows this rank holds after out()
+};
+
+class TokenExchange {
+ public:
+  virtual ~TokenExchange() = default;
+  /// Ranks of the group; experts are spread over them in equal runs.
+  virtual int64_t num_ranks() const = 0;
+  /// Rounds of tokens x ranks: wanted_TP [T, P] bool says which rank each local token goes to. All ranks of the group get the
+  /// same number of rounds. Rounds keep the rows received at a time within the buffer: one round when every rank's rows fit, else
+  /// as many as bound them for any routing. Collective over the group.
+  virtual std::vector<ExchangeRound> plan(const at::Tensor& wanted_TP) = 0;
+  /// rows_TC (any dtype) -> rows received [Y, C], ordered by source rank, then its token. Collective.
+  virtual at::Tensor out(const ExchangeRound& round, const at::Tensor& rows_TC) = 0;
+  /// Adds to sum_TC each row of rows_YC at the token it came from. Collective.
+  virtual void back(const ExchangeRound& round, const at::Tensor& rows_YC, at::Tensor& sum_TC) = 0;
+};
+
+/// One rank holds all experts: rows stay where they are.
+std::unique_ptr<TokenExchange> make_local_exchange();
+/// Experts over the ranks of `group`. `buffer_rows`: rows a rank receives at a time at most; 0: one round always.
+std::unique_ptr<TokenExchange> make_token_exchange(Communicator& group, int64_t buffer_rows);
+
+}  // namespace moetune

@@ -1,0 +1,49 @@
+"""Mistakes of the user: one clear text, exit code 2, no traceback.
+
+    problems = Problems("data/train.jsonl")
+    problems.add("not valid JSON", "one JSON object a line", line=3, detail="Expecting ',' at column 17")
+    problems.raise_if_any()        # one UserError that lists every kind with its count and first lines
+"""
+
+MAX_LISTED = 10          # lines listed of each kind of problem
+MAX_PROBLEMS = 10_000    # a file that is wrong throughout need not be read to its end
+
+
+class UserError(Exception):
+    """A mistake in the data, the model's files or the options; its text says what, where and the fix."""
+
+
+def place(line, sample_id=None):
+    """'line 7' or 'line 7 (id "a-12")'."""
+    return f"line {line}" if sample_id is None else f"line {line} (id {str(sample_id)[:60]!r})"
+
+
+class Problems:
+    """Collects what is wrong with a file, grouped by kind, so that one run reports all of it."""
+
+    def __init__(self, path):
+        self.path = path
+        self.kinds = {}          # kind -> [fix, count, first details]
+        self.count = 0
+
+    def add(self, kind, fix, line, sample_id=None, detail=""):
+        entry = self.kinds.setdefault(kind, [fix, 0, []])
+        entry[1] += 1
+        self.count += 1
+        if len(entry[2]) < MAX_LISTED:
+            entry[2].append(place(line, sample_id) + (f": {detail}" if detail else ""))
+        if self.count >= MAX_PROBLEMS:
+            self.raise_if_any(unfinished=True)
+
+    def raise_if_any(self, unfinished=False):
+        if not self.count:
+            return
+        out = [f"{self.path}: {self.count} problem{'s' if self.count > 1 else ''}"
+               + (" so far; the rest was not read" if unfinished else "")]
+        for kind, (fix, count, details) in self.kinds.items():
+            out.append(f"  {kind}: {count} line{'s' if count > 1 else ''}")
+            out += [f"    {d}" for d in details]
+            if count > len(details):
+                out.append(f"    ... and {count - len(details)} more")
+            out.append(f"    fix: {fix}")
+        raise UserError("\n".join(out))

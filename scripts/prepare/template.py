@@ -1,0 +1,126 @@
+"""The model's own chat template, rendered as transformers renders it, but as the untrusted program that it is.
+
+    template = ChatTemplate(source, bos="<s>", eos="</s>")
+    with limited_memory():
+        text = template.render(messages)       # TemplateRefused: the template calls raise_exception, or breaks a limit
+
+The sandbox keeps Python's objects away; limits on time, memory and integers keep a loop or a huge repetition from hanging the
+machine. strftime_now gives the day of today at midnight, so that one run never renders two dates.
+"""
+import contextlib
+import datetime
+import json
+import os
+import resource
+import signal
+import threading
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from prepare.errors import UserError
+
+RENDER_SECONDS = 10
+RENDER_BYTES = 2 << 30       # address space that rendering may add to the process
+OUTPUT_CHARS = 128 << 20
+INTEGER_BITS = 1024
+
+
+class TemplateRefused(Exception):
+    """The template does not take this conversation; the text says why, in the template's words where it has some."""
+
+
+class _Generation(jinja2.ext.Extension):
+    """{% generation %} ... {% endgeneration %} marks the assistant's part for transformers; spans say that here, so only its body counts."""
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context, operator, left, right):
+        bits = [v.bit_length() for v in (left, right) if isinstance(v, int)]
+        if len(bits) == 2 and (max(bits) if operator == "*" else bits[0] * abs(min(right, INTEGER_BITS))) > INTEGER_BITS:
+            raise OverflowError("an integer grows too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _raise_exception(message):
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    # Jinja's own filter escapes HTML characters.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@contextlib.contextmanager
+def limited_memory():
+    """A template's repetition of a string then ends in MemoryError instead of the machine's last byte."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm", encoding="ascii") as f:
+        limit = int(f.read().split()[0]) * os.sysconf("SC_PAGE_SIZE") + RENDER_BYTES
+    for bound in (soft, hard):
+        if bound != resource.RLIM_INFINITY:
+            limit = min(limit, bound)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _too_slow(signum, frame):
+    raise TimeoutError
+
+
+class ChatTemplate:
+    def __init__(self, source, bos, eos):
+        self.source = source
+        self.uses_date = "strftime_now" in source
+        self.today = datetime.date.today()
+        midnight = datetime.datetime.combine(self.today, datetime.time())
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = midnight.strftime
+        # As transformers: a token that the model lacks is undefined in the template.
+        self.tokens = {k: v for k, v in (("bos_token", bos), ("eos_token", eos)) if v is not None}
+        try:
+            self.template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as e:
+            raise UserError(f"the chat template does not compile: {e.message}, at its line {e.lineno}\n"
+                            "  fix: compare chat_template.jinja or tokenizer_config.json with the model's original") from None
+        except RecursionError:
+            raise UserError("the chat template is nested too deep\n  fix: compare it with the model's original") from None
+        # Signals reach the main thread only; elsewhere the other limits hold.
+        self.timed = threading.current_thread() is threading.main_thread()
+
+    def render(self, messages):
+        """The text of one conversation, without a generation prompt."""
+        if self.timed:
+            signal.signal(signal.SIGALRM, _too_slow)
+            signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+        try:
+            text = self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=False, **self.tokens)
+        except TimeoutError:
+            raise TemplateRefused(f"it ran for more than {RENDER_SECONDS} s") from None
+        except MemoryError:
+            raise TemplateRefused(f"it asked for more than {RENDER_BYTES >> 30} GiB of memory") from None
+        except jinja2.TemplateError as e:
+            raise TemplateRefused(f'it says "{e.message}"') from None
+        except RecursionError:
+            raise TemplateRefused("it recurses without end") from None
+        except Exception as e:       # a template is a program: any error of its expressions may come out
+            raise TemplateRefused(f"{type(e).__name__}: {str(e)[:200]}") from None
+        finally:
+            if self.timed:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        if len(text) > OUTPUT_CHARS:
+            raise TemplateRefused(f"it writes more than {OUTPUT_CHARS >> 20} Mi characters")
+        return text

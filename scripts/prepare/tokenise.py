@@ -1,0 +1,227 @@
+"""Texts with spans to tokens and labels.
+
+    tokeniser = Tokeniser(model, special="as_text", train_all=False)
+    tokens, labels, lengths = tokeniser.encode(texts, on_bad=lambda i, error: ...)
+
+A text is tokenised as a whole by the model's own tokenizer, so merges across the border of template and content come out as
+they do in transformers, and the mask is laid over by character offsets. A token that holds a character of trained content is
+trained; so is the first special token behind an assistant's content, with the white space between.
+
+Special-token text inside content ("<|im_end|>" typed by a user) is ordinary text unless the user says otherwise:
+    as_text   such a text goes through a second tokenizer, equal to the first but for the names of its added tokens, which are
+              sentinels there. The template's special tokens are renamed in the text, those in content are left, and so stay text.
+    reject    an error
+    allow     they become special tokens
+White-space-only added tokens (runs of blanks, in some vocabularies) are text anyway; so are, in an assistant's content, the
+<think> tags what they say: tokens of the model.
+"""
+import json
+import re
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, processors
+
+from prepare.errors import UserError
+from prepare.formats import IGNORED, BadLine, Text
+from prepare.spans import NONCHARACTERS
+
+REASONING_TAGS = ("<think>", "</think>")
+_SENTINEL = "\ufdea{}\ufdeb"
+
+
+def _renamed(text, spans, names, pattern, tags):
+    """Text and spans with the added tokens of the template (and reasoning tags) replaced by their sentinels."""
+    out, moved, at = "", [], 0
+    for span in spans:
+        out += pattern.sub(lambda m: names[m[0]], text[at:span.start])
+        start = len(out)
+        content = text[span.start:span.end]
+        out += tags.sub(lambda m: names[m[0]], content) if tags and span.reasoning_tags else content
+        moved.append(replace(span, start=start, end=len(out)))
+        at = span.end
+    return out + pattern.sub(lambda m: names[m[0]], text[at:]), moved
+
+
+class _AsText:
+    """The tokenizer whose added tokens answer to sentinels only."""
+
+    def __init__(self, tokenizer_text, added):
+        spec = json.loads(tokenizer_text)
+        spec["added_tokens"], spec["post_processor"] = [], None
+        self.tokenizer = Tokenizer.from_str(json.dumps(spec))
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.names, self.ids = {}, {}           # content -> sentinel; id here -> id in the model
+        for i, token in enumerate(added.values()):
+            self.names[token.content] = token.content if token.content.isspace() else _SENTINEL.format(i)
+        flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        self.tokenizer.add_tokens([AddedToken(self.names[t.content], **{f: getattr(t, f) for f in flags}) for t in added.values()])
+        for token_id, token in added.items():
+            self.ids[self.tokenizer.token_to_id(self.names[token.content])] = token_id
+        longest_first = sorted((n for n in self.names if not n.isspace()), key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
+        tags = [t for t in REASONING_TAGS if t in self.names]
+        self.tags = re.compile("|".join(tags)) if tags else None
+        self.controls = {i for i, t in added.items() if not t.content.isspace()}
+
+    def encode(self, document):
+        """Ids, offsets and the renamed document."""
+        if NONCHARACTERS.search(document.text):
+            raise BadLine("content holds U+FDD0..U+FDEF", "Unicode reserves these for internal use, and so does moetune: remove them")
+        text, spans = _renamed(document.text, document.spans, self.names, self.pattern, self.tags)
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        if any(i in self.controls and i not in self.ids for i in encoding.ids):
+            raise BadLine("special-token text that this vocabulary cannot spell as text", "remove it from the content, or use --special-tokens allow")
+        return [self.ids.get(i, i) for i in encoding.ids], encoding.offsets, replace(document, text=text, spans=spans)
+
+
+class Tokeniser:
+    def __init__(self, model, special="as_text", train_all=False):
+        self.model, self.special, self.train_all = model, special, train_all
+        tokenizer = model.tokenizer
+        framed, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+        self.prefix = next((framed[:i] for i in range(len(framed)) if framed[i:i + len(bare)] == bare), [])
+        self.eos = tokenizer.token_to_id(model.eos) if model.eos else None
+        # The post-processor adds nothing to ids here, but some trim white space off the offsets that the mask is made from.
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+        self.tokenizer = tokenizer
+        self.added = tokenizer.get_added_tokens_decoder()
+        self.vocab_size = max(max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), *self.added, -1) + 1
+        self.is_control = np.zeros(self.vocab_size, dtype=bool)
+        for i, token in self.added.items():
+            self.is_control[i] = not token.content.isspace()
+        self.tag_ids = {i for i, t in self.added.items() if t.content in REASONING_TAGS}
+        self.as_text = None
+        self.kept_as_text = 0       # texts in which special-token text was kept as text
+        self.turns = self.turns_without_end = 0
+        self._special_text = None
+
+    def may_be_special(self, text):
+        """Whether a string holds the text of an added token."""
+        if self._special_text is None:
+            names = sorted((t.content for t in self.added.values() if not t.content.isspace()), key=len, reverse=True)
+            self._special_text = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        return self.special != "allow" and self._special_text.search(text) is not None
+
+    def _specials_in_content(self, document, ids, offsets):
+        """The contents of added tokens that came out of (or reach into) content."""
+        found = []
+        for i, (start, end) in zip(ids, offsets):
+            if not self.is_control[i]:
+                continue
+            piece = document.text[start:end]        # a token may swallow white space around it; that harms nobody
+            start, end = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
+            if any(s.start < end and start < s.end and not (s.reasoning_tags and i in self.tag_ids) for s in document.spans):
+                found.append(self.added[i].content)
+        return found
+
+    def encode(self, documents, on_bad):
+        """Tokens, labels (int32) of the documents one behind the other and their lengths; on_bad(index, BadLine) takes those that fail."""
+        if any(d.framed for d in documents) and self.eos is None:
+            raise UserError(f"{self.model.folder}/tokenizer_config.json: no \"eos_token\" that the tokenizer knows ({self.model.eos!r})\n"
+                            "  fix: name it; texts and completions end with it")
+        if not documents:
+            return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64)
+        encodings = self.tokenizer.encode_batch([d.text for d in documents], add_special_tokens=False)
+        documents = list(documents)
+        ids = [np.array(e.ids, dtype=np.int32) for e in encodings]
+        offsets = [e.offsets for e in encodings]
+        if self.special != "allow":
+            for d in self._with_control_in_content(documents, ids, offsets):
+                try:
+                    found = self._specials_in_content(documents[d], ids[d].tolist(), offsets[d])
+                    if found and self.special == "reject":
+                        raise BadLine("special-token text in content", "remove it, or use --special-tokens as_text (it stays text) or allow",
+                                      ", ".join(dict.fromkeys(found[:5])))
+                    if found:
+                        self.as_text = self.as_text or _AsText(self.model.tokenizer_text, self.added)
+                        new_ids, offsets[d], documents[d] = self.as_text.encode(documents[d])
+                        ids[d] = np.array(new_ids, dtype=np.int32)
+                        self.kept_as_text += 1
+                except BadLine as e:
+                    on_bad(d, e)
+                    ids[d], offsets[d], documents[d] = np.zeros(0, np.int32), [], Text("", [])
+        return self._label(documents, ids, offsets)
+
+    @staticmethod
+    def _flat(documents, ids, offsets):
+        """Tokens' starts and ends and the spans, over all documents as if they were one text."""
+        lengths = np.array([len(i) for i in ids], dtype=np.int64)
+        base = np.cumsum([0] + [len(d.text) + 1 for d in documents])
+        count = int(lengths.sum())
+        flat = np.fromiter(chain.from_iterable(chain.from_iterable(offsets)), dtype=np.int64, count=2 * count).reshape(-1, 2)
+        shift = np.repeat(base[:-1], lengths)
+        starts = flat[:, 0] + shift
+        ends = np.maximum(flat[:, 1] + shift, starts + 1)        # a token without characters sits on its place
+        spans = [(b + s.start, b + s.end) for b, d in zip(base.tolist(), documents) for s in d.spans]
+        spans = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        return lengths, starts, ends, spans
+
+    def _with_control_in_content(self, documents, ids, offsets):
+        """Documents in which a control token touches a span (some only with swallowed white space)."""
+        lengths, starts, ends, spans = self._flat(documents, ids, offsets)
+        if not len(spans) or not len(starts):
+            return []
+        tokens = np.flatnonzero(self.is_control[np.concatenate(ids)])
+        nearest = np.minimum(np.searchsorted(spans[:, 1], starts[tokens], side="right"), len(spans) - 1)
+        touching = tokens[(spans[nearest, 0] < ends[tokens]) & (starts[tokens] < spans[nearest, 1])]
+        return np.unique(np.searchsorted(np.cumsum(lengths), touching, side="right")).tolist()
+
+    def _label(self, documents, ids, offsets):
+        lengths, starts, ends, spans = self._flat(documents, ids, offsets)
+        tokens = np.concatenate(ids)
+        mask = np.full(len(tokens), self.train_all)
+        first = np.searchsorted(ends, spans[:, 0], side="right").tolist()
+        behind = np.searchsorted(starts, spans[:, 1], side="left").tolist()
+        flags = [s for d in documents for s in d.spans]
+        for trained in (False, True):           # trained last: a token on the border of two spans is trained if one is
+            for k, span in enumerate(flags):
+                if span.trained == trained:
+                    mask[first[k]:behind[k]] = trained
+        control = self.is_control[tokens]
+        token_end = np.cumsum(lengths).tolist()
+        k = 0
+        for d, document in enumerate(documents):
+            for i, span in enumerate(document.spans):
+                if span.ends_turn:
+                    limit = document.spans[i + 1].start if i + 1 < len(document.spans) else len(document.text)
+                    self._train_end(mask, control, document, offsets[d], token_end[d] - int(lengths[d]), behind[k], limit)
+                k += 1
+        labels = np.where(mask, tokens, IGNORED).astype(np.int32)
+        if any(d.framed for d in documents):
+            tokens, labels, lengths = self._frame(documents, tokens, labels, lengths)
+        nonempty = lengths > 0
+        labels[(np.cumsum(lengths) - lengths)[nonempty]] = IGNORED
+        return tokens, labels, lengths
+
+    def _train_end(self, mask, control, document, offsets, token_start, behind, limit):
+        """Marks the special token that ends a turn, if nothing but white space stands before it."""
+        self.turns += 1
+        for j in range(behind - token_start, len(offsets)):
+            start, end = offsets[j]
+            if start >= limit and limit < len(document.text):
+                break
+            if control[token_start + j]:
+                mask[behind:token_start + j + 1] = True
+                return
+            if document.text[start:end].strip():
+                break
+        self.turns_without_end += 1
+
+    def _frame(self, documents, tokens, labels, lengths):
+        out_tokens, out_labels, end = [], [], 0
+        for d, length in zip(documents, lengths.tolist()):
+            own, own_labels = tokens[end:end + length].tolist(), labels[end:end + length].tolist()
+            end += length
+            if d.framed:
+                if own[:len(self.prefix)] != self.prefix:
+                    own, own_labels = self.prefix + own, [IGNORED] * len(self.prefix) + own_labels
+                if own[-1:] != [self.eos]:
+                    own, own_labels = own + [self.eos], own_labels + [self.eos]
+            out_tokens.append(own)
+            out_labels.append(own_labels)
+        lengths = np.array([len(t) for t in out_tokens])
+        flat = (np.fromiter(chain.from_iterable(x), dtype=np.int32, count=int(lengths.sum())) for x in (out_tokens, out_labels))
+        return *flat, lengths

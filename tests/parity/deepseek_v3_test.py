@@ -1,0 +1,111 @@
+"""Contract 1: logits, losses and every gradient of moetune equal those of transformers, per tensor to 1e-5 in fp32.
+
+    .venv/bin/python tests/parity/deepseek_v3_test.py [BUILD_FOLDER] [unittest arguments]
+
+The reference is reference.py, which reference_test.py proves against PEFT.
+"""
+
+import unittest
+
+import torch
+
+import cases
+import compare
+import program
+import reference
+from fixture import ParityCase
+
+TOLERANCE = 1e-5
+# Adam divides a gradient by its own size, so what was rounding in an element near zero is then a part of the step.
+STATE_TOLERANCE = 1e-4
+STATE = ("adapter/", "weight/", "router_bias/")
+
+
+class DeepseekV3Test(ParityCase):
+    def check(self, config, tolerance=TOLERANCE, state_tolerance=STATE_TOLERANCE):
+        """Runs both sides on `config` and compares every tensor."""
+        expected, actual = reference.run(config), program.run(config)
+        after = lambda tensors: {name: tensor for name, tensor in tensors.items() if name.startswith(STATE)}
+        before = lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.startswith(STATE)}
+        compare.assert_close(self, before(actual), before(expected), tolerance)
+        compare.assert_close(self, after(actual), after(expected), state_tolerance)
+
+    def test_every_adapter(self):
+        """LoRA on all linear maps, ten AdamW steps."""
+        for name in ("groups", "plain", "fp8"):
+            with self.subTest(name):
+                self.check(cases.config(self.model(name), self.adapter(name, ["all_linear"]), steps=10))
+
+    def test_targets(self):
+        """Groups, leaf names, one projection of the experts; rsLoRA; a rank other than a multiple of anything."""
+        for name, targets, settings in (
+                ("groups", ["attention"], dict(rslora=True, alpha=4.0)), ("groups", ["experts"], dict(rank=3)),
+                ("plain", ["q_proj", "kv_b_proj", "experts.up_proj"], {}),
+                ("plain", ["shared_expert", "dense_mlp"], {}), ("groups", ["gate_proj", "o_proj"], dict(rslora=True))):
+            with self.subTest(f"{name} {targets}"):
+                self.check(cases.config(self.model(name), self.adapter(name, targets, **settings)))
+
+    def test_mtp(self):
+        """Adapters of the trunk and of the module itself; its embedding and head shared or its own."""
+        for name in ("mtp", "mtp_own_head", "fp8"):
+            with self.subTest(name):
+                adapter = self.adapter(name, ["all_linear"], mtp=True)
+                self.check(cases.config(self.model(name), adapter, mtp_loss_weight=0.3, steps=10))
+
+    def test_mtp_module_left_alone(self):
+        """At weight 0 the module of the checkpoint has no part in anything."""
+        self.check(cases.config(self.model("mtp"), self.adapter("mtp", ["attention"])))
+
+    def test_full_training(self):
+        """`adapter: none`: the gradient of every weight, ten AdamW steps."""
+        for name, mtp_loss_weight in (("groups", 0.0), ("plain", 0.0), ("mtp", 0.3), ("mtp_own_head", 0.3)):
+            with self.subTest(name):
+                self.check(cases.config(self.model(name), mtp_loss_weight=mtp_loss_weight, steps=10))
+
+    def test_balance_loss(self):
+        """Through the frozen router into the adapters below it; into the router itself in full training."""
+        for adapter in (self.adapter("groups", ["attention", "experts"]), None):
+            with self.subTest("adapter" if adapter else "full"):
+                self.check(cases.config(self.model("groups"), adapter, balance_loss=0.05))
+
+    def test_router_bias_update(self):
+        for rate in (0.001, 0.05):
+            with self.subTest(rate=rate):
+                self.check(cases.config(self.model("groups"), self.adapter("groups", ["attention", "experts"]), steps=10,
+                                        router_bias="update", bias_rate=rate))
+
+    def test_sweep_settings_change_nothing(self):
+        """Slices and kept graphs are means, not mathematics."""
+        adapter = self.adapter("mtp", ["all_linear"], mtp=True)
+        for settings in (dict(slice_tokens=56), dict(slice_tokens=28), dict(keep="all"), dict(keep=1, slice_tokens=56)):
+            with self.subTest(settings):
+                self.check(cases.config(self.model("mtp"), adapter, mtp_loss_weight=0.3, balance_loss=0.05, **settings))
+        for settings in (dict(slice_tokens=56), dict(keep="all")):
+            with self.subTest(settings):
+                self.check(cases.config(self.model("groups"), **settings))
+
+    def test_bf16_base(self):
+        """Projections rounded to bf16, arithmetic in fp32."""
+        self.check(cases.config(self.model("groups"), self.adapter("groups", ["all_linear"]), base="bf16"))
+
+    def test_several_ranks(self):
+        for mesh in (dict(dp=1, ep=2), dict(dp=2, ep=1)):
+            with self.subTest(mesh):
+                adapter = self.adapter("mtp", ["all_linear"], mtp=True)
+                self.check(cases.config(self.model("mtp"), adapter, mesh=mesh, mtp_loss_weight=0.3, balance_loss=0.05,
+                                        router_bias="update", steps=3))
+
+    def test_fp64(self):
+        """The same in double precision on both sides, where a small mistake cannot hide in rounding."""
+        settings = dict(compute="fp64", steps=10, balance_loss=0.05, router_bias="update")
+        for name, mtp_loss_weight in (("groups", 0.0), ("mtp", 0.3)):
+            for adapter in (self.adapter(name, ["all_linear"], mtp=mtp_loss_weight > 0), None):
+                with self.subTest(f"{name} {'adapter' if adapter else 'full'}"):
+                    config = cases.config(self.model(name), adapter, mtp_loss_weight=mtp_loss_weight, **settings)
+                    self.check(config, tolerance=1e-9, state_tolerance=1e-9)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    program.choose_build()
+    unittest.main()

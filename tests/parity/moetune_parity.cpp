@@ -1,0 +1,177 @@
+// Runs steps of a model that a JSON file describes and writes logits, losses, gradients and adapters to a safetensors file, for the
+// comparisons in this folder. Alone, or under mpirun with the mesh of the file.
+//
+//   moetune_parity CONFIG.json
+#include <fstream>
+#include <iostream>
+
+#include <nlohmann/json.hpp>
+
+#include "lora/peft_files.h"
+#include "parallel/base/error.h"
+#include "parallel/base/files.h"
+#include "parallel/launch.h"
+#include "parallel/mesh.h"
+#include "parallel/tensor_io.h"
+#include "trainer/assemble.h"
+#include "trainer/frozen_digest.h"
+#include "trainer/gradients.h"
+#include "trainer/optimizer.h"
+
+using namespace moetune;
+using nlohmann::json;
+
+namespace {
+
+struct Output {
+  std::vector<std::pair<std::string, at::Tensor>> tensors;
+  void add(const std::string& name, const at::Tensor& tensor) { tensors.emplace_back(name, tensor.detach().cpu().contiguous()); }
+};
+
+/// Adds a parameter-shaped tensor under its Hugging Face names, experts gathered over the expert group.
+void add_parameter(Output& output, const std::string& prefix, const ParameterInfo& info, const at::Tensor& local, Mesh& mesh) {
+  if (info.num_experts == 0) {
+    output.add(prefix + info.name, local);
+    return;
+  }
+  std::vector<int64_t> shape = local.sizes().vec();
+  shape[0] = info.num_experts;
+  at::Tensor all = at::empty(shape, local.options().device(mesh.ep().device()));
+  mesh.ep().all_gather(all, local.to(mesh.ep().device()).contiguous());
+  for (int64_t e = 0; e < info.num_experts; ++e) output.add(prefix + expert_name(info.name, e), all[e].clone());
+}
+
+int run(const std::string& path, Launch& launch) {
+  const json config = json::parse(read_text_file(path));
+  launch.use_device(config.value("device", "cpu"));
+  at::set_num_threads(1);
+  const json mesh_json = config.value("mesh", json::object());
+  Mesh mesh(launch, resolve_mesh({1, mesh_json.value("dp", int64_t{0}), mesh_json.value("ep", int64_t{1}), 1}, launch.world_size()));
+
+  const std::string folder = config.at("model");
+  const ModelConfig model_config = load_model_config(folder);
+  auto exchange = mesh.ep().size() == 1 ? make_local_exchange() : make_token_exchange(mesh.ep(), config.value("buffer_rows", int64_t{0}));
+  ModelOptions options;
+  options.device = launch.device();
+  const std::string compute = config.value("compute", "fp32");
+  options.compute = compute == "fp64" ? at::kDouble : compute == "bf16" ? at::kBFloat16 : at::kFloat;
+  const std::string base = config.value("base", "fp32");
+  options.base = base == "nf4" ? BaseFormat::kNf4 : base == "nf4_double" ? BaseFormat::kNf4Double : base == "bf16" ? BaseFormat::kBf16 : BaseFormat::kFp32;
+  options.seed = 17;
+  options.head_chunk_rows = config.value("head_chunk_rows", int64_t{7});
+  const int64_t local_experts = model_config.experts / mesh.ep().size();
+  options.placement = {mesh.here().ep * local_experts, local_experts, model_config.experts};
+  options.exchange = exchange.get();
+  options.with_mtp = config.value("mtp_loss_weight", 0.0) > 0.0;
+  // Two experts at a time, so that the chunks of experts are walked too.
+  options.expert_chunk_bytes = 2 * 3 * model_config.width * model_config.expert_width * static_cast<int64_t>(c10::elementSize(options.compute));
+  const json adapter = config.value("adapter", json());
+  options.train_weights = adapter.is_null();
+  AdapterTargets targets;
+  double scale = 1.0;
+  if (!adapter.is_null()) {
+    AdapterTargets::Options wanted;
+    wanted.targets = adapter.at("targets").get<std::vector<std::string>>();
+    wanted.rank = adapter.at("rank");
+    wanted.alpha = adapter.at("alpha");
+    wanted.rslora = adapter.value("rslora", false);
+    wanted.dropout = adapter.value("dropout", 0.0);
+    scale = wanted.alpha / (wanted.rslora ? std::sqrt(static_cast<double>(wanted.rank)) : static_cast<double>(wanted.rank));
+    targets = AdapterTargets(wanted);
+    options.targets = &targets;
+  }
+  auto source = open_pretrained(folder);
+  auto model = build_model(model_config, *source, options);
+  if (!adapter.is_null() && !adapter.value("from", json()).is_null()) load_peft_adapter(adapter.at("from").get<std::string>(), model->parameters, scale);
+
+  std::vector<int32_t> tokens, labels;
+  std::vector<int64_t> offsets{0};
+  for (const json& document : config.at("documents")) {
+    for (int32_t id : document.at("input_ids")) tokens.push_back(id);
+    for (int32_t id : document.at("labels")) labels.push_back(id);
+    offsets.push_back(static_cast<int64_t>(tokens.size()));
+  }
+  Documents documents(path, model_config.vocab, tokens, labels, offsets, {});
+  BatchOptions batch_options;
+  batch_options.batch = config.at("batch");
+  batch_options.max_tokens = config.at("max_tokens");
+  batch_options.shuffle = false;
+  Batches batches(documents, batch_options);
+
+  SweepOptions sweep_options;
+  const json keep = config.value("keep", json("none"));
+  sweep_options.keep_layers = keep == "all" ? static_cast<int64_t>(model->blocks.size()) : keep == "none" ? 0 : keep.get<int64_t>();
+  sweep_options.mtp_weight = config.value("mtp_loss_weight", 0.0);
+  sweep_options.balance_weight = config.value("balance_loss", 0.0);
+  sweep_options.poison_released = true;
+  Sweep sweep(*model, sweep_options);
+  GradientReducer reducer(model->parameters, mesh);
+  OptimizerOptions optimizer_options;
+  optimizer_options.lr_b_ratio = config.value("lr_b_ratio", 1.0);
+  optimizer_options.weight_decay = config.value("weight_decay", 0.0);
+  Optimizer optimizer(model->parameters, optimizer_options);
+  const std::string digest = frozen_digest(*model, mesh);
+
+  Output output;
+  const int64_t steps = config.value("steps", int64_t{1});
+  const double clip = config.value("clip", 0.0);
+  std::vector<double> losses, norms;
+  for (int64_t step = 0; step < steps; ++step) {
+    const RankBatch local = batches.local(config.value("same_batch", true) ? 0 : step, mesh.data().rank(), mesh.data().size());
+    const StepBatch batch = make_step_batch(local, *model, config.value("slice_tokens", int64_t{1} << 40), launch.device(), options.compute);
+    if (step == 0) {
+      // Rows of this rank at their place in the global batch, summed over the ranks.
+      at::Tensor logits = at::zeros({local.global.tokens, model_config.vocab}, at::TensorOptions(accumulate_dtype(options.compute)).device(launch.device()));
+      logits.index_copy_(0, batch.main.token_T, sweep.logits(batch).to(logits.scalar_type()));
+      mesh.data().all_reduce_sum(logits);
+      output.add("logits", logits);
+    }
+    const StepRandom random{17, step, config.value("dropout_on", true)};
+    SweepResult result = sweep.train(batch, random, [&](int64_t layer) { reducer.reduce(layer); });
+    const double norm = reducer.global_norm(step);
+    auto mean = [&](at::Tensor sum, double count) {
+      at::Tensor total = sum.reshape({1}).to(at::kDouble);
+      mesh.data().all_reduce_sum(total);
+      return total.item<double>() / count;
+    };
+    losses.push_back(mean(result.loss_sum, static_cast<double>(local.global.targets)));
+    norms.push_back(norm);
+    at::Tensor load = result.load_LE.defined() ? result.load_LE : at::zeros({0, model_config.experts}, at::kLong);
+    mesh.data().all_reduce_sum(load);
+    if (step == 0) {
+      output.add("loss", at::tensor({losses.back()}, at::kDouble));
+      if (result.mtp_loss_sum.defined()) output.add("mtp_loss", at::tensor({mean(result.mtp_loss_sum, static_cast<double>(local.global.mtp_targets))}, at::kDouble));
+      if (result.balance_loss.defined()) output.add("balance_loss", at::tensor({mean(result.balance_loss, 1.0)}, at::kDouble));
+      output.add("load", load);
+      for (Parameter& parameter : model->parameters.all()) add_parameter(output, "grad/", parameter.info(), parameter.gradient(), mesh);
+    }
+    optimizer.step(config.value("lr", 0.0), clip > 0.0 && norm > clip ? clip / (norm + 1e-6) : 1.0);
+    if (config.value("router_bias", "frozen") == "update") {
+      int64_t row = 0;
+      for (Block& block : model->blocks) {
+        if (block.is_moe()) block.router()->update_bias(load[row++], config.at("bias_rate"));
+      }
+    }
+  }
+  output.add("losses", at::tensor(losses, at::kDouble));
+  output.add("grad_norms", at::tensor(norms, at::kDouble));
+  for (Parameter& parameter : model->parameters.all()) add_parameter(output, "adapter/", parameter.info(), parameter.master(), mesh);
+  for (size_t block = 0; block < model->blocks.size(); ++block) {
+    if (model->blocks[block].is_moe()) output.add(str("router_bias/", block), model->blocks[block].router()->bias());
+  }
+  output.add("dequantised_elements", at::tensor({sweep.dequantised().elements}, at::kLong));
+  MT_CHECK(frozen_digest(*model, mesh) == digest, "a frozen weight changed");
+  if (launch.rank() == 0) write_tensors(config.at("out"), output.tensors, {{"frozen_digest", digest}});
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::cerr << "usage: moetune_parity CONFIG.json\n";
+    return 2;
+  }
+  Launch launch;
+  return run_guarded(launch, [&] { return run(argv[1], launch); });
+}

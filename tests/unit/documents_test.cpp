@@ -1,0 +1,160 @@
+#include "tests/support/catch.h"
+
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "parallel/base/error.h"
+#include "parallel/safetensors.h"
+#include "tests/support/message_of.h"
+#include "tests/support/temporary_folder.h"
+#include "trainer/documents.h"
+
+using namespace moetune;
+
+namespace {
+
+// A file with this content, gone at the end of the test.
+struct TemporaryFile {
+  TemporaryFolder folder;
+  std::string path = folder / "documents";
+  explicit TemporaryFile(const std::string& text = "") { std::ofstream(path, std::ios::binary) << text; }
+};
+
+// What reading these lines is refused with; empty when it is not.
+std::string refusal_of(const std::string& jsonl) {
+  const TemporaryFile file(jsonl);
+  try {
+    Documents::from_jsonl(file.path, 100);
+  } catch (const UserError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+template <typename Range>
+std::vector<std::int32_t> values(const Range& range) {
+  return {range.begin(), range.end()};
+}
+
+using Ids = std::vector<std::int32_t>;
+
+}  // namespace
+
+TEST_CASE("tokenised JSON lines become documents", "[documents]") {
+  const TemporaryFile file(
+      "{\"input_ids\": [5, 6, 7], \"labels\": [-100, 6, 7]}\n"
+      "\n"
+      "  {\"labels\":[8,-100,9,-100],\"input_ids\":[8,0,9,99]}\r\n"
+      "{\"input_ids\": [1, 2], \"labels\": [-100, 2]}");  // no newline at the end
+  const Documents documents = Documents::from_jsonl(file.path, 100);
+  REQUIRE(documents.size() == 3);
+  CHECK(documents.num_tokens() == 9);
+  CHECK(values(documents.doc(0).tokens) == Ids{5, 6, 7});
+  CHECK(values(documents.doc(0).labels) == Ids{-100, 6, 7});
+  CHECK(values(documents.doc(1).tokens) == Ids{8, 0, 9, 99});
+  CHECK(values(documents.doc(1).labels) == Ids{8, -100, 9, -100});
+  CHECK(documents.num_targets(0) == 2);
+  CHECK(documents.num_mtp_targets(0) == 1);
+  CHECK(documents.num_targets(1) == 1);  // the label 8 of position 0 is predicted by nothing
+  CHECK(documents.num_mtp_targets(1) == 1);
+  CHECK(documents.num_mtp_targets(2) == 0);
+  CHECK(documents.name_of(1) == "document 1 (line 3)");
+  CHECK(documents.name_of(2) == "document 2 (line 4)");
+}
+
+TEST_CASE("a tokenised file is recognised by its first line", "[documents]") {
+  CHECK(Documents::is_tokenised_jsonl(TemporaryFile("\n{\"input_ids\": [], \"labels\": []}\n").path));
+  CHECK_FALSE(Documents::is_tokenised_jsonl(TemporaryFile("{\"text\": \"input_ids\"}\n").path));
+  CHECK_FALSE(Documents::is_tokenised_jsonl(TemporaryFile("[\"input_ids\"]\n").path));
+  CHECK_FALSE(Documents::is_tokenised_jsonl(TemporaryFile("").path));
+}
+
+TEST_CASE("every mistake of a tokenised file is counted and placed in one message", "[documents]") {
+  const std::string good = "{\"input_ids\": [1, 2], \"labels\": [-100, 2]}\n";
+  const std::string message = refusal_of(good +                                                     //
+                                         "{\"input_ids\": [1, 2], \"labels\": [2]}\n" +             // 2 lengths
+                                         "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n" +    // 3 masked
+                                         "{\"input_ids\": [1, 2\n" +                                // 4 no JSON
+                                         "{\"input_ids\": [1, 100], \"labels\": [-100, 1]}\n" +     // 5 vocabulary
+                                         "{\"input_ids\": [1, 2], \"labels\": [1, -100]}\n" +       // 6 masked: label 0
+                                         good +                                                     //
+                                         "{\"input_ids\": [1], \"labels\": [1], \"id\": 3}\n");     // 8 unknown key
+  CHECK(contains(message, "of 8 lines"));
+  CHECK(contains(message, "2 lines are not {\"input_ids\": [integers], \"labels\": [integers]}: line 4, 8"));
+  CHECK(contains(message, "1 line have input_ids and labels of different lengths: line 2 (the first has 2 input_ids and 1 labels)"));
+  CHECK(contains(message, "no target in 2 of 5 documents: document 1 (line 3), document 3 (line 6)"));
+  CHECK(contains(message, "ids outside the vocabulary of the model in 1 of 5 documents: document 2 (line 5). Allowed are 0 to 99"));
+}
+
+TEST_CASE("what is not the tokenised format is refused with the reason", "[documents]") {
+  const auto ids = [](const std::string& list) { return "{\"input_ids\": " + list + ", \"labels\": [-100, 2]}\n"; };
+  CHECK(refusal_of(ids("[1, 2]")) == "");
+  CHECK(contains(refusal_of(ids("[1, 2.0]")), "the number 2.0"));
+  CHECK(contains(refusal_of(ids("[1, \"a\\u001b\"]")), "the text \"a\\u001b\""));
+  CHECK(contains(refusal_of(ids("[1, [2]]")), "a list in the place"));
+  CHECK(contains(refusal_of(ids("[1, {\"a\": 2}]")), "an object inside"));
+  CHECK(contains(refusal_of(ids("[1, null]")), "null"));
+  CHECK(contains(refusal_of(ids("2")), "the number 2 in the place of a list"));
+  CHECK(contains(refusal_of("{\"input_ids\": [1, 2]}\n"), "a missing list"));
+  CHECK(contains(refusal_of("{\"labels\": [1, 2], \"labels\": [1, 2]}\n"), "the key \"labels\" twice"));
+  CHECK(contains(refusal_of("[1, 2]\n"), "a list in the place"));
+  CHECK(contains(refusal_of("{\"a\xff\": 1}\n"), "no valid JSON at byte"));
+  CHECK(contains(refusal_of(ids("[1, -1]")), "ids outside the vocabulary"));
+  CHECK(contains(refusal_of(ids("[1, 4294967297]")), "ids outside the vocabulary"));
+  CHECK(contains(refusal_of(ids("[1, 18446744073709551617]")), "the number 18446744073709551617"));
+  CHECK(contains(refusal_of("{\"input_ids\": [1, 2], \"labels\": [-100, -99]}\n"), "ids outside the vocabulary"));
+  CHECK(contains(refusal_of("{\"input_ids\": [], \"labels\": []}\n"), "no target"));
+  CHECK(contains(refusal_of(""), "the file is empty"));
+  CHECK(contains(refusal_of("\n \n"), "the file is empty"));
+  CHECK(contains(refusal_of(std::string((size_t{64} << 20) + 1, ' ') + "\n" + ids("[1, 2]")), "1 line are longer than 64 MiB: line 1"));
+  CHECK_THROWS_AS(Documents::from_jsonl("/nonexistent/a.jsonl", 100), UserError);
+  CHECK_THROWS_AS(Documents::from_jsonl("/tmp", 100), UserError);
+}
+
+TEST_CASE("truncation keeps the start and refuses to lose every target", "[documents]") {
+  Documents documents("d", 100, {1, 2, 3, 4, 5, 6, 7, 8, 9}, {-100, 2, 3, 4, 5, -100, -100, 8, 9}, {0, 4, 9}, {});  // the label 5 is no target
+  CHECK(documents.truncate(5) == 0);
+  CHECK(contains(message_of<UserError>([&] { documents.truncate(3); }),
+                 "max_tokens 3 removes every target of 1 of 2 documents: document 1."));
+  CHECK(documents.num_tokens() == 9);  // nothing was cut
+  CHECK(documents.truncate(4) == 1);
+  CHECK(documents.num_tokens() == 8);
+  CHECK(values(documents.doc(1).tokens) == Ids{5, 6, 7, 8});
+  CHECK(documents.num_targets(1) == 1);
+  CHECK(documents.num_mtp_targets(1) == 1);
+  CHECK(values(documents.doc(0).labels) == Ids{-100, 2, 3, 4});
+  Documents single("d", 100, {1, 2}, {-100, 2}, {0, 2}, {});
+  CHECK_THROWS_AS(single.truncate(1), UserError);
+}
+
+TEST_CASE("a token cache becomes documents and damage is refused", "[documents]") {
+  const TemporaryFile file;
+  const auto write = [&](const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& labels,
+                         const std::vector<std::int64_t>& offsets, DType label_type = DType::kI32) {
+    const auto length = [](const auto& list) { return std::vector<std::int64_t>{static_cast<std::int64_t>(list.size())}; };
+    SafetensorsWriter writer(file.path, {{"offsets", DType::kI64, length(offsets)}, {"tokens", DType::kI32, length(tokens)},
+                                         {"labels", label_type, length(labels)}}, {});
+    writer.append("offsets", offsets.data(), offsets.size() * 8);
+    writer.append("tokens", tokens.data(), tokens.size() * 4);
+    writer.append("labels", labels.data(), labels.size() * 4);
+    writer.commit();
+  };
+  write({1, 2, 3, 4, 5}, {-100, 2, -100, -100, 5}, {0, 2, 5});
+  const Documents documents = Documents::from_cache(file.path, 6);
+  REQUIRE(documents.size() == 2);
+  CHECK(values(documents.doc(1).tokens) == Ids{3, 4, 5});
+  CHECK(values(documents.doc(1).labels) == Ids{-100, -100, 5});
+  CHECK(documents.name_of(1) == "document 1");
+  CHECK_THROWS_AS(Documents::from_cache(file.path, 5), UserError);  // the id 5 is outside
+
+  write({1, 2, 3}, {1, 2}, {0, 3});
+  CHECK_THROWS_AS(Documents::from_cache(file.path, 6), UserError);
+  for (const std::vector<std::int64_t>& offsets :
+       {std::vector<std::int64_t>{0, 2}, {1, 3}, {0, 4, 3}, {0}, {}, {0, -1, 3}, {0, 3, 3}}) {
+    write({1, 2, 3}, {1, 2, 3}, offsets);
+    CHECK_THROWS_AS(Documents::from_cache(file.path, 6), UserError);
+  }
+  write({1, 2, 3}, {1, 2, 3}, {0, 3}, DType::kU32);
+  CHECK_THROWS_AS(Documents::from_cache(file.path, 6), UserError);
+}

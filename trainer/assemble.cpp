@@ -1,0 +1,126 @@
+#include "trainer/assemble.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <thread>
+
+#include "parallel/base/error.h"
+#include "parallel/base/log.h"
+#include "trainer/metrics/units.h"
+
+namespace moetune {
+namespace {
+
+void choose_device_and_threads(const Recipe& recipe, Launch& launch) {
+  const bool cuda = recipe.run.device == DeviceChoice::kCuda || (recipe.run.device == DeviceChoice::kAuto && at::hasCUDA());
+  launch.use_device(cuda ? "cuda" : "cpu");
+  // Ranks of a host share its cores; more threads than cores only wait for each other.
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  at::set_num_threads(recipe.run.threads > 0 ? static_cast<int>(recipe.run.threads) : std::max(1, cores / launch.local_size()));
+  // cuDNN is the one fused attention with different widths of keys and values (192 and 128 in DeepSeek-V3).
+  if (cuda) at::globalContext().setSDPPriorityOrder({static_cast<int64_t>(at::SDPBackend::cudnn_attention), static_cast<int64_t>(at::SDPBackend::flash_attention),
+                                                     static_cast<int64_t>(at::SDPBackend::efficient_attention), static_cast<int64_t>(at::SDPBackend::math)});
+}
+
+/// Says how far loading is, on rank 0, at most every two seconds.
+class LoadProgress {
+ public:
+  LoadProgress(const WeightSource& source, int64_t num_layers) : source_(source), num_layers_(num_layers) {}
+  void operator()(int64_t layer) {
+    const double seconds = elapsed_s();
+    if (seconds < printed_s_ + 2.0) return;
+    printed_s_ = seconds;
+    const double left = seconds / static_cast<double>(layer + 1) * static_cast<double>(num_layers_ - layer - 1);
+    log_info(str("  layer ", layer + 1, "/", num_layers_, ", ", bytes_text(source_.bytes_read()), " read on this rank, ", rate(), ", ",
+                 duration_text(left), " left"));
+  }
+  std::string rate() const { return str(bytes_text(static_cast<int64_t>(static_cast<double>(source_.bytes_read()) / std::max(1e-9, elapsed_s()))), "/s"); }
+  double elapsed_s() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+  const WeightSource& source_;
+  int64_t num_layers_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double printed_s_ = 0.0;
+};
+
+}  // namespace
+
+at::ScalarType scalar_type(ComputeType compute) {
+  switch (compute) {
+    case ComputeType::kBf16: return at::kBFloat16;
+    case ComputeType::kFp32: return at::kFloat;
+    case ComputeType::kFp64: return at::kDouble;
+  }
+  return at::kFloat;
+}
+
+BaseFormat base_format(BaseChoice base) {
+  switch (base) {
+    case BaseChoice::kNf4: return BaseFormat::kNf4;
+    case BaseChoice::kNf4Double: return BaseFormat::kNf4Double;
+    case BaseChoice::kBf16: return BaseFormat::kBf16;
+    case BaseChoice::kFp32: return BaseFormat::kFp32;
+  }
+  return BaseFormat::kNf4;
+}
+
+AdapterTargets adapter_targets(const Recipe& recipe) {
+  if (!recipe.adapter) return AdapterTargets();
+  const AdapterRecipe& adapter = *recipe.adapter;
+  AdapterTargets::Options options{adapter.targets, adapter.rank, adapter.alpha, adapter.rslora, adapter.dropout, {}};
+  options.ranks.assign(adapter.ranks.begin(), adapter.ranks.end());
+  return AdapterTargets(options);
+}
+
+int64_t automatic_slice_tokens(at::Device device) { return device.is_cuda() ? 8192 : 2048; }
+
+Assembly assemble(const Recipe& recipe, Launch& launch) {
+  Assembly run;
+  choose_device_and_threads(recipe, launch);
+  run.config = load_model_config(recipe.model.path);
+  run.device = launch.device();
+  run.compute = scalar_type(recipe.model.compute);
+  run.slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(run.device));
+  const MeshShape shape = resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, recipe.mesh.tp}, launch.world_size());
+  if (run.config.experts % shape.ep != 0) {
+    throw UserError(str(recipe.origin("mesh.ep"), ": mesh.ep: ", shape.ep, " ranks do not divide the model's ", run.config.experts, " routed experts"));
+  }
+  run.mesh = std::make_unique<Mesh>(launch, shape);
+  run.exchange = shape.ep == 1 ? make_local_exchange() : make_token_exchange(run.mesh->ep(), recipe.exchange.buffer_rows.value_or(0));
+  run.targets = std::make_unique<AdapterTargets>(adapter_targets(recipe));
+
+  ModelOptions options;
+  options.device = run.device;
+  options.compute = run.compute;
+  options.base = base_format(recipe.model.base);
+  options.train_weights = !recipe.adapter.has_value();
+  options.targets = recipe.adapter ? run.targets.get() : nullptr;
+  const int64_t local_experts = run.config.experts / shape.ep;
+  options.placement = {run.mesh->here().ep * local_experts, local_experts, run.config.experts};
+  options.exchange = run.exchange.get();
+  options.seed = static_cast<uint64_t>(recipe.run.seed);
+  options.with_mtp = recipe.mtp.loss_weight > 0.0;
+  const bool random = recipe.model.weights == WeightOrigin::kRandom;
+  auto source = random ? make_random_weights(run.config, options.seed, run.device) : open_pretrained(recipe.model.path);
+  LoadProgress progress(*source, run.config.num_layers + (options.with_mtp ? 1 : 0));
+  options.loaded = [&](int64_t layer) { progress(layer); };
+  run.model = build_model(run.config, *source, options);
+  log_info(str("weights ", random ? "drawn from the seed" : str("read: ", bytes_text(source->bytes_read()), " on this rank, ", progress.rate()), " in ",
+               duration_text(progress.elapsed_s())));
+
+  const int64_t blocks = static_cast<int64_t>(run.model->blocks.size());
+  switch (recipe.train.keep.kind) {
+    case KeepLayers::Kind::kAll: run.sweep_options.keep_layers = blocks; break;
+    case KeepLayers::Kind::kCount: run.sweep_options.keep_layers = std::min(blocks, recipe.train.keep.num_layers); break;
+    case KeepLayers::Kind::kAuto:
+    case KeepLayers::Kind::kNone: run.sweep_options.keep_layers = 0; break;
+  }
+  run.sweep_options.mtp_weight = recipe.mtp.loss_weight;
+  run.sweep_options.balance_weight = recipe.router.balance_loss;
+  return run;
+}
+
+}  // namespace moetune

@@ -1,0 +1,40 @@
+// Puts the program together from a recipe: mesh, exchange, adapters, model. The one place that knows who runs where.
+//
+//   Assembly run = assemble(recipe, launch);
+//   Sweep sweep(*run.model, run.sweep_options);
+#pragma once
+
+#include <memory>
+
+#include "moe/model.h"
+#include "parallel/launch.h"
+#include "parallel/mesh.h"
+#include "trainer/recipe.h"
+#include "trainer/sweep.h"
+
+namespace moetune {
+
+struct Assembly {
+  ModelConfig config;
+  std::unique_ptr<Mesh> mesh;
+  std::unique_ptr<TokenExchange> exchange;
+  std::unique_ptr<AdapterTargets> targets;
+  std::unique_ptr<Model> model;
+  SweepOptions sweep_options;
+  at::Device device = at::kCPU;
+  at::ScalarType compute = at::kFloat;
+  int64_t slice_tokens = 0;
+};
+
+at::ScalarType scalar_type(ComputeType compute);
+BaseFormat base_format(BaseChoice base);
+/// What the recipe asks of adapters; matches nothing for `adapter: none`.
+AdapterTargets adapter_targets(const Recipe& recipe);
+/// Rows that go through mixing at once on `device` when the recipe says auto.
+int64_t automatic_slice_tokens(at::Device device);
+
+/// Chooses the device and threads, makes the mesh and builds the model, reading weights with progress on rank 0. Collective over the
+/// job. Throws UserError for what recipe, checkpoint and mesh do not agree on.
+Assembly assemble(const Recipe& recipe, Launch& launch);
+
+}  // namespace moetune

@@ -1,0 +1,62 @@
+// Checkpoints: all that a run needs to go on as if it had never stopped, written so that a crash at any instant loses nothing saved.
+//
+//   Checkpoints checkpoints(run_dir / "checkpoints", mesh);
+//   checkpoints.save(step, state, keep_last);                          // collective
+//   std::optional<int64_t> step = checkpoints.load_latest(state);      // collective; nothing saved: none
+//
+//   checkpoints/step-00000100/
+//     manifest.json                  step, mesh, digests, SHA-256 and size of every file; written last
+//     state-00000-of-00002.safetensors   by expert-parallel rank: its experts' stacks; that of rank 0 also what is replicated
+//     recipe.yaml
+//
+// Each parameter is saved three times over: master/NAME, first_moment/NAME, second_moment/NAME, in the optimizer's precision; router
+// biases as router_bias/LAYER. Files go to a folder with a temporary name, are fsynced, then the folder is renamed. Data order and
+// randomness are functions of (seed, step), so the step number is their whole state. Loading puts stacks together from whatever
+// expert-parallel layout wrote them. Ranks share the run folder's file system.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "moe/model.h"
+#include "parallel/mesh.h"
+#include "trainer/optimizer.h"
+
+namespace moetune {
+
+/// What is saved and restored, and the digests that must agree on the way back.
+struct TrainingState {
+  Model& model;
+  Optimizer& optimizer;
+  std::string recipe_text;      ///< the resolved recipe
+  std::string frozen_digest;    ///< of the frozen weights
+  std::string data_digest;      ///< of tokens and labels
+  int64_t seed = 0;
+  int64_t batch = 0;
+};
+
+class Checkpoints {
+ public:
+  Checkpoints(std::filesystem::path folder, Mesh& mesh) : folder_(std::move(folder)), mesh_(mesh) {}
+
+  /// Saves after `step` steps and removes all but the newest `keep_last` checkpoints. Collective.
+  void save(int64_t step, TrainingState& state, int64_t keep_last);
+  /// Restores the newest checkpoint whose manifest and digests hold, warning of newer damaged ones, and returns its step; none if there
+  /// is no checkpoint at all. Throws UserError when all are damaged, or the run's parameters, data, seed, batch or frozen weights
+  /// differ from those that were saved. Collective.
+  std::optional<int64_t> load_latest(TrainingState& state);
+
+  /// Checkpoint folders in `folder`, oldest first, whatever their state.
+  static std::vector<std::filesystem::path> list(const std::filesystem::path& folder);
+  /// Throws UserError naming the first file of a checkpoint that is missing or differs from its manifest.
+  static void verify(const std::filesystem::path& checkpoint);
+
+ private:
+  void restore(const std::filesystem::path& checkpoint, TrainingState& state);
+
+  std::filesystem::path folder_;
+  Mesh& mesh_;
+};
+
+}  // namespace moetune

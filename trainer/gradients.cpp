@@ -1,0 +1,60 @@
+#include "trainer/gradients.h"
+
+#include <cmath>
+
+#include "parallel/base/error.h"
+
+namespace moetune {
+
+void GradientReducer::reduce(int64_t layer) {
+  at::NoGradGuard no_grad;
+  std::vector<Parameter*> everywhere, experts;
+  for (Parameter* parameter : parameters_.of_layer(layer)) {
+    (parameter->info().replicas == Replicas::kEverywhere ? everywhere : experts).push_back(parameter);
+  }
+  reduce_group(everywhere, mesh_.data(), replicated_squares_);
+  reduce_group(experts, mesh_.expert_replicas(), expert_squares_);
+}
+
+void GradientReducer::reduce_group(const std::vector<Parameter*>& parameters, Communicator& replicas, at::Tensor& square_sum) {
+  if (parameters.empty()) return;
+  std::vector<at::Tensor> flat_parts;
+  for (Parameter* parameter : parameters) flat_parts.push_back(parameter->gradient().flatten());
+  at::Tensor flat = flat_parts.size() == 1 ? flat_parts[0] : at::cat(flat_parts);
+  at::Tensor sum = flat.sum(at::kDouble);
+  local_sum_ = local_sum_.defined() ? local_sum_ + sum : sum;
+  replicas.all_reduce_sum(flat);
+  int64_t first = 0;
+  for (size_t i = 0; i < parameters.size() && flat_parts.size() > 1; ++i) {
+    flat_parts[i].copy_(flat.narrow(0, first, flat_parts[i].numel()));
+    first += flat_parts[i].numel();
+  }
+  at::Tensor squares = flat.to(at::kDouble).square().sum();
+  square_sum = square_sum.defined() ? square_sum + squares : squares;
+}
+
+double GradientReducer::global_norm(int64_t step) {
+  Communicator& world = mesh_.world();
+  at::Tensor zero = at::zeros({1}, at::TensorOptions(at::kDouble).device(world.device()));
+  auto take = [&](at::Tensor& value) {
+    at::Tensor taken = value.defined() ? value.reshape({1}) : zero.clone();
+    value = at::Tensor();
+    return taken;
+  };
+  at::Tensor own_sum = take(local_sum_), squares = take(replicated_squares_), expert_squares = take(expert_squares_);
+  mesh_.ep().all_reduce_sum(expert_squares);
+  at::Tensor own_sums = at::empty({world.size()}, own_sum.options());
+  world.all_gather(own_sums, own_sum);
+  own_sums = own_sums.cpu();
+  for (int rank = 0; rank < world.size(); ++rank) {
+    if (!std::isfinite(own_sums[rank].item<double>())) {
+      throw NonFiniteError(str("step ", step, ": the gradient of rank ", rank, " is not finite; nothing was updated. Lower the learning "
+                               "rate, or look at the data of this step"));
+    }
+  }
+  const double norm = std::sqrt((squares + expert_squares).item<double>());
+  if (!std::isfinite(norm)) throw NonFiniteError(str("step ", step, ": the gradient's norm is ", norm, "; nothing was updated"));
+  return norm;
+}
+
+}  // namespace moetune

@@ -1,0 +1,34 @@
+// Gradients of a step: summed over replicas layer by layer on the way up, their norm gathered on the way, and checked.
+//
+//   GradientReducer reducer(parameters, mesh);
+//   sweep.train(batch, random, [&](int64_t layer) { reducer.reduce(layer); });
+//   double norm = reducer.global_norm();      // over every distinct parameter once; throws NonFiniteError
+#pragma once
+
+#include "lora/parameter.h"
+#include "parallel/mesh.h"
+
+namespace moetune {
+
+class GradientReducer {
+ public:
+  GradientReducer(ParameterSet& parameters, Mesh& mesh) : parameters_(parameters), mesh_(mesh) {}
+
+  /// Sums the gradients of a layer over the ranks that hold copies: over all that take data, or over an expert's replicas. One
+  /// collective for each kind and layer. Collective over the mesh.
+  void reduce(int64_t layer);
+  /// Norm of the whole step's gradient, each distinct parameter counted once: replicated ones here, experts over the expert group.
+  /// Starts the next step. Throws NonFiniteError naming step and the first rank whose own part was not finite. Collective.
+  double global_norm(int64_t step);
+
+ private:
+  void reduce_group(const std::vector<Parameter*>& parameters, Communicator& replicas, at::Tensor& square_sum);
+
+  ParameterSet& parameters_;
+  Mesh& mesh_;
+  at::Tensor local_sum_;           ///< sum of this rank's own gradients before any exchange: finite where they all are
+  at::Tensor replicated_squares_;  ///< after the exchange
+  at::Tensor expert_squares_;
+};
+
+}  // namespace moetune

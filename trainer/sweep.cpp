@@ -1,0 +1,230 @@
+#include "trainer/sweep.h"
+
+#include <torch/csrc/autograd/autograd.h>
+
+#include "parallel/base/error.h"
+
+namespace moetune {
+namespace {
+
+at::Tensor rows_of(const at::Tensor& x, const Slice& slice) { return x.narrow(0, slice.first_row, slice.num_rows); }
+
+at::Tensor joined(const std::vector<at::Tensor>& parts) { return parts.size() == 1 ? parts[0] : at::cat(parts); }
+
+}  // namespace
+
+Sweep::Sweep(Model& model, const SweepOptions& options)
+    : model_(model), options_(options), scratch_(model.parameters.device(), model.parameters.compute()),
+      lowest_trained_(model.parameters.lowest_layer(turn_layer(model.config))), mixing_parameters_(model.blocks.size()), states_(model.blocks.size()) {
+  scratch_.reserve(model.scratch_elements());
+  scratch_.poison_released(options.poison_released);
+  for (Parameter& parameter : model.parameters.all()) {
+    // Stacks over experts get their gradients from the plain functions of RoutedExperts.
+    const int64_t layer = parameter.info().layer;
+    const bool in_block = layer >= 0 && layer < static_cast<int64_t>(model.blocks.size());
+    if (in_block && parameter.info().num_experts == 0) mixing_parameters_[layer].push_back(&parameter);
+  }
+}
+
+bool Sweep::keeps_graph(int64_t layer) const {
+  return layer >= static_cast<int64_t>(model_.blocks.size()) - options_.keep_layers && layer >= lowest_trained_;
+}
+
+at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode) {
+  Block& block = model_.blocks[layer];
+  LayerState state;
+  const bool keep = mode == Mode::kTrain && keeps_graph(layer);
+  const bool balance = mode == Mode::kTrain && options_.balance_weight > 0.0 && layer < model_.config.num_layers && block.is_moe();
+  block.use(pass);
+  std::vector<at::Tensor> residual, z, weight, expert;
+  for (size_t s = 0; s < stream.slices.size(); ++s) {
+    at::AutoGradMode with_graph(keep);
+    at::Tensor x = rows_of(x_TD, stream.slices[s]).detach();
+    if (keep) x.requires_grad_(needs_input_gradient(layer));
+    at::Tensor expert_TK;
+    Mixed mixed = block.mix(x, stream.slices[s], stream.angles[s], expert_TK, balance, pass);
+    residual.push_back(mixed.residual_TD.detach());
+    if (block.is_moe()) {
+      z.push_back(mixed.z_TD.detach());
+      weight.push_back(mixed.weight_TK.detach());
+      expert.push_back(expert_TK);
+    }
+    if (mixed.balance_loss.defined()) balance_loss_ = balance_loss_.defined() ? balance_loss_ + mixed.balance_loss.detach() : mixed.balance_loss.detach();
+    if (keep) {
+      state.leaf_x.push_back(x);
+      state.mixed.push_back(std::move(mixed));
+    }
+  }
+  at::Tensor y_TD = joined(residual);
+  if (block.is_moe()) {
+    const at::Tensor expert_TK = joined(expert);
+    state.routing = block.experts()->route(expert_TK);
+    if (mode == Mode::kTrain) loads_.push_back(expert_TK.flatten().bincount({}, model_.config.experts));
+    if (keep) state.experts = std::make_unique<KeptExperts>();
+    at::Tensor routed = block.experts()->forward(state.routing, joined(z), joined(weight), stream.token_T, pass, state.experts.get());
+    y_TD = keep ? y_TD + routed : y_TD.add_(routed);
+  }
+  block.release(pass);
+  if (mode == Mode::kTrain) {
+    state.x_TD = x_TD;
+    kept_input_bytes_ += static_cast<int64_t>(x_TD.nbytes());
+    states_[layer] = std::move(state);
+  }
+  return y_TD;
+}
+
+at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass, int64_t num_documents) {
+  Block& block = model_.blocks[layer];
+  LayerState state = std::move(states_[layer]);
+  states_[layer] = LayerState();
+  const bool balance = options_.balance_weight > 0.0 && layer < model_.config.num_layers && block.is_moe();
+  block.use(pass);
+  if (state.mixed.empty()) {
+    at::AutoGradMode with_graph(true);
+    for (size_t s = 0; s < stream.slices.size(); ++s) {
+      const Slice& slice = stream.slices[s];
+      at::Tensor x = rows_of(state.x_TD, slice).detach().requires_grad_(needs_input_gradient(layer));
+      at::Tensor expert_TK;
+      if (block.is_moe()) expert_TK = rows_of(state.routing.expert_TK, slice).to(at::kLong);
+      state.mixed.push_back(block.mix(x, slice, stream.angles[s], expert_TK, balance, pass));
+      state.leaf_x.push_back(x);
+    }
+  }
+  ExpertGradients routed;
+  if (block.is_moe()) {
+    std::vector<at::Tensor> z, weight;
+    for (const Mixed& mixed : state.mixed) {
+      z.push_back(mixed.z_TD.detach());
+      weight.push_back(mixed.weight_TK.detach());
+    }
+    routed = block.experts()->backward(state.routing, joined(z), joined(weight), stream.token_T, d_y_TD, pass, state.experts.get());
+  }
+  std::vector<at::Tensor> d_x;
+  for (size_t s = 0; s < stream.slices.size(); ++s) {
+    const Slice& slice = stream.slices[s];
+    Mixed& mixed = state.mixed[s];
+    std::vector<at::Tensor> outputs, d_outputs, inputs;
+    auto from = [&](const at::Tensor& output, const at::Tensor& d_output) {
+      if (!output.defined() || !output.requires_grad()) return;
+      outputs.push_back(output);
+      d_outputs.push_back(d_output);
+    };
+    from(mixed.residual_TD, rows_of(d_y_TD, slice));
+    if (block.is_moe()) {
+      from(mixed.z_TD, rows_of(routed.d_z_TD, slice));
+      from(mixed.weight_TK, rows_of(routed.d_weight_TK, slice));
+    }
+    if (mixed.balance_loss.defined()) {
+      from(mixed.balance_loss, at::full_like(mixed.balance_loss, options_.balance_weight / static_cast<double>(num_documents)));
+    }
+    if (needs_input_gradient(layer)) inputs.push_back(state.leaf_x[s]);
+    for (Parameter* parameter : mixing_parameters_[layer]) inputs.push_back(parameter->working);
+    if (!outputs.empty() && !inputs.empty()) {
+      auto gradients = torch::autograd::grad(outputs, inputs, d_outputs, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+      size_t next = 0;
+      if (needs_input_gradient(layer)) d_x.push_back(gradients[next++]);
+      for (Parameter* parameter : mixing_parameters_[layer]) parameter->add_gradient(gradients[next++]);
+    }
+    mixed = Mixed();  // this slice's graph ends here
+  }
+  block.release(pass);
+  return needs_input_gradient(layer) ? joined(d_x) : at::Tensor();
+}
+
+at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result,
+                       const std::function<void(int64_t)>& layer_done) {
+  HeadResult head = model_.head->loss(x_TD, batch.main.target_row, batch.main.target, 1.0 / static_cast<double>(batch.main.global_targets), true);
+  result.loss_sum = head.loss_sum;
+  if (!model_.mtp) return head.d_x_TD;
+
+  Mtp& mtp = *model_.mtp;
+  const int64_t layer = model_.config.num_layers;
+  at::Tensor x_rows = x_TD.index_select(0, batch.mtp_row).requires_grad_();
+  at::Tensor embedding = mtp.embed(batch.mtp_next_token).detach();
+  std::vector<at::Tensor> inputs{x_rows};
+  if (mtp.parts().embedding != nullptr) inputs.push_back(embedding.requires_grad_());
+  std::vector<Parameter*> trained;
+  for (Parameter* parameter : model_.parameters.of_layer(turn_layer(model_.config))) {
+    trained.push_back(parameter);
+    inputs.push_back(parameter->working);
+  }
+  auto in_use = [&](bool use) {
+    FrozenWeight* frozen = mtp.projection().frozen();
+    if (frozen != nullptr && use) frozen->use(pass.scratch, pass.dequantised);
+    if (frozen != nullptr && !use) {
+      frozen->release();
+      pass.scratch.reset();
+    }
+  };
+  // The projection's graph is small and waits for its block; its weight is dense twice, as any other's.
+  at::Tensor z_TD;
+  in_use(true);
+  {
+    at::AutoGradMode with_graph(true);
+    z_TD = mtp.input(x_rows, embedding);
+  }
+  in_use(false);
+  at::Tensor out_TD = down(layer, z_TD.detach(), batch.mtp, pass, Mode::kTrain);
+  const double scale = batch.mtp.global_targets > 0 ? options_.mtp_weight / static_cast<double>(batch.mtp.global_targets) : 0.0;
+  HeadResult second = mtp.head().loss(out_TD, batch.mtp.target_row, batch.mtp.target, scale, true);
+  result.mtp_loss_sum = second.loss_sum;
+  at::Tensor d_z_TD = up(layer, second.d_x_TD, batch.mtp, pass, batch.global.documents);
+  in_use(true);
+  auto gradients = torch::autograd::grad({z_TD}, inputs, {d_z_TD}, false, false, /*allow_unused=*/true);
+  in_use(false);
+  head.d_x_TD.index_add_(0, batch.mtp_row, gradients[0]);
+  size_t next = 1;
+  if (mtp.parts().embedding != nullptr) mtp.parts().embedding->gradient().index_add_(0, batch.mtp_next_token, gradients[next++].to(mtp.parts().embedding->gradient().scalar_type()));
+  for (Parameter* parameter : trained) parameter->add_gradient(gradients[next++]);
+  layer_done(layer);
+  return head.d_x_TD;
+}
+
+at::Tensor Sweep::way_down(const StepBatch& batch, PassContext& pass, Mode mode) {
+  at::Tensor x_TD = model_.embed(batch.input_T);
+  for (int64_t layer = 0; layer < model_.config.num_layers; ++layer) x_TD = down(layer, x_TD, batch.main, pass, mode);
+  return x_TD;
+}
+
+SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random, const std::function<void(int64_t)>& layer_done) {
+  at::NoGradGuard no_grad;
+  PassContext pass{scratch_, dequantised_, random};
+  SweepResult result;
+  balance_loss_ = at::Tensor();
+  loads_.clear();
+  kept_input_bytes_ = 0;
+  at::Tensor x_TD = way_down(batch, pass, Mode::kTrain);
+  at::Tensor d_x_TD = turn(x_TD, batch, pass, result, layer_done);
+  x_TD = at::Tensor();
+  layer_done(turn_layer(model_.config));
+  if (balance_loss_.defined()) result.balance_loss = balance_loss_ * (options_.balance_weight / static_cast<double>(batch.global.documents));
+  for (int64_t layer = model_.config.num_layers - 1; layer >= std::max<int64_t>(0, lowest_trained_); --layer) {
+    d_x_TD = up(layer, d_x_TD, batch.main, pass, batch.global.documents);
+    layer_done(layer);
+  }
+  for (LayerState& state : states_) state = LayerState();
+  if (model_.embedding != nullptr) {
+    at::Tensor& gradient = model_.embedding->gradient();
+    gradient.index_add_(0, batch.input_T, d_x_TD.to(gradient.scalar_type()));
+    layer_done(-1);
+  }
+  if (!loads_.empty()) result.load_LE = at::stack(loads_);
+  return result;
+}
+
+SweepResult Sweep::evaluate(const StepBatch& batch) {
+  at::NoGradGuard no_grad;
+  PassContext pass{scratch_, dequantised_, StepRandom{}};
+  SweepResult result;
+  at::Tensor x_TD = way_down(batch, pass, Mode::kEvaluate);
+  result.loss_sum = model_.head->loss(x_TD, batch.main.target_row, batch.main.target, 0.0, /*backward=*/false).loss_sum;
+  return result;
+}
+
+at::Tensor Sweep::logits(const StepBatch& batch) {
+  at::NoGradGuard no_grad;
+  PassContext pass{scratch_, dequantised_, StepRandom{}};
+  return model_.head->logits(way_down(batch, pass, Mode::kEvaluate));
+}
+
+}  // namespace moetune
