@@ -6,6 +6,7 @@
 #include "parallel/base/error.h"
 #include "parallel/launch.h"
 #include "trainer/dataset.h"
+#include "trainer/logits.h"
 #include "trainer/loop.h"
 #include "trainer/recipe.h"
 #include "trainer/recipe_shelf.h"
@@ -14,10 +15,10 @@ namespace moetune {
 namespace {
 
 struct Arguments {
-  std::string recipe, name, file;
+  std::string recipe, run, data, name, file;
   std::vector<std::string> overrides;
   bool resume = false;
-  int64_t show = 3;
+  int64_t show = 3, documents = 4;
 };
 
 int prepare(const Arguments& arguments) {
@@ -46,6 +47,11 @@ int run(int argc, char** argv) {
   train_command->add_flag("--resume", arguments.resume, "Go on from the newest whole checkpoint of run.dir");
   CLI::App* prepare_command = recipe_command("prepare", "Tokenise and mask the data and show samples");
   prepare_command->add_option("--show", arguments.show, "documents to show")->check(CLI::Range(0, 1000));
+  CLI::App* logits_command = app.add_subcommand("logits", "Write the logits of some documents, to compare another reader of an export with");
+  logits_command->add_option("RUN", arguments.run, "run folder or one of its checkpoints")->required();
+  logits_command->add_option("DATA", arguments.data, "JSONL file")->required();
+  logits_command->add_option("--to", arguments.file, "safetensors file to write")->required();
+  logits_command->add_option("--documents", arguments.documents, "the first so many")->check(CLI::Range(1, 10000));
   CLI::App* recipes_command = app.add_subcommand("recipes", "The recipes that come with the program");
   recipes_command->require_subcommand(1);
   CLI::App* ls = recipes_command->add_subcommand("ls", "List them");
@@ -65,6 +71,13 @@ int run(int argc, char** argv) {
   if (train_command->parsed()) {
     Launch launch;
     return run_guarded(launch, [&] { return train(load_recipe(arguments.recipe, arguments.overrides), {arguments.resume}, launch); });
+  }
+  if (logits_command->parsed()) {
+    Launch launch;
+    return run_guarded(launch, [&] {
+      write_logits(arguments.run, arguments.data, arguments.documents, arguments.file, launch);
+      return 0;
+    });
   }
   try {
     if (prepare_command->parsed()) return prepare(arguments);
