@@ -1,0 +1,98 @@
+// A small model of random weights on one rank, and a step's batch for it.
+//
+//   TinyModel tiny(tiny_config(/*layers=*/3), {.base = BaseFormat::kNf4});
+//   Sweep sweep(*tiny.model, {});
+//   sweep.train(tiny.batch({5, 9}, /*slice_tokens=*/8), {17, 0, true}, [](int64_t) {});
+#pragma once
+
+#include <memory>
+
+#include "moe/model.h"
+#include "parallel/token_exchange.h"
+#include "tests/support/numbers.h"
+#include "trainer/step_batch.h"
+
+namespace moetune {
+
+/// One dense layer, then MoE layers of 4 experts in 2 groups; every linear weight is a multiple of 64 numbers.
+inline ModelConfig tiny_config(int64_t layers) {
+  ModelConfig config;
+  config.vocab = 32;
+  config.width = 16;
+  config.num_layers = layers;
+  config.dense_width = 24;
+  config.expert_width = 8;
+  config.num_dense_layers = 1;
+  config.heads = 2;
+  config.q_lora = 16;
+  config.kv_lora = 16;
+  config.nope_dim = 8;
+  config.rope_dim = 4;
+  config.value_dim = 8;
+  config.experts = 4;
+  config.shared_experts = 1;
+  config.top_k = 2;
+  config.num_groups = 2;
+  config.top_groups = 2;
+  config.routed_scale = 2.5;
+  config.initializer_range = 0.2;
+  config.rope.dim = 4;
+  return config;
+}
+
+struct TinyOptions {
+  BaseFormat base = BaseFormat::kNf4;
+  at::ScalarType compute = at::kFloat;
+  std::vector<std::string> targets = {"all_linear"};
+  bool train_weights = false;
+  uint64_t seed = 17;
+};
+
+struct TinyModel {
+  TinyModel(const ModelConfig& config, const TinyOptions& tiny) : exchange(make_local_exchange()) {
+    targets = AdapterTargets({tiny.targets, 2, 4.0, false, 0.0, {}});
+    ModelOptions options;
+    options.compute = tiny.compute;
+    options.base = tiny.base;
+    options.train_weights = tiny.train_weights;
+    options.targets = tiny.train_weights ? nullptr : &targets;
+    options.placement = {0, config.experts, config.experts};
+    options.exchange = exchange.get();
+    options.seed = tiny.seed;
+    options.expert_chunk_bytes = 1;  // one expert at a time
+    model = build_model(config, *make_random_weights(config, tiny.seed, at::kCPU), options);
+    // B of zeros would leave A without a gradient.
+    uint64_t seed = 1000;
+    for (Parameter& parameter : model->parameters.all()) {
+      if (parameter.info().role != Role::kAdapterB) continue;
+      parameter.master().copy_(random_normal(parameter.master().sizes(), seed++) * 0.1);
+      parameter.refresh_working();
+    }
+  }
+
+  /// Documents of these lengths; every token is a target but the first of each.
+  StepBatch batch(const std::vector<int64_t>& lengths, int64_t slice_tokens) const {
+    RankBatch local;
+    local.document_begins.push_back(0);
+    for (const int64_t length : lengths) {
+      for (int64_t t = 0; t < length; ++t) {
+        const auto place = static_cast<int64_t>(local.tokens.size());
+        local.tokens.push_back(static_cast<int32_t>((place * 7 + place * place) % model->config.vocab));
+        local.targets.push_back(t + 1 < length ? static_cast<int32_t>(place % model->config.vocab) : kNotTrained);
+        local.positions.push_back(static_cast<int32_t>(t));
+        local.global_tokens.push_back(place);
+      }
+      local.document_begins.push_back(static_cast<int64_t>(local.tokens.size()));
+      local.global.targets += length - 1;
+    }
+    local.global.documents = static_cast<int64_t>(lengths.size());
+    local.global.tokens = static_cast<int64_t>(local.tokens.size());
+    return make_step_batch(local, *model, slice_tokens, at::kCPU, model->parameters.compute());
+  }
+
+  std::unique_ptr<TokenExchange> exchange;
+  AdapterTargets targets;
+  std::unique_ptr<Model> model;
+};
+
+}  // namespace moetune

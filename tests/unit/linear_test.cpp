@@ -1,0 +1,92 @@
+// A frozen linear map against torch's own matmul and autograd, and what its graph holds.
+#include "tests/support/catch.h"
+
+#include <torch/csrc/autograd/autograd.h>
+
+#include "lora/linear.h"
+#include "parallel/base/error.h"
+#include "tests/support/message_of.h"
+#include "tests/support/numbers.h"
+
+using namespace moetune;
+
+namespace {
+
+constexpr int64_t T = 7, I = 16, O = 12;
+
+struct Frozen {
+  Frozen() : scratch(at::kCPU, at::kDouble), values(random_normal({O, I}, 1, at::kFloat).to(at::kDouble)),
+             weight(std::make_unique<FrozenWeight>(BaseFormat::kFp32, 1, O, I, at::kCPU, at::kDouble)) {
+    weight->set(0, values);
+    scratch.reserve(4 * O * I);
+    scratch.poison_released(true);
+  }
+  void use() { weight->use(scratch, counters); }
+  void release() {
+    weight->release();
+    scratch.reset();
+  }
+  Scratch scratch;
+  DequantCounters counters;
+  at::Tensor values;
+  std::unique_ptr<FrozenWeight> weight;
+};
+
+}  // namespace
+
+TEST_CASE("the graph of a frozen product holds no dense weight", "[linear]") {
+  Frozen w;
+  const at::Tensor x = leaf(random_normal({T, I}, 2)), d_y = random_normal({T, O}, 3);
+  w.use();
+  const at::Tensor dense = w.weight->dense();
+  const auto owners = dense.storage().use_count();
+  const at::Tensor y = frozen_matmul(x, *w.weight);
+  CHECK(dense.storage().use_count() == owners);
+  CHECK(distance(y, x.matmul(w.values.t())) < 1e-14);
+  w.release();
+  CHECK(dense.isnan().all().item<bool>());
+  auto backward = [&] { return torch::autograd::grad({y}, {x}, {d_y}, /*retain_graph=*/true)[0]; };
+  CHECK(contains(message_of<InternalError>(backward), "not in use"));
+
+  // The weight lies elsewhere in the next use; the same graph finds it.
+  w.scratch.take({64});
+  w.use();
+  CHECK(w.weight->dense().data_ptr() != dense.data_ptr());
+  CHECK(distance(backward(), d_y.matmul(w.values)) < 1e-14);
+}
+
+TEST_CASE("a linear map with an adapter equals the plain expression", "[linear]") {
+  for (const double dropout : {0.0, 0.3}) {
+    Frozen w;
+    const at::Tensor values = w.values;
+    ParameterSet parameters(at::kCPU, at::kDouble);
+    ParameterInfo info;
+    info.name = "map";
+    auto adapter = std::make_unique<Adapter>(AdapterSpec{3, 0.5, dropout}, info, 0, O, I, 1, parameters);
+    const Adapter& a = *adapter;
+    a.b().master().copy_(random_normal({O, 3}, 4));
+    a.b().refresh_working();
+    w.use();
+    const Linear linear(std::move(w.weight), std::move(adapter));
+    const StepRandom random{9, 4, true};
+    const at::Tensor x = leaf(random_normal({T, I}, 2)), d_y = random_normal({T, O}, 3), token = at::arange(T, at::kLong);
+
+    const at::Tensor y = linear.forward(x, token, random);
+    const at::Tensor mask = a.drop(at::ones({T, I}, at::kDouble), token, random);
+    const at::Tensor expected = x.matmul(values.t()) + 0.5 * (x * mask).matmul(a.a().working.t()).matmul(a.b().working.t());
+    CHECK(distance(y, expected) < 1e-14);
+    const std::vector<at::Tensor> inputs{x, a.a().working, a.b().working};
+    const auto got = torch::autograd::grad({y}, inputs, {d_y}), wanted = torch::autograd::grad({expected}, inputs, {d_y});
+    for (size_t i = 0; i < inputs.size(); ++i) CHECK(distance(got[i], wanted[i]) < 1e-13);
+  }
+}
+
+TEST_CASE("a linear map that trains is a plain linear map", "[linear]") {
+  ParameterSet parameters(at::kCPU, at::kDouble);
+  Parameter& weight = parameters.add({}, random_normal({O, I}, 1));
+  const at::Tensor x = leaf(random_normal({T, I}, 2));
+  const at::Tensor y = Linear(weight).forward(x, at::Tensor(), StepRandom{});
+  CHECK(distance(y, x.matmul(weight.master().t())) < 1e-14);
+  const at::Tensor d_y = random_normal({T, O}, 3);
+  CHECK(distance(torch::autograd::grad({y}, {weight.working}, {d_y})[0], d_y.t().matmul(x)) < 1e-13);
+}

@@ -1,0 +1,95 @@
+// Slices of packed documents, and attention over them against each document alone.
+#include "tests/support/catch.h"
+
+#include <torch/csrc/autograd/autograd.h>
+
+#include <numeric>
+
+#include "moe/attention.h"
+#include "moe/slice.h"
+#include "tests/support/numbers.h"
+
+using namespace moetune;
+
+namespace {
+
+std::vector<Slice> slices_of(const std::vector<int64_t>& lengths, int64_t slice_tokens) {
+  std::vector<int64_t> positions, tokens;
+  for (const int64_t length : lengths) {
+    for (int64_t t = 0; t < length; ++t) {
+      positions.push_back(t);
+      tokens.push_back(1000 + static_cast<int64_t>(tokens.size()));
+    }
+  }
+  return make_slices(lengths, positions, tokens, slice_tokens, at::kCPU);
+}
+
+/// softmax(q k^T * scale under the causal mask) v of one document, written out.
+at::Tensor document_attention(const at::Tensor& q_THA, const at::Tensor& k_THA, const at::Tensor& v_THA, double scale) {
+  const int64_t length = q_THA.size(0);
+  const at::Tensor future = at::ones({length, length}, at::kBool).triu(1);
+  const at::Tensor score = at::einsum("ihd,jhd->hij", {q_THA, k_THA}) * scale;
+  return at::einsum("hij,jhd->ihd", {score.masked_fill(future, -INFINITY).softmax(-1), v_THA});
+}
+
+}  // namespace
+
+TEST_CASE("slices hold whole documents in order", "[slice]") {
+  const std::vector<int64_t> lengths{5, 3, 9, 1, 1, 20, 2};
+  const std::vector<Slice> slices = slices_of(lengths, 8);
+  std::vector<int64_t> documents;
+  int64_t row = 0;
+  for (const Slice& slice : slices) {
+    CHECK(slice.first_row == row);
+    CHECK(slice.token_T[0].item<int64_t>() == 1000 + row);
+    CHECK(slice.document_length.sum().item<int64_t>() == slice.num_rows);
+    CHECK(slice.document_T.max().item<int64_t>() == slice.num_documents - 1);
+    for (int64_t i = 0; i < slice.num_documents; ++i) documents.push_back(slice.document_length[i].item<int64_t>());
+    row += slice.num_rows;
+  }
+  CHECK(documents == lengths);
+  CHECK(slices.size() == 4);  // 5+3, 9, 1+1+20, 2
+  const std::vector<Slice> none = slices_of({}, 8);
+  REQUIRE(none.size() == 1);
+  CHECK(none[0].num_rows == 0);
+}
+
+TEST_CASE("every row has one place in a bucket, every other place is padding", "[slice]") {
+  const Slice slice = slices_of({5, 3, 9, 1, 130, 20, 128, 8}, 10000).at(0);
+  CHECK(!slice.in_order);
+  int64_t places = 0;
+  for (const AttentionBucket& bucket : slice.buckets) places += bucket.batch * bucket.length;
+  CHECK(slice.gather_M.numel() == places);
+  CHECK(at::equal(slice.gather_M.index_select(0, slice.inverse_T), at::arange(slice.num_rows, at::kLong)));
+  at::Tensor visits = at::zeros({places}, at::kLong);
+  visits.index_add_(0, slice.inverse_T, at::ones({slice.num_rows}, at::kLong));
+  visits.index_add_(0, slice.padding_places, at::ones({slice.padding_places.numel()}, at::kLong));
+  CHECK(visits.eq(1).all().item<bool>());
+  // Documents of one length need no gathering.
+  CHECK(slices_of({6, 6, 6}, 100).at(0).in_order);
+}
+
+TEST_CASE("attention of packed documents is that of each document alone", "[slice]") {
+  constexpr int64_t kHeads = 2, kWidth = 6;
+  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{5, 3, 9, 1, 20, 5}, {4, 4, 4}, {7}, {}}) {
+    for (const int64_t value_width : {4, 6}) {
+      const int64_t rows = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
+      INFO(lengths.size() << " documents, " << rows << " rows, values of " << value_width);
+      const at::Tensor q = leaf(random_normal({rows, kHeads, kWidth}, 1)), k = leaf(random_normal({rows, kHeads, kWidth}, 2));
+      const at::Tensor v = leaf(random_normal({rows, kHeads, value_width}, 3)), d = random_normal({rows, kHeads, value_width}, 4);
+      const at::Tensor packed = packed_causal_attention(q, k, v, slices_of(lengths, 1000).at(0), 0.3);
+      REQUIRE(packed.sizes() == d.sizes());
+      if (rows == 0) continue;
+      std::vector<at::Tensor> alone;
+      int64_t begin = 0;
+      for (const int64_t length : lengths) {
+        alone.push_back(document_attention(q.narrow(0, begin, length), k.narrow(0, begin, length), v.narrow(0, begin, length), 0.3));
+        begin += length;
+      }
+      const at::Tensor expected = at::cat(alone);
+      CHECK(distance(packed, expected) < 1e-13);
+      const auto got = torch::autograd::grad({packed}, {q, k, v}, {d}), wanted = torch::autograd::grad({expected}, {q, k, v}, {d});
+      for (size_t i = 0; i < 3; ++i) CHECK(distance(got[i], wanted[i]) < 1e-13);
+    }
+  }
+}
