@@ -71,7 +71,8 @@ TEST_CASE("every row has one place in a bucket, every other place is padding", "
 
 TEST_CASE("attention of packed documents is that of each document alone", "[slice]") {
   constexpr int64_t kHeads = 2, kWidth = 6;
-  for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{5, 3, 9, 1, 20, 5}, {4, 4, 4}, {7}, {}}) {
+  const std::vector<std::vector<int64_t>> cases{{5, 3, 9, 1, 20, 5}, {4, 4, 4}, {7}, {}};
+  for (const std::vector<int64_t>& lengths : cases) {
     for (const int64_t value_width : {4, 6}) {
       const int64_t rows = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
       INFO(lengths.size() << " documents, " << rows << " rows, values of " << value_width);

@@ -1,0 +1,60 @@
+// The reducer on one rank: each parameter enters the norm once, and what is not finite stops the step.
+#include "tests/support/catch.h"
+
+#include <cmath>
+
+#include "parallel/base/error.h"
+#include "parallel/launch.h"
+#include "tests/support/message_of.h"
+#include "tests/support/numbers.h"
+#include "trainer/gradients.h"
+
+using namespace moetune;
+
+namespace {
+
+ParameterInfo info_of(int64_t layer, Replicas replicas) {
+  ParameterInfo info;
+  info.layer = layer;
+  info.replicas = replicas;
+  return info;
+}
+
+}  // namespace
+
+TEST_CASE("the norm counts every parameter once and starts anew each step", "[gradients]") {
+  Launch launch;
+  Mesh mesh(launch, {1, 1, 1, 1});
+  ParameterSet parameters(at::kCPU, at::kFloat);
+  double squares = 0.0;
+  for (int i = 0; i < 6; ++i) {
+    Parameter& parameter = parameters.add(info_of(i / 3, i % 3 == 0 ? Replicas::kExpertReplicas : Replicas::kEverywhere), at::zeros({2, 3}));
+    if (i == 5) continue;  // nothing was added: zero
+    const at::Tensor gradient = random_normal({2, 3}, i, at::kFloat);
+    parameter.add_gradient(gradient);
+    squares += std::pow(gradient.to(at::kDouble).norm().item<double>(), 2);
+  }
+  GradientReducer reducer(parameters, mesh);
+  const at::Tensor before = parameters.all()[1].gradient().clone();
+  reducer.reduce(1);
+  reducer.reduce(0);
+  reducer.reduce(2);  // no parameters
+  CHECK(reducer.global_norm(0) == Approx(std::sqrt(squares)).epsilon(1e-12));
+  CHECK(at::equal(parameters.all()[1].gradient(), before));
+  CHECK(reducer.global_norm(1) == 0.0);
+
+  const double bad = GENERATE(as<double>{}, NAN, INFINITY);
+  parameters.all()[4].gradient()[0][1] = bad;
+  reducer.reduce(1);
+  CHECK(contains(message_of<NonFiniteError>([&] { reducer.global_norm(9); }), "step 9: the gradient of rank 0 is not finite"));
+}
+
+TEST_CASE("a gradient whose squares overflow fp32 has a finite norm", "[gradients]") {
+  Launch launch;
+  Mesh mesh(launch, {1, 1, 1, 1});
+  ParameterSet parameters(at::kCPU, at::kFloat);
+  parameters.add(info_of(0, Replicas::kEverywhere), at::zeros({1})).add_gradient(at::full({1}, 1e30f));
+  GradientReducer reducer(parameters, mesh);
+  reducer.reduce(0);
+  CHECK(reducer.global_norm(0) == Approx(1e30).epsilon(1e-6));
+}
