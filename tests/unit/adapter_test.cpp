@@ -1,0 +1,120 @@
+// Adapters: where they start, what their dropout depends on, and which maps get one.
+#include "tests/support/catch.h"
+
+#include "lora/adapter.h"
+#include "parallel/base/error.h"
+#include "tests/support/message_of.h"
+#include "tests/support/numbers.h"
+
+using namespace moetune;
+
+namespace {
+
+constexpr int64_t R = 4, I = 64, O = 6;
+
+struct OneAdapter {
+  OneAdapter(const std::string& name, double dropout, uint64_t seed = 17, int64_t first_expert = 0, int64_t local = 0, int64_t experts = 0)
+      : adapter({R, 1.0, dropout}, info_of(name, first_expert, experts), local, O, I, seed, parameters) {}
+  static ParameterInfo info_of(const std::string& name, int64_t first_expert, int64_t experts) {
+    ParameterInfo info;
+    info.name = name;
+    info.first_expert = first_expert;
+    info.num_experts = experts;
+    return info;
+  }
+  ParameterSet parameters{at::kCPU, at::kFloat};
+  Adapter adapter;
+};
+
+}  // namespace
+
+TEST_CASE("A is uniform within 1/sqrt(I), B zero, both named", "[adapter]") {
+  const OneAdapter one("m.q_a_proj", 0.0);
+  const at::Tensor a = one.adapter.a().master();
+  CHECK(one.adapter.a().name() == "m.q_a_proj.lora_A.weight");
+  CHECK(one.adapter.b().name() == "m.q_a_proj.lora_B.weight");
+  CHECK(one.adapter.a().info().role == Role::kAdapterA);
+  CHECK(one.adapter.b().info().role == Role::kAdapterB);
+  CHECK(a.abs().max().item<double>() <= 0.125);
+  // The variance of uniform [-b, b) is b^2 / 3; 256 numbers give it to some 6 %.
+  CHECK(a.var().item<double>() == Approx(0.125 * 0.125 / 3).epsilon(0.25));
+  CHECK(one.adapter.b().master().count_nonzero().item<int64_t>() == 0);
+  CHECK(!at::equal(a, OneAdapter("m.o_proj", 0.0).adapter.a().master()));
+  CHECK(!at::equal(a, OneAdapter("m.q_a_proj", 0.0, 18).adapter.a().master()));
+}
+
+TEST_CASE("an expert starts alike on whatever rank it lies", "[adapter]") {
+  const OneAdapter all("m.experts.*.up_proj", 0.0, 17, 0, 6, 6), part("m.experts.*.up_proj", 0.0, 17, 4, 2, 6), single("m.experts.5.up_proj", 0.0);
+  CHECK(all.adapter.a().master().sizes() == at::IntArrayRef({6, R, I}));
+  CHECK(all.adapter.b().master().sizes() == at::IntArrayRef({6, O, R}));
+  CHECK(at::equal(part.adapter.a().master(), all.adapter.a().master().narrow(0, 4, 2)));
+  CHECK(at::equal(all.adapter.a().master()[5], single.adapter.a().master()));
+  CHECK(!at::equal(all.adapter.a().master()[5], all.adapter.a().master()[4]));
+  CHECK(expert_name("m.experts.*.up_proj", 12) == "m.experts.12.up_proj");
+}
+
+TEST_CASE("a dropout mask depends on seed, step, name, token and feature alone", "[adapter]") {
+  const OneAdapter one("m.q_a_proj", 0.25), same("m.q_a_proj", 0.25, 99), other("m.o_proj", 0.25);
+  const at::Tensor x = at::ones({40, I}), token = at::arange(100, 140, at::kLong);
+  const StepRandom random{17, 3, true};
+  const at::Tensor dropped = one.adapter.drop(x, token, random);
+  CHECK(at::equal(same.adapter.drop(x, token, random), dropped));
+  const at::Tensor order = at::arange(39, -1, -1, at::kLong);
+  CHECK(at::equal(one.adapter.drop(x, token.index_select(0, order), random), dropped.index_select(0, order)));
+  CHECK(at::equal(one.adapter.drop(x.narrow(0, 5, 3), token.narrow(0, 5, 3), random), dropped.narrow(0, 5, 3)));
+  CHECK(!at::equal(other.adapter.drop(x, token, random), dropped));
+  CHECK(!at::equal(one.adapter.drop(x, token + 1, random), dropped));
+  CHECK(!at::equal(one.adapter.drop(x, token, {17, 4, true}), dropped));
+  CHECK(!at::equal(one.adapter.drop(x, token, {18, 3, true}), dropped));
+  CHECK(!at::equal(dropped.select(1, 0), dropped.select(1, 1)));
+
+  CHECK(one.adapter.drop(x, token, {17, 3, false}).is_same(x));
+  CHECK(OneAdapter("m.q_a_proj", 0.0).adapter.drop(x, token, random).is_same(x));
+}
+
+TEST_CASE("dropout zeroes its share and keeps the mean, in bf16 too", "[adapter]") {
+  const at::Tensor token = at::arange(2000, at::kLong);
+  const double rate = 0.1, count = 2000.0 * I;
+  const OneAdapter one("m.q_a_proj", rate);
+  const at::Tensor dropped = one.adapter.drop(at::ones({2000, I}), token, {17, 3, true});
+  const double zeros = dropped.eq(0).sum().item<double>() / count;
+  CHECK(std::abs(zeros - rate) < 5 * std::sqrt(rate * (1 - rate) / count));
+  CHECK(at::equal(dropped, at::where(dropped.eq(0), at::zeros({}), at::full({}, static_cast<float>(1 / (1 - rate))))));
+  // Rounded once, after the product: 0.9 / 0.9 is 1 and not 0.9 times the bf16 number next to 1/0.9.
+  const at::Tensor wide = at::full({2000, I}, 0.9, at::kBFloat16);
+  const at::Tensor narrow = one.adapter.drop(wide, token, {17, 3, true});
+  CHECK(narrow.scalar_type() == at::kBFloat16);
+  CHECK(at::equal(narrow, (wide.to(at::kFloat) * dropped).to(at::kBFloat16)));
+}
+
+TEST_CASE("targets select by group, by name, or all", "[adapter]") {
+  AdapterTargets groups({{"attention", "experts"}, 8, 16.0, false, 0.1, {}});
+  REQUIRE(groups.match("q_a_proj", "attention"));
+  CHECK(groups.match("q_a_proj", "attention")->scale == 2.0);
+  CHECK(groups.match("q_a_proj", "attention")->dropout == 0.1);
+  CHECK(groups.match("experts.gate_proj", "experts"));
+  CHECK(!groups.match("gate_proj", "dense_mlp"));
+  groups.require_all_matched();
+
+  AdapterTargets names({{"gate_proj", "experts.up_proj"}, 8, 16.0, true, 0.0, {{"gate_proj", 4}}});
+  CHECK(names.match("gate_proj", "dense_mlp")->rank == 4);
+  CHECK(names.match("gate_proj", "shared_expert")->scale == 8.0);  // 16 / sqrt(4)
+  CHECK(names.match("experts.up_proj", "experts")->rank == 8);
+  CHECK(names.match("experts.up_proj", "experts")->scale == Approx(16.0 / std::sqrt(8.0)));
+  CHECK(!names.match("experts.gate_proj", "experts"));
+  CHECK(!names.match("up_proj", "dense_mlp"));
+
+  AdapterTargets all({{"all_linear"}, 8, 16.0, false, 0.0, {}});
+  CHECK(all.match("o_proj", "attention"));
+  CHECK(all.match("experts.down_proj", "experts"));
+  CHECK(!AdapterTargets().match("o_proj", "attention"));
+}
+
+TEST_CASE("targets that match nothing are named, with the maps there are", "[adapter]") {
+  AdapterTargets targets({{"q_proj", "attention", "experts"}, 8, 16.0, false, 0.0, {}});
+  targets.match("q_a_proj", "attention");
+  targets.match("gate_proj", "dense_mlp");
+  targets.match("q_a_proj", "attention");
+  CHECK(message_of<UserError>([&] { targets.require_all_matched(); }) ==
+        "adapter.targets: no linear map of this model matches q_proj, experts; it has q_a_proj, gate_proj");
+}

@@ -1,0 +1,89 @@
+// Frozen weights in every format: the values they stand for, how long they are dense, what they weigh.
+#include "tests/support/catch.h"
+
+#include "lora/frozen_weight.h"
+#include "parallel/base/error.h"
+#include "tests/support/message_of.h"
+#include "tests/support/numbers.h"
+
+using namespace moetune;
+
+namespace {
+
+constexpr BaseFormat kFormats[] = {BaseFormat::kNf4, BaseFormat::kNf4Double, BaseFormat::kBf16, BaseFormat::kFp32};
+
+/// Absmax scaling by hand: each block of 64 to the nearest of NF4's values (QLoRA, appendix E).
+at::Tensor nf4_by_hand(const at::Tensor& weight_OI) {
+  const at::Tensor map = at::tensor({-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+                                     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+                                     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0}, at::kDouble);
+  const at::Tensor blocks = weight_OI.to(at::kDouble).view({-1, 64}), absmax = std::get<0>(blocks.abs().max(1, true));
+  const at::Tensor nearest = ((blocks / absmax).unsqueeze(-1) - map).abs().argmin(-1);
+  return (map.index_select(0, nearest.flatten()).view_as(blocks) * absmax).view_as(weight_OI);
+}
+
+}  // namespace
+
+TEST_CASE("the dense form is the held value in the compute type, unit by unit", "[frozen_weight]") {
+  constexpr int64_t E = 3, O = 16, I = 24;
+  const at::Tensor stack = random_normal({E, O, I}, 1, at::kFloat);
+  for (const BaseFormat format : kFormats) {
+    for (const at::ScalarType compute : {at::kBFloat16, at::kFloat, at::kDouble}) {
+      INFO(to_string(format) << " in " << c10::toString(compute));
+      Scratch scratch(at::kCPU, compute);
+      scratch.reserve(2 * E * O * I);
+      DequantCounters counters;
+      FrozenWeight weight(format, E, O, I, at::kCPU, compute);
+      for (const int64_t e : {2, 0, 1}) weight.set(e, stack[e]);
+      const auto value = [&](int64_t e) {
+        if (format == BaseFormat::kFp32) return stack[e].to(at::kDouble);
+        return format == BaseFormat::kBf16 ? stack[e].to(at::kBFloat16).to(at::kDouble) : nf4_by_hand(stack[e]);
+      };
+      const double exact = compute == at::kBFloat16 ? 4e-3 : 1e-7, tolerance = format == BaseFormat::kNf4Double ? 2e-2 : exact;
+
+      CHECK(contains(message_of<InternalError>([&] { weight.dense(); }), "not in use"));
+      weight.use(scratch, counters);
+      CHECK(weight.dense().scalar_type() == compute);
+      CHECK(weight.dense().sizes() == at::IntArrayRef({E, O, I}));
+      for (int64_t e = 0; e < E; ++e) CHECK(distance(weight.dense()[e].to(at::kDouble), value(e)) < tolerance);
+      const bool held_dense = (format == BaseFormat::kBf16 && compute == at::kBFloat16) || (format == BaseFormat::kFp32 && compute == at::kFloat);
+      CHECK(counters.elements == (held_dense ? 0 : E * O * I));
+      CHECK(weight.scratch_elements() == (held_dense ? 0 : E * O * I));
+      CHECK(at::equal(weight.dense_units(1, 2, scratch, counters), weight.dense().narrow(0, 1, 2)));
+      CHECK(counters.elements == (held_dense ? 0 : (E + 2) * O * I));
+      weight.release();
+      CHECK(contains(message_of<InternalError>([&] { weight.dense(); }), "not in use"));
+    }
+  }
+}
+
+TEST_CASE("bytes are those of the held tensors", "[frozen_weight]") {
+  const std::vector<std::vector<int64_t>> shapes{{1, 5, 7}, {1, 16, 24}, {3, 16, 24}, {2, 256, 128}, {1, 3, 16384}};
+  for (const BaseFormat format : kFormats) {
+    for (const auto& shape : shapes) {
+      const FrozenWeight weight(format, shape[0], shape[1], shape[2], at::kCPU, at::kFloat);
+      int64_t bytes = 0;
+      for (const at::Tensor& packed : weight.packed()) bytes += static_cast<int64_t>(packed.nbytes());
+      INFO(to_string(format) << " " << at::IntArrayRef(shape));
+      CHECK(weight.bytes() == bytes);
+      CHECK(FrozenWeight::bytes(format, shape[0], shape[1], shape[2]) == bytes);
+    }
+  }
+}
+
+TEST_CASE("one unit is a matrix, odd sizes too; what does not fit is refused", "[frozen_weight]") {
+  Scratch scratch(at::kCPU, at::kFloat);
+  scratch.reserve(1000);
+  DequantCounters counters;
+  for (const BaseFormat format : kFormats) {
+    FrozenWeight weight(format, 1, 5, 7, at::kCPU, at::kFloat);
+    const at::Tensor values = random_normal({5, 7}, 1, at::kFloat);
+    weight.set(0, values.t().contiguous().t());
+    weight.use(scratch, counters);
+    CHECK(weight.dense().sizes() == at::IntArrayRef({5, 7}));
+    CHECK(distance(weight.dense(), values) < 0.15);
+    CHECK(contains(message_of<InternalError>([&] { weight.set(0, values.t()); }), "want [5, 7]"));
+    CHECK(contains(message_of<InternalError>([&] { weight.set(1, values); }), "unit 1 of 1"));
+  }
+  CHECK(contains(message_of<UserError>([&] { FrozenWeight(BaseFormat::kNf4, 2, 5, 7, at::kCPU, at::kFloat); }), "use base: bf16"));
+}

@@ -1,0 +1,90 @@
+// Rotary embedding against complex rotation and the published constants of DeepSeek-V3.
+#include "tests/support/catch.h"
+
+#include <cmath>
+#include <complex>
+
+#include "moe/rope.h"
+#include "tests/support/numbers.h"
+
+using namespace moetune;
+
+namespace {
+
+RopeConfig deepseek_v3() {
+  RopeConfig config;
+  config.kind = RopeConfig::Kind::kYarn;
+  config.dim = 64;
+  config.theta = 10000.0;
+  config.factor = 40;
+  config.original_max_positions = 4096;
+  config.mscale = 1.0;
+  config.mscale_all_dim = 1.0;
+  return config;
+}
+
+/// Frequency of pair i over the unscaled one: 1 up to `low`, 1/factor from `high` on, linear between.
+double share(int64_t i, double low, double high, double factor) {
+  const double ramp = std::min(1.0, std::max(0.0, (static_cast<double>(i) - low) / (high - low)));
+  return 1.0 - ramp + ramp / factor;
+}
+
+}  // namespace
+
+TEST_CASE("YaRN interpolates the pairs that the check values say", "[rope]") {
+  struct Expected {
+    double theta, beta_fast, beta_slow, low, high;
+    bool truncate;
+  };
+  for (const Expected& e : {Expected{1e4, 32, 1, 10, 23, true}, {5e4, 1, 1, 19, 20, true}, {1.5e5, 32, 1, 8.0928, 17.3980, false}}) {
+    RopeConfig config = deepseek_v3();
+    config.theta = e.theta;
+    config.beta_fast = e.beta_fast;
+    config.beta_slow = e.beta_slow;
+    config.truncate = e.truncate;
+    const at::Tensor frequency = Rope(config, at::kCPU).inverse_frequencies();
+    REQUIRE(frequency.numel() == 32);
+    for (int64_t i = 0; i < 32; ++i) {
+      INFO("theta " << e.theta << ", pair " << i);
+      const double expected = std::pow(e.theta, -static_cast<double>(i) / 32) * share(i, e.low, e.high, 40);
+      CHECK(frequency[i].item<double>() == Approx(expected).epsilon(e.truncate ? 1e-6 : 1e-4));
+    }
+  }
+}
+
+TEST_CASE("the softmax scale carries YaRN's correction", "[rope]") {
+  ModelConfig config;
+  config.nope_dim = 128;
+  config.rope_dim = 64;
+  CHECK(config.softmax_scale() == Approx(1 / std::sqrt(192.0)));
+  config.rope = deepseek_v3();
+  CHECK(config.softmax_scale() == Approx(0.13523378).epsilon(1e-7));
+}
+
+TEST_CASE("cosines carry the attention factor", "[rope]") {
+  const auto factor = [](const RopeConfig& config) { return Rope(config, at::kCPU).angles(long_tensor({0}), at::kDouble).cos_TA[0][0].item<double>(); };
+  RopeConfig config = deepseek_v3();
+  CHECK(factor(config) == Approx(1.0));
+  config.mscale = 0.707;
+  CHECK(factor(config) == Approx((0.0707 * std::log(40) + 1) / (0.1 * std::log(40) + 1)).epsilon(1e-6));
+  config.mscale.reset();
+  CHECK(factor(config) == Approx(0.1 * std::log(40) + 1).epsilon(1e-6));
+  config.attention_factor = 0.75;
+  CHECK(factor(config) == Approx(0.75));
+  CHECK(factor({.dim = 8}) == 1.0);
+}
+
+TEST_CASE("rotation turns interleaved pairs as complex numbers", "[rope]") {
+  const at::Tensor position = long_tensor({0, 1, 7, 300}), x = random_normal({4, 2, 8}, 1);
+  const at::Tensor rotated = rotate(x, Rope({.dim = 8}, at::kCPU).angles(position, at::kDouble));
+  for (int64_t t = 0; t < 4; ++t) {
+    for (int64_t h = 0; h < 2; ++h) {
+      for (int64_t i = 0; i < 4; ++i) {
+        const std::complex<double> pair(x[t][h][2 * i].item<double>(), x[t][h][2 * i + 1].item<double>());
+        const std::complex<double> turned = pair * std::polar(1.0, position[t].item<double>() * std::pow(10000.0, -static_cast<double>(i) / 4));
+        CHECK(rotated[t][h][i].item<double>() == Approx(turned.real()).margin(1e-4));
+        CHECK(rotated[t][h][4 + i].item<double>() == Approx(turned.imag()).margin(1e-4));
+      }
+    }
+  }
+}
