@@ -1,0 +1,142 @@
+// config.json: what is read, in both spellings, and what is refused with which words.
+#include "tests/support/catch.h"
+
+#include <nlohmann/json.hpp>
+
+#include "moe/config.h"
+#include "parallel/base/error.h"
+#include "parallel/base/files.h"
+#include "tests/support/message_of.h"
+#include "tests/support/temporary_folder.h"
+
+using namespace moetune;
+using nlohmann::json;
+
+namespace {
+
+/// DeepSeek-V3's config.json as it is published.
+json deepseek_v3() {
+  return json::parse(R"({
+    "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "aux_loss_alpha": 0.001,
+    "bos_token_id": 0, "eos_token_id": 1, "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
+    "initializer_range": 0.02, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+    "model_type": "deepseek_v3", "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256,
+    "n_shared_experts": 1, "norm_topk_prob": true, "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61,
+    "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+    "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]},
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+                     "original_max_position_embeddings": 4096, "type": "yarn"},
+    "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": true, "tie_word_embeddings": false,
+    "topk_group": 4, "topk_method": "noaux_tc", "torch_dtype": "bfloat16", "use_cache": true, "v_head_dim": 128, "vocab_size": 129280})");
+}
+
+std::string refusal(const json& config) {
+  return message_of<UserError>([&] { parse_model_config(config, "config.json"); });
+}
+std::string refusal(const char* key, const json& value) {
+  json config = deepseek_v3();
+  config[key] = value;
+  return refusal(config);
+}
+
+}  // namespace
+
+TEST_CASE("DeepSeek-V3 is read as published", "[config]") {
+  const ModelConfig config = parse_model_config(deepseek_v3(), "config.json");
+  CHECK(config.vocab == 129280);
+  CHECK(config.width == 7168);
+  CHECK(config.q_lora == 1536);
+  CHECK(config.qk_dim() == 192);
+  CHECK(config.experts == 256);
+  CHECK(config.num_groups == 8);
+  CHECK(config.top_groups == 4);
+  CHECK(config.routed_scale == 2.5);
+  CHECK(config.num_mtp_layers == 1);
+  CHECK(config.fp8_blocks);
+  CHECK(!config.is_moe_layer(2));
+  CHECK(config.is_moe_layer(3));
+  CHECK(config.rope.kind == RopeConfig::Kind::kYarn);
+  CHECK(config.rope.factor == 40);
+  CHECK(config.softmax_scale() == Approx(0.13523378).epsilon(1e-7));
+  // The model's report and the arithmetic of its shapes: 671.03 B, and 11.61 B that the MTP module does not share.
+  ModelConfig main = config;
+  main.num_mtp_layers = 0;
+  CHECK(count_parameters(main) == 671026419200);
+  CHECK(count_parameters(config) == 671026419200 + 11610068224);
+}
+
+TEST_CASE("the spelling of transformers 5 says the same", "[config]") {
+  json config = deepseek_v3();
+  json rope = config["rope_scaling"];
+  rope.erase("type");
+  rope["rope_type"] = "yarn";
+  rope["rope_theta"] = 50000.0;
+  config.erase("rope_scaling");
+  config.erase("rope_theta");
+  config["rope_parameters"] = rope;
+  const ModelConfig read = parse_model_config(config, "config.json");
+  CHECK(read.rope.theta == 50000.0);
+  CHECK(read.rope.kind == RopeConfig::Kind::kYarn);
+  CHECK(read.softmax_scale() == Approx(0.13523378).epsilon(1e-7));
+
+  config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 500.0}};
+  CHECK(parse_model_config(config, "config.json").rope.kind == RopeConfig::Kind::kDefault);
+  CHECK(parse_model_config(config, "config.json").rope.theta == 500.0);
+  config["rope_parameters"] = nullptr;
+  CHECK(parse_model_config(config, "config.json").rope.theta == 10000.0);
+}
+
+TEST_CASE("kimi_k2 and a plain query projection are read", "[config]") {
+  json config = deepseek_v3();
+  config["model_type"] = "kimi_k2";
+  config["n_group"] = 1;
+  config["topk_group"] = 1;
+  config["n_routed_experts"] = 384;
+  config["q_lora_rank"] = nullptr;
+  const ModelConfig read = parse_model_config(config, "config.json");
+  CHECK(read.experts == 384);
+  CHECK(!read.q_lora);
+}
+
+TEST_CASE("what is not computed is refused by name", "[config]") {
+  CHECK(contains(refusal("model_type", "qwen3_moe"), "config.json: model_type is 'qwen3_moe'; this program trains deepseek_v3"));
+  CHECK(contains(refusal("hidden_act", "gelu"), "hidden_act is 'gelu'; only 'silu'"));
+  CHECK(contains(refusal("scoring_func", "softmax"), "scoring_func is 'softmax'; only 'sigmoid'"));
+  CHECK(contains(refusal("topk_method", "greedy"), "topk_method is 'greedy'; only 'noaux_tc'"));
+  CHECK(contains(refusal("attention_bias", true), "attention_bias is true"));
+  CHECK(contains(refusal("rope_interleave", false), "rope_interleave is false"));
+  CHECK(contains(refusal("moe_layer_freq", 2), "moe_layer_freq is not 1"));
+  CHECK(contains(refusal("num_key_value_heads", 8), "num_key_value_heads differs"));
+  CHECK(contains(refusal("qk_rope_head_dim", 63), "qk_rope_head_dim is odd"));
+  CHECK(contains(refusal("n_group", 7), "n_group does not divide 256 experts"));
+  CHECK(contains(refusal("topk_group", 9), "topk_group exceeds n_group 8"));
+  CHECK(contains(refusal("n_group", 256), "groups of one expert"));
+  CHECK(contains(refusal("num_experts_per_tok", 129), "num_experts_per_tok exceeds"));
+  CHECK(contains(refusal("n_routed_experts", 40000), "n_routed_experts is 40000"));
+  CHECK(contains(refusal("vocab_size", 0), "vocab_size is 0, want a whole number of at least 1"));
+  CHECK(contains(refusal("hidden_size", 7168.5), "hidden_size is 7168.5"));
+  CHECK(contains(refusal("hidden_size", "7168"), "hidden_size is \"7168\""));
+  CHECK(contains(refusal("rms_norm_eps", "small"), "rms_norm_eps is \"small\", want a number"));
+  CHECK(contains(refusal("norm_topk_prob", 1), "norm_topk_prob is 1, want true or false"));
+  CHECK(contains(refusal("hidden_act", 3), "hidden_act is 3, want text"));
+  CHECK(contains(refusal("rope_scaling", {{"type", "linear"}, {"factor", 2}}), "config.json: rope_scaling: type is 'linear'"));
+  CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 2}}), "rope_scaling: original_max_position_embeddings is missing"));
+  CHECK(contains(refusal("quantization_config", {{"quant_method", "bitsandbytes"}}), "quant_method is 'bitsandbytes'"));
+  CHECK(contains(refusal("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {64, 128}}}), "weight_block_size is [64,128]"));
+  CHECK(contains(refusal(json::array()), "want a JSON object"));
+  for (const char* key : {"vocab_size", "hidden_size", "num_hidden_layers", "kv_lora_rank", "v_head_dim", "n_routed_experts", "num_experts_per_tok"}) {
+    json config = deepseek_v3();
+    config.erase(key);
+    CHECK(contains(refusal(config), std::string(key) + " is missing"));
+  }
+}
+
+TEST_CASE("a folder without a sound config.json is refused", "[config]") {
+  const TemporaryFolder folder;
+  CHECK(contains(message_of<UserError>([&] { load_model_config(folder.path()); }), "must be a Hugging Face folder"));
+  write_text_atomically(folder / "config.json", "{\"model_type\": ");
+  CHECK(contains(message_of<UserError>([&] { load_model_config(folder.path()); }), "config.json: is not JSON"));
+  write_text_atomically(folder / "config.json", deepseek_v3().dump());
+  CHECK(load_model_config(folder.path()).num_layers == 61);
+}

@@ -1,0 +1,147 @@
+// Adapters in PEFT's files: what goes in comes out, and what this program would compute differently is refused.
+#include "tests/support/catch.h"
+
+#include <nlohmann/json.hpp>
+
+#include "lora/adapter.h"
+#include "lora/peft_files.h"
+#include "parallel/base/error.h"
+#include "parallel/base/files.h"
+#include "parallel/tensor_io.h"
+#include "tests/support/message_of.h"
+#include "tests/support/numbers.h"
+#include "tests/support/temporary_folder.h"
+
+using namespace moetune;
+using nlohmann::ordered_json;
+
+namespace {
+
+constexpr double kScale = 2.0;
+
+/// One plain map and two experts of four, from `first_expert`.
+struct Maps {
+  explicit Maps(int64_t first_expert) {
+    ParameterInfo plain, stack;
+    plain.name = "model.layers.0.self_attn.o_proj";
+    stack.name = "model.layers.1.mlp.experts.*.up_proj";
+    stack.first_expert = first_expert;
+    stack.num_experts = 4;
+    adapters.push_back(std::make_unique<Adapter>(AdapterSpec{4, kScale, 0.0}, plain, 0, 6, 8, 1, parameters));
+    adapters.push_back(std::make_unique<Adapter>(AdapterSpec{4, kScale, 0.0}, stack, 2, 6, 8, 1, parameters));
+  }
+  ParameterSet parameters{at::kCPU, at::kBFloat16};
+  std::vector<std::unique_ptr<Adapter>> adapters;
+};
+
+PeftConfig config_of_maps() {
+  PeftConfig config;
+  config.rank = 4;
+  config.alpha = 8.0;
+  config.target_modules = {"o_proj", "up_proj"};
+  config.base_model = "deepseek-ai/DeepSeek-V3";
+  return config;
+}
+
+std::vector<std::pair<std::string, at::Tensor>> tensors_of_maps() {
+  std::vector<std::pair<std::string, at::Tensor>> tensors;
+  uint64_t seed = 1;
+  auto pair = [&](const std::string& map) {
+    tensors.emplace_back("base_model.model." + map + ".lora_A.weight", random_normal({4, 8}, seed++, at::kFloat));
+    tensors.emplace_back("base_model.model." + map + ".lora_B.weight", random_normal({6, 4}, seed++, at::kFloat));
+  };
+  pair("model.layers.0.self_attn.o_proj");
+  for (int e = 0; e < 4; ++e) pair("model.layers.1.mlp.experts." + std::to_string(e) + ".up_proj");
+  return tensors;
+}
+
+struct Files {
+  Files() { write(tensors_of_maps()); write_peft_config(folder.path(), config_of_maps()); }
+  void write(const std::vector<std::pair<std::string, at::Tensor>>& tensors) { write_tensors(folder / "adapter_model.safetensors", tensors, {{"format", "pt"}}); }
+  void set(const char* key, const ordered_json& value) {
+    ordered_json config = ordered_json::parse(read_text_file(folder / "adapter_config.json"));
+    config[key] = value;
+    write_text_atomically(folder / "adapter_config.json", config.dump());
+  }
+  std::string refusal(double scale = kScale) {
+    Maps maps(0);
+    return message_of<UserError>([&] { load_peft_adapter(folder.path(), maps.parameters, scale); });
+  }
+  TemporaryFolder folder;
+};
+
+}  // namespace
+
+TEST_CASE("each rank reads its experts, masters in full precision", "[peft_files]") {
+  Files files;
+  const auto tensors = tensors_of_maps();
+  for (const int64_t first : {0, 2}) {
+    Maps maps(first);
+    load_peft_adapter(files.folder.path(), maps.parameters, kScale);
+    CHECK(at::equal(maps.adapters[0]->a().master(), tensors[0].second));
+    CHECK(at::equal(maps.adapters[0]->b().master(), tensors[1].second));
+    for (int64_t e = 0; e < 2; ++e) {
+      CHECK(at::equal(maps.adapters[1]->a().master()[e], tensors[2 + 2 * (first + e)].second));
+      CHECK(at::equal(maps.adapters[1]->b().master()[e], tensors[3 + 2 * (first + e)].second));
+    }
+    CHECK(at::equal(maps.adapters[1]->a().working, maps.adapters[1]->a().master().to(at::kBFloat16)));
+  }
+}
+
+TEST_CASE("the configuration comes back, whole numbers as such", "[peft_files]") {
+  Files files;
+  const PeftConfig config = read_peft_config(files.folder.path());
+  CHECK(config.rank == 4);
+  CHECK(config.alpha == 8.0);
+  CHECK(!config.rslora);
+  CHECK(config.target_modules == std::vector<std::string>{"o_proj", "up_proj"});
+  CHECK(config.base_model == "deepseek-ai/DeepSeek-V3");
+  const ordered_json json = ordered_json::parse(read_text_file(files.folder / "adapter_config.json"));
+  CHECK(json.at("lora_alpha").is_number_integer());
+  CHECK(json.at("peft_type") == "LORA");
+  CHECK(json.at("task_type") == "CAUSAL_LM");
+  // rsLoRA: 4 / sqrt(4) is the same scale.
+  files.set("use_rslora", true);
+  files.set("lora_alpha", 4);
+  CHECK(files.refusal() == "(nothing was thrown)");
+}
+
+TEST_CASE("an adapter that is not the recipe's is refused", "[peft_files]") {
+  Files files;
+  auto tensors = tensors_of_maps();
+  SECTION("a missing tensor") {
+    tensors.pop_back();
+    tensors.erase(tensors.begin());
+    files.write(tensors);
+    CHECK(contains(files.refusal(), "base_model.model.model.layers.0.self_attn.o_proj.lora_A.weight"));
+  }
+  SECTION("a tensor too many") {
+    tensors.emplace_back("base_model.model.model.layers.0.self_attn.q_a_proj.lora_A.weight", at::zeros({4, 8}));
+    files.write(tensors);
+    CHECK(contains(files.refusal(), "q_a_proj.lora_A.weight, which the recipe's adapter.targets leave out"));
+  }
+  SECTION("another rank") {
+    tensors[0].second = at::zeros({2, 8});
+    files.write(tensors);
+    CHECK(contains(files.refusal(), "has shape [2, 8], the recipe asks for [4, 8]"));
+  }
+  SECTION("another scale") { CHECK(contains(files.refusal(1.0), "scales its product by 2, the recipe's alpha and rank give 1")); }
+  SECTION("no files") { CHECK(contains(message_of<UserError>([&] { read_peft_config(files.folder / "nowhere"); }), "adapter_config.json")); }
+}
+
+TEST_CASE("what is no plain LoRA is refused", "[peft_files]") {
+  Files files;
+  SECTION("type") { files.set("peft_type", "IA3"); CHECK(contains(files.refusal(), "peft_type is IA3; want LORA")); }
+  SECTION("type of no text") { files.set("peft_type", 3); CHECK(contains(files.refusal(), "adapter_config.json")); }
+  SECTION("DoRA") { files.set("use_dora", true); CHECK(contains(files.refusal(), "use_dora is true")); }
+  SECTION("bias") { files.set("bias", "all"); CHECK(contains(files.refusal(), "bias is \"all\"")); }
+  SECTION("whole modules") { files.set("modules_to_save", {"lm_head"}); CHECK(contains(files.refusal(), "modules_to_save")); }
+  SECTION("fused parameters") { files.set("target_parameters", {"mlp.experts.down_proj"}); CHECK(contains(files.refusal(), "target_parameters")); }
+  SECTION("transposed") { files.set("fan_in_fan_out", true); CHECK(contains(files.refusal(), "fan_in_fan_out")); }
+  SECTION("alphas of single maps") { files.set("alpha_pattern", {{"o_proj", 32}}); CHECK(contains(files.refusal(), "alpha_pattern")); }
+  SECTION("a rank of no number") { files.set("r", "four"); CHECK(contains(files.refusal(), "adapter_config.json")); }
+  SECTION("no JSON") {
+    write_text_atomically(files.folder / "adapter_config.json", "{");
+    CHECK(contains(files.refusal(), "is not a JSON object"));
+  }
+}
