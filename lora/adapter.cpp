@@ -76,7 +76,8 @@ at::Tensor Adapter::drop(const at::Tensor& x, const at::Tensor& global_token, co
   const int64_t width = x.size(-1);
   at::Tensor element = global_token.unsqueeze(-1) * width + at::arange(width, global_token.options());
   at::Tensor keep = counter_uniform_at(key, element) >= spec_.dropout;
-  return x * keep.to(x.scalar_type()).mul_(1.0 / (1.0 - spec_.dropout));
+  // A number as factor: as a tensor it would be rounded to x's dtype, and in bf16 the mean would move.
+  return x.mul(keep).mul(1.0 / (1.0 - spec_.dropout));
 }
 
 }  // namespace moetune
