@@ -29,7 +29,8 @@ PeftConfig read_peft_config(const std::filesystem::path& folder) {
   auto refuse = [&](const char* key, const std::string& allowed) {
     throw UserError(str(path, ": ", key, " is ", json.at(key).dump(), "; this program goes on from ", allowed));
   };
-  if (json.value("peft_type", "") != "LORA") throw UserError(str(path, ": peft_type is ", json.value("peft_type", "missing"), "; want LORA"));
+  const ordered_json type = json.value("peft_type", ordered_json("missing"));
+  if (type != "LORA") throw UserError(str(path, ": peft_type is ", type.is_string() ? type.get<std::string>() : type.dump(), "; want LORA"));
   auto set = [&](const char* key) { return json.contains(key) && !json.at(key).is_null() && json.at(key) != false; };
   if (set("use_dora")) refuse("use_dora", "plain LoRA");
   if (set("fan_in_fan_out")) refuse("fan_in_fan_out", "linear maps");
@@ -81,6 +82,10 @@ void write_peft_config(const std::filesystem::path& folder, const PeftConfig& co
 void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parameters, double scale) {
   at::NoGradGuard no_grad;
   const PeftConfig config = read_peft_config(folder);
+  if (!config.alpha_pattern.empty()) {
+    throw UserError(str((folder / kConfigFile).string(), ": alpha_pattern gives ", config.alpha_pattern.begin()->first, " an alpha of its own; this program "
+                        "goes on from one alpha for all maps"));
+  }
   const double saved_scale = config.alpha / (config.rslora ? std::sqrt(static_cast<double>(config.rank)) : static_cast<double>(config.rank));
   if (std::abs(saved_scale - scale) > 1e-9 * std::abs(scale)) {
     throw UserError(str((folder / kConfigFile).string(), ": scales its product by ", saved_scale, ", the recipe's alpha and rank give ", scale,
