@@ -125,6 +125,10 @@ ModelConfig parse_model_config(const json& object, const std::string& place) {
   if (!top.flag_or("rope_interleave", true)) top.fail("rope_interleave", "is false; only interleaved pairs are computed");
   if (top.integer_or("moe_layer_freq", 1, 1) != 1) top.fail("moe_layer_freq", "is not 1; only a router in every layer is computed");
 
+  // DeepSeek's own code and transformers take different values where these are absent (null says "none" to both).
+  for (const char* key : {"first_k_dense_replace", "n_shared_experts", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "q_lora_rank"}) {
+    if (!object.contains(key)) top.fail(key, "is missing, and readers of this format differ in what that means");
+  }
   config.vocab = top.integer("vocab_size", 1);
   config.width = top.integer("hidden_size", 1);
   config.num_layers = top.integer("num_hidden_layers", 1);

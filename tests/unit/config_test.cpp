@@ -125,7 +125,8 @@ TEST_CASE("what is not computed is refused by name", "[config]") {
   CHECK(contains(refusal("quantization_config", {{"quant_method", "bitsandbytes"}}), "quant_method is 'bitsandbytes'"));
   CHECK(contains(refusal("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {64, 128}}}), "weight_block_size is [64,128]"));
   CHECK(contains(refusal(json::array()), "want a JSON object"));
-  for (const char* key : {"vocab_size", "hidden_size", "num_hidden_layers", "kv_lora_rank", "v_head_dim", "n_routed_experts", "num_experts_per_tok"}) {
+  for (const char* key : {"vocab_size", "hidden_size", "num_hidden_layers", "kv_lora_rank", "v_head_dim", "n_routed_experts", "num_experts_per_tok",
+                          "first_k_dense_replace", "n_shared_experts", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "q_lora_rank"}) {
     json config = deepseek_v3();
     config.erase(key);
     CHECK(contains(refusal(config), std::string(key) + " is missing"));
