@@ -52,9 +52,16 @@ std::vector<std::pair<std::string, at::Tensor>> parts_of(Parameter& parameter, O
 ordered_json read_manifest(const fs::path& checkpoint) {
   const std::string path = (checkpoint / "manifest.json").string();
   ordered_json manifest = ordered_json::parse(read_text_file(path), nullptr, false);
-  if (manifest.is_discarded() || !manifest.is_object() || manifest.value("format", "") != kFormat || !manifest.contains("files")) {
-    throw UserError(str(path, ": is not a manifest of format ", kFormat));
-  }
+  const auto is_text = [](const ordered_json& object, const char* key) { return object.contains(key) && object.at(key).is_string(); };
+  const auto is_whole = [&] {
+    if (!manifest.is_object() || !is_text(manifest, "format") || manifest.at("format") != kFormat) return false;
+    for (const char* key : {"step", "optimizer_steps", "seed", "batch"}) {
+      if (!manifest.contains(key) || !manifest.at(key).is_number_integer()) return false;
+    }
+    if (!is_text(manifest, "frozen_digest") || !is_text(manifest, "data_digest") || !manifest.contains("files") || !manifest.at("files").is_object()) return false;
+    return std::all_of(manifest.at("files").begin(), manifest.at("files").end(), [&](const ordered_json& entry) { return is_text(entry, "sha256"); });
+  };
+  if (!is_whole()) throw UserError(str(path, ": is not a whole manifest of format ", kFormat));
   return manifest;
 }
 
@@ -195,7 +202,9 @@ void Checkpoints::save(int64_t step, TrainingState& state, int64_t keep_last) {
     fs::remove_all(final_path);
     fs::rename(temporary, final_path);
     sync_folder(folder_);
+    // A checkpoint of a later step is a damaged one that the run was not resumed from: it takes no one's place.
     std::vector<fs::path> all = list(folder_);
+    all.erase(std::upper_bound(all.begin(), all.end(), final_path), all.end());
     for (size_t i = 0; i + static_cast<size_t>(keep_last) < all.size(); ++i) fs::remove_all(all[i]);
   }
   mesh_.world().barrier();

@@ -40,7 +40,7 @@ class Checkpoints {
  public:
   Checkpoints(std::filesystem::path folder, Mesh& mesh) : folder_(std::move(folder)), mesh_(mesh) {}
 
-  /// Saves after `step` steps and removes all but the newest `keep_last` checkpoints. Collective.
+  /// Saves after `step` steps and removes all but the newest `keep_last` (at least 1) of the checkpoints up to this one. Collective.
   void save(int64_t step, TrainingState& state, int64_t keep_last);
   /// Restores the newest checkpoint whose manifest and digests hold, warning of newer damaged ones, and returns its step; none if there
   /// is no checkpoint at all. Throws UserError when all are damaged, or the run's parameters, data, seed, batch or frozen weights
