@@ -23,6 +23,9 @@ at::Tensor multipliers(uint64_t key, int64_t first_word, int64_t count, at::Devi
 uint64_t tensor_digest(const std::string& name, const at::Tensor& tensor, int64_t first_byte) {
   const uint64_t key = stream_key(0, name);
   at::Tensor bytes = tensor.contiguous().view({-1}).view(at::kByte);
+  // Parts may be cut within a word: each counts its own bytes of it and zeros for the others', and the products add up. Only stacks of
+  // odd numbers of statistics are cut so, small beside the codes: a copy does no harm.
+  if (first_byte % 8 != 0 || bytes.storage_offset() % 8 != 0) bytes = at::cat({at::zeros({first_byte % 8}, bytes.options()), bytes});
   const int64_t whole_words = bytes.numel() / 8;
   uint64_t digest = 0;
   auto add_words = [&](const at::Tensor& words, int64_t first_word) {

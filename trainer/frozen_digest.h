@@ -15,7 +15,8 @@ namespace moetune {
 
 /// Replicated tensors count once, experts wherever they are. Empty text when nothing is frozen. Collective over the mesh.
 std::string frozen_digest(Model& model, Mesh& mesh);
-/// Digest of one tensor's bytes as if they began at byte `first_byte` (a multiple of 8) of the tensor called `name`.
+/// Digest of one tensor's bytes as if they began at byte `first_byte` of the tensor called `name`. The digests of a tensor's parts add up
+/// to its own.
 uint64_t tensor_digest(const std::string& name, const at::Tensor& tensor, int64_t first_byte);
 
 }  // namespace moetune
