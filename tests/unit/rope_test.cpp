@@ -23,6 +23,12 @@ RopeConfig deepseek_v3() {
   return config;
 }
 
+RopeConfig plain(int64_t dim) {
+  RopeConfig config;
+  config.dim = dim;
+  return config;
+}
+
 /// Frequency of pair i over the unscaled one: 1 up to `low`, 1/factor from `high` on, linear between.
 double share(int64_t i, double low, double high, double factor) {
   const double ramp = std::min(1.0, std::max(0.0, (static_cast<double>(i) - low) / (high - low)));
@@ -36,7 +42,7 @@ TEST_CASE("YaRN interpolates the pairs that the check values say", "[rope]") {
     double theta, beta_fast, beta_slow, low, high;
     bool truncate;
   };
-  for (const Expected& e : {Expected{1e4, 32, 1, 10, 23, true}, {5e4, 1, 1, 19, 20, true}, {1.5e5, 32, 1, 8.0928, 17.3980, false}}) {
+  for (const Expected& e : {Expected{1e4, 32, 1, 10, 23, true}, Expected{5e4, 1, 1, 19, 20, true}, Expected{1.5e5, 32, 1, 8.0928, 17.3980, false}}) {
     RopeConfig config = deepseek_v3();
     config.theta = e.theta;
     config.beta_fast = e.beta_fast;
@@ -71,12 +77,12 @@ TEST_CASE("cosines carry the attention factor", "[rope]") {
   CHECK(factor(config) == Approx(0.1 * std::log(40) + 1).epsilon(1e-6));
   config.attention_factor = 0.75;
   CHECK(factor(config) == Approx(0.75));
-  CHECK(factor({.dim = 8}) == 1.0);
+  CHECK(factor(plain(8)) == 1.0);
 }
 
 TEST_CASE("rotation turns interleaved pairs as complex numbers", "[rope]") {
   const at::Tensor position = long_tensor({0, 1, 7, 300}), x = random_normal({4, 2, 8}, 1);
-  const at::Tensor rotated = rotate(x, Rope({.dim = 8}, at::kCPU).angles(position, at::kDouble));
+  const at::Tensor rotated = rotate(x, Rope(plain(8), at::kCPU).angles(position, at::kDouble));
   for (int64_t t = 0; t < 4; ++t) {
     for (int64_t h = 0; h < 2; ++h) {
       for (int64_t i = 0; i < 4; ++i) {
