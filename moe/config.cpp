@@ -73,6 +73,9 @@ RopeConfig parse_rope(const Reader& top, int64_t rope_dim, int64_t max_positions
   rope.kind = RopeConfig::Kind::kYarn;
   rope.original_max_positions = scaling.number("original_max_position_embeddings");
   rope.factor = scaling.has("factor") ? scaling.number("factor") : static_cast<double>(max_positions) / rope.original_max_positions;
+  if (rope.original_max_positions <= 0.0) scaling.fail("original_max_position_embeddings", "is not above 0");
+  if (rope.factor < 1.0) scaling.fail("factor", str("is ", rope.factor, ", want at least 1"));
+  if (rope.theta <= 1.0) scaling.fail("rope_theta", str("is ", rope.theta, ", want above 1"));
   rope.beta_fast = scaling.number_or("beta_fast", 32);
   rope.beta_slow = scaling.number_or("beta_slow", 1);
   rope.truncate = scaling.flag_or("truncate", true);

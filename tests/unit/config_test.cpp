@@ -122,6 +122,8 @@ TEST_CASE("what is not computed is refused by name", "[config]") {
   CHECK(contains(refusal("hidden_act", 3), "hidden_act is 3, want text"));
   CHECK(contains(refusal("rope_scaling", {{"type", "linear"}, {"factor", 2}}), "config.json: rope_scaling: type is 'linear'"));
   CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 2}}), "rope_scaling: original_max_position_embeddings is missing"));
+  CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 2}, {"original_max_position_embeddings", 0}}), "is not above 0"));
+  CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 0.5}, {"original_max_position_embeddings", 64}}), "factor is 0.5, want at least 1"));
   CHECK(contains(refusal("quantization_config", {{"quant_method", "bitsandbytes"}}), "quant_method is 'bitsandbytes'"));
   CHECK(contains(refusal("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {64, 128}}}), "weight_block_size is [64,128]"));
   CHECK(contains(refusal(json::array()), "want a JSON object"));
