@@ -49,7 +49,10 @@ class RandomWeights final : public WeightSource {
   RandomWeights(const ModelConfig& config, uint64_t seed, at::Device device)
       : half_width_(config.initializer_range * std::sqrt(3.0)), seed_(seed), device_(device) {}
 
-  bool has(const std::string&) const override { return true; }
+  // The MTP module shares the trunk's embedding and head (report section 2.2): it has no copies of its own.
+  bool has(const std::string& name) const override {
+    return name.rfind("model.layers.", 0) != 0 || !(ends_with(name, ".embed_tokens.weight") || ends_with(name, ".shared_head.head.weight"));
+  }
   int64_t bytes_read() const override { return 0; }
 
   at::Tensor read(const std::string& name, at::IntArrayRef shape) override {

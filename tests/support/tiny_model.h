@@ -14,7 +14,7 @@
 
 namespace moetune {
 
-/// One dense layer, then MoE layers of 4 experts in 2 groups; every linear weight is a multiple of 64 numbers.
+/// One dense layer, then MoE layers (an MTP module is at hand) of 4 experts in 2 groups; every linear weight is a multiple of 64 numbers.
 inline ModelConfig tiny_config(int64_t layers) {
   ModelConfig config;
   config.vocab = 32;
@@ -36,6 +36,7 @@ inline ModelConfig tiny_config(int64_t layers) {
   config.top_groups = 2;
   config.routed_scale = 2.5;
   config.initializer_range = 0.2;
+  config.num_mtp_layers = 1;
   config.rope.dim = 4;
   return config;
 }
@@ -45,6 +46,7 @@ struct TinyOptions {
   at::ScalarType compute = at::kFloat;
   std::vector<std::string> targets = {"all_linear"};
   bool train_weights = false;
+  bool with_mtp = false;
   uint64_t seed = 17;
 };
 
@@ -59,6 +61,7 @@ struct TinyModel {
     options.placement = {0, config.experts, config.experts};
     options.exchange = exchange.get();
     options.seed = tiny.seed;
+    options.with_mtp = tiny.with_mtp;
     options.expert_chunk_bytes = 1;  // one expert at a time
     model = build_model(config, *make_random_weights(config, tiny.seed, at::kCPU), options);
     // B of zeros would leave A without a gradient.
@@ -85,6 +88,7 @@ struct TinyModel {
       local.document_begins.push_back(static_cast<int64_t>(local.tokens.size()));
       local.global.targets += length - 1;
     }
+    for (const int64_t length : lengths) local.global.mtp_targets += std::max<int64_t>(0, length - 2);
     local.global.documents = static_cast<int64_t>(lengths.size());
     local.global.tokens = static_cast<int64_t>(local.tokens.size());
     return make_step_batch(local, *model, slice_tokens, at::kCPU, model->parameters.compute());

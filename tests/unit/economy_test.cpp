@@ -37,6 +37,26 @@ TEST_CASE("a step makes every frozen number dense twice and keeps one input a la
   }
 }
 
+TEST_CASE("the MTP module costs one more layer and shares embedding and head", "[economy]") {
+  TinyModel without(tiny_config(4), {.base = BaseFormat::kNf4, .compute = at::kFloat});
+  TinyModel tiny(tiny_config(4), {.base = BaseFormat::kNf4, .compute = at::kFloat, .with_mtp = true});
+  CHECK(tiny.model->mtp->parts().embedding_VD.is_same(tiny.model->embedding_VD));
+  CHECK(tiny.model->plain.size() == without.model->plain.size() + 8);  // six norms, the module's head norm, its router
+  SweepOptions options;
+  options.mtp_weight = 0.3;
+  options.poison_released = true;
+  Sweep sweep(*tiny.model, options);
+  const StepBatch batch = tiny.batch({5, 9, 2, 1}, 8);
+  CHECK(batch.mtp.num_rows == 4 + 8 + 1);
+  const SweepResult result = sweep.train(batch, {17, 0, true}, [](int64_t) {});
+  CHECK(result.mtp_loss_sum.item<double>() > 0);
+  ModelConfig one_more = tiny_config(5);
+  const int64_t width = one_more.width;
+  CHECK(sweep.dequantised().elements == 2 * (linear_numbers(one_more) + 2 * width * width));
+  CHECK(sweep.kept_input_bytes() == (4 * 17 + 13) * width * 4);
+  CHECK(result.load_LE.sum(1).eq(long_tensor({34, 34, 34, 26})).all().item<bool>());  // two experts a row
+}
+
 TEST_CASE("nothing reads a released weight", "[economy]") {
   TinyModel tiny(tiny_config(8), {.base = BaseFormat::kNf4, .compute = at::kFloat});
   const StepBatch batch = tiny.batch({5, 9, 2}, 8);
