@@ -1,7 +1,7 @@
 // Adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors, one pair of two-dimensional tensors a linear map,
 // routed experts included: base_model.model.model.layers.3.mlp.experts.17.gate_proj.lora_A.weight.
 //
-//   load_peft_adapter("adapters/base", {.targets...}, parameters);       // training goes on from it
+//   load_peft_adapter("adapters/base", parameters, /*scale=*/alpha / rank);   // training goes on from it
 //   PeftConfig config = read_peft_config("adapters/base");
 #pragma once
 

@@ -1,7 +1,7 @@
 // One decoder block in the two stages that the sweep walks through: mixing, slice by slice, and the routed experts, once over all.
 //
 //   block.use(pass);                                            // dense forms of this layer's frozen maps
-//   Mixed mixed = block.mix(x_TD, slice, angles, expert_TK, options, pass);
+//   Mixed mixed = block.mix(x_TD, slice, angles, expert_TK, /*balance=*/false, pass);
 //   ... routed = block.experts()->forward(...) ...              // over all slices together
 //   x_next = mixed.residual_TD + routed
 //   block.release(pass);

@@ -9,7 +9,8 @@
 namespace moetune {
 namespace {
 
-// Padded lengths: multiples of 1/8 of the length's power of two, so that padding stays under 1/8 and buckets few.
+// Padded lengths: multiples of 1/8 of the length's power of two, and of 8 at least, so that padding stays
+// under 1/8 (or 8 rows) and buckets few.
 int64_t padded_length(int64_t length) {
   int64_t step = 8;
   while (step * 16 <= length) step *= 2;

@@ -1,6 +1,6 @@
 // A rank's part of a step on its device, cut into slices, with everything that counts known beforehand.
 //
-//   StepBatch batch = make_step_batch(batches.local(step, rank, num_ranks), model, slice_tokens, with_mtp);
+//   StepBatch batch = make_step_batch(batches.local(step, rank, num_ranks), model, slice_tokens, device, compute);
 #pragma once
 
 #include <torch/types.h>

@@ -51,7 +51,7 @@ class Sweep {
   at::Tensor logits(const StepBatch& batch);
 
   const DequantCounters& dequantised() const { return dequantised_; }
-  /// Bytes of block inputs, routing and kept graphs held between down and up of the last train().
+  /// Bytes of the block inputs held between down and up of the last train().
   int64_t kept_input_bytes() const { return kept_input_bytes_; }
 
  private:
@@ -72,7 +72,6 @@ class Sweep {
   at::Tensor way_down(const StepBatch& batch, PassContext& pass, Mode mode);
   bool keeps_graph(int64_t layer) const;
   bool needs_input_gradient(int64_t layer) const { return layer > lowest_trained_; }
-  std::vector<Parameter*> mixing_parameters(int64_t layer) const;
 
   Model& model_;
   SweepOptions options_;
