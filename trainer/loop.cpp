@@ -48,6 +48,8 @@ class Run {
   int go() {
     TrainingState state{*run_.model, optimizer_, dump_resolved(recipe_), frozen_digest(*run_.model, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
     const std::optional<int64_t> resumed = options_.resume ? checkpoints_.load_latest(state) : std::nullopt;
+    // Only now is it known that a resumed run fits what was saved: a mistake writes over nothing.
+    if (launch_.rank() == 0) write_text_atomically((folder_ / "recipe.yaml").string(), state.recipe_text);
     if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
     if (!resumed && recipe_.adapter && recipe_.adapter->from) {
       const AdapterRecipe& adapter = *recipe_.adapter;
@@ -96,7 +98,6 @@ class Run {
         throw UserError(str(recipe.origin("run.dir"), ": run.dir: ", folder.string(), " holds a run already; add --resume to go on with it, or name another folder"));
       }
       fs::create_directories(folder / "checkpoints");
-      write_text_atomically((folder / "recipe.yaml").string(), dump_resolved(recipe));
     }
     launch.max_over_world(0);  // others wait until the folder is there
     return folder;
