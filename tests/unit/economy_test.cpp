@@ -57,6 +57,35 @@ TEST_CASE("the MTP module costs one more layer and shares embedding and head", "
   CHECK(result.load_LE.sum(1).eq(long_tensor({34, 34, 34, 26})).all().item<bool>());  // two experts a row
 }
 
+TEST_CASE("a rank without documents walks the same way and adds nothing", "[economy]") {
+  TinyModel tiny(tiny_config(3), {.base = BaseFormat::kNf4, .compute = at::kFloat, .with_mtp = true});
+  RankBatch nothing;
+  nothing.document_begins = {0};
+  nothing.global.documents = 3;
+  nothing.global.targets = 9;
+  nothing.global.mtp_targets = 6;
+  const StepBatch batch = make_step_batch(nothing, *tiny.model, 8, at::kCPU, at::kFloat);
+  for (const int64_t keep : {0, 4}) {
+    SweepOptions options;
+    options.mtp_weight = 0.3;
+    options.balance_weight = 0.1;
+    options.keep_layers = keep;
+    Sweep sweep(*tiny.model, options);
+    std::vector<int64_t> done;
+    const SweepResult result = sweep.train(batch, {17, 0, true}, [&](int64_t layer) { done.push_back(layer); });
+    CHECK(done == std::vector<int64_t>{3, 4, 2, 1, 0});
+    CHECK(result.loss_sum.item<double>() == 0.0);
+    CHECK(result.mtp_loss_sum.item<double>() == 0.0);
+    CHECK(result.balance_loss.item<double>() == 0.0);
+    CHECK(result.load_LE.sum().item<int64_t>() == 0);
+    for (Parameter& parameter : tiny.model->parameters.all()) {
+      CHECK(parameter.gradient().eq(0).all().item<bool>());
+      parameter.clear_gradient();
+    }
+    CHECK(sweep.evaluate(batch).loss_sum.item<double>() == 0.0);
+  }
+}
+
 TEST_CASE("nothing reads a released weight", "[economy]") {
   TinyModel tiny(tiny_config(8), {.base = BaseFormat::kNf4, .compute = at::kFloat});
   const StepBatch batch = tiny.batch({5, 9, 2}, 8);
