@@ -6,6 +6,7 @@ import unittest
 from pathlib import Path
 
 import support
+from tokenizers import processors
 from support import documents, model_folder, oracle, prepare, small_tokenizer, write_lines
 
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -91,6 +92,13 @@ class Chat(unittest.TestCase):
     def test_plain_words_around_content(self):
         # The space before the answer belongs to the template here; its token holds the answer's first letter.
         self.check_against_transformers(self.plain, benign())
+
+    def test_trimmed_offsets_do_not_move_the_mask(self):
+        # Many byte-level files trim white space off the offsets that they report.
+        tokenizer = small_tokenizer(CHATML)
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+        trimmed = model_folder(self.root / "trimmed", tokenizer, None, "<|im_end|>", support.CHATML_TEMPLATE)
+        self.assertEqual(self.run_chats(trimmed, benign()), self.run_chats(self.chatml, benign()))
 
     def test_metaspace(self):
         self.check_against_transformers(self.pieces, [talk("Hello there", "the lazy dog", "what", "fox"), talk("a b", "c d", system="e f")])
