@@ -60,7 +60,8 @@ class Cache(unittest.TestCase):
     def test_damaged_file_is_rebuilt(self):
         path = Path(self.run_it()["cache"])
         whole = path.read_bytes()
-        for damaged in (whole[:-4], whole[:5], b"", whole.replace(b'"moetune_tokens": "1"', b'"moetune_tokens": "0"')):
+        for damaged in (whole[:-4], whole[:5], b"", whole.replace(b'"moetune_tokens": "1"', b'"moetune_tokens": "0"'),
+                        whole.replace(path.stem.encode(), b"0" * 16)):
             path.write_bytes(damaged)
             self.assertFalse(self.run_it()["reused"])
             self.assertEqual(path.read_bytes(), whole)
