@@ -30,6 +30,10 @@ at::ScalarType scalar_type(ComputeType compute);
 BaseFormat base_format(BaseChoice base);
 /// What the recipe asks of adapters; matches nothing for `adapter: none`.
 AdapterTargets adapter_targets(const Recipe& recipe);
+/// What the recipe computes on, as this machine is.
+at::DeviceType device_type(const Recipe& recipe);
+/// Blocks, counted from the last, that keep their graph.
+int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks);
 /// Rows that go through mixing at once on `device` when the recipe says auto.
 int64_t automatic_slice_tokens(at::Device device);
 
