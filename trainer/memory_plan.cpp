@@ -261,8 +261,9 @@ std::string memory_table(const MemoryPlan& plan, bool with_formulas) {
       }
     }
   }
-  if (gpu) line("device, at the most", plan.device_bytes(), str("T = ", plan.rows, " tokens a rank; (a) not at once: the largest counts"));
-  line("host, at the most", plan.host_bytes(), gpu ? "" : str("T = ", plan.rows, " tokens a rank; (a) not at once: the largest counts"));
+  const std::string note = str("T = ", plan.rows, " tokens; of (a) only the largest counts");
+  if (gpu) line("device, at the most", plan.device_bytes(), note);
+  line("host, at the most", plan.host_bytes(), gpu ? "" : note);
   std::string text = out.str();
   text.pop_back();
   return text;
