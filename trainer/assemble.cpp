@@ -75,6 +75,14 @@ AdapterTargets adapter_targets(const Recipe& recipe) {
   return AdapterTargets(options);
 }
 
+MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size) {
+  const MeshShape shape = resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, recipe.mesh.tp}, world_size);
+  if (config.experts % shape.ep != 0) {
+    throw UserError(str(recipe.origin("mesh.ep"), ": mesh.ep: ", shape.ep, " ranks do not divide the model's ", config.experts, " routed experts"));
+  }
+  return shape;
+}
+
 at::DeviceType device_type(const Recipe& recipe) {
   const bool cuda = recipe.run.device == DeviceChoice::kCuda || (recipe.run.device == DeviceChoice::kAuto && at::hasCUDA());
   return cuda ? at::kCUDA : at::kCPU;
@@ -99,10 +107,7 @@ Assembly assemble(const Recipe& recipe, Launch& launch) {
   run.device = launch.device();
   run.compute = scalar_type(recipe.model.compute);
   run.slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(run.device));
-  const MeshShape shape = resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, recipe.mesh.tp}, launch.world_size());
-  if (run.config.experts % shape.ep != 0) {
-    throw UserError(str(recipe.origin("mesh.ep"), ": mesh.ep: ", shape.ep, " ranks do not divide the model's ", run.config.experts, " routed experts"));
-  }
+  const MeshShape shape = mesh_shape(recipe, run.config, launch.world_size());
   run.mesh = std::make_unique<Mesh>(launch, shape);
   run.exchange = shape.ep == 1 ? make_local_exchange() : make_token_exchange(run.mesh->ep(), recipe.exchange.buffer_rows.value_or(0));
   run.targets = std::make_unique<AdapterTargets>(adapter_targets(recipe));

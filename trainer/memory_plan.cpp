@@ -238,9 +238,7 @@ int64_t MemoryPlan::device_bytes() const { return most_at_a_time(*this, false); 
 int64_t MemoryPlan::host_bytes() const { return most_at_a_time(*this, true); }
 
 MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, at::DeviceType device, std::optional<int64_t> rows) {
-  if (config.experts % mesh.ep != 0) {
-    throw UserError(str(recipe.origin("mesh.ep"), ": mesh.ep: ", mesh.ep, " ranks do not divide the model's ", config.experts, " routed experts"));
-  }
+  MT_CHECK(config.experts % mesh.ep == 0, config.experts, " experts on ", mesh.ep, " ranks");
   return Planner(config, recipe, mesh, device, rows).plan();
 }
 
@@ -248,7 +246,8 @@ std::string memory_table(const MemoryPlan& plan, bool with_formulas) {
   std::ostringstream out;
   auto line = [&](const std::string& name, int64_t bytes, const std::string& remark) {
     out << "  " << std::left << std::setw(26) << name << std::right << std::setw(10) << bytes_text(bytes);
-    if (!remark.empty()) out << "   " << remark;
+    const size_t end = remark.find_last_not_of(' ');
+    if (end != std::string::npos) out << "   " << remark.substr(0, end + 1);
     out << "\n";
   };
   const bool gpu = plan.device != at::kCPU;

@@ -8,6 +8,7 @@
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/safetensors.h"
+#include "trainer/assemble.h"
 #include "trainer/banner.h"
 #include "trainer/documents.h"
 #include "trainer/memory_plan.h"
@@ -20,28 +21,24 @@ namespace fs = std::filesystem;
 /// Collects what is wrong, so that the user hears of all of it at once.
 class Findings {
  public:
-  explicit Findings(const Recipe& recipe) : recipe_(recipe) {}
-
-  void add(const std::string& key, const std::string& what) { text_ += str(text_.empty() ? "" : "\n", recipe_.origin(key), ": ", key, ": ", what); }
-  /// Runs `check`; its UserError becomes a finding.
-  void attempt(const std::string& key, const std::function<void()>& check) {
+  void add(const std::string& what) { text_ += (text_.empty() ? "" : "\n") + what; }
+  /// Runs `check`; its UserError becomes a finding, behind `place` where it does not name its own.
+  void attempt(const std::string& place, const std::function<void()>& check) {
     try {
       check();
     } catch (const UserError& error) {
-      add(key, error.what());
+      add((place.empty() ? "" : place + ": ") + error.what());
     }
   }
-  bool empty() const { return text_.empty(); }
   void raise_if_any() const {
     if (!text_.empty()) throw UserError(text_);
   }
 
  private:
-  const Recipe& recipe_;
   std::string text_;
 };
 
-/// Every tensor that a run reads is in the checkpoint with the shape that config.json gives.
+/// Embedding, head and every linear map are in the checkpoint with the shapes that config.json gives.
 void check_tensors(const ModelConfig& config, const std::string& folder_path, bool with_mtp) {
   const SafetensorsFolder folder(folder_path);
   auto require = [&](const std::string& name, const std::vector<int64_t>& shape) {
@@ -52,6 +49,10 @@ void check_tensors(const ModelConfig& config, const std::string& folder_path, bo
   require("model.embed_tokens.weight", {config.vocab, config.width});
   require("model.norm.weight", {config.width});
   if (!config.tied_embeddings) require("lm_head.weight", {config.vocab, config.width});
+  const std::string projection = mtp_projection(config).name() + ".weight";
+  if (with_mtp && folder.find(projection) == nullptr) {
+    throw UserError(str(folder_path, ": mtp.loss_weight is above 0, but the checkpoint has no MTP module (", projection, "); set it to 0"));
+  }
   for (const LinearMap& map : linear_maps(config, with_mtp)) {
     const std::string name = map.name() + ".weight";
     if (map.stack == 0) require(name, {map.outputs, map.inputs});
@@ -59,50 +60,45 @@ void check_tensors(const ModelConfig& config, const std::string& folder_path, bo
   }
 }
 
-void check_data(const Recipe& recipe, const std::string& key, const std::string& path, Findings& findings) {
-  if (!fs::is_regular_file(path)) {
-    findings.add(key, str(path, ": no such file; a path from the current folder"));
-    return;
+void check_data(const Recipe& recipe, const std::string& key, const std::string& path) {
+  if (!fs::is_regular_file(path)) throw UserError(str(key, ": ", path, ": no such file; data is a path from the current folder"));
+  const fs::path tokenizer = fs::path(recipe.model.path) / "tokenizer.json";
+  if (!Documents::is_tokenised_jsonl(path) && !fs::exists(tokenizer)) {
+    throw UserError(str(key, ": ", path, " holds text, but ", tokenizer.string(), " does not exist; put it there, or give input_ids and labels"));
   }
-  findings.attempt(key, [&] {
-    if (Documents::is_tokenised_jsonl(path)) return;
-    const fs::path tokenizer = fs::path(recipe.model.path) / "tokenizer.json";
-    if (!fs::exists(tokenizer)) throw UserError(str(path, " holds text, but ", tokenizer.string(), " does not exist; put it there, or give input_ids and labels"));
-  });
-}
-
-MeshShape resolved_mesh(const Recipe& recipe, int64_t world_size) {
-  MeshShape shape{recipe.mesh.pp, recipe.mesh.dp.value_or(world_size > 0 ? 0 : 1), recipe.mesh.ep, recipe.mesh.tp};
-  return resolve_mesh(shape, world_size > 0 ? world_size : shape.num_ranks());
 }
 
 }  // namespace
 
 std::string validate(const Recipe& recipe, const std::string& recipe_path, int64_t world_size) {
-  Findings findings(recipe);
+  Findings findings;
   const bool with_mtp = recipe.mtp.loss_weight > 0.0;
-  check_data(recipe, "data.train", recipe.data.train, findings);
-  if (recipe.data.eval) check_data(recipe, "data.eval", *recipe.data.eval, findings);
-  if (recipe.adapter && recipe.adapter->from) findings.attempt("adapter.from", [&] { read_peft_config(*recipe.adapter->from); });
+  if (world_size == 0) world_size = recipe.mesh.pp * recipe.mesh.dp.value_or(1) * recipe.mesh.ep * recipe.mesh.tp;
+  findings.attempt(recipe.origin("data.train"), [&] { check_data(recipe, "data.train", recipe.data.train); });
+  if (recipe.data.eval) findings.attempt(recipe.origin("data.eval"), [&] { check_data(recipe, "data.eval", *recipe.data.eval); });
+  if (recipe.adapter && recipe.adapter->from) findings.attempt(recipe.origin("adapter.from"), [&] { read_peft_config(*recipe.adapter->from); });
+  ModelConfig config;
+  findings.attempt(recipe.origin("model.path"), [&] {
+    config = load_model_config(recipe.model.path);
+    if (recipe.model.weights == WeightOrigin::kPretrained) check_tensors(config, recipe.model.path, with_mtp);
+  });
+  if (config.num_layers == 0) findings.raise_if_any();  // without a model there is nothing to hold the rest against
+  if (with_mtp && config.num_mtp_layers < 1) {
+    findings.add(str(recipe.origin("mtp.loss_weight"), ": mtp.loss_weight: above 0, but the model has no MTP module (num_nextn_predict_layers); set it to 0"));
+  }
+  findings.attempt(recipe.origin("adapter.targets"), [&] {
+    AdapterTargets targets = adapter_targets(recipe);
+    linear_maps(config, with_mtp, &targets);
+    targets.require_all_matched();
+  });
   MeshShape mesh;
-  bool mesh_resolved = false;
-  findings.attempt("mesh", [&] {
-    mesh = resolved_mesh(recipe, world_size);
-    mesh_resolved = true;
-  });
-  std::string text;
-  findings.attempt("model.path", [&] {
-    const ModelConfig config = load_model_config(recipe.model.path);
-    if (with_mtp && config.num_mtp_layers < 1) findings.add("mtp.loss_weight", "above 0, but the model has no MTP module (num_nextn_predict_layers); set it to 0");
-    if (recipe.model.weights == WeightOrigin::kPretrained) findings.attempt("model.path", [&] { check_tensors(config, recipe.model.path, with_mtp); });
-    if (!mesh_resolved) return;
-    const MemoryPlan plan = plan_memory(config, recipe, mesh, device_type(recipe));
-    text = banner_line("recipe", recipe_path + (world_size > 0 ? "" : recipe.mesh.dp ? "" : " (mesh.dp auto: shown for 1)")) + banner_of_model(recipe, config, mesh, plan) +
-           banner_line("memory", str("of each rank, for ", recipe.train.batch, " sequences of ", recipe.data.max_tokens, " tokens a step")) +
-           memory_table(plan, /*with_formulas=*/true) + "\n";
-  });
+  findings.attempt("", [&] { mesh = mesh_shape(recipe, config, world_size); });
   findings.raise_if_any();
-  return text;
+
+  const MemoryPlan plan = plan_memory(config, recipe, mesh, device_type(recipe));
+  return banner_line("recipe", recipe_path) + banner_of_model(recipe, config, mesh, plan) +
+         banner_line("memory", str("of each rank, for ", recipe.train.batch, " sequences of ", recipe.data.max_tokens, " tokens a step")) +
+         memory_table(plan, /*with_formulas=*/true) + "\n";
 }
 
 }  // namespace moetune
