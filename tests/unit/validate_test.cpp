@@ -58,7 +58,7 @@ TEST_CASE("validate: every mistake at once, with its place") {
   CHECK(contains(all, "3 ranks do not divide the model's 256 routed experts"));
   CHECK(contains(place.mistakes({"mesh.ep=8"}, 12), "12 ranks cannot be divided"));
   CHECK(contains(place.mistakes({"adapter.from=" + (place.folder / "adapter")}), "adapter_config.json"));
-  CHECK(contains(place.mistakes({"model.weights=pretrained"}), "model.path: "));
+  CHECK(contains(place.mistakes({"model.weights=pretrained"}), "model.safetensors"));
   CHECK(contains(place.mistakes({"model.path=/nowhere"}), "/nowhere/config.json"));
   write_text_atomically(place.folder / "train.jsonl", R"({"text": "a"})" "\n");
   CHECK(contains(place.mistakes({}), "tokenizer.json"));
