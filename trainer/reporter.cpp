@@ -7,6 +7,7 @@
 #include <iostream>
 #include <map>
 
+#include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "trainer/metrics/units.h"
