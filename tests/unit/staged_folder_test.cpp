@@ -54,7 +54,7 @@ TEST_CASE("an export given up leaves the folder as it was", "[export]") {
   const fs::path to = root / "a";
   { StagedFolder out(to); fill(out, {"config.json"}, "x"); }
   CHECK_FALSE(fs::exists(to));
-  { StagedFolder out(to); fill(out, {"config.json"}, "first"); out.commit({}); }
+  { StagedFolder out(to); fill(out, {"config.json"}, "first"); out.commit({{"kind", "test"}}); }
   { StagedFolder out(to); fill(out, {"config.json"}, "second"); }
   CHECK(read_text_file((to / "config.json").string()) == "first");
   CHECK(names_in(to) == std::vector<std::string>{"config.json", kExportFile});
@@ -66,7 +66,7 @@ TEST_CASE("an export never writes over what it did not write", "[export]") {
   write_text_atomically(root / "model/config.json", "{}");
   CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "model"); }), "config.json"));
   CHECK(names_in(root / "model") == std::vector<std::string>{"config.json"});
-  { StagedFolder out(root / "export"); fill(out, {"config.json"}, "x"); out.commit({}); }
+  { StagedFolder out(root / "export"); fill(out, {"config.json"}, "x"); out.commit({{"kind", "test"}}); }
   write_text_atomically(root / "export/notes.txt", "mine");
   CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "export"); }), "notes.txt"));
   CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "model/config.json"); }), "is no folder"));
@@ -74,11 +74,11 @@ TEST_CASE("an export never writes over what it did not write", "[export]") {
 
 TEST_CASE("an export killed while its files were moved is replaced", "[export]") {
   const TemporaryFolder root;
-  { StagedFolder out(root / "e"); fill(out, {"config.json", "model.safetensors"}, "x"); out.commit({}); }
+  { StagedFolder out(root / "e"); fill(out, {"config.json", "model.safetensors"}, "x"); out.commit({{"kind", "test"}}); }
   fs::remove(root / "e/config.json");
   fs::create_directories(root / "e/.unfinished");
   write_text_atomically(root / "e/.unfinished/config.json", "x");
-  { StagedFolder out(root / "e"); fill(out, {"config.json"}, "y"); out.commit({}); }
+  { StagedFolder out(root / "e"); fill(out, {"config.json"}, "y"); out.commit({{"kind", "test"}}); }
   CHECK(names_in(root / "e") == std::vector<std::string>{"config.json", kExportFile});
 }
 
