@@ -77,7 +77,9 @@ add_library(moetune_torch INTERFACE)
 target_include_directories(moetune_torch SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})
 target_link_libraries(moetune_torch INTERFACE ${TORCH_LIBRARIES} CUDA::cudart)
 string(REPLACE " " ";" torch_flags "${TORCH_CXX_FLAGS}")
-target_compile_options(moetune_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${torch_flags}>)
+# at::parallel_for is a template that runs serially in a unit compiled without OpenMP; the runtime is the one torch loads.
+target_compile_options(moetune_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${torch_flags}> $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+target_link_options(moetune_torch INTERFACE -fopenmp)
 # torch's wheels export parts of a std::filesystem of their own, and its remove_all() crashes: the real one must come first.
 target_link_options(moetune_torch INTERFACE "LINKER:--push-state,--no-as-needed" -lstdc++ "LINKER:--pop-state")
 

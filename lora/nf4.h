@@ -9,8 +9,9 @@
 // those of bitsandbytes 0.50 on a CPU: codes, absmax and dequantised values are equal bit for bit. Where its CUDA kernels
 // differ from its CPU path: a short last block multiplies by 1/absmax instead of dividing, a zero block has code 0 (-0.0)
 // instead of 7 (0.0), and double quantisation takes the nearest value of the map, its CPU path the one nearest on a grid of
-// 2^16 points. At a threshold both take the lower code. One difference remains: on CPUs with AVX512-BF16 bitsandbytes
-// flushes subnormal bf16 results (< 1.2e-38) to zero; here they stay.
+// 2^16 points. At a threshold both take the lower code. Two differences remain, both on CPUs with AVX-512: bitsandbytes
+// flushes subnormal bf16 results (< 1.2e-38) to zero, here they stay; and it dequantises matrices whose columns are a multiple
+// of 16 but not of 64 with the absmax of other blocks, here with their own.
 #pragma once
 
 #include <torch/types.h>

@@ -189,8 +189,8 @@ class Builder {
       model_.frozen.emplace_back(first_name, frozen.get());
       parts.projection = std::make_unique<Linear>(std::move(frozen), nullptr);
     }
-    std::tie(parts.embedding_VD, parts.embedding) = shared_or_own(layer_name(layer, "embed_tokens.weight"), model_.embedding_VD, model_.embedding);
-    auto [mtp_head_VD, mtp_head] = shared_or_own(layer_name(layer, "shared_head.head.weight"), head_VD, head);
+    std::tie(parts.embedding_VD, parts.embedding) = shared_or_own(layer_name(layer, "embed_tokens.weight"), "embedding", model_.embedding_VD, model_.embedding);
+    auto [mtp_head_VD, mtp_head] = shared_or_own(layer_name(layer, "shared_head.head.weight"), "head", head_VD, head);
     auto [head_norm_D, head_norm] = extra("shared_head.norm.weight", {config_.width}, "norms");
     parts.head = std::make_unique<Head>(head_norm_D, mtp_head_VD, config_.norm_eps, head_norm, mtp_head, options_.head_chunk_rows);
     model_.mtp = std::make_unique<Mtp>(std::move(parts), config_.norm_eps);
@@ -198,14 +198,11 @@ class Builder {
 
   // The checkpoint carries copies of embedding and head in the module; a copy that equals the trunk's is not held twice, and where
   // weights train it goes on being one tensor, as the paper shares them.
-  std::pair<at::Tensor, Parameter*> shared_or_own(const std::string& name, const at::Tensor& trunk, Parameter* trunk_parameter) {
+  std::pair<at::Tensor, Parameter*> shared_or_own(const std::string& name, const std::string& group, const at::Tensor& trunk, Parameter* trunk_parameter) {
     if (!source_.has(name)) return {trunk, trunk_parameter};
     at::Tensor own = source_.read(name, trunk.sizes());
     if (at::equal(own.to(trunk.device(), trunk.scalar_type()), trunk.detach())) return {trunk, trunk_parameter};
-    if (options_.train_weights) throw UserError(str(name, " differs from the trunk's; with adapter: none they train as one tensor and must be equal"));
-    at::Tensor held = own.to(options_.device, options_.compute);
-    model_.plain.emplace_back(name, held);
-    return {held, nullptr};
+    return plain(name, trunk.sizes(), turn_layer(config_), group);
   }
 
   Model& model_;

@@ -2,8 +2,8 @@
 
     python scripts/python_parts.py [--compatible] [--without NAME] REQUIREMENTS_FILE...
 
---compatible accepts another version of the same series (2.4.6 for 2.5.2, 0.23.3 for 0.23.2; torch stays exact),
-which setup does where nothing can be downloaded. --without leaves a name out.
+--compatible, for a Python that is not ours to change, accepts another version of the same series (2.5.2 for 2.4.6, 0.23.2
+for 0.23.3); torch stays exact, and of cmake any does, CMakeLists.txt having its own minimum. --without leaves a name out.
 """
 import argparse
 import importlib.metadata
@@ -49,8 +49,7 @@ def main():
         found = installed(name)
         if found == version:
             continue
-        if args.compatible and found and name != "torch" and series(found) == series(version):
-            print(f"note: going on with {name} {found} (pinned: {version})", file=sys.stderr)
+        if args.compatible and found and name != "torch" and (name == "cmake" or series(found) == series(version)):
             continue
         print(f"{name}=={version}")
 

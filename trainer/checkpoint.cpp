@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <set>
 
 #include <nlohmann/json.hpp>
 
@@ -37,6 +38,9 @@ void sync_folder(const fs::path& folder) {
 }
 
 std::string bias_name(size_t block) { return str("router_bias/", block); }
+
+/// Where a parameter stands among the layer's experts; null for a plain tensor.
+const ParameterInfo* stack_of(const Parameter& parameter) { return parameter.info().num_experts > 0 ? &parameter.info() : nullptr; }
 
 /// The tensors of one parameter under their saved names.
 std::vector<std::pair<std::string, at::Tensor>> parts_of(Parameter& parameter, Optimizer::Moments& moments) {
@@ -88,15 +92,13 @@ class SavedTensors {
       throw UserError(str(checkpoint_.string(), ": has no (or not all of) ", name, "; was the run made with another adapter or model?"));
     }
   }
+  /// Distinct names: a stack lies in several files.
   size_t num_tensors() const {
-    size_t count = 0;
-    std::vector<std::string> seen;
+    std::set<std::string> names;
     for (const auto& file : files_) {
-      for (const std::string& name : file->names()) seen.push_back(name);
+      for (const std::string& name : file->names()) names.insert(name);
     }
-    std::sort(seen.begin(), seen.end());
-    count = static_cast<size_t>(std::unique(seen.begin(), seen.end()) - seen.begin());
-    return count;
+    return names.size();
   }
 
  private:
@@ -117,6 +119,17 @@ std::vector<fs::path> Checkpoints::list(const fs::path& folder) {
   }
   std::sort(found.begin(), found.end());
   return found;
+}
+
+fs::path Checkpoints::find(const fs::path& run) {
+  fs::path checkpoint = run;
+  if (!fs::exists(run / "manifest.json")) {
+    const std::vector<fs::path> all = list(run / "checkpoints");
+    if (all.empty()) throw UserError(str(run.string(), ": is neither a checkpoint (no manifest.json) nor a run folder with checkpoints"));
+    checkpoint = all.back();
+  }
+  verify(checkpoint);
+  return checkpoint;
 }
 
 void Checkpoints::verify(const fs::path& checkpoint) {
@@ -220,28 +233,38 @@ void Checkpoints::restore(const fs::path& checkpoint, TrainingState& state) {
   same("data_digest", state.data_digest, "the training data had the digest");
   same("frozen_digest", state.frozen_digest, "the frozen weights had the digest");
 
+  load_weights(checkpoint, state.model);
   SavedTensors saved(checkpoint, manifest);
   at::NoGradGuard no_grad;
   size_t next = 0, expected = 0;
   for (Parameter& parameter : state.model.parameters.all()) {
-    Optimizer::Moments& moments = state.optimizer.moments()[next++];
-    const bool stack = parameter.info().replicas == Replicas::kExpertReplicas;
-    for (auto& [name, tensor] : parts_of(parameter, moments)) {
-      saved.read(name, tensor, stack ? &parameter.info() : nullptr);
-      ++expected;
+    const ParameterInfo* stack = stack_of(parameter);
+    for (auto& [name, tensor] : parts_of(parameter, state.optimizer.moments()[next])) {
+      if (tensor.is_same(parameter.master())) continue;
+      saved.read(name, tensor, stack);
     }
-    parameter.refresh_working();
+    expected += 3;
+    ++next;
   }
-  for (size_t block = 0; block < state.model.blocks.size(); ++block) {
-    if (!state.model.blocks[block].is_moe()) continue;
-    at::Tensor bias = state.model.blocks[block].router()->bias();
-    saved.read(bias_name(block), bias, nullptr);
-    ++expected;
-  }
+  for (const Block& block : state.model.blocks) expected += block.is_moe() ? 1 : 0;
   if (saved.num_tensors() != expected) {
     throw UserError(str(checkpoint.string(), ": holds ", saved.num_tensors(), " tensors, this run has ", expected, "; was it made with other adapter targets?"));
   }
   state.optimizer.set_steps_taken(manifest.at("optimizer_steps").get<int64_t>());
+}
+
+void Checkpoints::load_weights(const fs::path& checkpoint, Model& model) {
+  SavedTensors saved(checkpoint, read_manifest(checkpoint));
+  at::NoGradGuard no_grad;
+  for (Parameter& parameter : model.parameters.all()) {
+    saved.read("master/" + parameter.name(), parameter.master(), stack_of(parameter));
+    parameter.refresh_working();
+  }
+  for (size_t block = 0; block < model.blocks.size(); ++block) {
+    if (!model.blocks[block].is_moe()) continue;
+    at::Tensor bias = model.blocks[block].router()->bias();
+    saved.read(bias_name(block), bias, nullptr);
+  }
 }
 
 }  // namespace moetune

@@ -3,6 +3,8 @@
 //
 //   moetune_parity CONFIG.json
 #include <fstream>
+#include <ATen/Parallel.h>
+
 #include <iostream>
 
 #include <nlohmann/json.hpp>
@@ -115,8 +117,10 @@ int run(const std::string& path, Launch& launch) {
   Output output;
   const int64_t steps = config.value("steps", int64_t{1});
   const double clip = config.value("clip", 0.0);
+  const bool diagnostics = config.value("diagnostics", false);
   std::vector<double> losses, norms;
-  for (int64_t step = 0; step < steps; ++step) {
+  // Logits, loss and gradients are those before any step, also when no step is taken.
+  for (int64_t step = 0; step < std::max<int64_t>(1, steps); ++step) {
     const RankBatch local = batches.local(config.value("same_batch", true) ? 0 : step, mesh.data().rank(), mesh.data().size());
     const StepBatch batch = make_step_batch(local, *model, config.value("slice_tokens", int64_t{1} << 40), launch.device(), options.compute);
     if (step == 0) {
@@ -134,17 +138,19 @@ int run(const std::string& path, Launch& launch) {
       mesh.data().all_reduce_sum(total);
       return total.item<double>() / count;
     };
-    losses.push_back(mean(result.loss_sum, static_cast<double>(local.global.targets)));
-    norms.push_back(norm);
+    const double loss = mean(result.loss_sum, static_cast<double>(local.global.targets));
     at::Tensor load = result.load_LE.defined() ? result.load_LE : at::zeros({0, model_config.experts}, at::kLong);
     mesh.data().all_reduce_sum(load);
     if (step == 0) {
-      output.add("loss", at::tensor({losses.back()}, at::kDouble));
+      output.add("loss", at::tensor({loss}, at::kDouble));
       if (result.mtp_loss_sum.defined()) output.add("mtp_loss", at::tensor({mean(result.mtp_loss_sum, static_cast<double>(local.global.mtp_targets))}, at::kDouble));
       if (result.balance_loss.defined()) output.add("balance_loss", at::tensor({mean(result.balance_loss, 1.0)}, at::kDouble));
-      output.add("load", load);
+      if (diagnostics) output.add("load", load);
       for (Parameter& parameter : model->parameters.all()) add_parameter(output, "grad/", parameter.info(), parameter.gradient(), mesh);
     }
+    if (steps == 0) break;
+    losses.push_back(loss);
+    norms.push_back(norm);
     optimizer.step(config.value("lr", 0.0), clip > 0.0 && norm > clip ? clip / (norm + 1e-6) : 1.0);
     if (config.value("router_bias", "frozen") == "update") {
       int64_t row = 0;
@@ -154,12 +160,14 @@ int run(const std::string& path, Launch& launch) {
     }
   }
   output.add("losses", at::tensor(losses, at::kDouble));
-  output.add("grad_norms", at::tensor(norms, at::kDouble));
-  for (Parameter& parameter : model->parameters.all()) add_parameter(output, "adapter/", parameter.info(), parameter.master(), mesh);
+  for (Parameter& parameter : model->parameters.all()) add_parameter(output, options.train_weights ? "weight/" : "adapter/", parameter.info(), parameter.master(), mesh);
   for (size_t block = 0; block < model->blocks.size(); ++block) {
     if (model->blocks[block].is_moe()) output.add(str("router_bias/", block), model->blocks[block].router()->bias());
   }
-  output.add("dequantised_elements", at::tensor({sweep.dequantised().elements}, at::kLong));
+  if (diagnostics) {
+    output.add("grad_norms", at::tensor(norms, at::kDouble));
+    output.add("dequantised_elements", at::tensor({sweep.dequantised().elements}, at::kLong));
+  }
   MT_CHECK(frozen_digest(*model, mesh) == digest, "a frozen weight changed");
   if (launch.rank() == 0) write_tensors(config.at("out"), output.tensors, {{"frozen_digest", digest}});
   return 0;

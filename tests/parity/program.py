@@ -36,5 +36,6 @@ def run(config):
         done = subprocess.run([*launch, str(build / "moetune_parity"), str(file)], capture_output=True, text=True,
                               timeout=TIMEOUT_S, env=os.environ | {"OMP_NUM_THREADS": "1"})
         if done.returncode != 0:
-            raise RuntimeError(f"moetune_parity on {ranks} ranks ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
+            said = (done.stdout + done.stderr)[-4000:]
+            raise RuntimeError(f"moetune_parity on {ranks} ranks ended with {done.returncode}:\n{said}")
         return load_file(out)

@@ -200,7 +200,7 @@ class Reference:
         for name, (_, _, chosen_TK) in routed.items():
             bias_E = self.weights[name + ".e_score_correction_bias"]
             load_E = torch.bincount(chosen_TK.flatten(), minlength=len(bias_E))
-            bias_E += self.config["bias_rate"] * torch.sign(load_E.sum() - load_E * len(bias_E))
+            bias_E += self.config["bias_rate"] * torch.sign(load_E.sum() - load_E * len(bias_E)).to(bias_E.dtype)
 
 
 def fuse(weights, num_experts):
@@ -232,7 +232,7 @@ def balance_loss(router_logits, lengths, top_k, alpha):
         for scores_TE in logits_TE.sigmoid().split(lengths):
             T, E = scores_TE.shape
             chosen_TK = scores_TE.topk(top_k).indices
-            f_E = torch.bincount(chosen_TK.flatten(), minlength=E) * E / (top_k * T)
+            f_E = torch.bincount(chosen_TK.flatten(), minlength=E).to(scores_TE.dtype) * E / (top_k * T)
             P_E = (scores_TE / scores_TE.sum(-1, keepdim=True)).mean(0)
             terms.append((f_E * P_E).sum())
     return alpha * sum(terms) / len(lengths)

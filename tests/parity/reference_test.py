@@ -4,6 +4,7 @@ finite differences. Needs no moetune.
     .venv/bin/python tests/parity/reference_test.py
 """
 
+import math
 import unittest
 
 import torch
@@ -140,7 +141,8 @@ class ReferenceTest(ParityCase):
     def test_inputs_are_hard_enough(self):
         """Unequal loads, an empty expert, choices that the bias and the groups change, and no near tie."""
         for name in models.SHAPES:
-            config = cases.config(self.model(name), compute="fp64", mtp_loss_weight=0.3 if models.SHAPES[name].config.get("num_nextn_predict_layers") else 0.0)
+            with_mtp = "num_nextn_predict_layers" in models.SHAPES[name].config
+            config = cases.config(self.model(name), compute="fp64", mtp_loss_weight=0.3 if with_mtp else 0.0)
             reference = Reference(config)
             routed = reference.losses(config["documents"])["routed"]
             for router, (logits_TE, _, chosen_TK) in routed.items():
@@ -157,13 +159,61 @@ class ReferenceTest(ParityCase):
                 if module.topk_group < module.num_group:
                     margin = (rank_TG[:, module.topk_group - 1] - rank_TG[:, module.topk_group]).min().item()
                     self.assertGreater(margin, 1e-5, router)
-                kept_TE = torch.full_like(scores_TE, -torch.inf).scatter(1, chosen_TK, (scores_TE + bias_E).gather(1, chosen_TK))
+                choice_TE = scores_TE + bias_E
+                kept_TE = torch.full_like(scores_TE, -torch.inf).scatter(1, chosen_TK, choice_TE.gather(1, chosen_TK))
                 last_T = kept_TE.topk(module.top_k).values[:, -1]
                 group_TE = torch.zeros_like(groups_TGE, dtype=torch.bool)
                 group_idx = chosen_TK // groups_TGE.shape[-1]
                 group_TE.scatter_(1, group_idx[..., None].expand(-1, -1, groups_TGE.shape[-1]), True)
-                rest_TE = (scores_TE + bias_E).masked_fill(~group_TE.flatten(1) | kept_TE.isfinite(), -torch.inf)
+                rest_TE = choice_TE.masked_fill(~group_TE.flatten(1) | kept_TE.isfinite(), -torch.inf)
                 self.assertGreater((last_T - rest_TE.max(-1).values).min().item(), 1e-5, router)
+
+    def test_losses_by_hand(self):
+        """Both losses, the balance loss and the bias update once more, as plain loops over documents and rows."""
+        config = cases.config(self.model("mtp"), compute="fp64", mtp_loss_weight=0.3, balance_loss=0.1, bias_rate=0.01)
+        reference = Reference(config)
+        tokens = [torch.tensor(document["input_ids"]) for document in config["documents"]]
+        sums, counts, balance = {"loss": 0.0, "mtp_loss": 0.0}, {"loss": 0, "mtp_loss": 0}, 0.0
+        loads = {name: [0] * 8 for name in reference.network.routers}
+        for document, tokens_T in zip(config["documents"], tokens):
+            logits_TV, mtp_TV, routed = reference.forward([tokens_T], reference.effective())
+            for kind, rows_TV, ahead in (("loss", logits_TV, 1), ("mtp_loss", mtp_TV, 2)):
+                for row in range(len(tokens_T) - ahead):
+                    label = document["labels"][row + ahead]
+                    if label != -100:
+                        sums[kind] -= rows_TV[row].log_softmax(0)[label].item()
+                        counts[kind] += 1
+            for name, (router_logits_TE, _, chosen_TK) in routed.items():
+                for expert in chosen_TK.flatten().tolist():
+                    loads[name][expert] += 1
+                if name == "model.layers.1.mlp.gate":       # the only MoE layer of the trunk
+                    scores = [[1 / (1 + math.exp(-x)) for x in row] for row in router_logits_TE.tolist()]
+                    for expert in range(8):
+                        top = sum(sorted(row, reverse=True)[:3].count(row[expert]) for row in scores)
+                        share = sum(row[expert] / sum(row) for row in scores) / len(scores)
+                        balance += 0.1 * (8 * top / (3 * len(scores))) * share / len(tokens)
+        result = reference.losses(config["documents"])
+        for kind in sums:
+            self.assertAlmostEqual(result[kind].item(), sums[kind] / counts[kind], 12)
+        self.assertAlmostEqual(result["balance_loss"].item(), balance, 12)
+        self.assertAlmostEqual(result["total"].item(),
+                               sum(w * result[k].item() for k, w in (("loss", 1), ("mtp_loss", 0.3), ("balance_loss", 1))), 12)
+        before = {name: reference.weights[name + ".e_score_correction_bias"].clone() for name in loads}
+        reference.update_router_bias(result["routed"])
+        for name, load in loads.items():
+            mean = sum(load) / 8
+            moved = (reference.weights[name + ".e_score_correction_bias"] - before[name]).tolist()
+            for expert in range(8):
+                self.assertAlmostEqual(moved[expert], 0.01 * ((mean > load[expert]) - (mean < load[expert])), 12)
+
+    def test_mtp_shares_what_is_equal(self):
+        names = {"grad/model.layers.2.embed_tokens.weight", "grad/model.layers.2.shared_head.head.weight"}
+        shared = run(cases.config(self.model("mtp"), mtp_loss_weight=0.3))
+        self.assertFalse(names & shared.keys())
+        self.assertTrue(names <= run(cases.config(self.model("mtp_own_head"), mtp_loss_weight=0.3)).keys())
+        trunk = run(cases.config(self.model("mtp"), mtp_loss_weight=1e-9))
+        for name in ("grad/model.embed_tokens.weight", "grad/lm_head.weight"):
+            self.assertGreater(compare.relative(shared[name], trunk[name]), 0.05, name)
 
     def test_no_gradient_is_zero_but_that_of_empty_experts(self):
         adapter = self.adapter("mtp", ["all_linear"], mtp=True)

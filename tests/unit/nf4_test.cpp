@@ -1,6 +1,8 @@
 // NF4 against bitsandbytes' CPU path, through tests/fixtures/nf4.safetensors (made by make_nf4.py). Equal means bit for bit.
 #include "tests/support/catch.h"
 
+#include <ATen/Parallel.h>
+
 #include <bit>
 #include <limits>
 

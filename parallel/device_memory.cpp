@@ -1,0 +1,23 @@
+#include "parallel/device_memory.h"
+
+#include <c10/cuda/CUDACachingAllocator.h>
+
+#include <fstream>
+#include <sstream>
+#include <string>
+
+namespace moetune {
+
+int64_t peak_memory_bytes(c10::Device device) {
+  if (device.is_cuda()) return c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).allocated_bytes[0].peak;
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind("VmHWM:", 0) != 0) continue;
+    int64_t kibibytes = 0;
+    std::istringstream(line.substr(6)) >> kibibytes;
+    return kibibytes * 1024;
+  }
+  return 0;
+}
+
+}  // namespace moetune

@@ -1,0 +1,13 @@
+// How much memory this process has used at the most: on a GPU what its allocator handed out, on a CPU the resident set.
+#pragma once
+
+#include <c10/core/Device.h>
+
+#include <cstdint>
+
+namespace moetune {
+
+/// Peak bytes since the start of the process: of torch's allocator on a GPU, VmHWM on a CPU (0 where the system does not say).
+int64_t peak_memory_bytes(c10::Device device);
+
+}  // namespace moetune

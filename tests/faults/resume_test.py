@@ -1,0 +1,119 @@
+"""Resume is exact: whatever ended a run, going on gives the bits of the run that nothing ended (design contract 5).
+
+    .venv/bin/python tests/faults/resume_test.py [BUILD_FOLDER]
+"""
+
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from tiny_run import TinyRun
+
+
+class ResumeTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def whole(self, ranks=1, **changes):
+        run = TinyRun(self.folder / "whole", **changes)
+        run.finish(ranks)
+        return run
+
+    def assert_same(self, resumed, whole):
+        self.assertEqual(resumed.losses(), whole.losses())
+        self.assertGreater(len(whole.state()), 20)
+        self.assertEqual(resumed.state(), whole.state())
+
+    def test_killed_rank(self):
+        """SIGKILL of one rank in the middle; the others end, --resume gives the uninterrupted run bit by bit."""
+        mesh = {"mesh.ep": 2, "train.steps": 60}
+        whole = self.whole(2, **mesh)
+        run = TinyRun(self.folder / "killed", **mesh)
+        process = run.start(2)
+        run.wait_for_step(23, process)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        self.assertEqual(len(children), 2)
+        os.kill(int(random.Random(1).choice(children)), signal.SIGKILL)
+        process.communicate(timeout=60)
+        self.assertNotEqual(process.returncode, 0)
+        self.assertLess(max(run.losses()), 60, "the run ended before it was killed")
+        run.finish(2, resume=True)
+        self.assert_same(run, whole)
+
+    def test_sigterm_saves_and_leaves(self):
+        whole = self.whole(**{"train.steps": 60})
+        run = TinyRun(self.folder / "stopped", **{"train.steps": 60, "checkpoint.every_steps": 0})
+        process = run.start()
+        run.wait_for_step(15, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 143)
+        stopped_at = max(run.losses())
+        self.assertLess(stopped_at, 60)
+        self.assertEqual(run.checkpoints()[-1].name, f"step-{stopped_at:08d}")
+        run.finish(resume=True)
+        self.assert_same(run, whole)
+
+    def test_sigusr1_saves_and_goes_on(self):
+        run = TinyRun(self.folder / "saved", **{"train.steps": 60, "checkpoint.every_steps": 0, "checkpoint.keep_last": 9})
+        process = run.start()
+        run.wait_for_step(10, process)
+        process.send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=120)
+        self.assertEqual(process.returncode, 0, output)
+        self.assertEqual(len(run.checkpoints()), 2)
+        self.assertEqual(max(run.losses()), 60)
+
+    def test_damaged_newest_checkpoint_is_passed_over(self):
+        """One flipped byte in the newest checkpoint: it is named, the one before is used, and the end is the same."""
+        whole = self.whole()
+        run = TinyRun(self.folder / "damaged")
+        run.finish()
+        state = next(run.checkpoints()[-1].glob("*.safetensors"))
+        data = bytearray(state.read_bytes())
+        data[-5] ^= 1
+        state.write_bytes(data)
+        output = run.finish(resume=True)
+        self.assertIn("damaged", output)
+        self.assertIn("step-00000020", output)
+        self.assert_same(run, whole)
+
+    def test_changed_data_is_refused(self):
+        run = TinyRun(self.folder / "changed")
+        run.finish()
+        lines = pathlib.Path(run.values["data.train"]).read_text().splitlines()
+        pathlib.Path(run.values["data.train"]).write_text("\n".join(lines[1:]) + "\n")
+        process = run.start(resume=True)
+        output, _ = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 2, output)
+        self.assertIn("training data", output)
+
+    def test_run_folder_in_use_is_refused(self):
+        run = TinyRun(self.folder / "twice", **{"train.steps": 2})
+        run.finish()
+        before = run.log.read_text()
+        self.assertIn("--resume", run.finish(expect=2))
+        self.assertEqual(run.log.read_text(), before)
+
+    def test_another_mesh(self):
+        """Four ranks go on with what two saved: the same to rounding."""
+        whole = self.whole(2, **{"mesh.ep": 2, "train.steps": 20})
+        first = TinyRun(self.folder / "moved", **{"mesh.ep": 2, "train.steps": 20, "checkpoint.every_steps": 10})
+        first.finish(2)
+        shutil.rmtree(first.checkpoints()[-1])
+        moved = TinyRun(self.folder / "moved", **{"mesh.ep": 4, "train.steps": 20})
+        moved.finish(4, resume=True)
+        for step, loss in whole.losses().items():
+            self.assertAlmostEqual(moved.losses()[step], loss, delta=1e-4 * abs(loss))
+
+
+if __name__ == "__main__":
+    unittest.main(argv=[sys.argv[0], "-v"])

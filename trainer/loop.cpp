@@ -1,0 +1,221 @@
+#include "trainer/loop.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+
+#include "lora/peft_files.h"
+#include "parallel/base/error.h"
+#include "parallel/base/files.h"
+#include "parallel/base/log.h"
+#include "parallel/device_memory.h"
+#include "trainer/assemble.h"
+#include "trainer/checkpoint.h"
+#include "trainer/dataset.h"
+#include "trainer/frozen_digest.h"
+#include "trainer/gradients.h"
+#include "trainer/optimizer.h"
+#include "trainer/reporter.h"
+#include "trainer/schedule.h"
+#include "trainer/signals.h"
+#include "trainer/step_batch.h"
+
+namespace moetune {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Everything of one run, made in the order in which it is needed.
+class Run {
+ public:
+  Run(const Recipe& recipe, const TrainOptions& options, Launch& launch)
+      : recipe_(recipe), options_(options), launch_(launch), folder_(claim_folder(recipe, options, launch)),
+        config_(load_model_config(recipe.model.path)), tools_(PreparationTools::from_environment()),
+        train_documents_(load_documents(recipe, recipe.data.train, config_.vocab, launch, tools_)),
+        batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, recipe.data.shuffle, true}),
+        num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)), run_(assemble(recipe, launch)),
+        optimizer_(run_.model->parameters, {recipe.train.optimizer.lr_b_ratio, recipe.train.optimizer.betas, recipe.train.optimizer.eps, recipe.train.optimizer.weight_decay}),
+        reducer_(run_.model->parameters, *run_.mesh), sweep_(*run_.model, run_.sweep_options), checkpoints_(folder_ / "checkpoints", *run_.mesh) {
+    if (recipe.data.eval) {
+      eval_documents_.emplace(load_documents(recipe, *recipe.data.eval, config_.vocab, launch, tools_));
+      eval_batches_.emplace(*eval_documents_, BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, false});
+    }
+  }
+
+  int go() {
+    TrainingState state{*run_.model, optimizer_, dump_resolved(recipe_), frozen_digest(*run_.model, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
+    const std::optional<int64_t> resumed = options_.resume ? checkpoints_.load_latest(state) : std::nullopt;
+    if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
+    if (!resumed && recipe_.adapter && recipe_.adapter->from) {
+      const AdapterRecipe& adapter = *recipe_.adapter;
+      load_peft_adapter(*adapter.from, run_.model->parameters, adapter.alpha / (adapter.rslora ? std::sqrt(static_cast<double>(adapter.rank)) : static_cast<double>(adapter.rank)));
+    }
+    reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed, launch_.rank() == 0);
+    reporter_->start({train_documents_.size(), train_documents_.num_tokens(), eval_documents_ ? eval_documents_->size() : 0});
+    probe();
+    if (!resumed && recipe_.eval.at_start) evaluate(0);
+
+    SignalWatch signals;
+    Decision last;
+    int64_t step = resumed.value_or(0);
+    int64_t saved_step = resumed.value_or(-1);
+    for (; step < num_steps_ && last.stop_signal == 0; ++step) {
+      StepReport report = train_step(step);
+      const int64_t done = step + 1;
+      last = decide(signals);
+      report.memory_bytes = last.memory_bytes;
+      reporter_->step(report);
+      const bool ends = done == num_steps_ || last.stop_signal != 0;
+      if (eval_batches_ && ((recipe_.eval.every_steps > 0 && done % recipe_.eval.every_steps == 0) || done == num_steps_)) evaluate(done);
+      if (ends || last.save || (recipe_.checkpoint.every_steps > 0 && done % recipe_.checkpoint.every_steps == 0)) {
+        save(done, state);
+        saved_step = done;
+      }
+    }
+    if (saved_step < 0) save(step, state);
+    require_frozen(state);
+    reporter_->end(step, last.stop_signal);
+    return last.stop_signal == 0 ? 0 : 128 + last.stop_signal;
+  }
+
+ private:
+  /// What all ranks do after a step, whoever was asked to.
+  struct Decision {
+    bool save = false;
+    int stop_signal = 0;
+    int64_t memory_bytes = 0;
+  };
+
+  static fs::path claim_folder(const Recipe& recipe, const TrainOptions& options, Launch& launch) {
+    const fs::path folder = recipe.run.dir;
+    if (launch.rank() == 0) {
+      if (!options.resume && fs::exists(folder / "log.jsonl")) {
+        throw UserError(str(recipe.origin("run.dir"), ": run.dir: ", folder.string(), " holds a run already; add --resume to go on with it, or name another folder"));
+      }
+      fs::create_directories(folder / "checkpoints");
+      write_text_atomically((folder / "recipe.yaml").string(), dump_resolved(recipe));
+    }
+    launch.max_over_world(0);  // others wait until the folder is there
+    return folder;
+  }
+
+  StepBatch batch_of(Batches& batches, int64_t step) {
+    Communicator& data = run_.mesh->data();
+    return make_step_batch(batches.local(step, data.rank(), data.size()), *run_.model, run_.slice_tokens, run_.device, run_.compute);
+  }
+
+  /// Runs the step with the most tokens once and forgets it: a lack of memory shows in the first minute.
+  void probe() {
+    const Batches::Peak peak = batches_.fullest_step(num_steps_, run_.mesh->data().size());
+    sweep_.train(batch_of(batches_, peak.step), StepRandom{}, [](int64_t) {});
+    for (Parameter& parameter : run_.model->parameters.all()) parameter.clear_gradient();
+  }
+
+  /// One optimizer step: way down, turn, way up with gradients leaving layer by layer; then norm, clip, update.
+  StepReport train_step(int64_t step) {
+    const auto start = std::chrono::steady_clock::now();
+    const StepBatch batch = batch_of(batches_, step);
+    const StepRandom random{static_cast<uint64_t>(recipe_.run.seed), step, true};
+    const SweepResult result = sweep_.train(batch, random, [&](int64_t layer) { reducer_.reduce(layer); });
+    StepReport report;
+    report.step = step + 1;
+    reduce_losses(result, batch, report);
+    if (!std::isfinite(report.loss)) throw NonFiniteError(str("step ", step + 1, ": the loss is ", report.loss, "; nothing was updated"));
+    report.grad_norm = reducer_.global_norm(step + 1);
+    report.lr = recipe_.train.optimizer.lr * learning_rate_factor(recipe_.train.schedule, step, num_steps_);
+    const double clip = recipe_.train.clip;
+    optimizer_.step(report.lr, clip > 0.0 && report.grad_norm > clip ? clip / (report.grad_norm + 1e-6) : 1.0);
+    if (recipe_.router.bias == RouterBias::kUpdate) update_router_bias(report.load_LE);
+    report.tokens = batch.global.tokens;
+    report.target_tokens = batch.global.targets;
+    report.step_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return report;
+  }
+
+  void reduce_losses(const SweepResult& result, const StepBatch& batch, StepReport& report) {
+    auto number = [&](const at::Tensor& value) { return value.defined() ? value.to(at::kDouble).reshape({1}) : at::zeros({1}, at::TensorOptions(at::kDouble).device(run_.device)); };
+    at::Tensor sums = at::cat({number(result.loss_sum), number(result.mtp_loss_sum), number(result.balance_loss)});
+    run_.mesh->data().all_reduce_sum(sums);
+    if (result.load_LE.defined()) {
+      run_.mesh->data().all_reduce_sum(result.load_LE);
+      report.load_LE = result.load_LE;
+    }
+    sums = sums.cpu();
+    report.loss = sums[0].item<double>() / static_cast<double>(batch.global.targets);
+    if (result.mtp_loss_sum.defined()) report.mtp_loss = sums[1].item<double>() / static_cast<double>(std::max<int64_t>(1, batch.global.mtp_targets));
+    if (result.balance_loss.defined()) report.balance_loss = sums[2].item<double>();
+  }
+
+  void update_router_bias(const at::Tensor& load_LE) {
+    int64_t row = 0;
+    for (Block& block : run_.model->blocks) {
+      if (block.is_moe()) block.router()->update_bias(load_LE[row++], recipe_.router.bias_rate);
+    }
+  }
+
+  Decision decide(SignalWatch& signals) {
+    const double minutes = std::chrono::duration<double>(std::chrono::steady_clock::now() - saved_at_).count() / 60.0;
+    const bool due = recipe_.checkpoint.every_minutes > 0.0 && minutes >= recipe_.checkpoint.every_minutes;
+    at::Tensor wishes = at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()}, peak_memory_bytes(run_.device)}, at::kLong).to(run_.device);
+    run_.mesh->world().all_reduce_max(wishes);
+    wishes = wishes.cpu();
+    return {wishes[0].item<int64_t>() != 0, static_cast<int>(wishes[1].item<int64_t>()), wishes[2].item<int64_t>()};
+  }
+
+  void evaluate(int64_t done) {
+    double loss_sum = 0.0;
+    int64_t targets = 0, sequences = 0;
+    const int64_t most = recipe_.eval.max_sequences;
+    for (int64_t step = 0; most == 0 || sequences < most; ++step) {
+      const StepBatch batch = batch_of(*eval_batches_, step);
+      if (batch.global.sequences == 0) break;
+      at::Tensor sum = sweep_.evaluate(batch).loss_sum.to(at::kDouble).reshape({1});
+      run_.mesh->data().all_reduce_sum(sum);
+      loss_sum += sum.item<double>();
+      targets += batch.global.targets;
+      sequences += batch.global.sequences;
+    }
+    reporter_->evaluation(done, loss_sum / static_cast<double>(std::max<int64_t>(1, targets)), targets);
+  }
+
+  void require_frozen(const TrainingState& state) {
+    const std::string now = frozen_digest(*run_.model, *run_.mesh);
+    MT_CHECK(now == state.frozen_digest, "the frozen weights changed: digest ", state.frozen_digest, " at the start, ", now, " now; nothing was saved");
+  }
+
+  void save(int64_t done, TrainingState& state) {
+    const auto start = std::chrono::steady_clock::now();
+    require_frozen(state);
+    checkpoints_.save(done, state, recipe_.checkpoint.keep_last);
+    saved_at_ = std::chrono::steady_clock::now();
+    reporter_->saved(done, std::chrono::duration<double>(saved_at_ - start).count());
+  }
+
+  const Recipe& recipe_;
+  TrainOptions options_;
+  Launch& launch_;
+  fs::path folder_;
+  ModelConfig config_;
+  PreparationTools tools_;
+  Documents train_documents_;
+  Batches batches_;
+  int64_t num_steps_;
+  Assembly run_;
+  Optimizer optimizer_;
+  GradientReducer reducer_;
+  Sweep sweep_;
+  Checkpoints checkpoints_;
+  std::optional<Documents> eval_documents_;
+  std::optional<Batches> eval_batches_;
+  std::unique_ptr<Reporter> reporter_;
+  std::chrono::steady_clock::time_point saved_at_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
+int train(const Recipe& recipe, const TrainOptions& options, Launch& launch) { return Run(recipe, options, launch).go(); }
+
+}  // namespace moetune

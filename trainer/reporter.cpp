@@ -1,0 +1,119 @@
+#include "trainer/reporter.h"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <iostream>
+#include <map>
+
+#include "parallel/base/error.h"
+#include "parallel/base/log.h"
+#include "trainer/metrics/units.h"
+
+namespace moetune {
+
+using nlohmann::ordered_json;
+
+Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest,
+                   int64_t num_steps, std::optional<int64_t> resumed, bool speaks)
+    : recipe_(recipe), run_(run), frozen_digest_(std::move(frozen_digest)), num_steps_(num_steps), resumed_(resumed), speaks_(speaks) {
+  if (!speaks_) return;
+  // A run that is asked to resume before its first checkpoint starts its log anew.
+  log_ = std::make_unique<LogFile>((folder / "log.jsonl").string(), resumed ? resumed : std::filesystem::exists(folder / "log.jsonl") ? std::optional<int64_t>(-1) : std::nullopt);
+  board_ = std::make_unique<TensorBoard>((folder / "tensorboard").string(), resumed);
+  winsize size{};
+  const bool terminal = ::isatty(STDOUT_FILENO) != 0;
+  if (terminal) ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size);
+  ProgressOptions options;
+  options.terminal = terminal;
+  options.columns = size.ws_col;
+  progress_ = std::make_unique<Progress>(std::cout, options);
+}
+
+double Reporter::elapsed_s() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+void Reporter::start(const DataFigures& data) {
+  if (!speaks_) return;
+  std::map<std::string, int64_t> trained;
+  int64_t total_trained = 0;
+  for (const Parameter& parameter : run_.model->parameters.all()) {
+    const ParameterInfo& info = parameter.info();
+    const int64_t whole = info.num_experts > 0 ? parameter.numel() / parameter.master().size(0) * info.num_experts : parameter.numel();
+    trained[info.group] += whole;
+    total_trained += whole;
+  }
+  const int64_t total = count_parameters(run_.config);
+  std::string groups;
+  for (const auto& [group, count] : trained) groups += str(groups.empty() ? "" : ", ", group, " ", count_text(static_cast<double>(count)));
+  int64_t frozen_bytes = 0;
+  for (const auto& [name, weight] : run_.model->frozen) frozen_bytes += weight->bytes();
+  for (const auto& [name, tensor] : run_.model->plain) frozen_bytes += static_cast<int64_t>(tensor.nbytes());
+  log_info(str("model    ", recipe_.model.path, ": ", run_.config.model_type, ", ", count_text(static_cast<double>(total)), " parameters, ",
+               run_.config.num_layers, " layers, ", run_.config.experts, " experts, top ", run_.config.top_k));
+  log_info(str("mesh     ", to_string(run_.mesh->shape()), " on ", run_.device.str(), ", base ", recipe_.adapter ? to_string(recipe_.model.base) : "trained", ", compute ", to_string(recipe_.model.compute)));
+  log_info(str("trains   ", count_text(static_cast<double>(total_trained)), " parameters (", groups, ")"));
+  log_info(str("memory   frozen ", bytes_text(frozen_bytes), " on this rank"));
+  log_info(str("data     ", data.documents, " documents, ", count_text(static_cast<double>(data.tokens)), " tokens; ", num_steps_, " steps of ", recipe_.train.batch, " sequences"));
+  log_->append({{"kind", "start"}, {"step", resumed_.value_or(0)}, {"steps", num_steps_}, {"model", run_.config.model_type}, {"parameters", total},
+                {"trained_parameters", total_trained}, {"mesh", to_string(run_.mesh->shape())}, {"ranks", run_.mesh->shape().num_ranks()},
+                {"device", run_.device.str()}, {"frozen_digest", frozen_digest_}, {"frozen_bytes", frozen_bytes}, {"documents", data.documents}, {"tokens", data.tokens}});
+}
+
+std::vector<double> Reporter::max_over_mean(const at::Tensor& load_LE) {
+  if (!load_LE.defined()) return {};
+  at::Tensor load = load_LE.to(at::kCPU, at::kDouble);
+  at::Tensor ratio = (std::get<0>(load.max(1)) / load.mean(1).clamp_min(1e-9)).contiguous();
+  return {ratio.data_ptr<double>(), ratio.data_ptr<double>() + ratio.numel()};
+}
+
+void Reporter::step(const StepReport& report) {
+  if (!speaks_) return;
+  last_loss_ = report.loss;
+  const std::vector<double> imbalance = max_over_mean(report.load_LE);
+  StepFigures figures{report.step, num_steps_, report.loss, report.grad_norm, report.lr, static_cast<double>(report.tokens) / report.step_s, std::nullopt, report.memory_bytes, report.step_s, elapsed_s()};
+  ordered_json line{{"kind", "step"}, {"step", report.step}, {"loss", report.loss}, {"tokens", report.tokens}, {"target_tokens", report.target_tokens},
+                    {"grad_norm", report.grad_norm}, {"lr", report.lr}, {"step_s", report.step_s}, {"tokens_per_s", figures.tokens_per_s}, {"memory_bytes", report.memory_bytes}};
+  std::vector<std::pair<std::string, float>> scalars{{"train/loss", report.loss}, {"train/grad_norm", report.grad_norm}, {"train/lr", report.lr}, {"speed/tokens_per_s", figures.tokens_per_s}, {"memory/peak_bytes", report.memory_bytes}};
+  if (!imbalance.empty()) {
+    figures.expert_max_over_mean = *std::max_element(imbalance.begin(), imbalance.end());
+    line["expert_max_over_mean"] = *figures.expert_max_over_mean;
+    line["expert_max_over_mean_of_layers"] = imbalance;
+    for (size_t layer = 0; layer < imbalance.size(); ++layer) scalars.emplace_back(str("experts/max_over_mean_", layer), imbalance[layer]);
+  }
+  if (report.mtp_loss) {
+    line["mtp_loss"] = *report.mtp_loss;
+    scalars.emplace_back("train/mtp_loss", *report.mtp_loss);
+  }
+  if (report.balance_loss) {
+    line["balance_loss"] = *report.balance_loss;
+    scalars.emplace_back("train/balance_loss", *report.balance_loss);
+  }
+  log_->append(line);
+  board_->write(report.step, scalars);
+  progress_->step(figures);
+}
+
+void Reporter::evaluation(int64_t step, double loss, int64_t target_tokens) {
+  if (!speaks_) return;
+  progress_->make_room();
+  std::cout << std::flush;
+  log_info(str("step ", step, ": held-out loss ", loss, " over ", target_tokens, " target tokens"));
+  log_->append({{"kind", "eval"}, {"step", step}, {"loss", loss}, {"target_tokens", target_tokens}});
+  board_->write(step, {{"eval/loss", static_cast<float>(loss)}});
+}
+
+void Reporter::saved(int64_t step, double seconds) {
+  if (!speaks_) return;
+  log_->append({{"kind", "save"}, {"step", step}, {"save_s", seconds}, {"frozen_digest", frozen_digest_}});
+}
+
+void Reporter::end(int64_t step, int stop_signal) {
+  if (!speaks_) return;
+  progress_->finish();
+  std::cout << std::flush;
+  log_->append({{"kind", "end"}, {"step", step}, {"loss", last_loss_}, {"elapsed_s", elapsed_s()}, {"stopped_by_signal", stop_signal}, {"frozen_digest", frozen_digest_}});
+  log_info(stop_signal == 0 ? str("done: ", step, " steps in ", duration_text(elapsed_s())) : str("stopped by signal ", stop_signal, " after step ", step, ", saved; --resume goes on"));
+}
+
+}  // namespace moetune

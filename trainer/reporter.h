@@ -1,0 +1,68 @@
+// What is seen of a run: the terminal, log.jsonl and TensorBoard, all from rank 0.
+//
+//   Reporter reporter(recipe, run, folder, digest, num_steps, resumed, rank == 0);
+//   reporter.start(data);
+//   reporter.step(report);
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "trainer/assemble.h"
+#include "trainer/metrics/log_file.h"
+#include "trainer/metrics/progress.h"
+#include "trainer/metrics/tensorboard.h"
+
+namespace moetune {
+
+/// The figures of one step, already summed over the mesh.
+struct StepReport {
+  int64_t step = 0;  ///< steps done, from 1
+  double loss = 0.0;
+  std::optional<double> mtp_loss, balance_loss;
+  int64_t tokens = 0, target_tokens = 0;
+  double grad_norm = 0.0;
+  double lr = 0.0;
+  double step_s = 0.0;
+  int64_t memory_bytes = 0;  ///< of the fullest rank
+  at::Tensor load_LE;        ///< int64 [MoE layers, E]; undefined for a dense model
+};
+
+struct DataFigures {
+  int64_t documents = 0, tokens = 0, eval_documents = 0;
+};
+
+class Reporter {
+ public:
+  /// `speaks`: false on all ranks but one, where every call does nothing.
+  Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest, int64_t num_steps,
+           std::optional<int64_t> resumed, bool speaks);
+
+  void start(const DataFigures& data);
+  void step(const StepReport& report);
+  void evaluation(int64_t step, double loss, int64_t target_tokens);
+  void saved(int64_t step, double seconds);
+  /// `stop_signal`: 0 when the run is done.
+  void end(int64_t step, int stop_signal);
+
+ private:
+  double elapsed_s() const;
+  /// Busiest over mean expert of each MoE layer.
+  static std::vector<double> max_over_mean(const at::Tensor& load_LE);
+
+  const Recipe& recipe_;
+  const Assembly& run_;
+  std::string frozen_digest_;
+  int64_t num_steps_;
+  std::optional<int64_t> resumed_;
+  bool speaks_;
+  std::unique_ptr<LogFile> log_;
+  std::unique_ptr<TensorBoard> board_;
+  std::unique_ptr<Progress> progress_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double last_loss_ = 0.0;
+};
+
+}  // namespace moetune
