@@ -170,8 +170,9 @@ class AdapterExport {
       if (!which.empty()) text += "  note: " + what + "\n" + which;
     };
     auto of_group = [](const char* group) { return [group](const SavedAdapter& adapter) { return adapter.group == group; }; };
-    std::set<std::string> expert_leaves;
+    std::set<std::string> leaves, expert_leaves;
     for (const SavedAdapter& adapter : adapters_) {
+      leaves.insert(adapter.leaf);
       if (adapter.group == "experts") expert_leaves.insert(adapter.leaf);
     }
     const bool experts = !expert_leaves.empty();
@@ -184,8 +185,9 @@ class AdapterExport {
     note("vLLM loads these and ignores them, since it absorbs kv_b_proj into its attention; merge instead:", listed([](const SavedAdapter& adapter) { return adapter.leaf == "kv_b_proj"; }));
     if (vllm_) return text + str("  note: start vLLM with --max-lora-rank of at least ", rank_, "\n");
     const std::string instead = "export with --for vllm, whose files PEFT reads too:";
-    if (experts && (expert_leaves.count("gate_proj") != expert_leaves.count("up_proj"))) {
-      note("PEFT on transformers 5 refuses experts with adapters on only one of gate_proj and up_proj; " + instead, listed(of_group("experts")));
+    if (leaves.count("gate_proj") != leaves.count("up_proj")) {
+      note("PEFT on transformers 5 refuses to load an adapter of only one of gate_proj and up_proj; " + (experts ? instead : "merge instead:"),
+           listed([](const SavedAdapter& adapter) { return adapter.leaf == "gate_proj" || adapter.leaf == "up_proj"; }));
     }
     if (experts && expert_leaves.size() < 3) note("vLLM wants all three projections of every expert; " + instead, listed(of_group("experts")));
     if (experts && recipe_.rslora) {

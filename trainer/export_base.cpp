@@ -1,6 +1,8 @@
 // export_base: the weights of a run as a model folder.
 #include <ATen/ATen.h>
 
+#include <map>
+
 #include <nlohmann/json.hpp>
 
 #include "lora/frozen_weight.h"

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <deque>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <set>
 

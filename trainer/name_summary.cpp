@@ -1,6 +1,8 @@
 #include "trainer/name_summary.h"
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <set>
 
