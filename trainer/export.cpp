@@ -189,6 +189,9 @@ class AdapterExport {
       note("PEFT on transformers 5 refuses to load an adapter of only one of gate_proj and up_proj; " + (experts ? instead : "merge instead:"),
            listed([](const SavedAdapter& adapter) { return adapter.leaf == "gate_proj" || adapter.leaf == "up_proj"; }));
     }
+    if (expert_leaves == std::set<std::string>{"gate_proj", "up_proj"}) {
+      note("PEFT on transformers 5 (seen with 0.21) does not use adapters of gate_proj and up_proj of experts without those of down_proj; " + instead, listed(of_group("experts")));
+    }
     if (experts && expert_leaves.size() < 3) note("vLLM wants all three projections of every expert; " + instead, listed(of_group("experts")));
     if (experts && recipe_.rslora) {
       note("the scale of rsLoRA on experts is wrong in PEFT on transformers 5 (by sqrt 2, where gate_proj and up_proj are fused) and in vLLM; " + instead, listed(of_group("experts")));

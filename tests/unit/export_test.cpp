@@ -64,6 +64,7 @@ TEST_CASE("an adapter leaves as PEFT keeps it", "[export]") {
   CHECK(contains(report, "experts: 8 linear maps, 16 tensors"));
   CHECK(contains(report, "model.layers.1.self_attn.kv_b_proj"));  // vLLM ignores it
   CHECK(contains(report, "all three projections"));
+  CHECK(contains(report, "without those of down_proj"));
   CHECK_FALSE(contains(report, "drops these"));
 }
 
