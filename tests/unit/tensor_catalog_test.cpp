@@ -16,7 +16,7 @@ class Recorder final : public WeightSource {
  public:
   explicit Recorder(const ModelConfig& config) : source_(make_random_weights(config, 1, at::kCPU)) {}
   at::Tensor read(const std::string& name, at::IntArrayRef shape) override {
-    CHECK(reads.emplace(name, shape.vec()).second);
+    reads[name] = shape.vec();
     return source_->read(name, shape);
   }
   bool has(const std::string&) const override { return true; }
