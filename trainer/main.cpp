@@ -58,9 +58,9 @@ int run(int argc, char** argv) {
   CLI::App* export_command = app.add_subcommand("export", "Write the adapter, or with --base the weights that it was trained on");
   export_command->add_option("RUN", arguments.run, "run folder or one of its checkpoints")->required();
   export_command->add_option("--to", arguments.file, "folder to write: new, empty or an earlier export")->required();
-  CLI::Option* reader = export_command->add_option("--for", arguments.reader, "whose habits the adapter follows")->check(CLI::IsMember({"peft", "vllm"}));
+  export_command->add_option("--for", arguments.reader, "whose habits the adapter follows")->check(CLI::IsMember({"peft", "vllm"}));
   CLI::Option* base_name = export_command->add_option("--base-name", arguments.base_name, "base model that the adapter names; the recipe's model.path if not given");
-  export_command->add_flag("--base", arguments.base, "the frozen weights as they were trained on, or the weights that adapter: none trained")->excludes(reader)->excludes(base_name);
+  export_command->add_flag("--base", arguments.base, "the frozen weights as they were trained on, or the weights that adapter: none trained")->excludes(base_name);
   CLI::App* merge_command = app.add_subcommand("merge", "Write the original model with the adapter merged into its weights");
   merge_command->add_option("RUN", arguments.run, "run folder or one of its checkpoints")->required();
   merge_command->add_option("--to", arguments.file, "folder to write: new, empty or an earlier export")->required();

@@ -29,6 +29,7 @@ logging.set_verbosity_error()
 
 TOLERANCE = 1e-5
 STEPS = 3
+EXPERT_LEAVES = ("gate_proj", "up_proj", "down_proj")
 
 
 class ExportTest(ParityCase):
@@ -91,6 +92,8 @@ class ExportTest(ParityCase):
         for name, base, section in (
                 ("groups", "fp32", self.adapter_section(["attention", "experts"])),
                 ("groups", "nf4", self.adapter_section(["attention", "experts"])),
+                ("groups", "fp32", self.adapter_section(["attention", "experts"], ranks={f"experts.{leaf}": 2 for leaf in EXPERT_LEAVES})),
+                ("groups", "fp32", self.adapter_section(["q_a_proj", "experts.down_proj"])),
                 ("fp8", "nf4_double", self.adapter_section(["attention", "experts"])),
                 ("plain", "nf4", self.adapter_section(["attention"], rslora=True, ranks={"o_proj": 2})),
                 ("plain", "bf16", self.adapter_section(["attention", "experts"], ranks={"q_proj": 7}))):
@@ -102,14 +105,18 @@ class ExportTest(ParityCase):
                 self.assert_same(self.logits(self.load(run.parent / "base", run.parent / "adapter")), self.own_logits(run), base_logits)
 
     def test_vllm_form_in_peft(self):
-        """One rank, scales in B, zeros for what was not trained: PEFT reads it as well, and what it refuses as trained too."""
-        section = self.adapter_section(["o_proj", "experts.up_proj"], rslora=True, ranks={"o_proj": 2})
-        run = self.train(self.model("groups"), section)
-        self.moetune("export", run, "--to", run.parent / "adapter", "--for", "vllm")
-        settings = json.loads((run.parent / "adapter" / "adapter_config.json").read_text())
-        self.assertEqual((settings["r"], settings["lora_alpha"], settings["use_rslora"]), (4, 4, False))
-        self.assert_same(self.logits(self.load(self.model("groups"), run.parent / "adapter")), self.own_logits(run),
-                         self.logits(self.load(self.model("groups"))))
+        """One rank, scales in B, zeros for what was not trained: PEFT reads it as well, and what it cannot read as trained too."""
+        base_logits = self.logits(self.load(self.model("groups")))
+        for section in (self.adapter_section(["o_proj", "experts.up_proj"], rslora=True, ranks={"o_proj": 2}),
+                        self.adapter_section(["experts.gate_proj", "experts.up_proj"]),
+                        self.adapter_section(["experts"], rslora=True), self.adapter_section(["experts"], ranks={"experts.down_proj": 2})):
+            with self.subTest(section):
+                run = self.train(self.model("groups"), section)
+                self.assertIn("--for vllm", self.moetune("export", run, "--to", run.parent / "as-trained"))
+                self.moetune("export", run, "--to", run.parent / "adapter", "--for", "vllm")
+                settings = json.loads((run.parent / "adapter" / "adapter_config.json").read_text())
+                self.assertEqual((settings["r"], settings["lora_alpha"], settings["use_rslora"]), (4, 4, False))
+                self.assert_same(self.logits(self.load(self.model("groups"), run.parent / "adapter")), self.own_logits(run), base_logits)
 
     def test_exported_adapter_goes_on(self):
         """moetune reads its own export, dense maps and shared experts included, and the report names what PEFT would drop."""

@@ -250,9 +250,14 @@ TEST_CASE("inspect says what lies at a path", "[export]") {
   CHECK(contains(model, str("weights: ", run.weights.size(), " tensors")));
   CHECK(contains(model, "tokenizer.json: present"));
   CHECK(contains(model, sha256_of_file((run.model() / "model.safetensors").string())));
+  std::string log = "{\"kind\":\"start\"}\n";
+  for (int step = 1; step <= 7; ++step) log += str("{\"kind\":\"step\",\"step\":", step, ",\"loss\":", step, ".5}\n");
+  write_text_atomically((run.folder() / "log.jsonl").string(), log + "{\"kind\":\"eval\",\"step\":7,\"loss\":0.25}\n{\"kind\":\"st");
   const std::string folder = inspect(run.folder());
+  CHECK(contains(folder, "last losses by step: 3: 3.5, 4: 4.5, 5: 5.5, 6: 6.5, 7: 7.5\n"));
+  CHECK(contains(folder, "last evaluation: step 7: 0.25"));
+  CHECK(contains(folder, "not ended"));
   CHECK(contains(folder, "run folder"));
-  CHECK(contains(folder, "no log") == false);
   CHECK(contains(folder, "step 7"));
   CHECK(contains(folder, "whole: 3 files"));
   export_adapter(run.folder(), run.to("out"), AdapterReader::kPeft);
@@ -284,5 +289,5 @@ TEST_CASE("inspect counts parameters as DeepSeek does", "[export]") {
   write_text_atomically(root / "config.json", config.dump());
   const std::string text = inspect(root.path());
   CHECK(contains(text, "671B parameters"));
-  CHECK(contains(text, "37.6B active") );
+  CHECK(contains(text, "37.6B active"));
 }
