@@ -33,15 +33,16 @@ EXPERT_LEAVES = ("gate_proj", "up_proj", "down_proj")
 
 
 class ExportTest(ParityCase):
-    def moetune(self, *arguments, expect=0):
-        """Output of the program, which must end with the exit code `expect`."""
-        done = subprocess.run([str(program.build / "moetune"), *map(str, arguments)], capture_output=True, text=True,
+    def moetune(self, *arguments, expect=0, ranks=1):
+        """Output of the program, which must end with the exit code `expect`; on more ranks under mpirun."""
+        launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
+        done = subprocess.run([*launch, str(program.build / "moetune"), *map(str, arguments)], capture_output=True, text=True,
                               timeout=program.TIMEOUT_S, env=os.environ | {"OMP_NUM_THREADS": "1"})
         output = done.stdout + done.stderr
         self.assertEqual(done.returncode, expect, output[-4000:])
         return output
 
-    def train(self, model, adapter, weights="pretrained", base="fp32", **sections):
+    def train(self, model, adapter, weights="pretrained", base="fp32", ranks=1, **sections):
         """Run folder of a run of a few steps on cases.documents(). `adapter`: a section of the recipe, or "none"."""
         place = self.folder / f"case-{len(list(self.folder.iterdir()))}"
         place.mkdir()
@@ -54,7 +55,7 @@ class ExportTest(ParityCase):
             "train": {"steps": STEPS, "batch": cases.BATCH, "optimizer": {"lr": 0.03}, "schedule": {"kind": "constant"}},
         } | sections
         (place / "recipe.yaml").write_text(json.dumps(recipe))      # JSON is YAML
-        self.moetune("train", place / "recipe.yaml")
+        self.moetune("train", place / "recipe.yaml", ranks=ranks)
         return place / "run"
 
     def own_logits(self, run):
@@ -103,6 +104,13 @@ class ExportTest(ParityCase):
                 self.moetune("export", run, "--to", run.parent / "base", "--base")
                 base_logits = self.logits(self.load(run.parent / "base"))
                 self.assert_same(self.logits(self.load(run.parent / "base", run.parent / "adapter")), self.own_logits(run), base_logits)
+
+    def test_experts_of_two_ranks(self):
+        """Each rank saves the experts it holds; the export has them all, each under its number."""
+        run = self.train(self.model("groups"), self.adapter_section(["experts"]), ranks=2, mesh={"ep": 2})
+        self.moetune("export", run, "--to", run.parent / "adapter")
+        self.assert_same(self.logits(self.load(self.model("groups"), run.parent / "adapter")), self.own_logits(run),
+                         self.logits(self.load(self.model("groups"))))
 
     def test_vllm_form_in_peft(self):
         """One rank, scales in B, zeros for what was not trained: PEFT reads it as well, and what it cannot read as trained too."""
