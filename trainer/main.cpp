@@ -6,8 +6,11 @@
 #include "parallel/base/error.h"
 #include "parallel/launch.h"
 #include "trainer/dataset.h"
+#include "trainer/export.h"
+#include "trainer/inspect.h"
 #include "trainer/logits.h"
 #include "trainer/loop.h"
+#include "trainer/merge.h"
 #include "trainer/recipe.h"
 #include "trainer/recipe_shelf.h"
 
@@ -15,9 +18,9 @@ namespace moetune {
 namespace {
 
 struct Arguments {
-  std::string recipe, run, data, name, file;
+  std::string recipe, run, data, name, file, reader = "peft", base_name;
   std::vector<std::string> overrides;
-  bool resume = false;
+  bool resume = false, base = false, digests = false;
   int64_t show = 3, documents = 4;
 };
 
@@ -52,6 +55,18 @@ int run(int argc, char** argv) {
   logits_command->add_option("DATA", arguments.data, "JSONL file")->required();
   logits_command->add_option("--to", arguments.file, "safetensors file to write")->required();
   logits_command->add_option("--documents", arguments.documents, "the first so many")->check(CLI::Range(1, 10000));
+  CLI::App* export_command = app.add_subcommand("export", "Write the adapter, or with --base the weights that it was trained on");
+  export_command->add_option("RUN", arguments.run, "run folder or one of its checkpoints")->required();
+  export_command->add_option("--to", arguments.file, "folder to write: new, empty or an earlier export")->required();
+  export_command->add_option("--for", arguments.reader, "whose habits the adapter follows")->check(CLI::IsMember({"peft", "vllm"}));
+  CLI::Option* base_name = export_command->add_option("--base-name", arguments.base_name, "base model that the adapter names; the recipe's model.path if not given");
+  export_command->add_flag("--base", arguments.base, "the frozen weights as they were trained on, or the weights that adapter: none trained")->excludes(base_name);
+  CLI::App* merge_command = app.add_subcommand("merge", "Write the original model with the adapter merged into its weights");
+  merge_command->add_option("RUN", arguments.run, "run folder or one of its checkpoints")->required();
+  merge_command->add_option("--to", arguments.file, "folder to write: new, empty or an earlier export")->required();
+  CLI::App* inspect_command = app.add_subcommand("inspect", "Say what a model, adapter, data file, run or checkpoint holds");
+  inspect_command->add_option("PATH", arguments.file)->required();
+  inspect_command->add_flag("--digests", arguments.digests, "SHA-256 of large files too");
   CLI::App* recipes_command = app.add_subcommand("recipes", "The recipes that come with the program");
   recipes_command->require_subcommand(1);
   CLI::App* ls = recipes_command->add_subcommand("ls", "List them");
@@ -81,6 +96,12 @@ int run(int argc, char** argv) {
   }
   try {
     if (prepare_command->parsed()) return prepare(arguments);
+    if (export_command->parsed()) {
+      std::cout << (arguments.base ? export_base(arguments.run, arguments.file)
+                                   : export_adapter(arguments.run, arguments.file, arguments.reader == "vllm" ? AdapterReader::kVllm : AdapterReader::kPeft, arguments.base_name));
+    }
+    if (merge_command->parsed()) std::cout << merge_adapter(arguments.run, arguments.file);
+    if (inspect_command->parsed()) std::cout << inspect(arguments.file, arguments.digests);
     if (ls->parsed()) std::cout << list_recipes();
     if (cat->parsed()) std::cout << read_recipe(arguments.name);
     if (cp->parsed()) std::cout << copy_recipe(arguments.name, arguments.file);
