@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lora/peft_files.h"
+#include "moe/inventory.h"
 #include "moe/config.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
@@ -73,17 +74,10 @@ void add_dtypes(Text& out, const Source& source) {
   }
 }
 
-/// Parameters that one token passes through: all of the trunk but the experts that it is not sent to.
-int64_t active_parameters(ModelConfig config) {
-  config.num_mtp_layers = 0;
-  const int64_t idle = (config.num_layers - config.num_dense_layers) * (config.experts - config.top_k) * 3 * config.width * config.expert_width;
-  return count_parameters(config) - idle;
-}
-
 void add_config(Text& out, const fs::path& folder) {
   try {
     const ModelConfig c = load_model_config(folder);
-    out.line("  family ", c.model_type, ": ", count_text(static_cast<double>(count_parameters(c))), " parameters, ", count_text(static_cast<double>(active_parameters(c))), " active for a token");
+    out.line("  family ", c.model_type, ": ", count_text(static_cast<double>(count_parameters(c))), " parameters, ", count_text(static_cast<double>(count_active_parameters(c))), " active for a token");
     out.line("  ", c.num_layers, " layers (", c.num_dense_layers, " dense), width ", c.width, ", vocabulary ", c.vocab, ", positions ", c.max_positions);
     out.line("  ", c.heads, " heads of ", c.qk_dim(), ", latents ", c.q_lora ? str(*c.q_lora, " and ") : "", c.kv_lora, "; ", c.experts, " experts of ", c.expert_width, ", ", c.top_k, " a token, ",
              c.shared_experts, " shared");
