@@ -16,6 +16,22 @@ namespace moetune {
 
 using nlohmann::ordered_json;
 
+namespace {
+
+/// Whether a person watches standard output; `size` receives the terminal's where it is known. mpirun gives ranks a terminal of its own,
+/// of no size, whatever its own output is: then the output of the process that started this one decides.
+bool on_terminal(winsize& size) {
+  if (::isatty(STDOUT_FILENO) == 0) return false;
+  ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size);
+  if (size.ws_col > 0) return true;
+  const std::filesystem::path parent_output = str("/proc/", ::getppid(), "/fd/1");
+  std::error_code failure;
+  return std::filesystem::read_symlink(parent_output, failure).string().rfind("/dev/", 0) == 0 && std::filesystem::is_character_file(parent_output, failure) &&
+         std::filesystem::read_symlink(parent_output, failure) != "/dev/null";
+}
+
+}  // namespace
+
 Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest,
                    int64_t num_steps, std::optional<int64_t> resumed, bool speaks)
     : recipe_(recipe), run_(run), frozen_digest_(std::move(frozen_digest)), num_steps_(num_steps), resumed_(resumed), speaks_(speaks) {
@@ -24,8 +40,7 @@ Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesys
   log_ = std::make_unique<LogFile>((folder / "log.jsonl").string(), resumed ? resumed : std::filesystem::exists(folder / "log.jsonl") ? std::optional<int64_t>(-1) : std::nullopt);
   board_ = std::make_unique<TensorBoard>((folder / "tensorboard").string(), resumed);
   winsize size{};
-  const bool terminal = ::isatty(STDOUT_FILENO) != 0;
-  if (terminal) ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size);
+  const bool terminal = on_terminal(size);
   ProgressOptions options;
   options.terminal = terminal;
   options.columns = size.ws_col;
