@@ -64,6 +64,9 @@ class Adapter {
   /// `x` with features dropped for this step and rescaled: [rows, I] like x; x itself without dropout.
   at::Tensor drop(const at::Tensor& x, const at::Tensor& global_token, const StepRandom& random) const;
 
+  /// Numbers in A and B for each of `units` maps.
+  static int64_t numbers(int64_t rank, int64_t units, int64_t outputs, int64_t inputs) { return units * rank * (outputs + inputs); }
+
   Parameter& a() const { return *a_; }
   Parameter& b() const { return *b_; }
   double scale() const { return spec_.scale; }

@@ -62,9 +62,11 @@ void FrozenWeight::set(int64_t unit, const at::Tensor& weight_OI) {
   }
 }
 
-int64_t FrozenWeight::scratch_elements() const {
-  if (!quantised() && held_.scalar_type() == compute_) return 0;
-  return units_ * outputs_ * inputs_;
+int64_t FrozenWeight::scratch_elements() const { return scratch_elements(format_, units_, outputs_, inputs_, compute_); }
+
+int64_t FrozenWeight::scratch_elements(BaseFormat format, int64_t units, int64_t outputs, int64_t inputs, at::ScalarType compute) {
+  const bool held_as_computed = !is_quantised(format) && compute == (format == BaseFormat::kBf16 ? at::kBFloat16 : at::kFloat);
+  return held_as_computed ? 0 : units * outputs * inputs;
 }
 
 at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const {

@@ -25,6 +25,7 @@ namespace moetune {
 enum class BaseFormat { kNf4, kNf4Double, kBf16, kFp32 };
 
 const char* to_string(BaseFormat format);
+inline bool is_quantised(BaseFormat format) { return format == BaseFormat::kNf4 || format == BaseFormat::kNf4Double; }
 
 /// Work done on frozen weights, for the economy contract: each element is made dense twice a step, whatever its tokens.
 struct DequantCounters {
@@ -56,11 +57,13 @@ class FrozenWeight {
   int64_t bytes() const;
   /// Bytes that a weight of this shape will hold: what the planner adds up.
   static int64_t bytes(BaseFormat format, int64_t units, int64_t outputs, int64_t inputs);
+  /// Elements that use() of a weight of this shape will take from the scratch.
+  static int64_t scratch_elements(BaseFormat format, int64_t units, int64_t outputs, int64_t inputs, at::ScalarType compute);
   /// The held tensors, for digests and traffic.
   std::vector<at::Tensor> packed() const;
 
  private:
-  bool quantised() const { return format_ == BaseFormat::kNf4 || format_ == BaseFormat::kNf4Double; }
+  bool quantised() const { return is_quantised(format_); }
 
   BaseFormat format_;
   int64_t units_, outputs_, inputs_;

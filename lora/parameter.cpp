@@ -38,6 +38,12 @@ at::Tensor& Parameter::gradient() {
 
 void Parameter::clear_gradient() { gradient_is_zero_ = true; }
 
+int64_t Parameter::working_bytes(int64_t elements, at::ScalarType compute) { return elements * static_cast<int64_t>(c10::elementSize(compute)); }
+
+int64_t Parameter::gradient_bytes(int64_t elements, at::ScalarType compute) {
+  return elements * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute)));
+}
+
 Parameter& ParameterSet::add(ParameterInfo info, const at::Tensor& initial) {
   return parameters_.emplace_back(std::move(info), initial, device_, compute_);
 }

@@ -53,6 +53,10 @@ class Parameter {
   at::Tensor& gradient();
   void clear_gradient();
 
+  /// Bytes on the device of `elements` trained numbers' working copies, and of their gradients once a step has run.
+  static int64_t working_bytes(int64_t elements, at::ScalarType compute);
+  static int64_t gradient_bytes(int64_t elements, at::ScalarType compute);
+
   at::Tensor working;  ///< autograd leaf on the device, compute dtype
 
  private:

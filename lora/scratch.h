@@ -25,6 +25,8 @@ class Scratch {
   void reset() { release_to(0); }
   /// Fills what is given back with NaN, so that a read after release shows.
   void poison_released(bool poison) { poison_ = poison; }
+  /// Bytes of the buffer that reserve(elements) allocates.
+  static int64_t bytes(int64_t elements, at::ScalarType dtype);
   int64_t bytes() const { return buffer_.defined() ? static_cast<int64_t>(buffer_.nbytes()) : 0; }
 
  private:

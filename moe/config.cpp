@@ -179,15 +179,4 @@ ModelConfig load_model_config(const std::filesystem::path& folder) {
   return parse_model_config(object, path.string());
 }
 
-int64_t count_parameters(const ModelConfig& c) {
-  const int64_t query = c.q_lora ? c.width * *c.q_lora + *c.q_lora + *c.q_lora * c.heads * c.qk_dim() : c.width * c.heads * c.qk_dim();
-  const int64_t attention = query + c.width * (c.kv_lora + c.rope_dim) + c.kv_lora + c.kv_lora * c.heads * (c.nope_dim + c.value_dim) +
-                            c.heads * c.value_dim * c.width;
-  const int64_t block = attention + 2 * c.width;
-  const int64_t moe = (c.experts + c.shared_experts) * 3 * c.width * c.expert_width + c.experts * (c.width + 1);
-  const int64_t main = c.num_layers * block + c.num_dense_layers * 3 * c.width * c.dense_width + (c.num_layers - c.num_dense_layers) * moe +
-                       (c.tied_embeddings ? 1 : 2) * c.vocab * c.width + c.width;
-  return main + c.num_mtp_layers * (block + moe + 2 * c.width * c.width + 3 * c.width);
-}
-
 }  // namespace moetune

@@ -65,7 +65,4 @@ ModelConfig load_model_config(const std::filesystem::path& folder);
 /// `place` stands for the file in messages.
 ModelConfig parse_model_config(const nlohmann::json& config, const std::string& place);
 
-/// Parameters of the model (embedding and head included; of MTP layers only what they do not share), for banners and plans.
-int64_t count_parameters(const ModelConfig& config);
-
 }  // namespace moetune

@@ -48,9 +48,10 @@ at::Tensor Head::logits(const at::Tensor& x_TD) const {
   return at::linear(rms_norm(x_TD, norm_D_, eps_), weight_VD_);
 }
 
-int64_t Head::chunk_bytes() const {
-  const int64_t wide = weight_VD_.scalar_type() == at::kDouble ? 8 : 4;
-  return chunk_rows_ * weight_VD_.size(0) * (wide + 2 * static_cast<int64_t>(weight_VD_.element_size()));
+int64_t Head::chunk_bytes(int64_t chunk_rows, int64_t vocab, at::ScalarType compute) {
+  const at::ScalarType wide = accumulate_dtype(compute);
+  const int64_t as_computed = wide == compute ? 0 : static_cast<int64_t>(c10::elementSize(compute));
+  return chunk_rows * vocab * (as_computed + 2 * static_cast<int64_t>(c10::elementSize(wide)));
 }
 
 }  // namespace moetune

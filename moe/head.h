@@ -27,8 +27,8 @@ class Head {
   HeadResult loss(const at::Tensor& x_TD, const at::Tensor& target_row, const at::Tensor& target, double scale, bool backward);
   /// Logits of all rows, [T, V]: for tests and small outputs only.
   at::Tensor logits(const at::Tensor& x_TD) const;
-  /// Bytes of the largest chunk's logits and their gradient.
-  int64_t chunk_bytes() const;
+  /// Bytes of the logits of a chunk at their most: as computed, in the accumulation dtype, and their log-softmax.
+  static int64_t chunk_bytes(int64_t chunk_rows, int64_t vocab, at::ScalarType compute);
 
  private:
   at::Tensor norm_D_, weight_VD_;

@@ -1,7 +1,10 @@
 #include "moe/model.h"
 
 #include <algorithm>
+#include <map>
 
+#include "moe/block_memory.h"
+#include "moe/inventory.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -15,7 +18,7 @@ class Builder {
 
   void build() {
     std::tie(model_.embedding_VD, model_.embedding) = plain("model.embed_tokens.weight", {config_.vocab, config_.width}, -1, "embedding");
-    for (int64_t layer = 0; layer < config_.num_layers; ++layer) add_block(layer, config_.is_moe_layer(layer));
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) add_block(layer);
     const int64_t turn = turn_layer(config_);
     auto [norm_D, norm] = plain("model.norm.weight", {config_.width}, turn, "norms");
     at::Tensor head_VD = model_.embedding_VD;
@@ -50,42 +53,50 @@ class Builder {
   }
   at::Tensor norm(int64_t layer, const std::string& rest, int64_t width) { return plain(layer_name(layer, rest), {width}, layer, "norms").first; }
 
-  std::unique_ptr<Linear> linear(int64_t layer, const std::string& path, const std::string& group, int64_t outputs, int64_t inputs) {
-    const std::string name = layer_name(layer, path);
+  /// The maps of one block by their paths; each is taken once.
+  using Maps = std::map<std::string, LinearMap>;
+  Maps maps_of(int64_t layer) {
+    Maps maps;
+    for (LinearMap& map : block_maps(config_, layer, options_.targets)) maps.emplace(map.path, std::move(map));
+    return maps;
+  }
+
+  std::unique_ptr<Linear> linear(const LinearMap& map) { return linear(map, map.layer); }
+  /// `layer`: whose way up completes the gradient.
+  std::unique_ptr<Linear> linear(const LinearMap& map, int64_t layer) {
     ParameterInfo info;
-    info.name = name;
+    info.name = map.name();
     info.layer = layer;
-    info.group = group;
+    info.group = map.group;
+    const std::string name = info.name + ".weight";
+    at::Tensor weight_OI = source_.read(name, {map.outputs, map.inputs});
     if (options_.train_weights) {
-      info.name += ".weight";
-      return std::make_unique<Linear>(model_.parameters.add(info, source_.read(name + ".weight", {outputs, inputs})));
+      info.name = name;
+      return std::make_unique<Linear>(model_.parameters.add(info, weight_OI));
     }
-    auto frozen = std::make_unique<FrozenWeight>(options_.base, 1, outputs, inputs, options_.device, options_.compute);
-    frozen->set(0, source_.read(name + ".weight", {outputs, inputs}));
-    model_.frozen.emplace_back(name + ".weight", frozen.get());
+    auto frozen = std::make_unique<FrozenWeight>(held_format(map, options_.base), 1, map.outputs, map.inputs, options_.device, options_.compute);
+    frozen->set(0, weight_OI);
+    model_.frozen.emplace_back(name, frozen.get());
     std::unique_ptr<Adapter> adapter;
-    if (options_.targets != nullptr) {
-      if (auto spec = options_.targets->match(path.substr(path.rfind('.') + 1), group)) {
-        adapter = std::make_unique<Adapter>(*spec, info, 0, outputs, inputs, options_.seed, model_.parameters);
-      }
-    }
+    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, 0, map.outputs, map.inputs, options_.seed, model_.parameters);
     return std::make_unique<Linear>(std::move(frozen), std::move(adapter));
   }
 
-  std::unique_ptr<SwigluMlp> mlp(int64_t layer, const std::string& path, const std::string& group, int64_t width) {
-    auto gate = linear(layer, path + ".gate_proj", group, width, config_.width);
-    auto up = linear(layer, path + ".up_proj", group, width, config_.width);
-    auto down = linear(layer, path + ".down_proj", group, config_.width, width);
+  std::unique_ptr<SwigluMlp> mlp(const Maps& maps, const std::string& path) {
+    auto gate = linear(maps.at(path + ".gate_proj"));
+    auto up = linear(maps.at(path + ".up_proj"));
+    auto down = linear(maps.at(path + ".down_proj"));
     return std::make_unique<SwigluMlp>(std::move(gate), std::move(up), std::move(down));
   }
 
-  std::unique_ptr<GroupedLinear> grouped(int64_t layer, const std::string& leaf, int64_t outputs, int64_t inputs) {
+  std::unique_ptr<GroupedLinear> grouped(const LinearMap& map) {
     const ExpertPlacement& placement = options_.placement;
-    const std::string name = layer_name(layer, "mlp.experts.*." + leaf);
+    const std::string name = map.name();
+    const int64_t outputs = map.outputs, inputs = map.inputs;
     ParameterInfo info;
     info.name = name;
-    info.layer = layer;
-    info.group = "experts";
+    info.layer = map.layer;
+    info.group = map.group;
     info.replicas = Replicas::kExpertReplicas;
     info.first_expert = placement.first;
     info.num_experts = placement.total;
@@ -100,54 +111,45 @@ class Builder {
     for (int64_t e = 0; e < placement.count; ++e) frozen->set(e, read(e));
     model_.frozen.emplace_back(name + ".weight", frozen.get());
     std::unique_ptr<Adapter> adapter;
-    if (options_.targets != nullptr) {
-      if (auto spec = options_.targets->match("experts." + leaf, "experts")) {
-        adapter = std::make_unique<Adapter>(*spec, info, placement.count, outputs, inputs, options_.seed, model_.parameters);
-      }
-    }
+    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, outputs, inputs, options_.seed, model_.parameters);
     return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter));
   }
 
-  std::unique_ptr<Attention> attention(int64_t layer) {
-    const int64_t queries = config_.heads * config_.qk_dim();
-    auto map = [&](const char* leaf, int64_t outputs, int64_t inputs) {
-      return linear(layer, str("self_attn.", leaf), "attention", outputs, inputs);
-    };
+  std::unique_ptr<Attention> attention(int64_t layer, const Maps& maps) {
+    auto map = [&](const char* leaf) { return linear(maps.at(str("self_attn.", leaf))); };
     AttentionWeights w;
     if (config_.q_lora) {
-      w.q_a = map("q_a_proj", *config_.q_lora, config_.width);
+      w.q_a = map("q_a_proj");
       w.q_a_norm = norm(layer, "self_attn.q_a_layernorm.weight", *config_.q_lora);
-      w.q_b = map("q_b_proj", queries, *config_.q_lora);
+      w.q_b = map("q_b_proj");
     } else {
-      w.q = map("q_proj", queries, config_.width);
+      w.q = map("q_proj");
     }
-    w.kv_a = map("kv_a_proj_with_mqa", config_.kv_lora + config_.rope_dim, config_.width);
+    w.kv_a = map("kv_a_proj_with_mqa");
     w.kv_a_norm = norm(layer, "self_attn.kv_a_layernorm.weight", config_.kv_lora);
-    w.kv_b = map("kv_b_proj", config_.heads * (config_.nope_dim + config_.value_dim), config_.kv_lora);
-    w.o = map("o_proj", config_.width, config_.heads * config_.value_dim);
+    w.kv_b = map("kv_b_proj");
+    w.o = map("o_proj");
     return std::make_unique<Attention>(config_, std::move(w));
   }
 
-  void add_block(int64_t layer, bool moe) {
+  void add_block(int64_t layer) {
+    const Maps maps = maps_of(layer);
     BlockParts parts;
     parts.input_norm = norm(layer, "input_layernorm.weight", config_.width);
     parts.post_attention_norm = norm(layer, "post_attention_layernorm.weight", config_.width);
-    parts.attention = attention(layer);
-    if (!moe) {
-      parts.mlp = mlp(layer, "mlp", "dense_mlp", config_.dense_width);
+    parts.attention = attention(layer, maps);
+    if (!config_.is_moe_layer(layer)) {
+      parts.mlp = mlp(maps, "mlp");
     } else {
-      if (config_.shared_experts > 0) {
-        parts.mlp = mlp(layer, "mlp.shared_experts", "shared_expert", config_.shared_experts * config_.expert_width);
-      }
+      if (config_.shared_experts > 0) parts.mlp = mlp(maps, "mlp.shared_experts");
       at::Tensor weight_ED = router_weight(layer);
       at::Tensor bias_E = source_.read(layer_name(layer, "mlp.gate.e_score_correction_bias"), {config_.experts})
                               .to(options_.device, accumulate_dtype(options_.compute), false, /*copy=*/true);
       parts.router = std::make_unique<Router>(config_, weight_ED, bias_E);
-      auto gate = grouped(layer, "gate_proj", config_.expert_width, config_.width);
-      auto up = grouped(layer, "up_proj", config_.expert_width, config_.width);
-      auto down = grouped(layer, "down_proj", config_.width, config_.expert_width);
-      const int64_t expert_bytes = 3 * config_.expert_width * config_.width * static_cast<int64_t>(c10::elementSize(options_.compute));
-      const int64_t chunk = std::max<int64_t>(1, options_.expert_chunk_bytes / expert_bytes);
+      auto gate = grouped(maps.at("mlp.experts.*.gate_proj"));
+      auto up = grouped(maps.at("mlp.experts.*.up_proj"));
+      auto down = grouped(maps.at("mlp.experts.*.down_proj"));
+      const int64_t chunk = experts_at_a_time(config_, options_.compute, options_.expert_chunk_bytes, options_.placement.count);
       parts.experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement, chunk, *options_.exchange);
     }
     model_.blocks.emplace_back(config_, std::move(parts));
@@ -165,30 +167,18 @@ class Builder {
 
   void add_mtp(const at::Tensor& trunk_norm, const at::Tensor& head_VD, Parameter* head) {
     const int64_t layer = config_.num_layers, turn = turn_layer(config_);
-    const std::string first_name = layer_name(layer, "eh_proj.weight");
+    const LinearMap projection = mtp_projection(config_);
+    const std::string first_name = projection.name() + ".weight";
     if (config_.num_mtp_layers < 1 || !source_.has(first_name)) {
       throw UserError(str("mtp.loss_weight is above 0, but the checkpoint has no MTP module (", first_name, "); set it to 0"));
     }
-    add_block(layer, /*moe=*/true);
+    add_block(layer);
     Mtp::Parts parts;
     auto extra = [&](const char* rest, at::IntArrayRef shape, const char* group) { return plain(layer_name(layer, rest), shape, turn, group); };
     parts.embedding_norm = extra("enorm.weight", {config_.width}, "norms").first;
     parts.hidden_norm = extra("hnorm.weight", {config_.width}, "norms").first;
     parts.trunk_norm = trunk_norm;
-    // Not quantised, as in the FP8 checkpoint: its outputs feed the residual stream directly.
-    if (options_.train_weights) {
-      ParameterInfo info;
-      info.name = first_name;
-      info.layer = turn;
-      info.group = "mtp";
-      parts.projection = std::make_unique<Linear>(model_.parameters.add(info, source_.read(first_name, {config_.width, 2 * config_.width})));
-    } else {
-      const BaseFormat format = options_.base == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16;
-      auto frozen = std::make_unique<FrozenWeight>(format, 1, config_.width, 2 * config_.width, options_.device, options_.compute);
-      frozen->set(0, source_.read(first_name, {config_.width, 2 * config_.width}));
-      model_.frozen.emplace_back(first_name, frozen.get());
-      parts.projection = std::make_unique<Linear>(std::move(frozen), nullptr);
-    }
+    parts.projection = linear(projection, turn);
     std::tie(parts.embedding_VD, parts.embedding) = shared_or_own(layer_name(layer, "embed_tokens.weight"), "embedding", model_.embedding_VD, model_.embedding);
     auto [mtp_head_VD, mtp_head] = shared_or_own(layer_name(layer, "shared_head.head.weight"), "head", head_VD, head);
     auto [head_norm_D, head_norm] = extra("shared_head.norm.weight", {config_.width}, "norms");

@@ -14,7 +14,7 @@ namespace moetune {
 namespace {
 
 void choose_device_and_threads(const Recipe& recipe, Launch& launch) {
-  const bool cuda = recipe.run.device == DeviceChoice::kCuda || (recipe.run.device == DeviceChoice::kAuto && at::hasCUDA());
+  const bool cuda = device_type(recipe) == at::kCUDA;
   launch.use_device(cuda ? "cuda" : "cpu");
   // Ranks of a host share its cores; more threads than cores only wait for each other.
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -75,6 +75,29 @@ AdapterTargets adapter_targets(const Recipe& recipe) {
   return AdapterTargets(options);
 }
 
+MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size) {
+  const MeshShape shape = resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, recipe.mesh.tp}, world_size);
+  if (config.experts % shape.ep != 0) {
+    throw UserError(str(recipe.origin("mesh.ep"), ": mesh.ep: ", shape.ep, " ranks do not divide the model's ", config.experts, " routed experts"));
+  }
+  return shape;
+}
+
+at::DeviceType device_type(const Recipe& recipe) {
+  const bool cuda = recipe.run.device == DeviceChoice::kCuda || (recipe.run.device == DeviceChoice::kAuto && at::hasCUDA());
+  return cuda ? at::kCUDA : at::kCPU;
+}
+
+int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks) {
+  switch (keep.kind) {
+    case KeepLayers::Kind::kAll: return num_blocks;
+    case KeepLayers::Kind::kCount: return std::min(num_blocks, keep.num_layers);
+    case KeepLayers::Kind::kAuto:
+    case KeepLayers::Kind::kNone: return 0;
+  }
+  return 0;
+}
+
 int64_t automatic_slice_tokens(at::Device device) { return device.is_cuda() ? 8192 : 2048; }
 
 Assembly assemble(const Recipe& recipe, Launch& launch) {
@@ -84,10 +107,7 @@ Assembly assemble(const Recipe& recipe, Launch& launch) {
   run.device = launch.device();
   run.compute = scalar_type(recipe.model.compute);
   run.slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(run.device));
-  const MeshShape shape = resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, recipe.mesh.tp}, launch.world_size());
-  if (run.config.experts % shape.ep != 0) {
-    throw UserError(str(recipe.origin("mesh.ep"), ": mesh.ep: ", shape.ep, " ranks do not divide the model's ", run.config.experts, " routed experts"));
-  }
+  const MeshShape shape = mesh_shape(recipe, run.config, launch.world_size());
   run.mesh = std::make_unique<Mesh>(launch, shape);
   run.exchange = shape.ep == 1 ? make_local_exchange() : make_token_exchange(run.mesh->ep(), recipe.exchange.buffer_rows.value_or(0));
   run.targets = std::make_unique<AdapterTargets>(adapter_targets(recipe));
@@ -111,13 +131,7 @@ Assembly assemble(const Recipe& recipe, Launch& launch) {
   log_info(str("weights ", random ? "drawn from the seed" : str("read: ", bytes_text(source->bytes_read()), " on this rank, ", progress.rate()), " in ",
                duration_text(progress.elapsed_s())));
 
-  const int64_t blocks = static_cast<int64_t>(run.model->blocks.size());
-  switch (recipe.train.keep.kind) {
-    case KeepLayers::Kind::kAll: run.sweep_options.keep_layers = blocks; break;
-    case KeepLayers::Kind::kCount: run.sweep_options.keep_layers = std::min(blocks, recipe.train.keep.num_layers); break;
-    case KeepLayers::Kind::kAuto:
-    case KeepLayers::Kind::kNone: run.sweep_options.keep_layers = 0; break;
-  }
+  run.sweep_options.keep_layers = num_kept_layers(recipe.train.keep, static_cast<int64_t>(run.model->blocks.size()));
   run.sweep_options.mtp_weight = recipe.mtp.loss_weight;
   run.sweep_options.balance_weight = recipe.router.balance_loss;
   return run;

@@ -30,6 +30,12 @@ at::ScalarType scalar_type(ComputeType compute);
 BaseFormat base_format(BaseChoice base);
 /// What the recipe asks of adapters; matches nothing for `adapter: none`.
 AdapterTargets adapter_targets(const Recipe& recipe);
+/// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the experts.
+MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size);
+/// What the recipe computes on, as this machine is.
+at::DeviceType device_type(const Recipe& recipe);
+/// Blocks, counted from the last, that keep their graph.
+int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks);
 /// Rows that go through mixing at once on `device` when the recipe says auto.
 int64_t automatic_slice_tokens(at::Device device);
 

@@ -63,6 +63,8 @@ class Batches {
 
   /// Steps that take all sequences of the first `epochs` epochs: rounded up, so that the last may reach into another.
   std::int64_t steps_of_epochs(std::int64_t epochs);
+  /// Sequences that an epoch packs into.
+  std::int64_t sequences_of_epoch(std::int64_t index) { return static_cast<std::int64_t>(epoch(index).tokens.size()); }
 
   /// The global batch of a step, from 0. Past the end of a stream that is not endless it is empty.
   Batch at(std::int64_t step);

@@ -6,6 +6,12 @@
 
 namespace moetune {
 
+int64_t GradientReducer::bytes(int64_t elements, at::ScalarType compute) {
+  // Joined in their own dtype; in fp64; squared.
+  const int64_t size = static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute)));
+  return elements * (size + (size < 8 ? 8 : 0) + 8);
+}
+
 void GradientReducer::reduce(int64_t layer) {
   at::NoGradGuard no_grad;
   std::vector<Parameter*> everywhere, experts;

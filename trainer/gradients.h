@@ -20,6 +20,8 @@ class GradientReducer {
   /// Norm of the whole step's gradient, each distinct parameter counted once: replicated ones here, experts over the expert group.
   /// Starts the next step. Throws NonFiniteError naming step and the first rank whose own part was not finite. Collective.
   double global_norm(int64_t step);
+  /// Bytes that reducing `elements` gradients of one layer takes for its duration.
+  static int64_t bytes(int64_t elements, at::ScalarType compute);
 
  private:
   void reduce_group(const std::vector<Parameter*>& parameters, Communicator& replicas, at::Tensor& square_sum);

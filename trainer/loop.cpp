@@ -56,8 +56,9 @@ class Run {
       load_peft_adapter(*adapter.from, run_.model->parameters, adapter.alpha / (adapter.rslora ? std::sqrt(static_cast<double>(adapter.rank)) : static_cast<double>(adapter.rank)));
     }
     reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed, launch_.rank() == 0);
-    reporter_->start({train_documents_.size(), train_documents_.num_tokens(), eval_documents_ ? eval_documents_->size() : 0});
-    probe();
+    const Batches::Peak peak = batches_.fullest_step(num_steps_, run_.mesh->data().size());
+    reporter_->start(plan_memory(run_.config, recipe_, run_.mesh->shape(), run_.device.type(), peak.tokens), summary());
+    probe(peak.step);
     if (!resumed && recipe_.eval.at_start) evaluate(0);
 
     SignalWatch signals;
@@ -103,15 +104,25 @@ class Run {
     return folder;
   }
 
+  DataSummary summary() {
+    DataSummary data;
+    data.documents = train_documents_.size();
+    data.tokens = train_documents_.num_tokens();
+    for (int64_t i = 0; i < data.documents; ++i) data.targets += train_documents_.num_targets(i);
+    data.sequences = batches_.sequences_of_epoch(0);
+    data.eval_documents = eval_documents_ ? eval_documents_->size() : 0;
+    data.steps = num_steps_;
+    return data;
+  }
+
   StepBatch batch_of(Batches& batches, int64_t step) {
     Communicator& data = run_.mesh->data();
     return make_step_batch(batches.local(step, data.rank(), data.size()), *run_.model, run_.slice_tokens, run_.device, run_.compute);
   }
 
   /// Runs the step with the most tokens once and forgets it: a lack of memory shows in the first minute.
-  void probe() {
-    const Batches::Peak peak = batches_.fullest_step(num_steps_, run_.mesh->data().size());
-    sweep_.train(batch_of(batches_, peak.step), StepRandom{}, [](int64_t) {});
+  void probe(int64_t fullest_step) {
+    sweep_.train(batch_of(batches_, fullest_step), StepRandom{}, [](int64_t) {});
     for (Parameter& parameter : run_.model->parameters.all()) parameter.clear_gradient();
   }
 

@@ -1,98 +1,145 @@
 // moetune: the command line. Parses, calls, turns errors into exit codes.
 #include <CLI/CLI.hpp>
 
+#include <functional>
 #include <iostream>
 
 #include "parallel/base/error.h"
 #include "parallel/launch.h"
 #include "trainer/dataset.h"
+#include "trainer/export.h"
+#include "trainer/inspect.h"
 #include "trainer/logits.h"
 #include "trainer/loop.h"
+#include "trainer/merge.h"
 #include "trainer/recipe.h"
 #include "trainer/recipe_shelf.h"
+#include "trainer/validate.h"
 
 namespace moetune {
 namespace {
 
-struct Arguments {
-  std::string recipe, run, data, name, file;
-  std::vector<std::string> overrides;
-  bool resume = false;
-  int64_t show = 3, documents = 4;
-};
-
-int prepare(const Arguments& arguments) {
-  const Recipe recipe = load_recipe(arguments.recipe, arguments.overrides);
-  const PreparationTools tools = PreparationTools::from_environment();
-  for (const std::string& path : {recipe.data.train, recipe.data.eval.value_or("")}) {
-    if (!path.empty()) std::cout << path << " -> " << prepare_tokens(recipe, path, arguments.show, tools) << "\n";
+/// The commands: each declares its words and what it does with them.
+class CommandLine {
+ public:
+  CommandLine() {
+    app_.set_version_flag("--version", "moetune " MOETUNE_VERSION);
+    app_.require_subcommand(1);
+    app_.failure_message(CLI::FailureMessage::help);
+    add_recipe_commands();
+    add_run_commands();
+    add_shelf();
   }
-  return 0;
-}
 
-/// Runs the command line; `launch` is made by the commands that may run under mpirun.
-int run(int argc, char** argv) {
-  Arguments arguments;
-  CLI::App app("Fine-tunes mixture-of-experts models that are far larger than the GPUs at hand. docs/tour.md shows how.", "moetune");
-  app.set_version_flag("--version", "moetune " MOETUNE_VERSION);
-  app.require_subcommand(1);
-  app.failure_message(CLI::FailureMessage::help);
-  auto recipe_command = [&](const char* name, const char* what) {
-    CLI::App* command = app.add_subcommand(name, what);
-    command->add_option("RECIPE", arguments.recipe, "YAML file; docs/recipes.md lists its keys")->required();
-    command->add_option("key.sub=value", arguments.overrides, "values that replace those of the file");
+  int run(int argc, char** argv) {
+    try {
+      app_.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+      return app_.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUserError);
+    }
+    try {
+      return action_();
+    } catch (const Error& error) {
+      std::cerr << "error: " << error.what() << "\n";
+      return static_cast<int>(error.code());
+    }
+  }
+
+ private:
+  CLI::App* add(CLI::App& parent, const char* name, const char* what, std::function<int()> action) {
+    CLI::App* command = parent.add_subcommand(name, what);
+    command->final_callback([this, action] { action_ = action; });
     return command;
-  };
-  CLI::App* train_command = recipe_command("train", "Train. One rank alone, more under mpirun -np N");
-  train_command->add_flag("--resume", arguments.resume, "Go on from the newest whole checkpoint of run.dir");
-  CLI::App* prepare_command = recipe_command("prepare", "Tokenise and mask the data and show samples");
-  prepare_command->add_option("--show", arguments.show, "documents to show")->check(CLI::Range(0, 1000));
-  CLI::App* logits_command = app.add_subcommand("logits", "Write the logits of some documents, to compare another reader of an export with");
-  logits_command->add_option("RUN", arguments.run, "run folder or one of its checkpoints")->required();
-  logits_command->add_option("DATA", arguments.data, "JSONL file")->required();
-  logits_command->add_option("--to", arguments.file, "safetensors file to write")->required();
-  logits_command->add_option("--documents", arguments.documents, "the first so many")->check(CLI::Range(1, 10000));
-  CLI::App* recipes_command = app.add_subcommand("recipes", "The recipes that come with the program");
-  recipes_command->require_subcommand(1);
-  CLI::App* ls = recipes_command->add_subcommand("ls", "List them");
-  CLI::App* cat = recipes_command->add_subcommand("cat", "Print one");
-  cat->add_option("NAME", arguments.name)->required();
-  CLI::App* cp = recipes_command->add_subcommand("cp", "Copy one to a file of yours");
-  cp->add_option("NAME", arguments.name)->required();
-  cp->add_option("FILE", arguments.file)->required();
-  CLI::App* docs = recipes_command->add_subcommand("docs", "Print the reference of all keys (docs/recipes.md)");
-
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUserError);
   }
-
-  if (train_command->parsed()) {
-    Launch launch;
-    return run_guarded(launch, [&] { return train(load_recipe(arguments.recipe, arguments.overrides), {arguments.resume}, launch); });
-  }
-  if (logits_command->parsed()) {
-    Launch launch;
-    return run_guarded(launch, [&] {
-      write_logits(arguments.run, arguments.data, arguments.documents, arguments.file, launch);
+  /// A command whose text is all that it gives.
+  CLI::App* add_text(CLI::App& parent, const char* name, const char* what, std::function<std::string()> text) {
+    return add(parent, name, what, [text] {
+      std::cout << text();
       return 0;
     });
   }
-  try {
-    if (prepare_command->parsed()) return prepare(arguments);
-    if (ls->parsed()) std::cout << list_recipes();
-    if (cat->parsed()) std::cout << read_recipe(arguments.name);
-    if (cp->parsed()) std::cout << copy_recipe(arguments.name, arguments.file);
-    if (docs->parsed()) std::cout << recipe_docs_markdown();
-    return 0;
-  } catch (const Error& error) {
-    std::cerr << "error: " << error.what() << "\n";
-    return static_cast<int>(error.code());
+  /// A command that may run under mpirun.
+  CLI::App* add_launched(const char* name, const char* what, std::function<int(Launch&)> program) {
+    return add(app_, name, what, [program] {
+      Launch launch;
+      return run_guarded(launch, [&] { return program(launch); });
+    });
   }
-}
+  void takes_recipe(CLI::App* command) {
+    command->add_option("RECIPE", recipe_, "YAML file; docs/recipes.md lists its keys")->required();
+    command->add_option("overrides", overrides_, "values that replace those of the file")->option_text("key.sub=value ...");
+  }
+  void takes_run(CLI::App* command) { command->add_option("RUN", run_, "run folder or one of its checkpoints")->required(); }
+  void writes_folder(CLI::App* command) { command->add_option("--to", to_, "folder to write: new, empty or an earlier export")->required(); }
+  Recipe recipe() const { return load_recipe(recipe_, overrides_); }
+
+  void add_recipe_commands() {
+    CLI::App* train_command = add_launched("train", "Train. One rank alone, more under mpirun -np N",
+                                           [this](Launch& launch) { return train(recipe(), {resume_}, launch); });
+    takes_recipe(train_command);
+    train_command->add_flag("--resume", resume_, "Go on from the newest whole checkpoint of run.dir");
+    takes_recipe(add_text(app_, "validate", "Check a recipe and say the bytes that each rank would hold",
+                          [this] { return validate(recipe(), recipe_, ranks_); }));
+    app_.get_subcommand("validate")->add_option("--ranks", ranks_, "ranks of the job; 0: as many as the recipe's mesh asks for")->check(CLI::NonNegativeNumber);
+    CLI::App* prepare_command = add(app_, "prepare", "Tokenise and mask the data and show samples", [this] { return prepare(); });
+    takes_recipe(prepare_command);
+    prepare_command->add_option("--show", show_, "documents to show")->check(CLI::Range(0, 1000));
+  }
+
+  void add_run_commands() {
+    CLI::App* export_command = add_text(app_, "export", "Write the adapter, or with --base the weights that it was trained on", [this] {
+      return base_ ? export_base(run_, to_) : export_adapter(run_, to_, reader_ == "vllm" ? AdapterReader::kVllm : AdapterReader::kPeft, base_name_);
+    });
+    takes_run(export_command);
+    writes_folder(export_command);
+    export_command->add_option("--for", reader_, "whose habits the adapter follows")->check(CLI::IsMember({"peft", "vllm"}));
+    CLI::Option* base_name = export_command->add_option("--base-name", base_name_, "base model that the adapter names; the recipe's model.path if not given");
+    export_command->add_flag("--base", base_, "the frozen weights as they were trained on, or the weights that adapter: none trained")->excludes(base_name);
+    CLI::App* merge_command = add_text(app_, "merge", "Write the original model with the adapter merged into its weights", [this] { return merge_adapter(run_, to_); });
+    takes_run(merge_command);
+    writes_folder(merge_command);
+    CLI::App* logits_command = add_launched("logits", "Write the logits of some documents, to compare another reader of an export with", [this](Launch& launch) {
+      write_logits(run_, data_, documents_, to_, launch);
+      return 0;
+    });
+    takes_run(logits_command);
+    logits_command->add_option("DATA", data_, "JSONL file")->required();
+    logits_command->add_option("--to", to_, "safetensors file to write")->required();
+    logits_command->add_option("--documents", documents_, "the first so many")->check(CLI::Range(1, 10000));
+    CLI::App* inspect_command = add_text(app_, "inspect", "Say what a model, adapter, data file, run or checkpoint holds", [this] { return inspect(run_, digests_); });
+    inspect_command->add_option("PATH", run_)->required();
+    inspect_command->add_flag("--digests", digests_, "SHA-256 of large files too");
+  }
+
+  void add_shelf() {
+    CLI::App* recipes = app_.add_subcommand("recipes", "The recipes that come with the program");
+    recipes->require_subcommand(1);
+    add_text(*recipes, "ls", "List them", list_recipes);
+    add_text(*recipes, "cat", "Print one", [this] { return read_recipe(name_); })->add_option("NAME", name_)->required();
+    CLI::App* copy = add_text(*recipes, "cp", "Copy one to a file of yours", [this] { return copy_recipe(name_, to_); });
+    copy->add_option("NAME", name_)->required();
+    copy->add_option("FILE", to_)->required();
+    add_text(*recipes, "docs", "Print the reference of all keys (docs/recipes.md)", recipe_docs_markdown);
+  }
+
+  int prepare() {
+    const Recipe prepared = recipe();
+    const PreparationTools tools = PreparationTools::from_environment();
+    for (const std::string& path : {prepared.data.train, prepared.data.eval.value_or("")}) {
+      if (!path.empty()) std::cout << path << " -> " << prepare_tokens(prepared, path, show_, tools) << "\n";
+    }
+    return 0;
+  }
+
+  CLI::App app_{"Fine-tunes mixture-of-experts models that are far larger than the GPUs at hand. docs/tour.md shows how.", "moetune"};
+  std::function<int()> action_;
+  std::string recipe_, run_, data_, to_, name_, reader_ = "peft", base_name_;
+  std::vector<std::string> overrides_;
+  bool resume_ = false, base_ = false, digests_ = false;
+  int64_t ranks_ = 0, show_ = 3, documents_ = 4;
+};
 
 }  // namespace
 }  // namespace moetune
 
-int main(int argc, char** argv) { return moetune::run(argc, argv); }
+int main(int argc, char** argv) { return moetune::CommandLine().run(argc, argv); }

@@ -7,6 +7,7 @@
 #include <iostream>
 #include <map>
 
+#include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "trainer/metrics/units.h"
@@ -14,6 +15,22 @@
 namespace moetune {
 
 using nlohmann::ordered_json;
+
+namespace {
+
+/// Whether a person watches standard output; `size` receives the terminal's where it is known. mpirun gives ranks a terminal of its own,
+/// of no size, whatever its own output is: then the output of the process that started this one decides.
+bool on_terminal(winsize& size) {
+  if (::isatty(STDOUT_FILENO) == 0) return false;
+  ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size);
+  if (size.ws_col > 0) return true;
+  const std::filesystem::path parent_output = str("/proc/", ::getppid(), "/fd/1");
+  std::error_code failure;
+  return std::filesystem::read_symlink(parent_output, failure).string().rfind("/dev/", 0) == 0 && std::filesystem::is_character_file(parent_output, failure) &&
+         std::filesystem::read_symlink(parent_output, failure) != "/dev/null";
+}
+
+}  // namespace
 
 Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest,
                    int64_t num_steps, std::optional<int64_t> resumed, bool speaks)
@@ -23,8 +40,7 @@ Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesys
   log_ = std::make_unique<LogFile>((folder / "log.jsonl").string(), resumed ? resumed : std::filesystem::exists(folder / "log.jsonl") ? std::optional<int64_t>(-1) : std::nullopt);
   board_ = std::make_unique<TensorBoard>((folder / "tensorboard").string(), resumed);
   winsize size{};
-  const bool terminal = ::isatty(STDOUT_FILENO) != 0;
-  if (terminal) ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size);
+  const bool terminal = on_terminal(size);
   ProgressOptions options;
   options.terminal = terminal;
   options.columns = size.ws_col;
@@ -33,31 +49,16 @@ Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesys
 
 double Reporter::elapsed_s() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
 
-void Reporter::start(const DataFigures& data) {
+void Reporter::start(const MemoryPlan& plan, const DataSummary& data) {
   if (!speaks_) return;
-  std::map<std::string, int64_t> trained;
-  int64_t total_trained = 0;
-  for (const Parameter& parameter : run_.model->parameters.all()) {
-    const ParameterInfo& info = parameter.info();
-    const int64_t whole = info.num_experts > 0 ? parameter.numel() / parameter.master().size(0) * info.num_experts : parameter.numel();
-    trained[info.group] += whole;
-    total_trained += whole;
-  }
-  const int64_t total = count_parameters(run_.config);
-  std::string groups;
-  for (const auto& [group, count] : trained) groups += str(groups.empty() ? "" : ", ", group, " ", count_text(static_cast<double>(count)));
-  int64_t frozen_bytes = 0;
-  for (const auto& [name, weight] : run_.model->frozen) frozen_bytes += weight->bytes();
-  for (const auto& [name, tensor] : run_.model->plain) frozen_bytes += static_cast<int64_t>(tensor.nbytes());
-  log_info(str("model    ", recipe_.model.path, ": ", run_.config.model_type, ", ", count_text(static_cast<double>(total)), " parameters, ",
-               run_.config.num_layers, " layers, ", run_.config.experts, " experts, top ", run_.config.top_k));
-  log_info(str("mesh     ", to_string(run_.mesh->shape()), " on ", run_.device.str(), ", base ", recipe_.adapter ? to_string(recipe_.model.base) : "trained", ", compute ", to_string(recipe_.model.compute)));
-  log_info(str("trains   ", count_text(static_cast<double>(total_trained)), " parameters (", groups, ")"));
-  log_info(str("memory   frozen ", bytes_text(frozen_bytes), " on this rank"));
-  log_info(str("data     ", data.documents, " documents, ", count_text(static_cast<double>(data.tokens)), " tokens; ", num_steps_, " steps of ", recipe_.train.batch, " sequences"));
-  log_->append({{"kind", "start"}, {"step", resumed_.value_or(0)}, {"steps", num_steps_}, {"model", run_.config.model_type}, {"parameters", total},
-                {"trained_parameters", total_trained}, {"mesh", to_string(run_.mesh->shape())}, {"ranks", run_.mesh->shape().num_ranks()},
-                {"device", run_.device.str()}, {"frozen_digest", frozen_digest_}, {"frozen_bytes", frozen_bytes}, {"documents", data.documents}, {"tokens", data.tokens}});
+  planned_bytes_ = run_.device.is_cuda() ? plan.device_bytes() : plan.host_bytes();
+  log_info(banner(recipe_, run_, plan, data));
+  int64_t trained = 0;
+  for (const auto& [group, count] : plan.trained_by_group) trained += count;
+  log_->append({{"kind", "start"}, {"step", resumed_.value_or(0)}, {"steps", num_steps_}, {"model", run_.config.model_type},
+                {"parameters", count_parameters(run_.config)}, {"trained_parameters", trained}, {"mesh", to_string(run_.mesh->shape())},
+                {"ranks", run_.mesh->shape().num_ranks()}, {"device", run_.device.str()}, {"frozen_digest", frozen_digest_},
+                {"planned_bytes", planned_bytes_}, {"documents", data.documents}, {"tokens", data.tokens}});
 }
 
 std::vector<double> Reporter::max_over_mean(const at::Tensor& load_LE) {
@@ -70,6 +71,7 @@ std::vector<double> Reporter::max_over_mean(const at::Tensor& load_LE) {
 void Reporter::step(const StepReport& report) {
   if (!speaks_) return;
   last_loss_ = report.loss;
+  peak_bytes_ = std::max(peak_bytes_, report.memory_bytes);
   const std::vector<double> imbalance = max_over_mean(report.load_LE);
   StepFigures figures{report.step, num_steps_, report.loss, report.grad_norm, report.lr, static_cast<double>(report.tokens) / report.step_s, std::nullopt, report.memory_bytes, report.step_s, elapsed_s()};
   ordered_json line{{"kind", "step"}, {"step", report.step}, {"loss", report.loss}, {"tokens", report.tokens}, {"target_tokens", report.target_tokens},
@@ -112,7 +114,9 @@ void Reporter::end(int64_t step, int stop_signal) {
   if (!speaks_) return;
   progress_->finish();
   std::cout << std::flush;
-  log_->append({{"kind", "end"}, {"step", step}, {"loss", last_loss_}, {"elapsed_s", elapsed_s()}, {"stopped_by_signal", stop_signal}, {"frozen_digest", frozen_digest_}});
+  log_->append({{"kind", "end"}, {"step", step}, {"loss", last_loss_}, {"elapsed_s", elapsed_s()}, {"stopped_by_signal", stop_signal}, {"frozen_digest", frozen_digest_},
+                {"planned_bytes", planned_bytes_}, {"peak_bytes", peak_bytes_}});
+  log_info(str("memory of the fullest rank: planned ", bytes_text(planned_bytes_), ", peak ", bytes_text(peak_bytes_), run_.device.is_cuda() ? "" : " (whole process)"));
   log_info(stop_signal == 0 ? str("done: ", step, " steps in ", duration_text(elapsed_s())) : str("stopped by signal ", stop_signal, " after step ", step, ", saved; --resume goes on"));
 }
 

@@ -11,6 +11,8 @@
 #include <optional>
 
 #include "trainer/assemble.h"
+#include "trainer/banner.h"
+#include "trainer/memory_plan.h"
 #include "trainer/metrics/log_file.h"
 #include "trainer/metrics/progress.h"
 #include "trainer/metrics/tensorboard.h"
@@ -30,17 +32,14 @@ struct StepReport {
   at::Tensor load_LE;        ///< int64 [MoE layers, E]; undefined for a dense model
 };
 
-struct DataFigures {
-  int64_t documents = 0, tokens = 0, eval_documents = 0;
-};
-
 class Reporter {
  public:
   /// `speaks`: false on all ranks but one, where every call does nothing.
   Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest, int64_t num_steps,
            std::optional<int64_t> resumed, bool speaks);
 
-  void start(const DataFigures& data);
+  /// The banner, and the plan that end() holds beside what was measured.
+  void start(const MemoryPlan& plan, const DataSummary& data);
   void step(const StepReport& report);
   void evaluation(int64_t step, double loss, int64_t target_tokens);
   void saved(int64_t step, double seconds);
@@ -63,6 +62,7 @@ class Reporter {
   std::unique_ptr<Progress> progress_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   double last_loss_ = 0.0;
+  int64_t planned_bytes_ = 0, peak_bytes_ = 0;
 };
 
 }  // namespace moetune

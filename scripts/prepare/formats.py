@@ -66,6 +66,13 @@ class Sample:
     labels: list = None
     trained: list = field(default_factory=list)     # of each message: whether its content is a target
 
+    @property
+    def size(self):
+        """Characters or tokens, about."""
+        if self.messages is not None:
+            return sum(len(m["content"]) for m in self.messages)
+        return len(self.text.text if self.text is not None else self.tokens)
+
 
 def detect(value):
     """The format of a line by its keys, or None."""

@@ -4,7 +4,6 @@
 """
 import sys
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from prepare.spans import render_with_spans
 from prepare.template import ChatTemplate, limited_memory
 from prepare.tokenise import Tokeniser
 
-CHUNK = 4096
+CHUNK_DOCUMENTS, CHUNK_SIZE = 4096, 4 << 20      # at most, of documents and of characters: a chunk's offsets are Python objects
 
 
 @dataclass
@@ -52,6 +51,18 @@ def _samples(path, name, has_template, train_on, problems):
             yield convert(name, value, line, has_template, train_on)
         except BadLine as e:
             problems.add(e.args[0], e.args[1], line, value.get("id"), e.args[2])
+
+
+def _chunked(samples):
+    chunk, size = [], 0
+    for sample in samples:
+        chunk.append(sample)
+        size += sample.size
+        if len(chunk) >= CHUNK_DOCUMENTS or size >= CHUNK_SIZE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _arrays(samples):
@@ -112,7 +123,7 @@ def prepare_file(path, model, name, special, train_on):
     chunks = _Chunks(model, template, special, train_on == "all", problems)
     samples = _samples(path, name, template is not None, train_on, problems)
     highest = -1
-    while chunk := list(islice(samples, CHUNK)):
+    for chunk in _chunked(samples):
         kept, (tokens, labels, lengths) = chunks.encode(chunk)
         seen, ends = np.append(0, np.cumsum(labels != IGNORED)), np.cumsum(lengths)
         targets = seen[ends] - seen[ends - lengths]

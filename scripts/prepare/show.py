@@ -18,7 +18,7 @@ def samples(path, tokenizer, count, colour):
     """Yields the first `count` documents: trained tokens green on a terminal, in [[...]] elsewhere. Without a tokenizer: ids."""
     opening, closing = ("\x1b[32m", "\x1b[0m") if colour else ("[[", "]]")
     with safe_open(path, framework="numpy") as f:
-        offsets = f.get_slice("offsets")[:count + 1]
+        offsets = f.get_tensor("offsets")[:count + 1]
         all_tokens, all_labels = f.get_slice("tokens"), f.get_slice("labels")
         for d, (begin, end) in enumerate(zip(offsets, offsets[1:])):
             begin, end = int(begin), int(end)

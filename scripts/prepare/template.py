@@ -75,8 +75,27 @@ def limited_memory():
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+class _TooSlow(BaseException):
+    """Not an Exception, so that nothing on the way takes it for an error of an expression."""
+
+
 def _too_slow(signum, frame):
-    raise TimeoutError
+    raise _TooSlow
+
+
+@contextlib.contextmanager
+def _limited_time():
+    """Raises _TooSlow after RENDER_SECONDS. Signals reach the main thread only; elsewhere the other limits hold alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _too_slow)
+    signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class ChatTemplate:
@@ -91,24 +110,23 @@ class ChatTemplate:
         environment.globals["strftime_now"] = midnight.strftime
         # As transformers: a token that the model lacks is undefined in the template.
         self.tokens = {k: v for k, v in (("bos_token", bos), ("eos_token", eos)) if v is not None}
+        fix = "\n  fix: compare chat_template.jinja or tokenizer_config.json with the model's original"
         try:
-            self.template = environment.from_string(source)
+            with limited_memory(), _limited_time():       # Jinja computes constant expressions while it compiles
+                self.template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as e:
-            raise UserError(f"the chat template does not compile: {e.message}, at its line {e.lineno}\n"
-                            "  fix: compare chat_template.jinja or tokenizer_config.json with the model's original") from None
-        except RecursionError:
-            raise UserError("the chat template is nested too deep\n  fix: compare it with the model's original") from None
-        # Signals reach the main thread only; elsewhere the other limits hold.
-        self.timed = threading.current_thread() is threading.main_thread()
+            raise UserError(f"the chat template does not compile: {e.message}, at its line {e.lineno}{fix}") from None
+        except (RecursionError, MemoryError, SyntaxError) as e:
+            raise UserError(f"the chat template does not compile: {type(e).__name__}, it is nested too deep or too large{fix}") from None
+        except _TooSlow:
+            raise UserError(f"the chat template does not compile within {RENDER_SECONDS} s{fix}") from None
 
     def render(self, messages):
-        """The text of one conversation, without a generation prompt."""
-        if self.timed:
-            signal.signal(signal.SIGALRM, _too_slow)
-            signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+        """The text of one conversation, without a generation prompt. Call it under limited_memory."""
         try:
-            text = self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=False, **self.tokens)
-        except TimeoutError:
+            with _limited_time():
+                text = self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=False, **self.tokens)
+        except _TooSlow:
             raise TemplateRefused(f"it ran for more than {RENDER_SECONDS} s") from None
         except MemoryError:
             raise TemplateRefused(f"it asked for more than {RENDER_BYTES >> 30} GiB of memory") from None
@@ -118,9 +136,6 @@ class ChatTemplate:
             raise TemplateRefused("it recurses without end") from None
         except Exception as e:       # a template is a program: any error of its expressions may come out
             raise TemplateRefused(f"{type(e).__name__}: {str(e)[:200]}") from None
-        finally:
-            if self.timed:
-                signal.setitimer(signal.ITIMER_REAL, 0)
         if len(text) > OUTPUT_CHARS:
             raise TemplateRefused(f"it writes more than {OUTPUT_CHARS >> 20} Mi characters")
         return text

@@ -154,7 +154,7 @@ class Tokeniser:
         flat = np.fromiter(chain.from_iterable(chain.from_iterable(offsets)), dtype=np.int64, count=2 * count).reshape(-1, 2)
         shift = np.repeat(base[:-1], lengths)
         starts = flat[:, 0] + shift
-        ends = np.maximum(flat[:, 1] + shift, starts + 1)        # a token without characters sits on its place
+        ends = flat[:, 1] + shift
         spans = [(b + s.start, b + s.end) for b, d in zip(base.tolist(), documents) for s in d.spans]
         spans = np.array(spans, dtype=np.int64).reshape(-1, 2)
         return lengths, starts, ends, spans

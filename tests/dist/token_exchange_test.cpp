@@ -1,6 +1,8 @@
 // The exchange of rows between ranks: closed forms in numbers that sums represent exactly, uneven and empty loads, rounds.
 #include "parallel/token_exchange.h"
 
+#include "parallel/communicator.h"
+
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"
 

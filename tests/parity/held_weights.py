@@ -9,7 +9,6 @@ are decoded to fp32, not back to that dtype: the trainer decodes to the dtype in
 """
 
 import torch
-from bitsandbytes import functional as bitsandbytes
 
 import adapter_files
 
@@ -26,8 +25,13 @@ def held(tensors, base):
 
 
 def nf4(weight, double=False):
-    """`weight` through 4 bits and back, in fp32: blocks of 64 along the flattened row-major tensor."""
-    codes, state = bitsandbytes.quantize_4bit(
-        weight.contiguous(), blocksize=BLOCK, compress_statistics=double, quant_type="nf4")
+    """`weight` through 4 bits and back, in fp32: blocks of 64 along the flattened row-major tensor.
+
+    It goes in as rows of one block, the same flattened tensor: bitsandbytes 0.50.2 decodes matrices whose rows are not a
+    multiple of 64 with the scales of other blocks on CPUs with AVX-512.
+    """
+    from bitsandbytes import functional as bitsandbytes    # here, so that other bases need no bitsandbytes
+    rows = weight.reshape(-1, BLOCK)
+    codes, state = bitsandbytes.quantize_4bit(rows.contiguous(), blocksize=BLOCK, compress_statistics=double, quant_type="nf4")
     state.dtype = torch.float32
-    return bitsandbytes.dequantize_4bit(codes, state)
+    return bitsandbytes.dequantize_4bit(codes, state).reshape(weight.shape)

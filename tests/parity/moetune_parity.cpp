@@ -27,7 +27,7 @@ namespace {
 
 struct Output {
   std::vector<std::pair<std::string, at::Tensor>> tensors;
-  void add(const std::string& name, const at::Tensor& tensor) { tensors.emplace_back(name, tensor.detach().cpu().contiguous()); }
+  void add(const std::string& name, const at::Tensor& tensor) { tensors.emplace_back(name, tensor.detach().cpu().clone(at::MemoryFormat::Contiguous)); }
 };
 
 /// Adds a parameter-shaped tensor under its Hugging Face names, experts gathered over the expert group.
@@ -159,8 +159,12 @@ int run(const std::string& path, Launch& launch) {
       }
     }
   }
-  output.add("losses", at::tensor(losses, at::kDouble));
-  for (Parameter& parameter : model->parameters.all()) add_parameter(output, options.train_weights ? "weight/" : "adapter/", parameter.info(), parameter.master(), mesh);
+  if (steps > 0) {
+    output.add("losses", at::tensor(losses, at::kDouble));
+    for (Parameter& parameter : model->parameters.all()) {
+      add_parameter(output, options.train_weights ? "weight/" : "adapter/", parameter.info(), parameter.master(), mesh);
+    }
+  }
   for (size_t block = 0; block < model->blocks.size(); ++block) {
     if (model->blocks[block].is_moe()) output.add(str("router_bias/", block), model->blocks[block].router()->bias());
   }

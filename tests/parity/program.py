@@ -32,7 +32,7 @@ def run(config):
     launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         file, out = pathlib.Path(folder, "config.json"), pathlib.Path(folder, "out.safetensors")
-        file.write_text(json.dumps(config | {"out": str(out)}))
+        file.write_text(json.dumps({"device": os.environ.get("MOETUNE_TEST_DEVICE", "cpu")} | config | {"out": str(out)}))
         done = subprocess.run([*launch, str(build / "moetune_parity"), str(file)], capture_output=True, text=True,
                               timeout=TIMEOUT_S, env=os.environ | {"OMP_NUM_THREADS": "1"})
         if done.returncode != 0:

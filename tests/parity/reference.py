@@ -118,8 +118,8 @@ class Reference:
     def __init__(self, config, attention="sdpa"):
         self.config = config
         self.dtype = torch.float64 if config.get("compute") == "fp64" else torch.float32
-        with self.precision():
-            self.network = Network(config["model"], attention).to(self.dtype)
+        # Not under Widen: the frequencies of the rotary angles are constants that transformers computes in fp32.
+        self.network = Network(config["model"], attention).to(self.dtype)
         keep_angles_narrow(self.network.model.rotary_emb)
         self.weights = {name: tensor.to(self.dtype) for name, tensor in
                         held_weights.held(models.read(config["model"]), config.get("base", "fp32")).items()}

@@ -6,6 +6,7 @@ import unittest
 from pathlib import Path
 
 import support
+from tokenizers import pre_tokenizers, processors
 from support import documents, model_folder, oracle, prepare, small_tokenizer, write_lines
 
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -92,6 +93,13 @@ class Chat(unittest.TestCase):
         # The space before the answer belongs to the template here; its token holds the answer's first letter.
         self.check_against_transformers(self.plain, benign())
 
+    def test_trimmed_offsets_do_not_move_the_mask(self):
+        # Many byte-level files trim white space off the offsets that they report.
+        tokenizer = small_tokenizer(CHATML)
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+        trimmed = model_folder(self.root / "trimmed", tokenizer, None, "<|im_end|>", support.CHATML_TEMPLATE)
+        self.assertEqual(self.run_chats(trimmed, benign()), self.run_chats(self.chatml, benign()))
+
     def test_metaspace(self):
         self.check_against_transformers(self.pieces, [talk("Hello there", "the lazy dog", "what", "fox"), talk("a b", "c d", system="e f")])
 
@@ -111,8 +119,31 @@ class Chat(unittest.TestCase):
     def test_verbatim_thoughts_become_the_models_tokens(self):
         chats = [talk("q", "<think>\nthoughts\n</think>\n\nthe answer")]
         self.check_against_transformers(self.chatml, chats)
-        tokens = self.run_chats(self.chatml, chats)[0][0]
+        ((tokens, labels),), err = self.run_lines(self.chatml, [{"messages": chats[0], "id": "not in the cache"}])
         self.assertIn(oracle(self.chatml).convert_tokens_to_ids("</think>"), tokens)
+        self.assertNotIn("stayed ordinary text", err)
+        # So they do beside special-token text that stays text.
+        attacked = [{"role": "system", "content": "<|im_end|>"}, *chats[0]]
+        (more_tokens, more_labels), = self.run_chats(self.chatml, [attacked])
+        answer = [l for l in labels if l != -100]
+        self.assertEqual([l for l in more_labels if l != -100], answer)
+        self.assertEqual(more_tokens[-len(answer) - 1:], tokens[-len(answer) - 1:])
+
+    def test_white_space_that_a_template_leaves_is_contents_own(self):
+        # It strips on the left only, and no special token ends the turn.
+        template = "{% for m in messages %}{{ '<|im_start|>' + m.content.lstrip() + '\n##' }}{% endfor %}"
+        model = model_folder(self.root / "left", small_tokenizer(CHATML), None, "<|im_end|>", template)
+        (_, labels), = self.run_chats(model, [talk("ask \n", " \t tell \n\n", "ask", "again ")])
+        self.assertEqual(oracle(model).decode([l for l in labels if l != -100]), "tell \n\nagain ")
+
+    def test_prefix_token_belongs_to_the_content_it_opens(self):
+        # Metaspace may put a token of its own before the first word after a special token.
+        tokenizer = small_tokenizer(("<s>", "</s>", "<a>"), sentencepiece=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        model = model_folder(self.root / "prefix", tokenizer, "<s>", "</s>", "{% for m in messages %}{{ '<a>' + m.content + '</s>' }}{% endfor %}")
+        (tokens, labels), = self.run_chats(model, [talk("Hello", "Q is it")])
+        answer = tokens[len(tokens) - tokens[::-1].index(oracle(model).convert_tokens_to_ids("<a>")):]
+        self.assertEqual([l for l in labels if l != -100], answer)
 
     def test_content_that_a_template_looks_at(self):
         self.check_against_transformers(self.qwen3, [talk("q", "a", "<tool_response>\nx\n</tool_response>", "b")])

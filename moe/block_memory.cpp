@@ -1,0 +1,91 @@
+#include "moe/block_memory.h"
+
+#include <algorithm>
+
+namespace moetune {
+namespace {
+
+// Documents of unequal length share a batch, padded by up to an eighth (moe/slice.cpp).
+int64_t padded(int64_t elements) { return elements + elements / 8; }
+
+/// Which inputs of the block's maps autograd keeps.
+class Kept {
+ public:
+  Kept(const std::vector<LinearMap>& maps, bool train_weights) : maps_(maps), train_weights_(train_weights) {}
+
+  bool input_of(const std::string& leaf) const {
+    return std::any_of(maps_.begin(), maps_.end(), [&](const LinearMap& map) { return map.stack == 0 && map.leaf() == leaf && (train_weights_ || map.adapter); });
+  }
+  /// Elements a row that the adapters of mixing keep: x A^T, and under dropout their own input and its mask.
+  int64_t of_adapters() const {
+    int64_t elements = 0;
+    for (const LinearMap& map : maps_) {
+      if (map.stack > 0 || !map.adapter) continue;
+      elements += map.adapter->rank + (map.adapter->dropout > 0.0 ? 2 * map.inputs : 0);
+    }
+    return elements;
+  }
+  bool adapts_experts() const {
+    return std::any_of(maps_.begin(), maps_.end(), [](const LinearMap& map) { return map.stack > 0 && map.adapter; });
+  }
+
+ private:
+  const std::vector<LinearMap>& maps_;
+  bool train_weights_;
+};
+
+}  // namespace
+
+BlockMemory block_memory(const ModelConfig& c, const std::vector<LinearMap>& maps, const PassTraits& traits) {
+  const Kept keeps(maps, traits.train_weights);
+  const int64_t size = static_cast<int64_t>(c10::elementSize(traits.compute));
+  const int64_t wide = static_cast<int64_t>(c10::elementSize(accumulate_dtype(traits.compute)));
+  const int64_t D = c.width, K = c.top_k;
+  const bool moe = std::any_of(maps.begin(), maps.end(), [](const LinearMap& map) { return map.stack > 0; });
+  int64_t mlp = 0;  // width of the dense MLP or of the shared expert
+  for (const LinearMap& map : maps) {
+    if (map.stack == 0 && map.leaf() == "gate_proj") mlp = map.outputs;
+  }
+  const int64_t qk = c.heads * c.qk_dim(), kv = c.heads * (c.nope_dim + c.value_dim), value = c.heads * c.value_dim;
+  // On a CPU values are padded to the width of the keys, and the product is as wide.
+  const int64_t attended = traits.device == at::kCPU ? c.heads * std::max(c.qk_dim(), c.value_dim) : value;
+
+  int64_t saved = 2 * D;                                                       // residual and the input of the second norm
+  if (moe) saved += D;                                                         // z, which the experts read
+  else if (keeps.input_of("gate_proj") || keeps.input_of("up_proj")) saved += D;
+  if (keeps.input_of("q_a_proj") || keeps.input_of("q_proj") || keeps.input_of("kv_a_proj_with_mqa")) saved += D;
+  if (c.q_lora) saved += *c.q_lora * (keeps.input_of("q_b_proj") ? 2 : 1);     // before its norm, and after
+  saved += c.kv_lora + c.rope_dim + (keeps.input_of("kv_b_proj") ? c.kv_lora : 0);
+  saved += padded(2 * qk + 2 * attended) + (keeps.input_of("o_proj") ? value : 0);  // queries, keys, values, product; rows of the product
+  saved += mlp * (keeps.input_of("down_proj") ? 4 : 3);                        // gate, up, silu(gate), and their product
+  saved += keeps.of_adapters();
+
+  BlockMemory memory;
+  memory.saved = saved * size + (c.heads + 4) * wide;                          // log-sum-exp of each head; a number for each norm
+  memory.mixing = size * std::max(4 * qk + 2 * kv, 4 * mlp + 2 * D);
+  if (!moe) return memory;
+  // Scores; of the chosen experts: numbers as int64, scores before and after normalising, weights.
+  memory.saved += c.experts * wide * (traits.balance_loss ? 4 : 1) + K * (8 + 3 * wide + size);
+  // Gradient of the rows; copies of rows and of their gradients where they came from other ranks; slot and weight of each routed row.
+  memory.received = size * D * (traits.exchanged ? 3 : 1) + K * (8 + size);
+  const int64_t F = c.expert_width;
+  const int64_t in_down = 2 * D + 7 * F, in_gate_and_up = (keeps.adapts_experts() ? 5 : 4) * D + 6 * F;
+  memory.expert = size * std::max(in_down, in_gate_and_up) + 8 + size;         // and row and weight of each
+  memory.kept_expert = size * 2 * F + 8 + size;
+  return memory;
+}
+
+int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts) {
+  const int64_t expert_bytes = 3 * config.expert_width * config.width * static_cast<int64_t>(c10::elementSize(compute));
+  return std::min(local_experts, std::max<int64_t>(1, chunk_bytes / expert_bytes));
+}
+
+int64_t block_scratch_elements(const std::vector<LinearMap>& maps, BaseFormat base, at::ScalarType compute, int64_t chunk_experts) {
+  int64_t elements = 0;
+  for (const LinearMap& map : maps) {
+    elements += FrozenWeight::scratch_elements(held_format(map, base), map.units(chunk_experts), map.outputs, map.inputs, compute);
+  }
+  return elements;
+}
+
+}  // namespace moetune

@@ -1,0 +1,98 @@
+#include "moe/inventory.h"
+
+#include "parallel/base/error.h"
+
+namespace moetune {
+namespace {
+
+/// Collects the maps of one block.
+class BlockMaps {
+ public:
+  BlockMaps(int64_t layer, AdapterTargets* targets) : layer_(layer), targets_(targets) {}
+
+  void add(const std::string& path, const std::string& group, int64_t outputs, int64_t inputs, int64_t stack = 0) {
+    LinearMap map{layer_, path, group, outputs, inputs, stack, std::nullopt};
+    if (targets_ != nullptr) map.adapter = targets_->match(map.leaf(), group);
+    maps_.push_back(std::move(map));
+  }
+  void add_mlp(const std::string& path, const std::string& group, int64_t model_width, int64_t width, int64_t stack = 0) {
+    add(path + ".gate_proj", group, width, model_width, stack);
+    add(path + ".up_proj", group, width, model_width, stack);
+    add(path + ".down_proj", group, model_width, width, stack);
+  }
+  std::vector<LinearMap> take() { return std::move(maps_); }
+
+ private:
+  int64_t layer_;
+  AdapterTargets* targets_;
+  std::vector<LinearMap> maps_;
+};
+
+}  // namespace
+
+std::string LinearMap::name() const { return str("model.layers.", layer, ".", path); }
+
+std::string LinearMap::leaf() const { return (stack > 0 ? "experts." : "") + path.substr(path.rfind('.') + 1); }
+
+std::vector<LinearMap> block_maps(const ModelConfig& c, int64_t layer, AdapterTargets* targets) {
+  BlockMaps maps(layer, targets);
+  if (c.q_lora) {
+    maps.add("self_attn.q_a_proj", "attention", *c.q_lora, c.width);
+    maps.add("self_attn.q_b_proj", "attention", c.heads * c.qk_dim(), *c.q_lora);
+  } else {
+    maps.add("self_attn.q_proj", "attention", c.heads * c.qk_dim(), c.width);
+  }
+  maps.add("self_attn.kv_a_proj_with_mqa", "attention", c.kv_lora + c.rope_dim, c.width);
+  maps.add("self_attn.kv_b_proj", "attention", c.heads * (c.nope_dim + c.value_dim), c.kv_lora);
+  maps.add("self_attn.o_proj", "attention", c.width, c.heads * c.value_dim);
+  if (!c.is_moe_layer(layer)) {
+    maps.add_mlp("mlp", "dense_mlp", c.width, c.dense_width);
+    return maps.take();
+  }
+  if (c.shared_experts > 0) maps.add_mlp("mlp.shared_experts", "shared_expert", c.width, c.shared_experts * c.expert_width);
+  maps.add_mlp("mlp.experts.*", "experts", c.width, c.expert_width, c.experts);
+  return maps.take();
+}
+
+LinearMap mtp_projection(const ModelConfig& c) { return {c.num_layers, "eh_proj", "mtp", c.width, 2 * c.width, 0, std::nullopt}; }
+
+std::vector<LinearMap> linear_maps(const ModelConfig& config, bool with_mtp, AdapterTargets* targets) {
+  std::vector<LinearMap> all;
+  for (int64_t layer = 0; layer < config.num_layers + (with_mtp ? 1 : 0); ++layer) {
+    for (LinearMap& map : block_maps(config, layer, targets)) all.push_back(std::move(map));
+  }
+  if (with_mtp) all.push_back(mtp_projection(config));
+  return all;
+}
+
+BaseFormat held_format(const LinearMap& map, BaseFormat base) {
+  if (map.group != "mtp") return base;
+  return base == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16;
+}
+
+PlainNumbers plain_numbers(const ModelConfig& c, bool with_mtp) {
+  const int64_t blocks = c.num_layers + (with_mtp ? 1 : 0);
+  const int64_t moe_blocks = blocks - c.num_dense_layers;
+  PlainNumbers numbers;
+  numbers.embedding = c.vocab * c.width;
+  numbers.head = c.tied_embeddings ? 0 : c.vocab * c.width;
+  // Of a block: before attention, before the MLP, and those of the latents; then the final one; enorm, hnorm and shared_head.norm.
+  numbers.norms = blocks * (2 * c.width + c.q_lora.value_or(0) + c.kv_lora) + c.width + (with_mtp ? 3 * c.width : 0);
+  numbers.router = moe_blocks * c.experts * c.width;
+  numbers.router_bias = moe_blocks * c.experts;
+  return numbers;
+}
+
+int64_t count_parameters(const ModelConfig& config, bool with_mtp) {
+  int64_t total = plain_numbers(config, with_mtp).total();
+  for (const LinearMap& map : linear_maps(config, with_mtp)) total += map.units(config.experts) * map.outputs * map.inputs;
+  return total;
+}
+
+int64_t count_active_parameters(const ModelConfig& config) {
+  int64_t total = plain_numbers(config, false).total();
+  for (const LinearMap& map : linear_maps(config, false)) total += map.units(config.top_k) * map.outputs * map.inputs;
+  return total;
+}
+
+}  // namespace moetune

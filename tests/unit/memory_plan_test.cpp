@@ -1,0 +1,220 @@
+// The memory plan against what built models hold, against what the allocator hands out in a step, and DeepSeek-V3's numbers.
+#include "trainer/memory_plan.h"
+
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <nlohmann/json.hpp>
+
+#include "moe/inventory.h"
+#include "parallel/base/error.h"
+#include "tests/support/catch.h"
+#include "tests/support/deepseek_v3_config.h"
+#include "tests/support/message_of.h"
+#include "trainer/assemble.h"
+#include "trainer/gradients.h"
+#include "trainer/optimizer.h"
+
+using namespace moetune;
+using nlohmann::json;
+
+namespace {
+
+const json kTiny = {{"model_type", "deepseek_v3"}, {"vocab_size", 320}, {"hidden_size", 64}, {"num_hidden_layers", 3}, {"intermediate_size", 96},
+                    {"moe_intermediate_size", 32}, {"first_k_dense_replace", 1}, {"num_attention_heads", 4}, {"q_lora_rank", 24}, {"kv_lora_rank", 16},
+                    {"qk_nope_head_dim", 16}, {"qk_rope_head_dim", 8}, {"v_head_dim", 12}, {"n_routed_experts", 8}, {"n_shared_experts", 1},
+                    {"num_experts_per_tok", 2}, {"n_group", 4}, {"topk_group", 2}, {"num_nextn_predict_layers", 1}};
+
+Recipe recipe_of(const std::vector<std::string>& overrides) {
+  return parse_recipe("run: {dir: runs/a}\nmodel: {path: /m, weights: random}\ndata: {train: t.jsonl, max_tokens: 64}\ntrain: {steps: 1, batch: 4}\n", "r.yaml", overrides);
+}
+
+/// Stands for a group of `ranks` while a model is built.
+class NoExchange final : public TokenExchange {
+ public:
+  explicit NoExchange(int64_t ranks) : ranks_(ranks) {}
+  int64_t num_ranks() const override { return ranks_; }
+  std::vector<ExchangeRound> plan(const at::Tensor&) override { return {}; }
+  at::Tensor out(const ExchangeRound&, const at::Tensor& rows) override { return rows; }
+  void back(const ExchangeRound&, const at::Tensor&, at::Tensor&) override {}
+
+ private:
+  int64_t ranks_;
+};
+
+/// A model of random weights as trainer/assemble builds it.
+struct Built {
+  Built(const ModelConfig& config, const Recipe& recipe, int64_t ep) : targets(adapter_targets(recipe)) {
+    exchange = ep == 1 ? make_local_exchange() : std::make_unique<NoExchange>(ep);
+    ModelOptions options;
+    options.compute = scalar_type(recipe.model.compute);
+    options.base = base_format(recipe.model.base);
+    options.train_weights = !recipe.adapter;
+    options.targets = recipe.adapter ? &targets : nullptr;
+    options.placement = {0, config.experts / ep, config.experts};
+    options.exchange = exchange.get();
+    options.with_mtp = recipe.mtp.loss_weight > 0.0;
+    model = build_model(config, *make_random_weights(config, 3, at::kCPU), options);
+  }
+  AdapterTargets targets;
+  std::unique_ptr<TokenExchange> exchange;
+  std::unique_ptr<Model> model;
+};
+
+/// Counts what the CPU allocator hands out on this thread.
+class MemoryCount final : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override { peak = std::max(peak, now += bytes); }
+  bool memoryProfilingEnabled() const override { return true; }
+  int64_t now = 0, peak = 0;
+};
+
+int64_t part(const MemoryPlan& plan, const std::string& name) {
+  for (const MemoryPart& part : plan.parts) {
+    if (part.name == name) return part.bytes;
+  }
+  return 0;
+}
+
+}  // namespace
+
+TEST_CASE("memory plan: what a built model holds, to the byte") {
+  struct Case {
+    std::vector<std::string> overrides;
+    json change;
+    int64_t ep;
+  };
+  const std::vector<Case> cases = {
+      {{}, {}, 1},
+      {{"adapter.targets=[all_linear]", "model.compute=fp32", "mesh.ep=4"}, {}, 4},
+      {{"adapter.targets=[experts, o_proj]", "adapter.rank=5", "adapter.ranks={o_proj: 3}", "model.base=nf4_double", "mesh.ep=2"}, {{"q_lora_rank", nullptr}}, 2},
+      {{"adapter.targets=[shared_expert]", "model.base=bf16", "mtp.loss_weight=0.3"}, {{"n_shared_experts", 2}}, 1},
+      {{"adapter.targets=[kv_b_proj]", "model.base=fp32", "model.compute=fp64", "mtp.loss_weight=0.3"}, {{"tie_word_embeddings", true}, {"num_hidden_layers", 2}}, 1},
+      {{"adapter.targets=[experts.up_proj]", "model.base=bf16", "model.compute=bf16"}, {{"n_shared_experts", nullptr}, {"first_k_dense_replace", 0}}, 1},
+      {{"adapter=none", "model.base=fp32", "model.compute=fp32", "mesh.ep=2"}, {}, 2},
+      {{"adapter=none", "model.base=bf16", "mtp.loss_weight=0.1"}, {}, 1},
+  };
+  for (const Case& one : cases) {
+    json object = kTiny;
+    for (const auto& [key, value] : one.change.items()) object[key] = value;
+    const ModelConfig config = parse_model_config(object, "config.json");
+    const Recipe recipe = recipe_of(one.overrides);
+    INFO(dump_resolved(recipe));
+    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, one.ep, 1}, at::kCPU);
+    Built built(config, recipe, one.ep);
+    Model& model = *built.model;
+
+    int64_t frozen = 0, plain = 0, trained = 0, working = 0, gradients = 0, host = 0;
+    for (const auto& [name, weight] : model.frozen) {
+      for (const at::Tensor& tensor : weight->packed()) frozen += static_cast<int64_t>(tensor.nbytes());
+    }
+    for (const auto& [name, tensor] : model.plain) plain += static_cast<int64_t>(tensor.nbytes());
+    for (const Block& block : model.blocks) {
+      if (block.is_moe()) plain += static_cast<int64_t>(block.router()->bias().nbytes());
+    }
+    Optimizer optimizer(model.parameters, {});
+    for (Parameter& parameter : model.parameters.all()) {
+      trained += parameter.numel();
+      working += static_cast<int64_t>(parameter.working.nbytes());
+      gradients += static_cast<int64_t>(parameter.gradient().nbytes());
+      host += static_cast<int64_t>(parameter.master().nbytes());
+    }
+    for (const Optimizer::Moments& moments : optimizer.moments()) host += static_cast<int64_t>(moments.first.nbytes() + moments.second.nbytes());
+    CHECK(plan.frozen_linear_bytes == frozen);
+    CHECK(plan.plain_bytes == plain);
+    CHECK(plan.trained_numbers == trained);
+    CHECK(plan.scratch_elements == model.scratch_elements());
+    CHECK(part(plan, "trained, working copies") == working);
+    CHECK(part(plan, "gradients") == gradients);
+    CHECK(part(plan, "optimizer") == host);
+    int64_t whole = 0;
+    for (const auto& [group, numbers] : plan.trained_by_group) whole += numbers;
+    if (one.ep == 1) CHECK(whole == trained);
+  }
+}
+
+TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
+  json object = kTiny;
+  object.update({{"hidden_size", 256}, {"num_hidden_layers", 4}, {"intermediate_size", 512}, {"moe_intermediate_size", 128}, {"q_lora_rank", 96}, {"kv_lora_rank", 64},
+                 {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 16}, {"v_head_dim", 32}, {"num_attention_heads", 8}, {"vocab_size", 1000}});
+  const ModelConfig config = parse_model_config(object, "config.json");
+  const std::vector<std::vector<std::string>> cases = {
+      {"model.compute=fp32"},
+      {"model.compute=bf16", "adapter.targets=[all_linear]"},
+      {"model.compute=fp32", "adapter.targets=[experts]", "train.slice_tokens=200"},
+      {"model.compute=fp32", "adapter.targets=[all_linear]", "train.keep=all"},
+      {"model.compute=fp32", "adapter.targets=[all_linear]", "mtp.loss_weight=0.3"},
+      {"model.compute=fp32", "adapter=none", "model.base=fp32", "train.slice_tokens=200"},
+  };
+  for (std::vector<std::string> overrides : cases) {
+    overrides.insert(overrides.end(), {"train.batch=4", "data.max_tokens=400"});
+    const Recipe recipe = recipe_of(overrides);
+    INFO(dump_resolved(recipe));
+    // Four sequences of documents of unequal length that fill the bound.
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> offsets{0};
+    for (int64_t i = 0; i < 4; ++i) {
+      for (const int64_t length : {171, 229}) {
+        for (int64_t t = 0; t < length; ++t) tokens.push_back(static_cast<int32_t>((t * 37 + i * 11 + length) % config.vocab));
+        offsets.push_back(static_cast<int64_t>(tokens.size()));
+      }
+    }
+    Documents documents("t", config.vocab, tokens, tokens, offsets, {});
+    Batches batches(documents, {.seed = 1, .batch = 4, .max_tokens = 400, .shuffle = false});
+
+    auto count = std::make_shared<MemoryCount>();
+    c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, count);
+    Built built(config, recipe, 1);
+    const int64_t slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(at::kCPU));
+    const StepBatch batch = make_step_batch(batches.local(0, 0, 1), *built.model, slice_tokens, at::kCPU, scalar_type(recipe.model.compute));
+    Optimizer optimizer(built.model->parameters, {});
+    SweepOptions options;
+    options.keep_layers = num_kept_layers(recipe.train.keep, static_cast<int64_t>(built.model->blocks.size()));
+    options.mtp_weight = recipe.mtp.loss_weight;
+    Sweep sweep(*built.model, options);
+    sweep.train(batch, {17, 0, true}, [](int64_t) {});  // gradients exist from the first step on
+    for (Parameter& parameter : built.model->parameters.all()) parameter.clear_gradient();
+    const int64_t resting = count->peak = count->now;
+    sweep.train(batch, {17, 1, true}, [](int64_t) {});
+
+    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, 1, 1}, at::kCPU);
+    REQUIRE(plan.rows == batch.main.num_rows);
+    const double ratio = static_cast<double>(plan.host_bytes()) / static_cast<double>(count->peak);
+    INFO("peak " << count->peak << ", of it at rest " << resting << "\n" << memory_table(plan, true));
+    CHECK(ratio > 0.95);
+    CHECK(ratio < 1.2);
+  }
+}
+
+TEST_CASE("memory plan: DeepSeek-V3") {
+  const ModelConfig config = parse_model_config(json::parse(kDeepseekV3Config), "config.json");
+  CHECK(count_parameters(config) == 671'026'419'200);
+  CHECK(count_parameters(config, true) == 671'026'419'200 + 11'610'068'224);
+  CHECK(count_active_parameters(config) == 671'026'419'200 - 58 * 248 * int64_t{44'040'192});
+  CHECK(linear_maps(config, false).size() == 61 * 5 + 3 * 3 + 58 * 6);
+
+  const Recipe recipe = recipe_of({"adapter.rank=32", "model.weights=pretrained", "mesh.ep=8", "train.batch=64", "data.max_tokens=4096"});
+  const MemoryPlan plan = plan_memory(config, recipe, {1, 2, 8, 1}, at::kCUDA);
+  // Rank 32 on q_a, q_b, kv_a, kv_b, o: 32 x (sum of inputs and outputs), 61 layers.
+  const int64_t a_layer = 32 * ((1536 + 7168) + (24576 + 1536) + (576 + 7168) + (32768 + 512) + (7168 + 16384));
+  REQUIRE(plan.trained_by_group == std::vector<std::pair<std::string, int64_t>>{{"attention", 61 * a_layer}});
+  CHECK(61 * a_layer == 194'013'184);
+  CHECK(plan.trained_numbers == 61 * a_layer);
+  // NF4 with fp32 absmax is 4.5 bits a number.
+  CHECK(part(plan, "frozen attention") == int64_t{61} * (187'107'328 - 2'048) / 16 * 9);
+  CHECK(part(plan, "frozen dense_mlp") == int64_t{3} * 396'361'728 / 16 * 9);
+  CHECK(part(plan, "frozen shared_expert") == int64_t{58} * 44'040'192 / 16 * 9);
+  CHECK(part(plan, "frozen experts") == int64_t{653'908'770'816} / 8 / 16 * 9);
+  // bf16 but for the correction bias in fp32.
+  CHECK(plan.plain_bytes == 2 * (2 * int64_t{926'679'040} + 61 * (14'336 + 2'048) + 7'168 + int64_t{58} * 1'835'008) + 58 * 256 * 4);
+  CHECK(plan.rows == 4 * 4096);
+  // 0.87 MB a token of kept inputs, and 16 + 4 x 4 bytes of routing a token and expert layer: a token goes to four groups of experts at most.
+  CHECK(part(plan, "kept block inputs") == plan.rows * (61 * 7168 * 2 + 58 * (16 + 16)));
+  CHECK(part(plan, "optimizer") == plan.trained_numbers * 12);
+  CHECK(plan.host_bytes() == plan.trained_numbers * 12);
+}
+
+TEST_CASE("memory plan: targets without a match") {
+  const ModelConfig config = parse_model_config(kTiny, "config.json");
+  const std::string message = message_of<UserError>([&] { plan_memory(config, recipe_of({"adapter.targets=[q_proj]"}), {1, 1, 1, 1}, at::kCPU); });
+  CHECK(contains(message, "q_proj"));
+}

@@ -1,0 +1,65 @@
+// `moetune validate`: what it finds, and what it tells of DeepSeek-V3.
+#include "trainer/validate.h"
+
+#include <filesystem>
+#include <iostream>
+#include <sstream>
+
+#include "parallel/base/error.h"
+#include "parallel/base/files.h"
+#include "tests/support/catch.h"
+#include "tests/support/deepseek_v3_config.h"
+#include "tests/support/message_of.h"
+#include "tests/support/temporary_folder.h"
+#include "trainer/banner.h"
+
+using namespace moetune;
+
+namespace {
+
+/// A model folder with DeepSeek-V3's config.json and a tokenised data file.
+struct Place {
+  Place() {
+    write_text_atomically(folder / "config.json", kDeepseekV3Config);
+    write_text_atomically(folder / "train.jsonl", R"({"input_ids": [1, 2], "labels": [1, 2]})" "\n");
+  }
+  Recipe recipe(const std::vector<std::string>& overrides) const {
+    return parse_recipe(str("run: {dir: r}\nmodel: {path: ", folder.path(), ", weights: random}\ndata: {train: ", folder / "train.jsonl", "}\ntrain: {steps: 5}\n"), "r.yaml", overrides);
+  }
+  std::string mistakes(const std::vector<std::string>& overrides, int64_t world_size = 0) const {
+    return message_of<UserError>([&] { validate(recipe(overrides), "r.yaml", world_size); });
+  }
+  TemporaryFolder folder;
+};
+
+}  // namespace
+
+TEST_CASE("validate: DeepSeek-V3 on 16 GPUs") {
+  const Place place;
+  const std::string text = validate(place.recipe({"adapter.rank=32", "mesh.ep=8", "run.device=cuda"}), "r.yaml", 16);
+  INFO(text);
+  for (const char* part : {"671B parameters (37.6B active a token), 61 layers (58 with experts)", "256 routed, the top 8 from the best 4 of 8 groups; 1 shared",
+                           "LoRA of rank 32, alpha 32 on attention", "194M parameters, 0.0289 % of the model: attention 194M", "pp 1 x dp 2 x ep 8 x tp 1: 16 ranks, 32 experts",
+                           "frozen experts              42.8 GiB", "kept block inputs           13.4 GiB"}) {
+    CHECK(contains(text, part));
+  }
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.rfind("model", 0) != 0) CHECK(line.size() <= 100);
+  }
+}
+
+TEST_CASE("validate: every mistake at once, with its place") {
+  const Place place;
+  const std::string all = place.mistakes({"mesh.ep=3", "adapter.targets=[q_proj]", "data.eval=" + (place.folder / "none.jsonl")});
+  CHECK(contains(all, "command line: data.eval: "));
+  CHECK(contains(all, "none.jsonl: no such file"));
+  CHECK(contains(all, "no linear map of this model matches q_proj"));
+  CHECK(contains(all, "3 ranks do not divide the model's 256 routed experts"));
+  CHECK(contains(place.mistakes({"mesh.ep=8"}, 12), "12 ranks cannot be divided"));
+  CHECK(contains(place.mistakes({"adapter.from=" + (place.folder / "adapter")}), "adapter_config.json"));
+  CHECK(contains(place.mistakes({"model.weights=pretrained"}), "model.safetensors"));
+  CHECK(contains(place.mistakes({"model.path=/nowhere"}), "/nowhere/config.json"));
+  write_text_atomically(place.folder / "train.jsonl", R"({"text": "a"})" "\n");
+  CHECK(contains(place.mistakes({}), "tokenizer.json"));
+}
