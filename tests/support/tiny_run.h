@@ -26,7 +26,8 @@ namespace moetune {
 inline nlohmann::ordered_json tiny_config() {
   return {{"model_type", "deepseek_v3"}, {"vocab_size", 16}, {"hidden_size", 16}, {"intermediate_size", 24}, {"moe_intermediate_size", 8}, {"num_hidden_layers", 2},
           {"first_k_dense_replace", 1}, {"num_attention_heads", 2}, {"q_lora_rank", 8}, {"kv_lora_rank", 8}, {"qk_nope_head_dim", 8}, {"qk_rope_head_dim", 4}, {"v_head_dim", 8},
-          {"n_routed_experts", 4}, {"n_shared_experts", 1}, {"num_experts_per_tok", 2}, {"n_group", 1}, {"topk_group", 1}, {"num_nextn_predict_layers", 0}, {"torch_dtype", "float32"}};
+          {"n_routed_experts", 4}, {"n_shared_experts", 1}, {"num_experts_per_tok", 2}, {"n_group", 1}, {"topk_group", 1}, {"num_nextn_predict_layers", 0}, {"torch_dtype", "float32"},
+          {"norm_topk_prob", true}, {"routed_scaling_factor", 2.5}};
 }
 
 struct TinyRunOptions {

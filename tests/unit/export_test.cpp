@@ -285,7 +285,8 @@ TEST_CASE("inspect counts parameters as DeepSeek does", "[export]") {
   // DeepSeek-V3's published sizes: 671 B, 37 B active.
   const nlohmann::json config = {{"model_type", "deepseek_v3"}, {"vocab_size", 129280}, {"hidden_size", 7168}, {"intermediate_size", 18432}, {"moe_intermediate_size", 2048}, {"num_hidden_layers", 61},
                                  {"first_k_dense_replace", 3}, {"num_attention_heads", 128}, {"q_lora_rank", 1536}, {"kv_lora_rank", 512}, {"qk_nope_head_dim", 128}, {"qk_rope_head_dim", 64},
-                                 {"v_head_dim", 128}, {"n_routed_experts", 256}, {"n_shared_experts", 1}, {"num_experts_per_tok", 8}, {"n_group", 8}, {"topk_group", 4}};
+                                 {"v_head_dim", 128}, {"n_routed_experts", 256}, {"n_shared_experts", 1}, {"num_experts_per_tok", 8}, {"n_group", 8}, {"topk_group", 4},
+                                 {"norm_topk_prob", true}, {"routed_scaling_factor", 2.5}};
   write_text_atomically(root / "config.json", config.dump());
   const std::string text = inspect(root.path());
   CHECK(contains(text, "671B parameters"));

@@ -22,7 +22,8 @@ namespace {
 const json kTiny = {{"model_type", "deepseek_v3"}, {"vocab_size", 320}, {"hidden_size", 64}, {"num_hidden_layers", 3}, {"intermediate_size", 96},
                     {"moe_intermediate_size", 32}, {"first_k_dense_replace", 1}, {"num_attention_heads", 4}, {"q_lora_rank", 24}, {"kv_lora_rank", 16},
                     {"qk_nope_head_dim", 16}, {"qk_rope_head_dim", 8}, {"v_head_dim", 12}, {"n_routed_experts", 8}, {"n_shared_experts", 1},
-                    {"num_experts_per_tok", 2}, {"n_group", 4}, {"topk_group", 2}, {"num_nextn_predict_layers", 1}};
+                    {"num_experts_per_tok", 2}, {"n_group", 4}, {"topk_group", 2}, {"num_nextn_predict_layers", 1},
+                    {"norm_topk_prob", true}, {"routed_scaling_factor", 2.5}};
 
 Recipe recipe_of(const std::vector<std::string>& overrides) {
   return parse_recipe("run: {dir: runs/a}\nmodel: {path: /m, weights: random}\ndata: {train: t.jsonl, max_tokens: 64}\ntrain: {steps: 1, batch: 4}\n", "r.yaml", overrides);
