@@ -71,12 +71,7 @@ class Planner {
   }
 
   void add_model() {
-    PlainNumbers plain = plain_numbers(config_, with_mtp_);
-    // A checkpoint's MTP module repeats embedding and head, and equal copies are held once; drawn ones differ.
-    if (with_mtp_ && recipe_.model.weights == WeightOrigin::kRandom) {
-      plain.embedding *= 2;
-      plain.head += config_.vocab * config_.width;
-    }
+    const PlainNumbers plain = plain_numbers(config_, with_mtp_);
     plan_.plain_bytes = plain.router_bias * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute_)));
     if (trains_weights_) {
       trained_.add("embedding", plain.embedding);

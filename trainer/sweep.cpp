@@ -169,13 +169,19 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   HeadResult second = mtp.head().loss(out_TD, batch.mtp.target_row, batch.mtp.target, scale, true);
   result.mtp_loss_sum = second.loss_sum;
   at::Tensor d_z_TD = up(layer, second.d_x_TD, batch.mtp, pass, batch.global.documents);
-  in_use(true);
-  auto gradients = torch::autograd::grad({z_TD}, inputs, {d_z_TD}, false, false, /*allow_unused=*/true);
-  in_use(false);
-  head.d_x_TD.index_add_(0, batch.mtp_row, gradients[0]);
-  size_t next = 1;
-  if (mtp.parts().embedding != nullptr) mtp.parts().embedding->gradient().index_add_(0, batch.mtp_next_token, gradients[next++].to(mtp.parts().embedding->gradient().scalar_type()));
-  for (Parameter* parameter : trained) parameter->add_gradient(gradients[next++]);
+  // Undefined where nothing at or below the module's input trains.
+  if (d_z_TD.defined()) {
+    in_use(true);
+    auto gradients = torch::autograd::grad({z_TD}, inputs, {d_z_TD}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+    in_use(false);
+    head.d_x_TD.index_add_(0, batch.mtp_row, gradients[0]);
+    size_t next = 1;
+    if (Parameter* trained_embedding = mtp.parts().embedding) {
+      at::Tensor& gradient = trained_embedding->gradient();
+      gradient.index_add_(0, batch.mtp_next_token, gradients[next++].to(gradient.scalar_type()));
+    }
+    for (Parameter* parameter : trained) parameter->add_gradient(gradients[next++]);
+  }
   layer_done(layer);
   return head.d_x_TD;
 }

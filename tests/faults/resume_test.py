@@ -103,6 +103,15 @@ class ResumeTest(unittest.TestCase):
         self.assertIn("--resume", run.finish(expect=2))
         self.assertEqual(run.log.read_text(), before)
 
+    def test_not_finite(self):
+        """A product that overflows: exit code 4, the step named, and nothing saved after it."""
+        run = TinyRun(self.folder / "overflow", **{"adapter.alpha": 65536, "train.optimizer.lr": 10, "train.clip": 0, "checkpoint.every_steps": 1})
+        output = run.finish(expect=4)
+        self.assertRegex(output, r"step \d+: .*(not finite|is nan|is inf)")
+        last = max(run.losses(), default=0)
+        self.assertLess(last, 30)
+        self.assertEqual([c.name for c in run.checkpoints()], [f"step-{s:08d}" for s in range(max(1, last - 1), last + 1)])
+
     def test_another_mesh(self):
         """Four ranks go on with what two saved: the same to rounding."""
         whole = self.whole(2, **{"mesh.ep": 2, "train.steps": 20})

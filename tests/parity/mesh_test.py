@@ -44,6 +44,27 @@ class MeshTest(ParityCase):
         adapter = self.adapter("groups", ["attention", "experts"])
         self.check(self.config("groups", adapter, slice_tokens=cases.MAX_TOKENS), [(4, 1), (2, 2)])
 
+    def test_exchange_in_rounds(self):
+        """A receive buffer too small for the rows: they come in rounds, and nothing is dropped."""
+        adapter = self.adapter("groups", ["attention", "experts"])
+        config = self.config("groups", adapter, keep=2)
+        expected = program.run(config)
+        for buffer_rows in (3, 40):
+            with self.subTest(buffer_rows=buffer_rows):
+                changes = {"mesh": {"dp": 1, "ep": 4}, "buffer_rows": buffer_rows}
+                compare.assert_close(self, program.run(config | changes), expected, TOLERANCE)
+
+    def test_dropout(self):
+        """Masks are a function of seed, step, place, token and feature: the same on every mesh, in every slicing, kept or recomputed."""
+        adapter = self.adapter("groups", ["all_linear"]) | {"dropout": 0.2}
+        config = self.config("groups", adapter)
+        expected = program.run(config)
+        for changes in ({"mesh": {"dp": 1, "ep": 2}}, {"mesh": {"dp": 2, "ep": 1}}, {"slice_tokens": 20}, {"keep": "all"}):
+            with self.subTest(**changes):
+                compare.assert_close(self, program.run(config | changes), expected, TOLERANCE)
+        without = program.run(config | {"adapter": adapter | {"dropout": 0.0}})
+        self.assertGreater(compare.largest(without, expected)[0], 1e-3)
+
 
 if __name__ == "__main__":
     program.choose_build()
