@@ -80,8 +80,10 @@ string(REPLACE " " ";" torch_flags "${TORCH_CXX_FLAGS}")
 # at::parallel_for is a template that runs serially in a unit compiled without OpenMP; the runtime is the one torch loads.
 target_compile_options(moetune_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${torch_flags}> $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
 target_link_options(moetune_torch INTERFACE -fopenmp)
-# torch's wheels export parts of a std::filesystem of their own, and its remove_all() crashes: the real one must come first.
-target_link_options(moetune_torch INTERFACE "LINKER:--push-state,--no-as-needed" -lstdc++ "LINKER:--pop-state")
+# torch's wheels export parts of a std::filesystem of their own, and its remove_all() crashes: the real one must come first. By path and
+# through the linker, since some g++ drivers move an -lstdc++ to the end.
+execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libstdc++.so OUTPUT_VARIABLE libstdcxx OUTPUT_STRIP_TRAILING_WHITESPACE)
+target_link_options(moetune_torch INTERFACE "LINKER:--push-state,--no-as-needed,${libstdcxx},--pop-state")
 
 # --- NCCL: the wheel that torch itself loads, otherwise the machine's -------------------------------------------------
 find_path(NCCL_INCLUDE nccl.h HINTS "${nccl_wheel}/include" ${CUDAToolkit_INCLUDE_DIRS} REQUIRED)
