@@ -81,8 +81,17 @@ string(REPLACE " " ";" torch_flags "${TORCH_CXX_FLAGS}")
 target_compile_options(moetune_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${torch_flags}> $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
 target_link_options(moetune_torch INTERFACE -fopenmp)
 # torch's wheels export parts of a std::filesystem of their own, and its remove_all() crashes: the real one must come first. By path and
-# through the linker, since some g++ drivers move an -lstdc++ to the end.
-execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=libstdc++.so OUTPUT_VARIABLE libstdcxx OUTPUT_STRIP_TRAILING_WHITESPACE)
+# through the linker, since a g++ without a shared libstdc++ beside it would take the archive, and that only after torch.
+foreach(name libstdc++.so libstdc++.so.6)
+  execute_process(COMMAND ${CMAKE_CXX_COMPILER} -print-file-name=${name} OUTPUT_VARIABLE libstdcxx OUTPUT_STRIP_TRAILING_WHITESPACE)
+  if(IS_ABSOLUTE "${libstdcxx}")
+    break()
+  endif()
+endforeach()
+if(NOT IS_ABSOLUTE "${libstdcxx}")
+  unset(libstdcxx)
+  find_library(libstdcxx NAMES libstdc++.so.6 REQUIRED)
+endif()
 target_link_options(moetune_torch INTERFACE "LINKER:--push-state,--no-as-needed,${libstdcxx},--pop-state")
 
 # --- NCCL: the wheel that torch itself loads, otherwise the machine's -------------------------------------------------
