@@ -17,6 +17,13 @@ namespace {
 
 struct TooDeep {};
 
+constexpr const char* kNoAlias = "an alias (*name) is not allowed in a recipe; write the value out";
+
+/// What the parser said; an alias to nothing, which versions of yaml-cpp word differently, is an alias first of all.
+std::string problem_of(const YAML::Exception& error) {
+  return error.msg.find("referenced anchor") != std::string::npos ? kNoAlias : str("not YAML: ", error.msg);
+}
+
 class TreeBuilder : public YAML::EventHandler {
  public:
   explicit TreeBuilder(YamlDocument& document) : document_(document) {}
@@ -30,7 +37,7 @@ class TreeBuilder : public YAML::EventHandler {
   }
 
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override {
-    mistake(mark, "an alias (*name) is not allowed in a recipe; write the value out");
+    mistake(mark, kNoAlias);
     add(node_at(mark, YamlNode::Kind::kInvalid));
   }
 
@@ -195,7 +202,7 @@ YamlDocument parse_yaml(const std::string& text) {
     }
   } catch (const YAML::Exception& error) {
     document.root.kind = YamlNode::Kind::kInvalid;
-    document.mistakes.push_back({error.mark.line + 1, error.mark.column + 1, str("not YAML: ", error.msg)});
+    document.mistakes.push_back({error.mark.line + 1, error.mark.column + 1, problem_of(error)});
   } catch (const TooDeep&) {
     document.root.kind = YamlNode::Kind::kInvalid;
   }

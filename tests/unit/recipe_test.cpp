@@ -292,7 +292,7 @@ TEST_CASE("recipe: mistakes on the command line") {
       {"train.bacth=", "command line: train.bacth: unknown key; did you mean 'batch'?"},
       {"tarin.batch=3", "command line: tarin: unknown key; did you mean 'train'?"},
       {"train.steps.x=3", "command line: train.steps.x: train.steps is '5' and has no keys"},
-      {"adapter.targets=[a, *b]", "command line: adapter.targets: '[a, *b]': not YAML: the referenced anchor is not defined"},
+      {"adapter.targets=[a, *b]", "command line: adapter.targets: '[a, *b]': an alias (*name) is not allowed in a recipe; write the value out"},
       {"adapter.targets=[o_porj]", "command line: adapter.targets: unknown name 'o_porj'; did you mean 'o_proj'?"},
       {"adapter={rnak: 3}", "command line: adapter.rnak: unknown key; did you mean 'rank'?"},
       {"run.dir=", "r.yaml: run.dir: missing; allowed: path"},
