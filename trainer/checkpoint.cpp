@@ -128,17 +128,6 @@ std::vector<fs::path> Checkpoints::list(const fs::path& folder) {
   return found;
 }
 
-fs::path Checkpoints::find(const fs::path& run) {
-  fs::path checkpoint = run;
-  if (!fs::exists(run / "manifest.json")) {
-    const std::vector<fs::path> all = list(run / "checkpoints");
-    if (all.empty()) throw UserError(str(run.string(), ": is neither a checkpoint (no manifest.json) nor a run folder with checkpoints"));
-    checkpoint = all.back();
-  }
-  verify(checkpoint);
-  return checkpoint;
-}
-
 void Checkpoints::verify(const fs::path& checkpoint) {
   const ordered_json manifest = read_manifest(checkpoint);
   for (const auto& [name, entry] : manifest.at("files").items()) {

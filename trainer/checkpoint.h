@@ -49,8 +49,6 @@ class Checkpoints {
 
   /// Sets the trained tensors and router biases of `model` from one checkpoint, and nothing else. Not collective.
   static void load_weights(const std::filesystem::path& checkpoint, Model& model);
-  /// The checkpoint that `run` names: itself, or the newest of a run folder, verified. Throws UserError where there is none.
-  static std::filesystem::path find(const std::filesystem::path& run);
   /// Checkpoint folders in `folder`, oldest first, whatever their state.
   static std::vector<std::filesystem::path> list(const std::filesystem::path& folder);
   /// Throws UserError naming the first file of a checkpoint that is missing or differs from its manifest.

@@ -1,24 +1,23 @@
 #include "trainer/logits.h"
 
-#include <filesystem>
-
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/tensor_io.h"
 #include "trainer/assemble.h"
 #include "trainer/checkpoint.h"
 #include "trainer/dataset.h"
+#include "trainer/saved_run.h"
 #include "trainer/step_batch.h"
 
 namespace moetune {
 
 void write_logits(const std::string& run_path, const std::string& data, int64_t num_documents, const std::string& to, Launch& launch) {
-  const std::filesystem::path checkpoint = Checkpoints::find(run_path);
-  Recipe recipe = load_recipe((checkpoint / "recipe.yaml").string());
+  const SavedRun saved(run_path);
+  Recipe recipe = saved.recipe();
   recipe.mesh.ep = 1;
   recipe.mesh.dp.reset();
   Assembly run = assemble(recipe, launch);
-  Checkpoints::load_weights(checkpoint, *run.model);
+  Checkpoints::load_weights(saved.checkpoint(), *run.model);
   const Documents documents = load_documents(recipe, data, run.config.vocab, launch, PreparationTools::from_environment());
   BatchOptions options;
   options.batch = std::min(num_documents, documents.size());
