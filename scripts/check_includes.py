@@ -13,7 +13,7 @@ TORCH = re.compile(r"(torch|ATen|c10|caffe2)/")
 SURFACES = [
     (re.compile(r"mpi\.h$"), ["parallel/"], "ranks talk through parallel/communicator.h"),
     (re.compile(r"nccl\.h$"), ["parallel/"], "ranks talk through parallel/communicator.h"),
-    (re.compile(r"yaml-cpp/"), ["trainer/recipe_yaml.cpp"], "recipes are read in one place"),
+    (re.compile(r"yaml-cpp/"), ["trainer/recipe/recipe_yaml.cpp"], "recipes are read in one place"),
     (re.compile(r"(spdlog|fmt)/"), ["parallel/base/log.cpp"], "log through parallel/base/log.h"),
     (re.compile(r"CLI/"), ["trainer/"], "only the program knows a command line"),
     (re.compile(r"catch2/"), ["tests/"], "tests live in tests/"),

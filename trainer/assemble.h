@@ -9,7 +9,7 @@
 #include "moe/model.h"
 #include "parallel/launch.h"
 #include "parallel/mesh.h"
-#include "trainer/recipe.h"
+#include "trainer/recipe/recipe.h"
 #include "trainer/sweep.h"
 
 namespace moetune {

@@ -9,8 +9,8 @@
 #include <string>
 
 #include "trainer/assemble.h"
-#include "trainer/memory_plan.h"
-#include "trainer/recipe.h"
+#include "trainer/plan/memory_plan.h"
+#include "trainer/recipe/recipe.h"
 
 namespace moetune {
 

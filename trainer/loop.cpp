@@ -14,14 +14,14 @@
 #include "parallel/device_memory.h"
 #include "trainer/assemble.h"
 #include "trainer/checkpoint.h"
-#include "trainer/dataset.h"
+#include "trainer/data/dataset.h"
+#include "trainer/data/step_batch.h"
 #include "trainer/frozen_digest.h"
 #include "trainer/gradients.h"
 #include "trainer/optimizer.h"
 #include "trainer/reporter.h"
 #include "trainer/schedule.h"
 #include "trainer/signals.h"
-#include "trainer/step_batch.h"
 
 namespace moetune {
 namespace {

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "parallel/launch.h"
-#include "trainer/recipe.h"
+#include "trainer/recipe/recipe.h"
 
 namespace moetune {
 

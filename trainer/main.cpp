@@ -6,15 +6,15 @@
 
 #include "parallel/base/error.h"
 #include "parallel/launch.h"
-#include "trainer/dataset.h"
-#include "trainer/export.h"
-#include "trainer/inspect.h"
-#include "trainer/logits.h"
+#include "trainer/data/dataset.h"
+#include "trainer/exports/export.h"
+#include "trainer/exports/inspect.h"
+#include "trainer/exports/logits.h"
+#include "trainer/exports/merge.h"
 #include "trainer/loop.h"
-#include "trainer/merge.h"
-#include "trainer/recipe.h"
-#include "trainer/recipe_shelf.h"
-#include "trainer/validate.h"
+#include "trainer/plan/validate.h"
+#include "trainer/recipe/recipe.h"
+#include "trainer/recipe/recipe_shelf.h"
 
 namespace moetune {
 namespace {

@@ -12,10 +12,10 @@
 
 #include "trainer/assemble.h"
 #include "trainer/banner.h"
-#include "trainer/memory_plan.h"
 #include "trainer/metrics/log_file.h"
 #include "trainer/metrics/progress.h"
 #include "trainer/metrics/tensorboard.h"
+#include "trainer/plan/memory_plan.h"
 
 namespace moetune {
 

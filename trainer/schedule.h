@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "trainer/recipe.h"
+#include "trainer/recipe/recipe.h"
 
 namespace moetune {
 

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "moe/model.h"
-#include "trainer/step_batch.h"
+#include "trainer/data/step_batch.h"
 
 namespace moetune {
 

@@ -10,7 +10,7 @@
 #include "moe/model.h"
 #include "parallel/token_exchange.h"
 #include "tests/support/numbers.h"
-#include "trainer/step_batch.h"
+#include "trainer/data/step_batch.h"
 
 namespace moetune {
 

@@ -6,8 +6,8 @@
 #include <set>
 #include <vector>
 
-#include "trainer/batches.h"
-#include "trainer/shuffle.h"
+#include "trainer/data/batches.h"
+#include "trainer/data/shuffle.h"
 
 using namespace moetune;
 

@@ -10,7 +10,7 @@
 #include "parallel/launch.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/dataset.h"
+#include "trainer/data/dataset.h"
 
 using namespace moetune;
 

@@ -8,7 +8,7 @@
 #include "parallel/safetensors.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/documents.h"
+#include "trainer/data/documents.h"
 
 using namespace moetune;
 

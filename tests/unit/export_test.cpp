@@ -9,11 +9,11 @@
 #include "parallel/base/files.h"
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_run.h"
-#include "trainer/export.h"
-#include "trainer/inspect.h"
-#include "trainer/merge.h"
-#include "trainer/model_writer.h"
-#include "trainer/saved_run.h"
+#include "trainer/exports/export.h"
+#include "trainer/exports/inspect.h"
+#include "trainer/exports/merge.h"
+#include "trainer/exports/model_writer.h"
+#include "trainer/exports/saved_run.h"
 
 using namespace moetune;
 namespace fs = std::filesystem;

@@ -1,5 +1,5 @@
 // The memory plan against what built models hold, against what the allocator hands out in a step, and DeepSeek-V3's numbers.
-#include "trainer/memory_plan.h"
+#include "trainer/plan/memory_plan.h"
 
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>

@@ -3,7 +3,7 @@
 #include <sstream>
 
 #include "tests/support/catch.h"
-#include "trainer/recipe.h"
+#include "trainer/recipe/recipe.h"
 
 using namespace moetune;
 

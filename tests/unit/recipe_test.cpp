@@ -1,5 +1,5 @@
 // Recipes: values, origins, overrides, the mistakes and their messages, and the way back through the resolved dump.
-#include "trainer/recipe.h"
+#include "trainer/recipe/recipe.h"
 
 #include <unistd.h>
 

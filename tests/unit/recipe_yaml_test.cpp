@@ -1,5 +1,5 @@
 // The strict YAML of recipes: what is read, where it stands, and what is refused.
-#include "trainer/recipe_yaml.h"
+#include "trainer/recipe/recipe_yaml.h"
 
 #include <sstream>
 

@@ -6,8 +6,8 @@
 #include "parallel/base/files.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/name_summary.h"
-#include "trainer/staged_folder.h"
+#include "trainer/exports/name_summary.h"
+#include "trainer/exports/staged_folder.h"
 
 using namespace moetune;
 namespace fs = std::filesystem;

@@ -1,5 +1,5 @@
 // `moetune validate`: what it finds, and what it tells of DeepSeek-V3.
-#include "trainer/validate.h"
+#include "trainer/plan/validate.h"
 
 #include <filesystem>
 #include <iostream>

@@ -1,0 +1,44 @@
+// The grouped kernel of a GPU against products expert by expert, with experts that have no row at all.
+#include "lora/grouped_mm.h"
+
+#include "tests/support/catch.h"
+
+using namespace moetune;
+
+namespace {
+
+double relative(const at::Tensor& actual, const at::Tensor& expected) {
+  const at::Tensor wide = expected.to(at::kCPU, at::kDouble);
+  return ((actual.to(at::kCPU, at::kDouble) - wide).norm() / wide.norm()).item<double>();
+}
+
+}  // namespace
+
+TEST_CASE("Grouped products in bf16 on CUDA equal those expert by expert in fp64", "[grouped_mm]") {
+  const auto bf16 = at::device(at::kCUDA).dtype(at::kBFloat16);
+  at::manual_seed(3);
+  for (const std::vector<int64_t>& counts : {std::vector<int64_t>{0, 5, 128, 0, 1, 300, 0}, {7, 0, 0, 0}, {0, 0, 64}}) {
+    const RowGroups groups = RowGroups::from_counts(counts, at::kCUDA);
+    const RowGroups host = RowGroups::from_counts(counts, at::kCPU);
+    const int64_t num_experts = groups.num_groups(), rows = groups.num_rows(), inputs = 64, outputs = 96;
+    const at::Tensor x_XI = at::randn({rows, inputs}, bf16), y_XO = at::randn({rows, outputs}, bf16);
+    const at::Tensor w_eOI = at::randn({num_experts, outputs, inputs}, bf16);
+    auto wide = [](const at::Tensor& tensor) { return tensor.to(at::kCPU, at::kDouble); };
+    // Memory that the allocator hands out again must not show in what no row writes.
+    at::full({num_experts * outputs * inputs}, 1e30, bf16);
+    CHECK(relative(grouped_mm(x_XI, w_eOI.transpose(1, 2), groups), grouped_mm(wide(x_XI), wide(w_eOI).transpose(1, 2), host)) < 5e-3);
+    CHECK(relative(grouped_mm(y_XO, w_eOI, groups), grouped_mm(wide(y_XO), wide(w_eOI), host)) < 5e-3);
+    const at::Tensor outer = grouped_outer(y_XO, x_XI, groups);
+    CHECK(relative(outer, grouped_outer(wide(y_XO), wide(x_XI), host)) < 5e-3);
+    for (int64_t expert = 0; expert < num_experts; ++expert) {
+      if (counts[expert] == 0) CHECK(outer[expert].abs().max().item<double>() == 0.0);
+    }
+    const RowGroups part = groups.range(1, 2);
+    const at::Tensor part_rows = x_XI.narrow(0, groups.begin(1), part.num_rows());
+    CHECK(part.num_rows() == counts[1] + counts[2]);
+    if (part.num_rows() > 0) {
+      CHECK(relative(grouped_mm(part_rows, w_eOI.narrow(0, 1, 2).transpose(1, 2), part),
+                     grouped_mm(wide(part_rows), wide(w_eOI).narrow(0, 1, 2).transpose(1, 2), host.range(1, 2))) < 5e-3);
+    }
+  }
+}

@@ -1,0 +1,214 @@
+#include "trainer/data/batches.h"
+
+#include <algorithm>
+#include <numeric>
+#include <queue>
+#include <set>
+#include <utility>
+
+#include "parallel/base/error.h"
+#include "trainer/data/shuffle.h"
+
+namespace moetune {
+namespace {
+
+constexpr std::int64_t kOpenSequences = 64;
+
+}  // namespace
+
+std::vector<std::int64_t> pack(std::span<const std::int64_t> lengths, std::int64_t max_tokens, std::int64_t num_open) {
+  std::vector<std::int64_t> sequence_of(lengths.size()), room;
+  std::set<std::pair<std::int64_t, std::int64_t>> open;  // (room, sequence)
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    const auto found = open.lower_bound({lengths[i], 0});
+    std::int64_t sequence;
+    if (found != open.end()) {
+      sequence = found->second;
+      open.erase(found);
+    } else {
+      sequence = static_cast<std::int64_t>(room.size());
+      room.push_back(max_tokens);
+      if (sequence >= num_open) open.erase({room[sequence - num_open], sequence - num_open});
+    }
+    room[sequence] -= lengths[i];
+    open.insert({room[sequence], sequence});
+    sequence_of[i] = sequence;
+  }
+  return sequence_of;
+}
+
+std::vector<std::int64_t> deal_out(std::span<const std::int64_t> sequence_tokens, std::int64_t num_ranks) {
+  std::vector<std::int64_t> longest_first(sequence_tokens.size());
+  std::iota(longest_first.begin(), longest_first.end(), 0);
+  std::stable_sort(longest_first.begin(), longest_first.end(),
+                   [&](std::int64_t a, std::int64_t b) { return sequence_tokens[a] > sequence_tokens[b]; });
+  using Load = std::pair<std::int64_t, std::int64_t>;  // (tokens, rank)
+  std::vector<Load> loads;
+  for (std::int64_t rank = 0; rank < num_ranks; ++rank) loads.emplace_back(0, rank);
+  std::priority_queue<Load, std::vector<Load>, std::greater<>> least_loaded(std::greater<>(), std::move(loads));
+  std::vector<std::int64_t> rank_of(sequence_tokens.size());
+  for (const std::int64_t sequence : longest_first) {
+    const auto [tokens, rank] = least_loaded.top();
+    least_loaded.pop();
+    least_loaded.emplace(tokens + sequence_tokens[sequence], rank);
+    rank_of[sequence] = rank;
+  }
+  return rank_of;
+}
+
+Batches::Batches(const Documents& documents, const BatchOptions& options) : documents_(documents), options_(options) {
+  MT_CHECK(documents.size() > 0, "no documents");
+  MT_CHECK(options.batch >= 1 && options.max_tokens >= 1, "batch ", options.batch, ", max_tokens ", options.max_tokens);
+  for (std::int64_t i = 0; i < documents.size(); ++i) {
+    MT_CHECK(documents.length(i) <= options.max_tokens, documents.name_of(i), " has ", documents.length(i), " tokens, ",
+             "a sequence at most ", options.max_tokens);
+  }
+}
+
+Batches::Epoch Batches::plan(std::int64_t index) const {
+  const std::int64_t num_documents = documents_.size();
+  std::vector<std::int64_t> order;
+  if (options_.shuffle) {
+    order = shuffled_order(num_documents, options_.seed, index);
+  } else {
+    order.resize(static_cast<size_t>(num_documents));
+    std::iota(order.begin(), order.end(), 0);
+  }
+  std::vector<std::int64_t> lengths(order.size());
+  std::transform(order.begin(), order.end(), lengths.begin(), [&](std::int64_t i) { return documents_.length(i); });
+
+  std::vector<std::int64_t> sequence_of(order.size());
+  if (options_.packing) {
+    sequence_of = pack(lengths, options_.max_tokens, options_.shuffle ? kOpenSequences : 1);
+  } else {
+    std::iota(sequence_of.begin(), sequence_of.end(), 0);
+  }
+
+  // Counting sort of the documents by their sequence; within a sequence they keep their order.
+  Epoch epoch;
+  epoch.index = index;
+  const auto num_sequences = static_cast<size_t>(*std::max_element(sequence_of.begin(), sequence_of.end()) + 1);
+  epoch.tokens.resize(num_sequences);
+  epoch.begins.resize(num_sequences + 1);
+  for (size_t i = 0; i < order.size(); ++i) {
+    epoch.tokens[sequence_of[i]] += lengths[i];
+    ++epoch.begins[sequence_of[i] + 1];
+  }
+  std::partial_sum(epoch.begins.begin(), epoch.begins.end(), epoch.begins.begin());
+  epoch.documents.resize(order.size());
+  std::vector<std::int64_t> next(epoch.begins.begin(), epoch.begins.end() - 1);
+  for (size_t i = 0; i < order.size(); ++i) epoch.documents[next[sequence_of[i]]++] = order[i];
+  return epoch;
+}
+
+const Batches::Epoch& Batches::epoch(std::int64_t index) {
+  Epoch& slot = recent_[index % 2];
+  if (slot.index != index) slot = plan(index);
+  if (index + 1 == static_cast<std::int64_t>(first_sequences_.size())) {
+    first_sequences_.push_back(first_sequences_.back() + static_cast<std::int64_t>(slot.tokens.size()));
+  }
+  return slot;
+}
+
+template <typename Visit>
+void Batches::for_each_sequence(std::int64_t step, const Visit& visit) {
+  MT_CHECK(step >= 0, "step ", step);
+  const std::int64_t first = step * options_.batch;
+  const auto may_plan = [&] { return options_.endless || first_sequences_.size() < 2; };
+  while (first_sequences_.back() <= first && may_plan()) epoch(static_cast<std::int64_t>(first_sequences_.size()) - 1);
+  std::int64_t index = std::upper_bound(first_sequences_.begin(), first_sequences_.end(), first) - first_sequences_.begin() - 1;
+  for (std::int64_t number = first; number < first + options_.batch; ) {
+    if (!options_.endless && index > 0) return;
+    const Epoch& current = epoch(index);
+    const std::int64_t begin = first_sequences_[index];
+    for (; number < std::min(first + options_.batch, first_sequences_[index + 1]); ++number) {
+      const auto i = static_cast<size_t>(number - begin);
+      const auto num_documents = static_cast<size_t>(current.begins[i + 1] - current.begins[i]);
+      visit(Sequence{{current.documents.data() + current.begins[i], num_documents}, current.tokens[i]});
+    }
+    ++index;
+  }
+}
+
+std::int64_t Batches::steps_of_epochs(std::int64_t epochs) {
+  MT_CHECK(epochs >= 1 && (options_.endless || epochs == 1), "epochs ", epochs);
+  while (static_cast<std::int64_t>(first_sequences_.size()) <= epochs) {
+    epoch(static_cast<std::int64_t>(first_sequences_.size()) - 1);
+  }
+  return (first_sequences_[epochs] + options_.batch - 1) / options_.batch;
+}
+
+Batch Batches::at(std::int64_t step) {
+  Batch batch;
+  for_each_sequence(step, [&](const Sequence& sequence) {
+    batch.sequences.emplace_back(sequence.documents.begin(), sequence.documents.end());
+    ++batch.totals.sequences;
+    batch.totals.documents += static_cast<std::int64_t>(sequence.documents.size());
+    batch.totals.tokens += sequence.tokens;
+    for (const std::int64_t i : sequence.documents) {
+      batch.totals.targets += documents_.num_targets(i);
+      batch.totals.mtp_targets += documents_.num_mtp_targets(i);
+    }
+  });
+  return batch;
+}
+
+RankBatch Batches::local(std::int64_t step, std::int64_t data_rank, std::int64_t num_data_ranks) {
+  MT_CHECK(data_rank >= 0 && data_rank < num_data_ranks, "data rank ", data_rank, " of ", num_data_ranks);
+  const Batch batch = at(step);
+  std::vector<std::int64_t> sequence_tokens;
+  for (const auto& sequence : batch.sequences) {
+    std::int64_t tokens = 0;
+    for (const std::int64_t i : sequence) tokens += documents_.length(i);
+    sequence_tokens.push_back(tokens);
+  }
+  const std::vector<std::int64_t> rank_of = deal_out(sequence_tokens, num_data_ranks);
+
+  RankBatch mine;
+  mine.global = batch.totals;
+  mine.document_begins = {0};
+  mine.sequence_begins = {0};
+  size_t num_tokens = 0;
+  for (size_t s = 0; s < rank_of.size(); ++s) num_tokens += rank_of[s] == data_rank ? sequence_tokens[s] : 0;
+  mine.tokens.reserve(num_tokens);
+  mine.targets.reserve(num_tokens);
+  mine.positions.resize(num_tokens);
+  mine.global_tokens.resize(num_tokens);
+
+  std::int64_t sequence_global_token = 0;
+  for (size_t s = 0; s < rank_of.size(); sequence_global_token += sequence_tokens[s++]) {
+    if (rank_of[s] != data_rank) continue;
+    std::int64_t global_token = sequence_global_token;
+    for (const std::int64_t i : batch.sequences[s]) {
+      const auto [tokens, labels] = documents_.doc(i);
+      const std::int64_t begin = mine.document_begins.back();
+      const auto end = begin + static_cast<std::int64_t>(tokens.size());
+      mine.tokens.insert(mine.tokens.end(), tokens.begin(), tokens.end());
+      mine.targets.insert(mine.targets.end(), labels.begin() + 1, labels.end());  // a document has two tokens at least
+      mine.targets.push_back(kNotTrained);
+      std::iota(mine.positions.begin() + begin, mine.positions.begin() + end, 0);
+      std::iota(mine.global_tokens.begin() + begin, mine.global_tokens.begin() + end, global_token);
+      mine.document_begins.push_back(end);
+      global_token += end - begin;
+    }
+    mine.sequence_begins.push_back(mine.document_begins.back());
+  }
+  return mine;
+}
+
+Batches::Peak Batches::fullest_step(std::int64_t num_steps, std::int64_t num_data_ranks) {
+  Peak peak;
+  std::vector<std::int64_t> sequence_tokens, load(static_cast<size_t>(num_data_ranks));
+  for (std::int64_t step = 0; step < num_steps; ++step) {
+    sequence_tokens.clear();
+    for_each_sequence(step, [&](const Sequence& sequence) { sequence_tokens.push_back(sequence.tokens); });
+    const std::vector<std::int64_t> rank_of = deal_out(sequence_tokens, num_data_ranks);
+    std::fill(load.begin(), load.end(), 0);
+    for (size_t s = 0; s < rank_of.size(); ++s) load[rank_of[s]] += sequence_tokens[s];
+    const std::int64_t fullest = *std::max_element(load.begin(), load.end());
+    if (fullest > peak.tokens) peak = {step, fullest};
+  }
+  return peak;
+}
+
+}  // namespace moetune

@@ -1,0 +1,141 @@
+// export_base: the weights of a run as a model folder.
+#include <ATen/ATen.h>
+
+#include <map>
+
+#include <nlohmann/json.hpp>
+
+#include "lora/frozen_weight.h"
+#include "parallel/base/error.h"
+#include "parallel/tensor_io.h"
+#include "trainer/assemble.h"
+#include "trainer/exports/base_model.h"
+#include "trainer/exports/export.h"
+#include "trainer/exports/model_writer.h"
+#include "trainer/exports/name_summary.h"
+#include "trainer/exports/saved_run.h"
+#include "trainer/exports/staged_folder.h"
+#include "trainer/metrics/units.h"
+
+namespace moetune {
+namespace {
+
+namespace fs = std::filesystem;
+using Spec = SafetensorsWriter::Spec;
+
+/// `stored` [O, I] packed as training packs it and made dense again, in `compute`.
+at::Tensor through_frozen(const at::Tensor& stored, BaseFormat format, at::ScalarType compute) {
+  FrozenWeight weight(format, 1, stored.size(0), stored.size(1), at::kCPU, compute);
+  weight.set(0, stored);
+  Scratch scratch(at::kCPU, compute);
+  scratch.reserve(weight.scratch_elements());
+  DequantCounters counters;
+  weight.use(scratch, counters);
+  return weight.dense().clone();
+}
+
+/// The tensors of a run's base as other programs should see them.
+class HeldBase {
+ public:
+  explicit HeldBase(const SavedRun& saved)
+      : saved_(saved), base_(saved.recipe()), trains_weights_(!saved.recipe().adapter), format_(base_format(saved.recipe().model.base)),
+        compute_(scalar_type(saved.recipe().model.compute)), out_(compute_ == at::kBFloat16 ? at::kBFloat16 : at::kFloat) {
+    for (const BaseTensor& tensor : base_.tensors()) {
+      specs_.push_back({tensor.name, *dtype_of(dtype_for(tensor)), tensor.shape});
+      tensors_[tensor.name] = &tensor;
+    }
+  }
+
+  const std::vector<Spec>& specs() const { return specs_; }
+
+  at::Tensor make(const Spec& spec) {
+    const BaseTensor& tensor = *tensors_.at(spec.name);
+    if (tensor.used == nullptr) {
+      copied_.push_back(tensor.name);
+      return base_.read(tensor);
+    }
+    if (tensor.used->held == Held::kBias) {
+      const int64_t layer = layer_of_name(tensor.name);
+      return saved_.router_bias_moved() ? saved_.router_bias(layer) : base_.read(tensor).to(at::kFloat);
+    }
+    if (trains_weights_) return saved_.read(trained_name(tensor)).to(out_);
+    const at::Tensor stored = base_.read(tensor);
+    switch (tensor.used->held) {
+      case Held::kLinear: return compared(tensor.name, stored, through_frozen(stored, format_, compute_).to(out_));
+      case Held::kJoint: return through_frozen(stored, format_ == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16, compute_).to(out_);
+      case Held::kCompute: return stored.to(compute_).to(out_);
+      case Held::kStored:
+      case Held::kBias: break;
+    }
+    return stored;
+  }
+
+  std::string report() const {
+    std::string text;
+    if (!worst_name_.empty()) text += str("  largest relative difference of a linear weight, ", to_string(format_), " to the original: ", worst_, " in ", worst_name_, "\n");
+    if (saved_.router_bias_moved()) text += "  correction biases of the routers: as training left them\n";
+    if (!copied_.empty()) {
+      text += "  copied from the source, since the run had no use for them:\n";
+      for (const std::string& line : summarise_names(copied_)) text += "      " + line + "\n";
+    }
+    return text;
+  }
+  bool trains_weights() const { return trains_weights_; }
+  const char* format_name() const { return to_string(format_); }
+
+ private:
+  at::ScalarType dtype_for(const BaseTensor& tensor) const {
+    if (tensor.used == nullptr) return tensor.dtype;
+    if (tensor.used->held == Held::kBias) return at::kFloat;
+    if (tensor.used->held == Held::kStored && !trains_weights_) return tensor.dtype;
+    return out_;
+  }
+
+  // Where weights train, embedding and head of the MTP module are those of the trunk.
+  std::string trained_name(const BaseTensor& tensor) const {
+    if (!tensor.used->may_be_shared || saved_.has(tensor.name)) return tensor.name;
+    return tensor.name.ends_with(".embed_tokens.weight") ? "model.embed_tokens.weight" : "lm_head.weight";
+  }
+
+  at::Tensor compared(const std::string& name, const at::Tensor& stored, at::Tensor held) {
+    const at::Tensor original = stored.to(at::kFloat);
+    const double norm = original.norm().item<double>();
+    const double difference = (held.to(at::kFloat) - original).norm().item<double>() / (norm > 0.0 ? norm : 1.0);
+    if (worst_name_.empty() || difference > worst_) {
+      worst_ = difference;
+      worst_name_ = name;
+    }
+    return held;
+  }
+
+  const SavedRun& saved_;
+  BaseModel base_;
+  bool trains_weights_;
+  BaseFormat format_;
+  at::ScalarType compute_, out_;
+  std::vector<Spec> specs_;
+  std::map<std::string, const BaseTensor*> tensors_;
+  std::vector<std::string> copied_;
+  double worst_ = 0.0;
+  std::string worst_name_;
+};
+
+}  // namespace
+
+std::string export_base(const fs::path& run, const fs::path& to) {
+  at::NoGradGuard no_grad;
+  const SavedRun saved(run);
+  HeldBase base(saved);
+  const fs::path source = saved.recipe().model.path;
+  StagedFolder out(to);
+  const WrittenModel written = write_model(out.path(), base.specs(), [&](const Spec& spec) { return base.make(spec); });
+  copy_companions(source, out.path());
+  write_model_config(source, out.path(), base.specs());
+  out.commit({{"kind", base.trains_weights() ? "trained weights" : "base"}, {"checkpoint", saved.origin()}, {"step", saved.step()}});
+  const std::string what = base.trains_weights() ? str("trained weights of step ", saved.step()) : str("frozen weights as trained on (", base.format_name(), ", dense again)");
+  return str(what, " -> ", to.string(), "\n  from ", source.string(), " and ", saved.checkpoint().string(), "\n  ", base.specs().size(), " tensors, ",
+             count_text(static_cast<double>(written.parameters)), " parameters, ", bytes_text(static_cast<int64_t>(written.bytes)), " in ", written.num_files,
+             written.num_files == 1 ? " file\n" : " files\n", base.report());
+}
+
+}  // namespace moetune

@@ -1,0 +1,35 @@
+#include "trainer/exports/logits.h"
+
+#include "parallel/base/error.h"
+#include "parallel/base/log.h"
+#include "parallel/tensor_io.h"
+#include "trainer/assemble.h"
+#include "trainer/checkpoint.h"
+#include "trainer/data/dataset.h"
+#include "trainer/data/step_batch.h"
+#include "trainer/exports/saved_run.h"
+
+namespace moetune {
+
+void write_logits(const std::string& run_path, const std::string& data, int64_t num_documents, const std::string& to, Launch& launch) {
+  const SavedRun saved(run_path);
+  Recipe recipe = saved.recipe();
+  recipe.mesh.ep = 1;
+  recipe.mesh.dp.reset();
+  Assembly run = assemble(recipe, launch);
+  Checkpoints::load_weights(saved.checkpoint(), *run.model);
+  const Documents documents = load_documents(recipe, data, run.config.vocab, launch, PreparationTools::from_environment());
+  BatchOptions options;
+  options.batch = std::min(num_documents, documents.size());
+  options.max_tokens = recipe.data.max_tokens;
+  options.packing = options.shuffle = options.endless = false;
+  Batches batches(documents, options);
+  const StepBatch batch = make_step_batch(batches.local(0, 0, 1), *run.model, run.slice_tokens, run.device, run.compute);
+  Sweep sweep(*run.model, run.sweep_options);
+  at::Tensor positions = at::empty_like(batch.input_T);
+  for (const Slice& slice : batch.main.slices) positions.narrow(0, slice.first_row, slice.num_rows).copy_(slice.position_T);
+  write_tensors(to, {{"input_ids", batch.input_T.cpu()}, {"positions", positions.cpu()}, {"logits", sweep.logits(batch).to(at::kCPU, at::kFloat)}}, {});
+  log_info(str(to, ": logits of ", batch.input_T.size(0), " tokens of ", options.batch, " documents"));
+}
+
+}  // namespace moetune

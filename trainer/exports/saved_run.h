@@ -1,0 +1,88 @@
+// What a finished or running job has saved: the newest whole checkpoint of a run folder, or one checkpoint, tensor by tensor under
+// Hugging Face names, whatever mesh wrote it.
+//
+//   SavedRun saved("runs/v3-attention");                                    // or runs/v3-attention/checkpoints/step-00000100
+//   at::Tensor b = saved.read("model.layers.3.mlp.experts.17.gate_proj.lora_B.weight");
+#pragma once
+
+#include <torch/types.h>
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "parallel/safetensors.h"
+#include "trainer/recipe/recipe.h"
+
+namespace moetune {
+
+/// One linear map with an adapter.
+struct SavedAdapter {
+  std::string path;   ///< of the module: "model.layers.3.mlp.experts.17.gate_proj"
+  std::string group;  ///< attention, dense_mlp, shared_expert, experts
+  std::string leaf;   ///< "gate_proj"
+  int64_t layer = 0;
+  int64_t rank = 0, inputs = 0, outputs = 0;  ///< A is [rank, inputs], B is [outputs, rank]
+  double scale = 0.0;                         ///< delta W = scale * B A
+};
+
+class SavedRun {
+ public:
+  /// Checks every file of the checkpoint against its manifest; damaged newer checkpoints of a run folder are warned of and passed
+  /// over. UserError when there is no whole one.
+  explicit SavedRun(const std::filesystem::path& run_or_checkpoint);
+
+  const std::filesystem::path& checkpoint() const { return checkpoint_; }
+  const Recipe& recipe() const { return recipe_; }
+  int64_t step() const { return step_; }
+
+  /// Names of all trained tensors, sorted; one a expert.
+  std::vector<std::string> names() const;
+  bool has(const std::string& name) const { return places_.count(name) > 0; }
+  const std::vector<int64_t>& shape(const std::string& name) const;
+  /// The master copy, fp32 (fp64 masters are rounded).
+  at::Tensor read(const std::string& name) const;
+
+  /// All adapters, sorted by path; empty for `adapter: none`.
+  const std::vector<SavedAdapter>& adapters() const { return adapters_; }
+  /// Layers with a saved router, the MTP module's last.
+  std::vector<int64_t> router_layers() const;
+  /// Correction bias of the router of `layer`: fp32 [E].
+  at::Tensor router_bias(int64_t layer) const;
+  /// Whether training moved the biases (router.bias: update).
+  bool router_bias_moved() const { return recipe_.router.bias == RouterBias::kUpdate; }
+  /// Layer number of the MTP module; -1 where the run had none.
+  int64_t mtp_layer() const;
+
+  /// For moetune_export.json: where an export came from.
+  std::string origin() const;
+
+ private:
+  struct Place {
+    const SafetensorsFile* file = nullptr;
+    std::string saved_name;
+    int64_t row = -1;  // of a stack; -1: the whole tensor
+    std::vector<int64_t> shape;
+  };
+  void index_tensors();
+  void index_adapters();
+
+  std::filesystem::path checkpoint_;
+  Recipe recipe_;
+  int64_t step_ = 0;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, Place> places_;
+  std::vector<SavedAdapter> adapters_;
+  std::map<int64_t, const SafetensorsFile*> biases_;
+};
+
+/// "model.layers.3.mlp.gate.e_score_correction_bias".
+std::string router_bias_name(int64_t layer);
+/// The group of the linear map at `path`, as recipes name it.
+std::string adapter_group(const std::string& path);
+/// N of "...model.layers.N...."; -1 without one.
+int64_t layer_of_name(const std::string& name);
+
+}  // namespace moetune

@@ -1,0 +1,266 @@
+#include "trainer/plan/memory_plan.h"
+
+#include <algorithm>
+#include <iomanip>
+#include <map>
+#include <sstream>
+
+#include "moe/block_memory.h"
+#include "moe/head.h"
+#include "moe/model.h"
+#include "parallel/base/error.h"
+#include "trainer/assemble.h"
+#include "trainer/gradients.h"
+#include "trainer/metrics/units.h"
+#include "trainer/optimizer.h"
+
+namespace moetune {
+namespace {
+
+using Span = MemoryPart::Span;
+
+std::string short_count(int64_t count) { return count_text(static_cast<double>(count)); }
+
+/// A sum by name, in the order in which the names came.
+class Sums {
+ public:
+  void add(const std::string& name, int64_t amount) {
+    const auto found = std::find_if(sums_.begin(), sums_.end(), [&](const auto& sum) { return sum.first == name; });
+    found == sums_.end() ? static_cast<void>(sums_.emplace_back(name, amount)) : static_cast<void>(found->second += amount);
+  }
+  const std::vector<std::pair<std::string, int64_t>>& all() const { return sums_; }
+
+ private:
+  std::vector<std::pair<std::string, int64_t>> sums_;
+};
+
+class Planner {
+ public:
+  Planner(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, at::DeviceType device, std::optional<int64_t> rows)
+      : config_(config), recipe_(recipe), mesh_(mesh), compute_(scalar_type(recipe.model.compute)), base_(base_format(recipe.model.base)),
+        size_(static_cast<int64_t>(c10::elementSize(compute_))), with_mtp_(recipe.mtp.loss_weight > 0.0), trains_weights_(!recipe.adapter),
+        local_experts_(config.experts / mesh.ep), data_ranks_(mesh.dp * mesh.ep) {
+    plan_.device = device;
+    plan_.rows = rows.value_or((recipe.train.batch + data_ranks_ - 1) / data_ranks_ * recipe.data.max_tokens);
+    AdapterTargets targets = adapter_targets(recipe);
+    for (int64_t layer = 0; layer < config.num_layers + (with_mtp_ ? 1 : 0); ++layer) {
+      blocks_.push_back(block_maps(config, layer, trains_weights_ ? nullptr : &targets));
+    }
+    if (!trains_weights_) targets.require_all_matched();
+  }
+
+  MemoryPlan plan() {
+    add_model();
+    add_trained();
+    add_scratch();
+    add_step();
+    return std::move(plan_);
+  }
+
+ private:
+  void add(const std::string& name, int64_t bytes, const std::string& formula, Span span = Span::kRun) {
+    if (bytes > 0) plan_.parts.push_back({name, bytes, plan_.device == at::kCPU, span, formula});
+  }
+
+  template <typename Visit>
+  void for_each_map(const Visit& visit) const {
+    for (const auto& maps : blocks_) {
+      for (const LinearMap& map : maps) visit(map);
+    }
+    if (with_mtp_) visit(mtp_projection(config_));
+  }
+
+  void add_model() {
+    const PlainNumbers plain = plain_numbers(config_, with_mtp_);
+    plan_.plain_bytes = plain.router_bias * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute_)));
+    if (trains_weights_) {
+      trained_.add("embedding", plain.embedding);
+      trained_.add("head", plain.head);
+      trained_.add("norms", plain.norms);
+      trained_.add("router", plain.router);
+      plan_.trained_numbers += plain.total() - plain.router_bias;
+    } else {
+      plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ + plain.router * 2;
+      Sums bytes, numbers;
+      for_each_map([&](const LinearMap& map) {
+        const int64_t units = map.units(local_experts_);
+        bytes.add(map.group, FrozenWeight::bytes(held_format(map, base_), units, map.outputs, map.inputs));
+        numbers.add(map.group, units * map.outputs * map.inputs);
+      });
+      for (size_t i = 0; i < bytes.all().size(); ++i) {
+        const auto& [group, held] = bytes.all()[i];
+        const BaseFormat format = group == "mtp" ? held_format(mtp_projection(config_), base_) : base_;
+        const std::string experts = group == "experts" ? str(", ", local_experts_, " of ", config_.experts, " experts a layer") : "";
+        add("frozen " + group, held, str(short_count(numbers.all()[i].second), " numbers in ", to_string(format), experts));
+        plan_.frozen_linear_bytes += held;
+      }
+    }
+    add("plain tensors", plan_.plain_bytes,
+        trains_weights_ ? "correction bias of the routers" : str("embedding, head, norms in ", to_string(recipe_.model.compute), "; router in bf16, its bias"));
+  }
+
+  void add_trained() {
+    for_each_map([&](const LinearMap& map) {
+      auto numbers = [&](int64_t experts) {
+        const int64_t units = map.units(experts);
+        if (trains_weights_) return units * map.outputs * map.inputs;
+        return map.adapter ? Adapter::numbers(map.adapter->rank, units, map.outputs, map.inputs) : 0;
+      };
+      if (numbers(config_.experts) == 0) return;
+      trained_.add(map.group, numbers(config_.experts));
+      plan_.trained_numbers += numbers(local_experts_);
+      int64_t& largest = reduced_[{map.group == "mtp" ? turn_layer(config_) : map.layer, map.stack > 0}];
+      largest += numbers(local_experts_);
+    });
+    plan_.trained_by_group = trained_.all();
+    const std::string numbers = str(short_count(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
+    add("trained, working copies", Parameter::working_bytes(plan_.trained_numbers, compute_), str(numbers, " in ", to_string(recipe_.model.compute)));
+    const at::ScalarType wide = accumulate_dtype(compute_);
+    add("gradients", Parameter::gradient_bytes(plan_.trained_numbers, compute_), str(numbers, " in ", wide == at::kDouble ? "fp64" : "fp32"));
+    plan_.parts.push_back({"optimizer", Optimizer::host_bytes(plan_.trained_numbers, compute_), true, Span::kRun,
+                           str("master and two moments of ", numbers)});
+  }
+
+  void add_scratch() {
+    chunk_experts_ = experts_at_a_time(config_, compute_, ModelOptions().expert_chunk_bytes, local_experts_);
+    if (!trains_weights_) {
+      for (const auto& maps : blocks_) {
+        plan_.scratch_elements = std::max(plan_.scratch_elements, block_scratch_elements(maps, base_, compute_, chunk_experts_));
+      }
+      if (with_mtp_) plan_.scratch_elements = std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(config_)}, base_, compute_, 0));
+    }
+    add("dense weights in use", Scratch::bytes(plan_.scratch_elements, compute_),
+        str("one layer's mixing and ", chunk_experts_, " of ", local_experts_, " experts in ", to_string(recipe_.model.compute)));
+  }
+
+  /// Other ranks than its own that want a token at the most: the chosen experts lie in the chosen groups.
+  int64_t ranks_of_token() const {
+    const int64_t groups_ranks = config_.top_groups * std::max<int64_t>(1, mesh_.ep / config_.num_groups);
+    return mesh_.ep % config_.num_groups == 0 || config_.num_groups % mesh_.ep == 0 ? std::min({config_.top_k, mesh_.ep, groups_ranks})
+                                                                                  : std::min(config_.top_k, mesh_.ep);
+  }
+
+  void add_step() {
+    const int64_t T = plan_.rows, D = config_.width, K = config_.top_k;
+    const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
+    const int64_t moe_blocks = num_blocks - config_.num_dense_layers;
+    const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
+    add("tokens and positions", T * (9 * 8 + config_.rope_dim * size_), "T x (nine indices + rotary angles)");
+    add("kept block inputs", num_blocks * T * D * size_ + moe_blocks * T * (2 * K + 4 * sends),
+        str(num_blocks, " blocks x T x (", D, " x ", size_, " B + routing)"));
+
+    PassTraits traits{compute_, plan_.device, trains_weights_, mesh_.ep > 1, recipe_.router.balance_loss > 0.0};
+    // Tokens whose rows are at the experts at a time, and the rows they make here if experts are chosen evenly.
+    int64_t tokens = T;
+    const int64_t buffer = recipe_.exchange.buffer_rows.value_or(0);
+    if (sends > 0 && buffer > 0 && T * sends > buffer) tokens = std::max<int64_t>(1, buffer / mesh_.ep);
+    const int64_t received = tokens * std::max<int64_t>(1, sends);
+    const int64_t chunk_rows = (tokens * K * chunk_experts_ + local_experts_ - 1) / local_experts_;
+    const int64_t slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(at::Device(plan_.device)));
+    const int64_t slice_rows = std::min(T, slice_tokens + recipe_.data.max_tokens - 1);
+    const int64_t sent = sends > 0 ? tokens * sends * D * size_ : 0;
+
+    const int64_t first_trained = trains_weights_ ? 0 : first_adapted();
+    const int64_t kept = std::min(num_kept_layers(recipe_.train.keep, num_blocks), num_blocks - first_trained);
+    int64_t kept_bytes = 0, graph = 0, mixing = 0, experts = 0;
+    for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
+      const BlockMemory row = block_memory(config_, blocks_[layer], traits);
+      if (layer >= num_blocks - kept) kept_bytes += T * row.saved + (row.expert > 0 ? T * K * row.kept_expert + received * (K * (8 + size_) + (sends > 0 ? D * size_ : 0)) : 0);
+      else graph = std::max(graph, T * row.saved);
+      mixing = std::max(mixing, slice_rows * row.mixing);
+      experts = std::max(experts, received * row.received + chunk_rows * row.expert);
+      if (trains_weights_ && row.expert > 0) experts = std::max(experts, received * row.received + chunk_rows * row.expert + chunk_experts_ * config_.expert_width * D * size_);
+    }
+    add("kept graphs", kept_bytes, str("of the last ", kept, " blocks"));
+    // A block on the way up: its graph, gradients of its output and input and of the experts' input, and what is in flight.
+    const int64_t between = 3 * T * D * size_;
+    const int64_t block = (kept > 0 ? std::max<int64_t>(0, graph - kept_bytes) : graph) + between + std::max(mixing, experts);
+    const std::string flight = mixing > experts ? str(short_count(slice_rows), " rows of mixing") : str(short_count(chunk_rows), " routed rows");
+    add("one block, way up", block + sent, str("T x ", bytes_text(T > 0 ? (graph + between) / T : 0), " + ", flight, sends > 0 ? str(" + ", short_count(received), " received") : ""), Span::kPhase);
+    const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, T);
+    const int64_t head = Head::chunk_bytes(head_rows, config_.vocab, compute_) + 2 * T * D * size_;
+    add("head", head, str(head_rows, " rows of logits, T x ", D, " and its gradient"), Span::kPhase);
+    // The module's block stands on the last block's output, the head's gradient and the projection's graph.
+    if (with_mtp_) add("MTP block, way up", block + sent + 6 * T * D * size_, "as a block, on six more T x D", Span::kPhase);
+    add("gradient reduction", T * D * size_ + GradientReducer::bytes(most_reduced(), compute_), str(short_count(most_reduced()), " numbers of a layer at a time"), Span::kPhase);
+  }
+
+  int64_t first_adapted() const {
+    for (const auto& maps : blocks_) {
+      for (const LinearMap& map : maps) {
+        if (map.adapter) return map.layer;
+      }
+    }
+    return static_cast<int64_t>(blocks_.size());
+  }
+
+  /// Trained numbers that are reduced together at the most; the norms beside a layer's maps are too few to count.
+  int64_t most_reduced() const {
+    int64_t most = trains_weights_ ? config_.vocab * config_.width : 0;
+    for (const auto& [layer, numbers] : reduced_) most = std::max(most, numbers);
+    return most;
+  }
+
+  const ModelConfig& config_;
+  const Recipe& recipe_;
+  const MeshShape& mesh_;
+  at::ScalarType compute_;
+  BaseFormat base_;
+  int64_t size_;
+  bool with_mtp_, trains_weights_;
+  int64_t local_experts_, data_ranks_;
+  int64_t chunk_experts_ = 0;
+  std::vector<std::vector<LinearMap>> blocks_;
+  Sums trained_;
+  std::map<std::pair<int64_t, bool>, int64_t> reduced_;  // by layer, stacks apart
+  MemoryPlan plan_;
+};
+
+int64_t most_at_a_time(const MemoryPlan& plan, bool on_host) {
+  int64_t always = 0, phase = 0;
+  for (const MemoryPart& part : plan.parts) {
+    if (part.on_host != on_host) continue;
+    if (part.span == Span::kRun) always += part.bytes;
+    else phase = std::max(phase, part.bytes);
+  }
+  return always + phase;
+}
+
+}  // namespace
+
+int64_t MemoryPlan::device_bytes() const { return most_at_a_time(*this, false); }
+
+int64_t MemoryPlan::host_bytes() const { return most_at_a_time(*this, true); }
+
+MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, at::DeviceType device, std::optional<int64_t> rows) {
+  MT_CHECK(config.experts % mesh.ep == 0, config.experts, " experts on ", mesh.ep, " ranks");
+  return Planner(config, recipe, mesh, device, rows).plan();
+}
+
+std::string memory_table(const MemoryPlan& plan, bool with_formulas) {
+  std::ostringstream out;
+  auto line = [&](const std::string& name, int64_t bytes, const std::string& remark) {
+    out << "  " << std::left << std::setw(26) << name << std::right << std::setw(10) << bytes_text(bytes);
+    const size_t end = remark.find_last_not_of(' ');
+    if (end != std::string::npos) out << "   " << remark.substr(0, end + 1);
+    out << "\n";
+  };
+  const bool gpu = plan.device != at::kCPU;
+  for (const bool on_host : {false, true}) {
+    for (const Span span : {Span::kRun, Span::kPhase}) {
+      for (const MemoryPart& part : plan.parts) {
+        if (part.on_host != on_host || part.span != span) continue;
+        const std::string mark = span == Span::kPhase ? "(a) " : gpu && on_host ? "(host) " : "";
+        line(part.name, part.bytes, mark + (with_formulas ? part.formula : ""));
+      }
+    }
+  }
+  const std::string note = str("T = ", plan.rows, " tokens; of (a) only the largest counts");
+  if (gpu) line("device, at the most", plan.device_bytes(), note);
+  line("host, at the most", plan.host_bytes(), gpu ? "" : note);
+  std::string text = out.str();
+  text.pop_back();
+  return text;
+}
+
+}  // namespace moetune

@@ -1,0 +1,58 @@
+// The bytes that one rank will hold, predicted from config.json and the recipe alone: no device, no weights.
+//
+//   const MemoryPlan plan = plan_memory(config, recipe, resolve_mesh(...), at::kCUDA);
+//   plan.device_bytes();                   // to compare with the device's memory before the run and with the peak after it
+//   log_info(memory_table(plan));
+//
+// All ranks of an expert- and data-parallel mesh are alike. Each part is a product of shapes that its formula states; the functions
+// that compute it stand beside the allocations. Not in it: the device's context, libraries' workspaces, rounding of the allocator.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <c10/core/DeviceType.h>
+
+#include "moe/config.h"
+#include "parallel/mesh.h"
+#include "trainer/recipe/recipe.h"
+
+namespace moetune {
+
+struct MemoryPart {
+  /// Held for the whole run, or in one phase of a step: of phases, which follow one another, the largest counts.
+  enum class Span { kRun, kPhase };
+  std::string name;
+  int64_t bytes = 0;
+  bool on_host = false;  ///< in host memory even where the run computes on a GPU
+  Span span = Span::kRun;
+  std::string formula;
+};
+
+struct MemoryPlan {
+  at::DeviceType device = at::kCPU;  ///< on a CPU its memory is the host's
+  int64_t rows = 0;                  ///< T: tokens of the fullest rank in its fullest step
+  int64_t frozen_linear_bytes = 0;   ///< of the parts: packed linear weights
+  int64_t plain_bytes = 0;           ///< embedding, head, norms, router
+  int64_t trained_numbers = 0;       ///< on this rank
+  int64_t scratch_elements = 0;      ///< as Model::scratch_elements()
+  std::vector<std::pair<std::string, int64_t>> trained_by_group;  ///< numbers of the whole model, all ranks together
+  std::vector<MemoryPart> parts;
+
+  /// Most bytes at a time on the device, and on the host; on a CPU all of it is on the host.
+  int64_t device_bytes() const;
+  int64_t host_bytes() const;
+};
+
+/// The plan for one rank of a resolved mesh. `rows`: tokens of the fullest rank where the data is known; otherwise the bound that
+/// train.batch and data.max_tokens give. Throws UserError where targets match nothing.
+MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, at::DeviceType device,
+                       std::optional<int64_t> rows = std::nullopt);
+
+/// The parts in columns, their sums last: lines of at most 100 columns, without a newline at the end.
+std::string memory_table(const MemoryPlan& plan, bool with_formulas);
+
+}  // namespace moetune

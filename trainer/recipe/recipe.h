@@ -1,0 +1,205 @@
+// The recipe: everything that a run is told, one plain struct per section of the YAML file.
+//
+//   const Recipe recipe = load_recipe("recipes/tiny.yaml", {"train.steps=10", "adapter.targets=[attention, experts]"});
+//   if (recipe.adapter) use(recipe.adapter->rank, recipe.train.optimizer.lr);
+//   write_file(run_dir / "recipe.yaml", dump_resolved(recipe));   // loads again to the same values
+//
+// The member initialisers below are the defaults. What a key means, its unit and what it may be stand once, in
+// recipe_schema.h; loading, checking, dumping and docs/recipes.md read them there. An empty std::optional is the word
+// `auto`, `null` or `none` of the file, as the member's comment says.
+#pragma once
+
+#include <array>
+#include <concepts>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "trainer/recipe/recipe_targets.h"
+
+namespace moetune {
+
+// Choices. words_of lists the words of a choice in the order of its values; to_string gives the word of one value.
+
+enum class DeviceChoice { kAuto, kCpu, kCuda };
+constexpr std::array<std::string_view, 3> words_of(DeviceChoice) { return {"auto", "cpu", "cuda"}; }
+
+enum class WeightOrigin { kPretrained, kRandom };
+constexpr std::array<std::string_view, 2> words_of(WeightOrigin) { return {"pretrained", "random"}; }
+
+enum class BaseChoice { kNf4, kNf4Double, kBf16, kFp32 };
+constexpr std::array<std::string_view, 4> words_of(BaseChoice) { return {"nf4", "nf4_double", "bf16", "fp32"}; }
+
+enum class ComputeType { kBf16, kFp32, kFp64 };
+constexpr std::array<std::string_view, 3> words_of(ComputeType) { return {"bf16", "fp32", "fp64"}; }
+
+enum class SpecialTokens { kAsText, kReject, kAllow };
+constexpr std::array<std::string_view, 3> words_of(SpecialTokens) { return {"as_text", "reject", "allow"}; }
+
+enum class TrainOn { kAssistant, kAll };
+constexpr std::array<std::string_view, 2> words_of(TrainOn) { return {"assistant", "all"}; }
+
+enum class ScheduleKind { kCosine, kLinear, kConstant };
+constexpr std::array<std::string_view, 3> words_of(ScheduleKind) { return {"cosine", "linear", "constant"}; }
+
+enum class RouterBias { kFrozen, kUpdate };
+constexpr std::array<std::string_view, 2> words_of(RouterBias) { return {"frozen", "update"}; }
+
+template <typename Choice>
+  requires requires(Choice choice) { words_of(choice); }
+std::string to_string(Choice choice) {
+  return std::string(words_of(choice)[static_cast<size_t>(choice)]);
+}
+
+/// How many layers keep their graph on the way down instead of recomputing it on the way up.
+struct KeepLayers {
+  enum class Kind { kAuto, kNone, kAll, kCount };
+  Kind kind = Kind::kAuto;
+  int64_t num_layers = 0;  ///< with kCount only
+  bool operator==(const KeepLayers&) const = default;
+};
+
+// Sections, in the order of the file.
+
+struct RunRecipe {
+  std::string dir;  ///< required
+  int64_t seed = 17;
+  DeviceChoice device = DeviceChoice::kAuto;
+  int64_t threads = 0;  ///< CPU threads per rank; 0: automatic
+  bool operator==(const RunRecipe&) const = default;
+};
+
+struct ModelRecipe {
+  std::string path;  ///< required
+  WeightOrigin weights = WeightOrigin::kPretrained;
+  BaseChoice base = BaseChoice::kNf4;
+  ComputeType compute = ComputeType::kBf16;
+  bool operator==(const ModelRecipe&) const = default;
+};
+
+struct AdapterRecipe {
+  int64_t rank = 16;
+  double alpha = 16.0;  ///< not given in the file: the rank
+  double dropout = 0.0;
+  bool rslora = false;
+  std::vector<std::string> targets = {"attention"};  ///< groups and leaf names, checked: see target_leaves
+  std::map<std::string, int64_t> ranks;              ///< leaf name -> rank, overrides `rank`
+  std::optional<std::string> from;                   ///< null: fresh adapters
+  bool operator==(const AdapterRecipe&) const = default;
+};
+
+struct DataRecipe {
+  std::string train;  ///< required
+  std::optional<std::string> eval;
+  int64_t max_tokens = 4096;  ///< of one packed sequence
+  bool packing = true;
+  bool shuffle = true;
+  SpecialTokens special_tokens_in_content = SpecialTokens::kAsText;
+  TrainOn train_on = TrainOn::kAssistant;
+  bool operator==(const DataRecipe&) const = default;
+};
+
+struct OptimizerRecipe {
+  double lr = 2.0e-4;
+  double lr_b_ratio = 1.0;
+  std::array<double, 2> betas = {0.9, 0.999};
+  double eps = 1.0e-8;
+  double weight_decay = 0.0;
+  bool operator==(const OptimizerRecipe&) const = default;
+};
+
+struct ScheduleRecipe {
+  ScheduleKind kind = ScheduleKind::kCosine;
+  int64_t warmup_steps = 0;
+  double min_lr_ratio = 0.0;
+  bool operator==(const ScheduleRecipe&) const = default;
+};
+
+struct TrainRecipe {
+  std::optional<int64_t> steps;   ///< exactly one of steps and epochs has a value
+  std::optional<int64_t> epochs;
+  int64_t batch = 64;                   ///< sequences per optimizer step over the whole mesh
+  std::optional<int64_t> slice_tokens;  ///< empty: auto
+  KeepLayers keep;
+  double clip = 1.0;  ///< 0: no clipping
+  OptimizerRecipe optimizer;
+  ScheduleRecipe schedule;
+  bool operator==(const TrainRecipe&) const = default;
+};
+
+struct MeshRecipe {
+  int64_t pp = 1;
+  std::optional<int64_t> dp;  ///< empty: auto
+  int64_t ep = 1;
+  int64_t tp = 1;
+  bool operator==(const MeshRecipe&) const = default;
+};
+
+struct ExchangeRecipe {
+  std::optional<int64_t> buffer_rows;  ///< empty: auto
+  bool operator==(const ExchangeRecipe&) const = default;
+};
+
+struct RouterRecipe {
+  RouterBias bias = RouterBias::kFrozen;
+  double bias_rate = 0.001;
+  double balance_loss = 0.0;
+  bool operator==(const RouterRecipe&) const = default;
+};
+
+struct MtpRecipe {
+  double loss_weight = 0.0;
+  bool operator==(const MtpRecipe&) const = default;
+};
+
+struct CheckpointRecipe {
+  int64_t every_steps = 0;     ///< 0: only at the end
+  double every_minutes = 0.0;  ///< 0: not by the clock
+  int64_t keep_last = 2;
+  bool operator==(const CheckpointRecipe&) const = default;
+};
+
+struct EvalRecipe {
+  int64_t every_steps = 0;  ///< 0: never during training
+  bool at_start = false;
+  int64_t max_sequences = 0;  ///< 0: all
+  bool operator==(const EvalRecipe&) const = default;
+};
+
+struct Recipe {
+  RunRecipe run;
+  ModelRecipe model;
+  std::optional<AdapterRecipe> adapter = AdapterRecipe{};  ///< empty: `adapter: none`, the weights themselves train
+  DataRecipe data;
+  TrainRecipe train;
+  MeshRecipe mesh;
+  ExchangeRecipe exchange;
+  RouterRecipe router;
+  MtpRecipe mtp;
+  CheckpointRecipe checkpoint;
+  EvalRecipe eval;
+
+  /// Where each given value came from: "train.optimizer.lr" -> "recipe.yaml:12" or "command line". Absent: the default.
+  std::map<std::string, std::string> origins;
+
+  /// "recipe.yaml:12", "command line" or "default", for messages about `key`.
+  std::string origin(const std::string& key) const;
+};
+
+/// Reads and checks the recipe at `path`; each override "key.sub=value" replaces a value of the file ("key.sub=" takes it
+/// out, so that the default holds). Throws one UserError that lists all mistakes, each with its place.
+Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides = {});
+
+/// The same on text already in memory; `name` stands for the file in messages and origins.
+Recipe parse_recipe(const std::string& text, const std::string& name, const std::vector<std::string>& overrides = {});
+
+/// All values in force as YAML that loads again to the same recipe; behind each value a comment says where it came from.
+std::string dump_resolved(const Recipe& recipe);
+
+/// The reference of all keys: the text of docs/recipes.md.
+std::string recipe_docs_markdown();
+
+}  // namespace moetune

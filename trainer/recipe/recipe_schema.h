@@ -1,0 +1,222 @@
+// The schema of a recipe: every key once, with what it means, its unit and what it may be.
+//
+//   struct Lister {                                                   // whatever walks the recipe
+//     template <typename Value> void field(const char* key, Value& value, const FieldSpec& spec);
+//     template <typename Section> void section(const char* key, const char* doc, Section& section);
+//     template <typename Section> void optional_section(const char* key, const char* doc, std::optional<Section>& section);
+//   };
+//   Lister lister;  visit_keys(lister, recipe);                       // calls these for each key, in the order of the file
+//
+// section and optional_section go on with visit_keys(*this, section) when they want what is inside. The default of a key
+// is the value that its member has in a default-constructed section (recipe.h).
+#pragma once
+
+#include <concepts>
+#include <limits>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "trainer/recipe/recipe.h"
+
+namespace moetune {
+
+/// The interval that a number must lie in.
+struct Range {
+  double min = -std::numeric_limits<double>::infinity();
+  double max = std::numeric_limits<double>::infinity();
+  bool above_min = false;  ///< min itself is refused
+  bool below_max = false;  ///< max itself is refused
+};
+
+/// What the schema says of a key beside its type and default.
+struct FieldSpec {
+  const char* doc;
+  const char* unit = "";
+  Range range = {};                     ///< of a number, or of each number in a list or map
+  const char* empty_word = "null";      ///< the word for an empty std::optional
+  std::vector<std::string> words = {};  ///< what a list may hold, or the keys of a map
+  const char* default_text = "";        ///< for a default that depends on another key
+  bool required = false;
+  bool path = false;  ///< text that names a file or folder
+};
+
+template <typename S, typename Section>
+concept SectionOf = std::same_as<std::remove_const_t<S>, Section>;
+
+template <typename Visitor, SectionOf<RunRecipe> S>
+void visit_keys(Visitor& v, S& run) {
+  v.field("dir", run.dir,
+          {.doc = "The run folder: resolved recipe, log, checkpoints. Made when it is missing.",
+           .required = true, .path = true});
+  v.field("seed", run.seed,
+          {.doc = "All randomness follows from it: data order, dropout, new adapters, random weights.",
+           .range = {.min = 0}});
+  v.field("device", run.device, {.doc = "Where to compute; `auto` is CUDA where there is a GPU."});
+  v.field("threads", run.threads, {.doc = "CPU threads per rank; 0 chooses.", .unit = "threads", .range = {0, 1024}});
+}
+
+template <typename Visitor, SectionOf<ModelRecipe> S>
+void visit_keys(Visitor& v, S& model) {
+  v.field("path", model.path,
+          {.doc = "Hugging Face folder: `config.json`, `*.safetensors`, `tokenizer.json`.",
+           .required = true, .path = true});
+  v.field("weights", model.weights, {.doc = "`random` draws the weights from the seed; `config.json` is enough then."});
+  v.field("base", model.base,
+          {.doc = "How frozen linear weights are held; `nf4_double` quantises the scales (absmax) too."});
+  v.field("compute", model.compute, {.doc = "Type of activations and matrix products; `fp64` is for proofs."});
+}
+
+template <typename Visitor, SectionOf<AdapterRecipe> S>
+void visit_keys(Visitor& v, S& adapter) {
+  constexpr Range kRank = {1, 1024};
+  v.field("rank", adapter.rank, {.doc = "Rank of A and B.", .range = kRank});
+  v.field("alpha", adapter.alpha,
+          {.doc = "The adapter's output is scaled by alpha / rank.",
+           .range = {.min = 0, .max = 65536, .above_min = true}, .default_text = "the rank"});
+  v.field("dropout", adapter.dropout,
+          {.doc = "Probability that an input of A is dropped in training.",
+           .range = {.min = 0, .max = 1, .below_max = true}});
+  v.field("rslora", adapter.rslora, {.doc = "Scale by alpha / sqrt(rank) instead."});
+  v.field("targets", adapter.targets,
+          {.doc = "The linear maps that get adapters, by group or by leaf name. `gate_proj`, `up_proj` and "
+                  "`down_proj` are those of dense MLPs and shared experts; routed experts are `experts.gate_proj` and so on.",
+           .words = target_words()});
+  v.field("ranks", adapter.ranks,
+          {.doc = "Rank by leaf name, where it differs from `rank`.", .range = kRank, .words = target_leaf_words()});
+  v.field("from", adapter.from, {.doc = "Folder of a PEFT adapter to go on from.", .path = true});
+}
+
+template <typename Visitor, SectionOf<DataRecipe> S>
+void visit_keys(Visitor& v, S& data) {
+  v.field("train", data.train, {.doc = "Training data: one JSON object a line.", .required = true, .path = true});
+  v.field("eval", data.eval, {.doc = "Held-out data in the same formats.", .path = true});
+  v.field("max_tokens", data.max_tokens,
+          {.doc = "Length of one packed sequence, and so of the longest document.",
+           .unit = "tokens", .range = {2, 1 << 20}});
+  v.field("packing", data.packing,
+          {.doc = "Several documents share a sequence; `false`: each is a sequence of its own."});
+  v.field("shuffle", data.shuffle, {.doc = "A new order each epoch; `false`: the file's order."});
+  v.field("special_tokens_in_content", data.special_tokens_in_content,
+          {.doc = "What to do with the text of a special token inside a message: encode it as ordinary text, "
+                  "refuse the line, or let it be the token."});
+  v.field("train_on", data.train_on,
+          {.doc = "The tokens that are targets: the assistant's alone, or all. A `text` line is always trained on in "
+                  "full."});
+}
+
+template <typename Visitor, SectionOf<OptimizerRecipe> S>
+void visit_keys(Visitor& v, S& optimizer) {
+  v.field("lr", optimizer.lr, {.doc = "Learning rate of AdamW at the top of the schedule.", .range = {0, 10}});
+  v.field("lr_b_ratio", optimizer.lr_b_ratio,
+          {.doc = "Learning rate of B over that of A (LoRA+).", .range = {.min = 0, .max = 1000, .above_min = true}});
+  v.field("betas", optimizer.betas,
+          {.doc = "Decay of the first and of the second moment.", .range = {.min = 0, .max = 1, .below_max = true}});
+  v.field("eps", optimizer.eps,
+          {.doc = "Added to the root of the second moment.", .range = {.min = 0, .max = 1, .above_min = true}});
+  v.field("weight_decay", optimizer.weight_decay, {.doc = "Decoupled weight decay.", .range = {0, 10}});
+}
+
+template <typename Visitor, SectionOf<ScheduleRecipe> S>
+void visit_keys(Visitor& v, S& schedule) {
+  v.field("kind", schedule.kind, {.doc = "Course of the learning rate after the warm-up."});
+  v.field("warmup_steps", schedule.warmup_steps,
+          {.doc = "Steps over which the learning rate rises from 0.", .unit = "steps", .range = {0, 1e9}});
+  v.field("min_lr_ratio", schedule.min_lr_ratio,
+          {.doc = "Learning rate at the last step, as a part of `lr`.", .range = {0, 1}});
+}
+
+template <typename Visitor, SectionOf<TrainRecipe> S>
+void visit_keys(Visitor& v, S& train) {
+  v.field("steps", train.steps,
+          {.doc = "Length of the run in optimizer steps. Give this or `epochs`.", .unit = "steps", .range = {1, 1e9}});
+  v.field("epochs", train.epochs,
+          {.doc = "Length of the run in passes over the data. Give this or `steps`.",
+           .unit = "epochs", .range = {1, 1e6}});
+  v.field("batch", train.batch,
+          {.doc = "Sequences per optimizer step, over the whole mesh.", .unit = "sequences", .range = {1, 1 << 20}});
+  v.field("slice_tokens", train.slice_tokens,
+          {.doc = "Tokens that go through a block at once, per rank.",
+           .unit = "tokens", .range = {1, 1 << 24}, .empty_word = "auto"});
+  v.field("keep", train.keep,
+          {.doc = "Layers that keep their graph instead of recomputing: memory for time.",
+           .unit = "layers", .range = {0, 10000}});
+  v.field("clip", train.clip, {.doc = "The global gradient norm is scaled down to this; 0 is off.", .range = {0, 1e6}});
+  v.section("optimizer", "AdamW.", train.optimizer);
+  v.section("schedule", "The learning rate over the run.", train.schedule);
+}
+
+template <typename Visitor, SectionOf<MeshRecipe> S>
+void visit_keys(Visitor& v, S& mesh) {
+  v.field("pp", mesh.pp, {.doc = "Pipeline stages.", .unit = "ranks", .range = {1, 1}});
+  v.field("dp", mesh.dp,
+          {.doc = "Data-parallel replicas; `auto`: what the other axes leave of the ranks.",
+           .unit = "ranks", .range = {1, 65536}, .empty_word = "auto"});
+  v.field("ep", mesh.ep, {.doc = "Ranks that share the experts of a layer.", .unit = "ranks", .range = {1, 65536}});
+  v.field("tp", mesh.tp,
+          {.doc = "Ranks that share each attention and dense matrix.", .unit = "ranks", .range = {1, 1}});
+}
+
+template <typename Visitor, SectionOf<ExchangeRecipe> S>
+void visit_keys(Visitor& v, S& exchange) {
+  v.field("buffer_rows", exchange.buffer_rows,
+          {.doc = "Rows of the buffer in which a rank receives tokens for its experts; a larger exchange runs in rounds.",
+           .unit = "rows", .range = {1, 1e12}, .empty_word = "auto"});
+}
+
+template <typename Visitor, SectionOf<RouterRecipe> S>
+void visit_keys(Visitor& v, S& router) {
+  v.field("bias", router.bias,
+          {.doc = "The correction bias of the router: as loaded, or moved after each step against the load."});
+  v.field("bias_rate", router.bias_rate,
+          {.doc = "How far the bias of an expert moves in a step, with `bias: update`.", .range = {0, 1}});
+  v.field("balance_loss", router.balance_loss,
+          {.doc = "Weight of the auxiliary loss that balances the experts.", .range = {0, 100}});
+}
+
+template <typename Visitor, SectionOf<MtpRecipe> S>
+void visit_keys(Visitor& v, S& mtp) {
+  v.field("loss_weight", mtp.loss_weight,
+          {.doc = "Weight of the multi-token-prediction loss. Above 0 the module must be in the checkpoint, "
+                  "or `model.weights: random`.",
+           .range = {0, 10}});
+}
+
+template <typename Visitor, SectionOf<CheckpointRecipe> S>
+void visit_keys(Visitor& v, S& checkpoint) {
+  v.field("every_steps", checkpoint.every_steps,
+          {.doc = "Save each time so many steps are done; 0: only at the end.", .unit = "steps", .range = {0, 1e9}});
+  v.field("every_minutes", checkpoint.every_minutes,
+          {.doc = "Save when so much time has passed since the last one; 0: not by the clock.",
+           .unit = "minutes", .range = {0, 1e6}});
+  v.field("keep_last", checkpoint.keep_last,
+          {.doc = "Checkpoints to keep; older ones are removed.", .unit = "checkpoints", .range = {1, 10000}});
+}
+
+template <typename Visitor, SectionOf<EvalRecipe> S>
+void visit_keys(Visitor& v, S& eval) {
+  v.field("every_steps", eval.every_steps,
+          {.doc = "Evaluate on `data.eval` each time so many steps are done; 0: never.",
+           .unit = "steps", .range = {0, 1e9}});
+  v.field("at_start", eval.at_start, {.doc = "Evaluate before the first step too."});
+  v.field("max_sequences", eval.max_sequences,
+          {.doc = "Evaluate on the first so many sequences; 0: all.", .unit = "sequences", .range = {0, 1e9}});
+}
+
+template <typename Visitor, SectionOf<Recipe> S>
+void visit_keys(Visitor& v, S& recipe) {
+  v.section("run", "The run folder and the process.", recipe.run);
+  v.section("model", "The pretrained model, and how it is held.", recipe.model);
+  v.optional_section("adapter", "The LoRA adapters. `adapter: none` trains the weights themselves.", recipe.adapter);
+  v.section("data", "What to train on.", recipe.data);
+  v.section("train", "How long and how.", recipe.train);
+  v.section("mesh",
+            "How the ranks that `mpirun` starts are arranged; the product of the axes is their number.", recipe.mesh);
+  v.section("exchange", "The token exchange between the ranks of the expert axis.", recipe.exchange);
+  v.section("router", "The routers of the expert layers.", recipe.router);
+  v.section("mtp", "Multi-token prediction.", recipe.mtp);
+  v.section("checkpoint", "When to save.", recipe.checkpoint);
+  v.section("eval", "When to evaluate.", recipe.eval);
+}
+
+}  // namespace moetune

@@ -1,0 +1,371 @@
+#include "trainer/recipe/recipe_values.h"
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+
+#include "parallel/base/error.h"
+
+namespace moetune {
+namespace {
+
+using Kind = YamlNode::Kind;
+
+constexpr size_t kMaxShown = 60;
+
+std::string format(double number, std::chars_format layout) {
+  char text[64];
+  return std::string(text, std::to_chars(text, text + sizeof text, number, layout).ptr);
+}
+
+// Shortest text that reads back to the same double: 16.0, 0.001, 2.0e-4.
+std::string write_number(double number) {
+  const double size = std::fabs(number);
+  if (number == 0.0) return "0.0";
+  if (size >= 1e-3 && size < 1e15) {
+    const std::string text = format(number, std::chars_format::fixed);
+    return text.find('.') == std::string::npos ? text + ".0" : text;
+  }
+  const std::string text = format(number, std::chars_format::scientific);
+  const size_t e = text.find('e');
+  const std::string mantissa = text.substr(0, e);
+  return str(mantissa, mantissa.find('.') == std::string::npos ? ".0" : "", "e", std::stoi(text.substr(e + 1)));
+}
+
+std::string write_bound(double bound) {
+  const bool whole = bound == std::floor(bound) && std::fabs(bound) < 1e15;
+  return whole ? std::to_string(static_cast<int64_t>(bound)) : write_number(bound);
+}
+
+bool contains(const Range& range, double number) {
+  const bool above = range.above_min ? number > range.min : number >= range.min;
+  const bool below = range.below_max ? number < range.max : number <= range.max;
+  return above && below;
+}
+
+ValueProblems problem(const YamlNode& node, const std::string& what, bool say_allowed = false) {
+  if (node.kind == Kind::kInvalid) return {};  // already reported
+  return {{&node, what, say_allowed}};
+}
+
+ValueProblems not_allowed(const YamlNode& node) { return problem(node, str(shown(node), " is not allowed"), true); }
+
+bool is_plain(const YamlNode& node) { return node.kind == Kind::kScalar && !node.quoted; }
+
+// Number is int64_t or double; `parse` its parser. A quoted number is text.
+template <typename Number, typename Parse>
+ValueProblems read_number(const YamlNode& node, const FieldSpec& spec, Number& value, Parse parse) {
+  const auto number = is_plain(node) ? parse(node.text) : std::nullopt;
+  if (number && contains(spec.range, static_cast<double>(*number))) {
+    value = *number;
+    return {};
+  }
+  if (node.kind == Kind::kScalar && node.quoted && parse(node.text)) {
+    return problem(node, str("'", node.text, "' in quotes is text"), true);
+  }
+  return not_allowed(node);
+}
+
+bool is_word(const YamlNode& node, const char* word) { return is_plain(node) && node.text == word; }
+
+// The word for an empty optional; `null` and `~` reach the tree as kNull.
+bool is_empty_word(const YamlNode& node, const FieldSpec& spec) {
+  return std::string(spec.empty_word) == "null" ? node.kind == Kind::kNull : is_word(node, spec.empty_word);
+}
+
+template <typename Value>
+ValueProblems read_optional(const YamlNode& node, const FieldSpec& spec, std::optional<Value>& value) {
+  if (is_empty_word(node, spec)) {
+    value.reset();
+    return {};
+  }
+  Value inner{};
+  ValueProblems problems = read_value(node, spec, inner);
+  if (problems.empty()) value = inner;
+  return problems;
+}
+
+template <typename Value>
+std::string write_optional(const std::optional<Value>& value, const FieldSpec& spec) {
+  return value ? write_value(*value, spec) : spec.empty_word;
+}
+
+template <typename Items, typename Write>
+std::string join(const Items& items, const char* separator, Write write) {
+  std::string text;
+  for (const auto& item : items) text += (text.empty() ? "" : separator) + write(item);
+  return text;
+}
+
+std::string same(const std::string& text) { return text; }
+
+// Edits between two names: insert, delete, replace, or swap two neighbours.
+size_t edit_distance(const std::string& a, const std::string& b) {
+  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) {
+    for (size_t j = 0; j <= b.size(); ++j) {
+      if (i == 0 || j == 0) {
+        d[i][j] = i + j;
+        continue;
+      }
+      d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+    }
+  }
+  return d[a.size()][b.size()];
+}
+
+}  // namespace
+
+std::string range_limits(const Range& range) {
+  const bool has_min = std::isfinite(range.min);
+  const bool has_max = std::isfinite(range.max);
+  if (has_min && range.min == range.max) return str("equal to ", write_bound(range.min));
+  if (has_min && has_max && !range.above_min && !range.below_max) {
+    return str("from ", write_bound(range.min), " to ", write_bound(range.max));
+  }
+  std::string text;
+  if (has_min) text += str(range.above_min ? "above " : "of at least ", write_bound(range.min));
+  if (has_max) text += str(has_min ? " and " : "", range.below_max ? "below " : "at most ", write_bound(range.max));
+  return text;
+}
+
+std::string shown(const std::string& text) {
+  std::string safe;
+  for (const unsigned char c : text.substr(0, kMaxShown)) {
+    char escaped[8];
+    std::snprintf(escaped, sizeof escaped, "\\x%02x", c);
+    safe += c < 0x20 || c == 0x7f ? escaped : std::string(1, static_cast<char>(c));
+  }
+  return str("'", safe, text.size() > kMaxShown ? "...'" : "'");
+}
+
+std::string shown(const YamlNode& node) {
+  switch (node.kind) {
+    case Kind::kScalar: return shown(node.text);
+    case Kind::kList: return "a list";
+    case Kind::kMap: return "a map";
+    default: return "null";
+  }
+}
+
+std::string nearest_name(const std::string& name, const std::vector<std::string>& names) {
+  std::string best;
+  if (name.size() > kMaxShown) return best;
+  size_t best_distance = (name.size() + 1) / 3 + 1;  // about one slip in three letters
+  for (const std::string& candidate : names) {
+    const size_t distance = edit_distance(name, candidate);
+    if (distance < best_distance) {
+      best = candidate;
+      best_distance = distance;
+    }
+  }
+  return best;
+}
+
+std::string suggestion(const std::string& name, const std::vector<std::string>& names) {
+  const std::string near = nearest_name(name, names);
+  return near.empty() ? str("; allowed: ", join(names, ", ", same)) : str("; did you mean '", near, "'?");
+}
+
+std::string quote_yaml(const std::string& text) {
+  const bool plain = !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) {
+    return std::isalnum(c) || c == '_' || c == '.' || c == '/' || c == '-' || c == '+' || c == '=';
+  }) && (std::isalpha(static_cast<unsigned char>(text[0])) || text[0] == '/');
+  // words that some YAML reader takes for a boolean or for nothing
+  static const std::vector<std::string> kTaken = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"};
+  std::string lower = text;
+  std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
+  if (plain && std::find(kTaken.begin(), kTaken.end(), lower) == kTaken.end()) return text;
+  std::string quoted = "\"";
+  for (const unsigned char c : text) {
+    char escaped[8];
+    std::snprintf(escaped, sizeof escaped, "\\x%02x", c);
+    if (c < 0x20 || c == 0x7f) {
+      quoted += escaped;
+    } else {
+      if (c == '"' || c == '\\') quoted += '\\';
+      quoted += static_cast<char>(c);
+    }
+  }
+  return quoted + "\"";
+}
+
+std::string join_or(const std::vector<std::string>& words) {
+  std::string text;
+  for (size_t i = 0; i < words.size(); ++i) text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  return text;
+}
+
+ValueProblems read_choice(const YamlNode& node, const std::vector<std::string>& words, size_t& index) {
+  const auto found = node.kind == Kind::kScalar ? std::find(words.begin(), words.end(), node.text) : words.end();
+  if (found == words.end()) return not_allowed(node);
+  index = found - words.begin();
+  return {};
+}
+
+// bool
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec&, bool& value) {
+  const std::optional<bool> boolean = is_plain(node) ? parse_boolean(node.text) : std::nullopt;
+  if (!boolean) return not_allowed(node);
+  value = *boolean;
+  return {};
+}
+std::string write_value(const bool& value, const FieldSpec&) { return value ? "true" : "false"; }
+std::string type_name(const bool&, const FieldSpec&) { return "true or false"; }
+std::string type_limits(const bool&, const FieldSpec&) { return ""; }
+
+// numbers
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, int64_t& value) {
+  return read_number(node, spec, value, parse_integer);
+}
+std::string write_value(const int64_t& value, const FieldSpec&) { return std::to_string(value); }
+std::string type_name(const int64_t&, const FieldSpec&) { return "whole number"; }
+std::string type_limits(const int64_t&, const FieldSpec& spec) { return range_limits(spec.range); }
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, double& value) {
+  return read_number(node, spec, value, parse_number);
+}
+std::string write_value(const double& value, const FieldSpec&) { return write_number(value); }
+std::string type_name(const double&, const FieldSpec&) { return "number"; }
+std::string type_limits(const double&, const FieldSpec& spec) { return range_limits(spec.range); }
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<int64_t>& value) {
+  return read_optional(node, spec, value);
+}
+std::string write_value(const std::optional<int64_t>& value, const FieldSpec& spec) { return write_optional(value, spec); }
+std::string type_name(const std::optional<int64_t>&, const FieldSpec& spec) {
+  return str(spec.empty_word, " or ", type_name(int64_t{}, spec));
+}
+std::string type_limits(const std::optional<int64_t>&, const FieldSpec& spec) { return type_limits(int64_t{}, spec); }
+
+// text
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::string& value) {
+  if (node.kind != Kind::kScalar || node.text.empty()) return not_allowed(node);
+  if (spec.path && (node.text[0] == '~' || node.text.find('$') != std::string::npos)) {
+    return problem(node, str(shown(node), " would not be expanded: a recipe knows neither ~ nor variables; ",
+                             "write the path in full"));
+  }
+  value = node.text;
+  return {};
+}
+std::string write_value(const std::string& value, const FieldSpec&) { return quote_yaml(value); }
+std::string type_name(const std::string&, const FieldSpec& spec) { return spec.path ? "path" : "text"; }
+std::string type_limits(const std::string&, const FieldSpec&) { return ""; }
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<std::string>& value) {
+  return read_optional(node, spec, value);
+}
+std::string write_value(const std::optional<std::string>& value, const FieldSpec& spec) { return write_optional(value, spec); }
+std::string type_name(const std::optional<std::string>&, const FieldSpec& spec) {
+  return str(spec.empty_word, " or ", type_name(std::string{}, spec));
+}
+std::string type_limits(const std::optional<std::string>&, const FieldSpec& spec) { return type_limits(std::string{}, spec); }
+
+// auto | none | all | N
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, KeepLayers& value) {
+  KeepLayers read;
+  if (is_word(node, "auto")) {
+    read.kind = KeepLayers::Kind::kAuto;
+  } else if (is_word(node, "none")) {
+    read.kind = KeepLayers::Kind::kNone;
+  } else if (is_word(node, "all")) {
+    read.kind = KeepLayers::Kind::kAll;
+  } else {
+    read.kind = KeepLayers::Kind::kCount;
+    if (!read_value(node, spec, read.num_layers).empty()) return not_allowed(node);
+  }
+  value = read;
+  return {};
+}
+std::string write_value(const KeepLayers& value, const FieldSpec& spec) {
+  switch (value.kind) {
+    case KeepLayers::Kind::kAuto: return "auto";
+    case KeepLayers::Kind::kNone: return "none";
+    case KeepLayers::Kind::kAll: return "all";
+    case KeepLayers::Kind::kCount: break;
+  }
+  return write_value(value.num_layers, spec);
+}
+std::string type_name(const KeepLayers& value, const FieldSpec& spec) {
+  return str("auto, none, all or ", type_name(value.num_layers, spec));
+}
+std::string type_limits(const KeepLayers& value, const FieldSpec& spec) { return type_limits(value.num_layers, spec); }
+
+// [a, b]
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, NumberPair& value) {
+  if (node.kind != Kind::kList || node.items.size() != value.size()) return not_allowed(node);
+  NumberPair read{};
+  ValueProblems problems;
+  for (size_t i = 0; i < read.size(); ++i) {
+    for (ValueProblem& p : read_value(node.items[i], spec, read[i])) problems.push_back(std::move(p));
+  }
+  if (problems.empty()) value = read;
+  return problems;
+}
+std::string write_value(const NumberPair& value, const FieldSpec&) { return str("[", join(value, ", ", write_number), "]"); }
+std::string type_name(const NumberPair&, const FieldSpec&) { return "list of two numbers"; }
+std::string type_limits(const NumberPair&, const FieldSpec& spec) { return str("each ", range_limits(spec.range)); }
+
+// a list of words
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, Words& value) {
+  if (node.kind != Kind::kList || node.items.empty()) return not_allowed(node);
+  Words read;
+  ValueProblems problems;
+  const auto add = [&](const YamlNode& item, const std::string& what) {
+    for (ValueProblem& p : problem(item, what)) problems.push_back(std::move(p));
+  };
+  for (const YamlNode& item : node.items) {
+    if (item.kind != Kind::kScalar) {
+      add(item, str(shown(item), " is not a name; allowed: ", join_or(spec.words)));
+    } else if (std::find(spec.words.begin(), spec.words.end(), item.text) == spec.words.end()) {
+      add(item, str("unknown name ", shown(item), suggestion(item.text, spec.words)));
+    } else if (std::find(read.begin(), read.end(), item.text) != read.end()) {
+      add(item, str(shown(item), " is listed twice"));
+    } else {
+      read.push_back(item.text);
+    }
+  }
+  if (problems.empty()) value = read;
+  return problems;
+}
+std::string write_value(const Words& value, const FieldSpec&) { return str("[", join(value, ", ", quote_yaml), "]"); }
+std::string type_name(const Words&, const FieldSpec&) { return "list of names"; }
+std::string type_limits(const Words&, const FieldSpec& spec) { return str("among ", join_or(spec.words)); }
+
+// {word: N}
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, WordCounts& value) {
+  if (node.kind != Kind::kMap) return not_allowed(node);
+  WordCounts read;
+  ValueProblems problems;
+  for (const YamlEntry& entry : node.entries) {
+    if (std::find(spec.words.begin(), spec.words.end(), entry.key) == spec.words.end()) {
+      problems.push_back({&entry.value, str("unknown name ", shown(entry.key), suggestion(entry.key, spec.words)), false});
+      continue;
+    }
+    int64_t& number = read[entry.key];
+    for (const ValueProblem& p : read_value(entry.value, spec, number)) {
+      problems.push_back({p.node, str(entry.key, ": ", p.what, "; allowed: ", allowed_value(number, spec)), false});
+    }
+  }
+  if (problems.empty()) value = read;
+  return problems;
+}
+std::string write_value(const WordCounts& value, const FieldSpec&) {
+  return str("{", join(value, ", ", [](const auto& entry) { return str(quote_yaml(entry.first), ": ", entry.second); }), "}");
+}
+std::string type_name(const WordCounts&, const FieldSpec&) { return "map from names to whole numbers"; }
+std::string type_limits(const WordCounts&, const FieldSpec& spec) {
+  return str(range_limits(spec.range), ", names among ", join_or(spec.words));
+}
+
+}  // namespace moetune
