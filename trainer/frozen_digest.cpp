@@ -9,7 +9,7 @@
 namespace moetune {
 namespace {
 
-constexpr int64_t kWordsAtATime = int64_t{1} << 22;
+constexpr int64_t kWordsAtATime = int64_t{1} << 20;  // temporaries of a few times 8 MiB
 
 // An odd multiplier for each place: a changed word always changes the sum.
 at::Tensor multipliers(uint64_t key, int64_t first_word, int64_t count, at::Device device) {
