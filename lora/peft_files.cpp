@@ -79,17 +79,23 @@ void write_peft_config(const std::filesystem::path& folder, const PeftConfig& co
   write_text_atomically((folder / kConfigFile).string(), json.dump(2) + "\n");
 }
 
-void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parameters, double scale) {
+void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parameters, double alpha, bool rslora) {
   at::NoGradGuard no_grad;
   const PeftConfig config = read_peft_config(folder);
   if (!config.alpha_pattern.empty()) {
     throw UserError(str((folder / kConfigFile).string(), ": alpha_pattern gives ", config.alpha_pattern.begin()->first, " an alpha of its own; this program "
                         "goes on from one alpha for all maps"));
   }
-  const double saved_scale = config.alpha / (config.rslora ? std::sqrt(static_cast<double>(config.rank)) : static_cast<double>(config.rank));
-  if (std::abs(saved_scale - scale) > 1e-9 * std::abs(scale)) {
-    throw UserError(str((folder / kConfigFile).string(), ": scales its product by ", saved_scale, ", the recipe's alpha and rank give ", scale,
-                        "; set adapter.alpha and adapter.rank alike"));
+  // Shapes are compared below, so a map has one rank on both sides; its scale must be one too.
+  auto scale_of = [](double an_alpha, bool with_root, double rank) { return an_alpha / (with_root ? std::sqrt(rank) : rank); };
+  for (const Parameter& parameter : parameters.all()) {
+    if (parameter.info().role != Role::kAdapterA) continue;
+    const auto rank = static_cast<double>(parameter.master().size(-2));
+    const double saved = scale_of(config.alpha, config.rslora, rank), wanted = scale_of(alpha, rslora, rank);
+    if (std::abs(saved - wanted) > 1e-9 * std::abs(wanted)) {
+      throw UserError(str((folder / kConfigFile).string(), ": scales ", parameter.name(), " (rank ", rank, ") by ", saved, ", the recipe by ", wanted,
+                          "; set adapter.alpha to ", config.alpha, " and adapter.rslora to ", config.rslora ? "true" : "false"));
+    }
   }
   const SafetensorsFile file((folder / kWeightsFile).string());
   std::set<std::string> used;

@@ -1,7 +1,7 @@
 // Adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors, one pair of two-dimensional tensors a linear map,
 // routed experts included: base_model.model.model.layers.3.mlp.experts.17.gate_proj.lora_A.weight.
 //
-//   load_peft_adapter("adapters/base", parameters, /*scale=*/alpha / rank);   // training goes on from it
+//   load_peft_adapter("adapters/base", parameters, alpha, /*rslora=*/false);   // training goes on from it
 //   PeftConfig config = read_peft_config("adapters/base");
 #pragma once
 
@@ -35,7 +35,8 @@ PeftConfig read_peft_config(const std::filesystem::path& folder);
 void write_peft_config(const std::filesystem::path& folder, const PeftConfig& config);
 
 /// Sets masters and working copies from the adapter in `folder`. Every trained tensor must be there with its shape, and nothing else;
-/// scales must agree: UserError naming tensor, shapes and file otherwise. `scale` is alpha / R (or / sqrt(R)) of this run.
-void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parameters, double scale);
+/// each map must be scaled alike, by alpha / R, or alpha / sqrt(R) with rsLoRA, of its own rank R: UserError naming tensor, shapes or
+/// scales, and file otherwise.
+void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parameters, double alpha, bool rslora);
 
 }  // namespace moetune

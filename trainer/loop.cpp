@@ -53,7 +53,7 @@ class Run {
     if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
     if (!resumed && recipe_.adapter && recipe_.adapter->from) {
       const AdapterRecipe& adapter = *recipe_.adapter;
-      load_peft_adapter(*adapter.from, run_.model->parameters, adapter.alpha / (adapter.rslora ? std::sqrt(static_cast<double>(adapter.rank)) : static_cast<double>(adapter.rank)));
+      load_peft_adapter(*adapter.from, run_.model->parameters, adapter.alpha, adapter.rslora);
     }
     reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed, launch_.rank() == 0);
     const Batches::Peak peak = batches_.fullest_step(num_steps_, run_.mesh->data().size());

@@ -70,7 +70,6 @@ int run(const std::string& path, Launch& launch) {
   const json adapter = config.value("adapter", json());
   options.train_weights = adapter.is_null();
   AdapterTargets targets;
-  double scale = 1.0;
   if (!adapter.is_null()) {
     AdapterTargets::Options wanted;
     wanted.targets = adapter.at("targets").get<std::vector<std::string>>();
@@ -78,13 +77,12 @@ int run(const std::string& path, Launch& launch) {
     wanted.alpha = adapter.at("alpha");
     wanted.rslora = adapter.value("rslora", false);
     wanted.dropout = adapter.value("dropout", 0.0);
-    scale = wanted.alpha / (wanted.rslora ? std::sqrt(static_cast<double>(wanted.rank)) : static_cast<double>(wanted.rank));
     targets = AdapterTargets(wanted);
     options.targets = &targets;
   }
   auto source = open_pretrained(folder);
   auto model = build_model(model_config, *source, options);
-  if (!adapter.is_null() && !adapter.value("from", json()).is_null()) load_peft_adapter(adapter.at("from").get<std::string>(), model->parameters, scale);
+  if (!adapter.is_null() && !adapter.value("from", json()).is_null()) load_peft_adapter(adapter.at("from").get<std::string>(), model->parameters, adapter.at("alpha"), adapter.value("rslora", false));
 
   std::vector<int32_t> tokens, labels;
   std::vector<int64_t> offsets{0};

@@ -17,7 +17,7 @@ using nlohmann::ordered_json;
 
 namespace {
 
-constexpr double kScale = 2.0;
+constexpr double kAlpha = 8.0, kScale = 2.0;  // of rank 4
 
 /// One plain map and two experts of four, from `first_expert`.
 struct Maps {
@@ -63,9 +63,9 @@ struct Files {
     config[key] = value;
     write_text_atomically(folder / "adapter_config.json", config.dump());
   }
-  std::string refusal(double scale = kScale) {
+  std::string refusal(double alpha = kAlpha) {
     Maps maps(0);
-    return message_of<UserError>([&] { load_peft_adapter(folder.path(), maps.parameters, scale); });
+    return message_of<UserError>([&] { load_peft_adapter(folder.path(), maps.parameters, alpha, /*rslora=*/false); });
   }
   TemporaryFolder folder;
 };
@@ -77,7 +77,7 @@ TEST_CASE("each rank reads its experts, masters in full precision", "[peft_files
   const auto tensors = tensors_of_maps();
   for (const int64_t first : {0, 2}) {
     Maps maps(first);
-    load_peft_adapter(files.folder.path(), maps.parameters, kScale);
+    load_peft_adapter(files.folder.path(), maps.parameters, kAlpha, /*rslora=*/false);
     CHECK(at::equal(maps.adapters[0]->a().master(), tensors[0].second));
     CHECK(at::equal(maps.adapters[0]->b().master(), tensors[1].second));
     for (int64_t e = 0; e < 2; ++e) {
@@ -104,6 +104,11 @@ TEST_CASE("the configuration comes back, whole numbers as such", "[peft_files]")
   files.set("use_rslora", true);
   files.set("lora_alpha", 4);
   CHECK(files.refusal() == "(nothing was thrown)");
+  // The default rank is of no map here: a map's own decides.
+  files.set("use_rslora", false);
+  files.set("lora_alpha", 8);
+  files.set("r", 16);
+  CHECK(files.refusal() == "(nothing was thrown)");
 }
 
 TEST_CASE("an adapter that is not the recipe's is refused", "[peft_files]") {
@@ -125,7 +130,14 @@ TEST_CASE("an adapter that is not the recipe's is refused", "[peft_files]") {
     files.write(tensors);
     CHECK(contains(files.refusal(), "has shape [2, 8], the recipe asks for [4, 8]"));
   }
-  SECTION("another scale") { CHECK(contains(files.refusal(1.0), "scales its product by 2, the recipe's alpha and rank give 1")); }
+  SECTION("another scale") {
+    CHECK(contains(files.refusal(4.0), "scales model.layers.0.self_attn.o_proj.lora_A.weight (rank 4) by 2, the recipe by 1; set adapter.alpha to 8"));
+  }
+  SECTION("a scale that agrees at the file's default rank alone") {
+    files.set("r", 1);
+    files.set("use_rslora", true);
+    CHECK(contains(files.refusal(), "(rank 4) by 4, the recipe by 2; set adapter.alpha to 8 and adapter.rslora to true"));
+  }
   SECTION("no files") { CHECK(contains(message_of<UserError>([&] { read_peft_config(files.folder / "nowhere"); }), "adapter_config.json")); }
 }
 
