@@ -8,6 +8,11 @@
 
 namespace moetune {
 
+double adapter_scale(double alpha, int64_t rank, bool rslora) {
+  const auto wide_rank = static_cast<double>(rank);
+  return alpha / (rslora ? std::sqrt(wide_rank) : wide_rank);
+}
+
 std::optional<AdapterSpec> AdapterTargets::match(const std::string& leaf, const std::string& group) {
   if (options_.targets.empty()) return std::nullopt;
   if (std::find(seen_.begin(), seen_.end(), leaf) == seen_.end()) seen_.push_back(leaf);
@@ -24,7 +29,7 @@ std::optional<AdapterSpec> AdapterTargets::match(const std::string& leaf, const 
   for (const auto& [name, rank] : options_.ranks) {
     if (name == leaf) spec.rank = rank;
   }
-  spec.scale = options_.alpha / (options_.rslora ? std::sqrt(static_cast<double>(spec.rank)) : static_cast<double>(spec.rank));
+  spec.scale = adapter_scale(options_.alpha, spec.rank, options_.rslora);
   return spec;
 }
 

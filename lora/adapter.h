@@ -15,9 +15,12 @@
 
 namespace moetune {
 
+/// s of an adapter: alpha / R, or alpha / sqrt(R) with rsLoRA (Kalajdzievski 2023).
+double adapter_scale(double alpha, int64_t rank, bool rslora);
+
 struct AdapterSpec {
   int64_t rank = 0;
-  double scale = 1.0;    ///< s = alpha / R, or alpha / sqrt(R) with rsLoRA
+  double scale = 1.0;    ///< adapter_scale()
   double dropout = 0.0;  ///< probability that an input feature of the adapter is dropped
 };
 

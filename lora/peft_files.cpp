@@ -87,11 +87,10 @@ void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parame
                         "goes on from one alpha for all maps"));
   }
   // Shapes are compared below, so a map has one rank on both sides; its scale must be one too.
-  auto scale_of = [](double an_alpha, bool with_root, double rank) { return an_alpha / (with_root ? std::sqrt(rank) : rank); };
   for (const Parameter& parameter : parameters.all()) {
     if (parameter.info().role != Role::kAdapterA) continue;
-    const auto rank = static_cast<double>(parameter.master().size(-2));
-    const double saved = scale_of(config.alpha, config.rslora, rank), wanted = scale_of(alpha, rslora, rank);
+    const int64_t rank = parameter.master().size(-2);
+    const double saved = adapter_scale(config.alpha, rank, config.rslora), wanted = adapter_scale(alpha, rank, rslora);
     if (std::abs(saved - wanted) > 1e-9 * std::abs(wanted)) {
       throw UserError(str((folder / kConfigFile).string(), ": scales ", parameter.name(), " (rank ", rank, ") by ", saved, ", the recipe by ", wanted,
                           "; set adapter.alpha to ", config.alpha, " and adapter.rslora to ", config.rslora ? "true" : "false"));

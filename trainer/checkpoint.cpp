@@ -1,8 +1,5 @@
 #include "trainer/checkpoint.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <set>
@@ -27,14 +24,6 @@ std::string numbered(const char* pattern, int64_t first, int64_t second = 0) {
   char text[64];
   std::snprintf(text, sizeof text, pattern, static_cast<long>(first), static_cast<long>(second));
   return text;
-}
-
-void sync_folder(const fs::path& folder) {
-  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY);
-  if (descriptor >= 0) {
-    ::fsync(descriptor);
-    ::close(descriptor);
-  }
 }
 
 std::string bias_name(size_t block) { return str("router_bias/", block); }
@@ -190,7 +179,7 @@ void Checkpoints::save(int64_t step, TrainingState& state, int64_t keep_last) {
     write_text_atomically((temporary / "manifest.json").string(), manifest.dump(2) + "\n");
     fs::remove_all(final_path);
     fs::rename(temporary, final_path);
-    sync_folder(folder_);
+    fsync_folder_of(final_path.string());
     // A checkpoint of a later step is a damaged one that the run was not resumed from: it takes no one's place.
     std::vector<fs::path> all = list(folder_);
     all.erase(std::upper_bound(all.begin(), all.end(), final_path), all.end());

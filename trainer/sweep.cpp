@@ -30,11 +30,15 @@ bool Sweep::keeps_graph(int64_t layer) const {
   return layer >= static_cast<int64_t>(model_.blocks.size()) - options_.keep_layers && layer >= lowest_trained_;
 }
 
+bool Sweep::balances(int64_t layer) const {
+  return options_.balance_weight > 0.0 && layer < model_.config.num_layers && model_.blocks[layer].is_moe();
+}
+
 at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode) {
   Block& block = model_.blocks[layer];
   LayerState state;
   const bool keep = mode == Mode::kTrain && keeps_graph(layer);
-  const bool balance = mode == Mode::kTrain && options_.balance_weight > 0.0 && layer < model_.config.num_layers && block.is_moe();
+  const bool balance = mode == Mode::kTrain && balances(layer);
   block.use(pass);
   std::vector<at::Tensor> residual, z, weight, expert;
   for (size_t s = 0; s < stream.slices.size(); ++s) {
@@ -77,7 +81,6 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
   Block& block = model_.blocks[layer];
   LayerState state = std::move(states_[layer]);
   states_[layer] = LayerState();
-  const bool balance = options_.balance_weight > 0.0 && layer < model_.config.num_layers && block.is_moe();
   block.use(pass);
   if (state.mixed.empty()) {
     at::AutoGradMode with_graph(true);
@@ -86,7 +89,7 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
       at::Tensor x = rows_of(state.x_TD, slice).detach().requires_grad_(needs_input_gradient(layer));
       at::Tensor expert_TK;
       if (block.is_moe()) expert_TK = rows_of(state.routing.expert_TK, slice).to(at::kLong);
-      state.mixed.push_back(block.mix(x, slice, stream.angles[s], expert_TK, balance, pass));
+      state.mixed.push_back(block.mix(x, slice, stream.angles[s], expert_TK, balances(layer), pass));
       state.leaf_x.push_back(x);
     }
   }

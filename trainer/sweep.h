@@ -71,6 +71,8 @@ class Sweep {
                   const std::function<void(int64_t)>& layer_done);
   at::Tensor way_down(const StepBatch& batch, PassContext& pass, Mode mode);
   bool keeps_graph(int64_t layer) const;
+  /// Whether the balance loss is on and counts this block: the trunk's expert layers, not the MTP module's.
+  bool balances(int64_t layer) const;
   bool needs_input_gradient(int64_t layer) const { return layer > lowest_trained_; }
 
   Model& model_;

@@ -35,6 +35,8 @@ struct Descriptor {
   }
 };
 
+}  // namespace
+
 void fsync_folder_of(const std::string& path) {
   const std::filesystem::path parent = std::filesystem::path(path).parent_path();
   const std::string folder = parent.empty() ? "." : parent.string();
@@ -43,8 +45,6 @@ void fsync_folder_of(const std::string& path) {
   // Some network file systems know no fsync of folders and say EINVAL; there is nothing more to ask of them.
   if (::fsync(descriptor.value) != 0 && errno != EINVAL) fail(folder, "fsync the folder");
 }
-
-}  // namespace
 
 std::string read_text_file(const std::string& path) {
   const Descriptor descriptor{::open(checked(path).c_str(), O_RDONLY | O_CLOEXEC)};

@@ -77,6 +77,9 @@ class AtomicFile {
   bool renamed_ = false;
 };
 
+/// Makes a rename in the folder that holds `path` durable.
+void fsync_folder_of(const std::string& path);
+
 /// Replaces the file's content by `text`, atomically and durably.
 void write_text_atomically(const std::string& path, std::string_view text);
 

@@ -111,7 +111,7 @@ void SavedRun::index_adapters() {
     adapter.rank = place.shape.at(0);
     adapter.inputs = place.shape.at(1);
     adapter.outputs = shape(str(adapter.path, kLoraB)).at(0);
-    adapter.scale = recipe.alpha / (recipe.rslora ? std::sqrt(static_cast<double>(adapter.rank)) : static_cast<double>(adapter.rank));
+    adapter.scale = adapter_scale(recipe.alpha, adapter.rank, recipe.rslora);
     adapters_.push_back(std::move(adapter));
   }
 }
