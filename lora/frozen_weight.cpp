@@ -5,113 +5,102 @@
 namespace moetune {
 namespace {
 
-constexpr int64_t kNf4Block = 64;
-int64_t groups_of(int64_t blocks) { return (blocks + 255) / 256; }
+/// The held part of `values`, which belong to the matrix in runs of `per_value` neighbouring numbers of a row.
+at::Tensor held_part(const at::Tensor& values, const FrozenShape& shape, int64_t per_value) {
+  const MatrixCut& cut = shape.cut;
+  if (cut.dim == MatrixCut::Dim::kNone || cut.parts == 1) return values;
+  const int64_t held = shape.held_elements() / per_value;
+  if (cut.dim == MatrixCut::Dim::kOutputs) return values.narrow(0, cut.index * held, held);
+  const int64_t width = shape.held_inputs() / per_value;
+  return values.view({shape.outputs, shape.inputs / per_value}).narrow(1, cut.index * width, width).flatten();
+}
 
 }  // namespace
 
-const char* to_string(BaseFormat format) {
-  switch (format) {
-    case BaseFormat::kNf4: return "nf4";
-    case BaseFormat::kNf4Double: return "nf4_double";
-    case BaseFormat::kBf16: return "bf16";
-    case BaseFormat::kFp32: return "fp32";
-  }
-  return "?";
+FrozenWeight::FrozenWeight(const FrozenShape& shape, at::Device device, at::ScalarType compute) : shape_(shape), device_(device), compute_(compute) {
+  shape.check();
 }
 
-FrozenWeight::FrozenWeight(BaseFormat format, int64_t units, int64_t outputs, int64_t inputs, at::Device device, at::ScalarType compute)
-    : format_(format), units_(units), outputs_(outputs), inputs_(inputs), device_(device), compute_(compute) {
-  const auto options = at::TensorOptions(at::kByte).device(device);
-  if (!quantised()) {
-    held_ = at::zeros({units, outputs, inputs}, options.dtype(format == BaseFormat::kBf16 ? at::kBFloat16 : at::kFloat));
-    return;
+std::vector<at::Tensor> FrozenWeight::pack(const at::Tensor& weight_OI) const {
+  MT_CHECK(weight_OI.dim() == 2 && weight_OI.size(0) == shape_.outputs && weight_OI.size(1) == shape_.inputs, "weight is ", weight_OI.sizes(),
+           ", want [", shape_.outputs, ", ", shape_.inputs, "]");
+  const at::Tensor whole = weight_OI.to(device_).contiguous();
+  if (!is_quantised(shape_.format)) {
+    return {held_part(whole.flatten(), shape_, 1).to(shape_.format == BaseFormat::kBf16 ? at::kBFloat16 : at::kFloat)};
   }
-  const int64_t elements = outputs * inputs;
-  if (units > 1 && elements % kNf4Block != 0) {
-    throw UserError(str("experts of ", outputs, " x ", inputs, " numbers do not divide into NF4 blocks of ", kNf4Block, "; use base: bf16"));
+  const Nf4Tensor packed = nf4_quantise(whole, shape_.format == BaseFormat::kNf4Double);
+  const at::Tensor codes = held_part(packed.codes, shape_, 2);
+  if (!packed.double_absmax) return {codes, held_part(packed.absmax, shape_, kNf4Block)};
+  const DoubleQuantisedAbsmax& nested = *packed.double_absmax;
+  return {codes, held_part(nested.codes, shape_, kNf4Block), nested.nested_absmax, nested.offset};
+}
+
+void FrozenWeight::bind(const at::Tensor& bytes, int64_t first, int64_t stride) {
+  MT_CHECK(bytes.scalar_type() == at::kByte && bytes.device() == device_, "packed bytes are ", bytes.toString(), " on ", bytes.device());
+  MT_CHECK(first + (shape_.units - 1) * stride + shape_.unit_bytes() <= bytes.numel(), "a stack of ", shape_.units, " units of ",
+           shape_.unit_bytes(), " bytes at ", first, " every ", stride, " bytes does not fit into ", bytes.numel());
+  packed_.clear();
+  for (const PackedPart& part : shape_.parts()) {
+    const int64_t size = static_cast<int64_t>(c10::elementSize(part.dtype));
+    const at::Tensor run = bytes.narrow(0, first + part.offset, (shape_.units - 1) * stride + part.bytes()).view(part.dtype);
+    packed_.push_back(run.as_strided({shape_.units, part.elements}, {stride / size, 1}));
   }
-  const int64_t blocks = units * ((elements + kNf4Block - 1) / kNf4Block);
-  nf4_.shape = {units, outputs, inputs};
-  nf4_.codes = at::empty({units * ((elements + 1) / 2)}, options);
-  if (format == BaseFormat::kNf4) {
-    nf4_.absmax = at::empty({blocks}, options.dtype(at::kFloat));
-  } else {
-    nf4_.double_absmax = DoubleQuantisedAbsmax{at::empty({blocks}, options), at::empty({units * groups_of(blocks / units)}, options.dtype(at::kFloat)),
-                                               at::empty({units}, options.dtype(at::kFloat))};
-  }
+}
+
+void FrozenWeight::unbind() {
+  release();
+  packed_.clear();
 }
 
 void FrozenWeight::set(int64_t unit, const at::Tensor& weight_OI) {
-  MT_CHECK(unit >= 0 && unit < units_, "unit ", unit, " of ", units_);
-  MT_CHECK(weight_OI.dim() == 2 && weight_OI.size(0) == outputs_ && weight_OI.size(1) == inputs_, "weight is ", weight_OI.sizes(),
-           ", want [", outputs_, ", ", inputs_, "]");
-  if (!quantised()) {
-    held_[unit].copy_(weight_OI);
-    return;
-  }
-  const Nf4Tensor packed = nf4_quantise(weight_OI.to(device_).contiguous(), format_ == BaseFormat::kNf4Double);
-  auto place = [&](const at::Tensor& stack, const at::Tensor& part) { stack.narrow(0, unit * part.numel(), part.numel()).copy_(part); };
-  place(nf4_.codes, packed.codes);
-  if (packed.double_absmax) {
-    place(nf4_.double_absmax->codes, packed.double_absmax->codes);
-    place(nf4_.double_absmax->nested_absmax, packed.double_absmax->nested_absmax);
-    place(nf4_.double_absmax->offset, packed.double_absmax->offset);
-  } else {
-    place(nf4_.absmax, packed.absmax);
-  }
-}
-
-int64_t FrozenWeight::scratch_elements() const { return scratch_elements(format_, units_, outputs_, inputs_, compute_); }
-
-int64_t FrozenWeight::scratch_elements(BaseFormat format, int64_t units, int64_t outputs, int64_t inputs, at::ScalarType compute) {
-  const bool held_as_computed = !is_quantised(format) && compute == (format == BaseFormat::kBf16 ? at::kBFloat16 : at::kFloat);
-  return held_as_computed ? 0 : units * outputs * inputs;
+  MT_CHECK(unit >= 0 && unit < shape_.units, "unit ", unit, " of ", shape_.units);
+  if (packed_.empty()) bind(at::zeros({shape_.units * shape_.unit_bytes()}, at::TensorOptions(at::kByte).device(device_)), 0, shape_.unit_bytes());
+  const std::vector<at::Tensor> parts = pack(weight_OI);
+  for (size_t i = 0; i < parts.size(); ++i) packed_[i][unit].copy_(parts[i]);
 }
 
 at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const {
   at::NoGradGuard no_grad;
-  if (scratch_elements() == 0) return held_.narrow(0, first, count);
-  at::Tensor out = scratch.take({count, outputs_, inputs_});
-  counters.elements += count * outputs_ * inputs_;
+  MT_CHECK(!packed_.empty(), "a frozen weight [", shape_.outputs, ", ", shape_.inputs, "] was made dense while its bytes were not there");
+  const int64_t outputs = shape_.held_outputs(), inputs = shape_.held_inputs();
+  const bool quantised = is_quantised(shape_.format);
+  const at::Tensor held = quantised ? at::Tensor() : packed_[0].narrow(0, first, count).unflatten(1, {outputs, inputs});
+  if (scratch_elements() == 0 && !quantised) return held;
+  at::Tensor out = scratch.take({count, outputs, inputs});
+  counters.elements += count * outputs * inputs;
   counters.calls += 1;
-  if (quantised()) {
-    const int64_t elements = outputs_ * inputs_;
-    nf4_dequantise_rows_into(nf4_, first * elements, count * elements, out);
+  if (!quantised) return out.copy_(held);
+
+  Nf4View view;
+  view.codes = packed_[0].const_data_ptr<uint8_t>();
+  view.unit_stride = packed_[0].stride(0);
+  if (shape_.format == BaseFormat::kNf4) {
+    view.absmax = packed_[1].const_data_ptr<float>();
   } else {
-    out.copy_(held_.narrow(0, first, count));
+    view.absmax_codes = packed_[1].const_data_ptr<uint8_t>();
+    view.nested_absmax = packed_[2].const_data_ptr<float>();
+    view.offset = packed_[3].const_data_ptr<float>();
+    if (shape_.cut.dim == MatrixCut::Dim::kOutputs) view.first_block = shape_.cut.index * shape_.held_elements() / kNf4Block;
+    if (shape_.cut.dim == MatrixCut::Dim::kInputs) {
+      view.blocks_per_row = shape_.held_inputs() / kNf4Block;
+      view.whole_blocks_per_row = shape_.inputs / kNf4Block;
+      view.first_block = shape_.cut.index * view.blocks_per_row;
+    }
   }
+  nf4_dequantise_units_into(view, outputs * inputs, first, count, out);
   return out;
 }
 
 void FrozenWeight::use(Scratch& scratch, DequantCounters& counters) {
-  at::Tensor stack = dense_units(0, units_, scratch, counters);
-  dense_ = units_ == 1 ? stack[0] : stack;
+  at::Tensor stack = dense_units(0, shape_.units, scratch, counters);
+  dense_ = shape_.units == 1 ? stack[0] : stack;
 }
 
 const at::Tensor& FrozenWeight::dense() const {
-  MT_CHECK(dense_.defined(), "a frozen weight [", outputs_, ", ", inputs_, "] was read while its layer was not in use");
+  MT_CHECK(dense_.defined(), "a frozen weight [", shape_.outputs, ", ", shape_.inputs, "] was read while its layer was not in use");
   return dense_;
 }
 
-std::vector<at::Tensor> FrozenWeight::packed() const {
-  if (!quantised()) return {held_};
-  if (!nf4_.double_absmax) return {nf4_.codes, nf4_.absmax};
-  return {nf4_.codes, nf4_.double_absmax->codes, nf4_.double_absmax->nested_absmax, nf4_.double_absmax->offset};
-}
-
-int64_t FrozenWeight::bytes() const { return bytes(format_, units_, outputs_, inputs_); }
-
-int64_t FrozenWeight::bytes(BaseFormat format, int64_t units, int64_t outputs, int64_t inputs) {
-  const int64_t elements = outputs * inputs;
-  const int64_t blocks = (elements + 63) / 64;
-  switch (format) {
-    case BaseFormat::kNf4: return units * ((elements + 1) / 2 + 4 * blocks);
-    case BaseFormat::kNf4Double: return units * ((elements + 1) / 2 + blocks + 4 * ((blocks + 255) / 256) + 4);
-    case BaseFormat::kBf16: return units * 2 * elements;
-    case BaseFormat::kFp32: return units * 4 * elements;
-  }
-  return 0;
-}
+std::vector<at::Tensor> FrozenWeight::packed() const { return packed_; }
 
 }  // namespace moetune

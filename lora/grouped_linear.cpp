@@ -8,7 +8,7 @@ GroupedLinear::GroupedLinear(std::unique_ptr<FrozenWeight> frozen, std::unique_p
 GroupedLinear::GroupedLinear(Parameter& trained) : trained_(&trained) {}
 
 int64_t GroupedLinear::scratch_elements_per_expert() const {
-  return frozen_ && frozen_->units() > 0 ? frozen_->scratch_elements() / frozen_->units() : 0;
+  return frozen_ ? frozen_->scratch_elements() / frozen_->shape().units : 0;
 }
 
 at::Tensor GroupedLinear::dense(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const {

@@ -33,17 +33,13 @@ const at::Tensor& grid_codes() {
   return codes;
 }
 
-/// Mean of each row. Sums of runs too short for torch to split over threads are added in double, in order.
-at::Tensor row_means(const at::Tensor& values) {
+/// Mean of all values. Sums of runs too short for torch to split over threads are added in double, in order.
+at::Tensor mean_of(const at::Tensor& values) {
   constexpr int64_t kRun = at::internal::GRAIN_SIZE - 1;
-  const at::Tensor rows = values.cpu();
-  at::Tensor means = at::zeros({rows.size(0)}, at::kFloat);
-  for (int64_t row = 0; row < rows.size(0); ++row) {
-    double sum = 0.0;
-    for (const at::Tensor& run : rows[row].split(kRun)) sum += at::sum(run).item<float>();
-    if (rows.size(1) > 0) means.data_ptr<float>()[row] = static_cast<float>(sum / static_cast<double>(rows.size(1)));
-  }
-  return means.to(values.device());
+  double sum = 0.0;
+  for (const at::Tensor& run : values.cpu().split(kRun)) sum += at::sum(run).item<float>();
+  const double mean = values.numel() > 0 ? sum / static_cast<double>(values.numel()) : 0.0;
+  return at::full({1}, static_cast<float>(mean), values.options());
 }
 
 template <typename T>
@@ -77,60 +73,55 @@ int64_t quantise(const at::Tensor& weight, const at::Tensor& codes, const at::Te
 }
 
 template <typename T>
-void dequantise(const Nf4Tensor& q, const Nf4AbsmaxView& absmax, int64_t first_element, int64_t num_elements, const at::Tensor& out) {
-  const int64_t first_block = first_element / kNf4Block;
+void dequantise(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units, const at::Tensor& out) {
   if (out.is_cuda()) {
     const c10::cuda::CUDAGuard guard(out.device());
-    check_aligned(q.codes, "codes");
+    MT_CHECK(reinterpret_cast<uintptr_t>(view.codes) % 16 == 0 && view.unit_stride % 16 == 0, "NF4 on CUDA: codes are not 16-byte aligned");
     check_aligned(out, "out");
-    nf4_dequantise_cuda(pointer<const uint8_t>(q.codes), absmax, first_block, num_elements, pointer<T>(out), c10::cuda::getCurrentCUDAStream());
+    nf4_dequantise_cuda(view, first_unit, num_units, elements_per_unit, pointer<T>(out), c10::cuda::getCurrentCUDAStream());
     C10_CUDA_CHECK(cudaGetLastError());
     return;
   }
-  at::parallel_for(0, ceil_div(num_elements, kNf4Block), kBlocksPerTask, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kNf4Block;
-    nf4_dequantise_cpu(pointer<const uint8_t>(q.codes), absmax, first_block + begin, std::min(end * kNf4Block, num_elements) - first,
-                       pointer<T>(out) + first);
-  });
+  const int64_t blocks = ceil_div(elements_per_unit, kNf4Block);
+  for (int64_t u = 0; u < num_units; ++u) {
+    T* unit_out = pointer<T>(out) + u * elements_per_unit;
+    at::parallel_for(0, blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kNf4Block;
+      nf4_dequantise_cpu(view, first_unit + u, begin, std::min(end * kNf4Block, elements_per_unit) - first, unit_out + first);
+    });
+  }
 }
 
-Nf4AbsmaxView view_of(const Nf4Tensor& q) {
-  Nf4AbsmaxView view;
+Nf4View view_of(const Nf4Tensor& q) {
+  Nf4View view;
+  view.codes = pointer<const uint8_t>(q.codes);
   if (!q.double_absmax) {
     view.absmax = pointer<const float>(q.absmax);
     return view;
   }
-  const DoubleQuantisedAbsmax& nested = *q.double_absmax;
-  const int64_t parts = nested.offset.numel();
-  view.codes = pointer<const uint8_t>(nested.codes);
-  view.nested_absmax = pointer<const float>(nested.nested_absmax);
-  view.offset = pointer<const float>(nested.offset);
-  view.blocks_per_part = std::max<int64_t>(1, nested.codes.numel() / parts);
-  view.nested_per_part = nested.nested_absmax.numel() / parts;
+  view.absmax_codes = pointer<const uint8_t>(q.double_absmax->codes);
+  view.nested_absmax = pointer<const float>(q.double_absmax->nested_absmax);
+  view.offset = pointer<const float>(q.double_absmax->offset);
   return view;
 }
 
 }  // namespace
 
-DoubleQuantisedAbsmax double_quantise_absmax(const at::Tensor& absmax, int64_t parts) {
+DoubleQuantisedAbsmax double_quantise_absmax(const at::Tensor& absmax) {
   MT_CHECK(absmax.scalar_type() == at::kFloat && absmax.is_contiguous(), "absmax is fp32 and contiguous, not ", absmax.toString());
-  MT_CHECK(parts > 0 && absmax.numel() % parts == 0, absmax.numel(), " blocks do not fall into ", parts, " equal parts");
-  const int64_t blocks_per_part = absmax.numel() / parts;
-  const int64_t groups = ceil_div(blocks_per_part, kNf4NestedBlock);
-  const at::Tensor rows = absmax.view({parts, blocks_per_part});
-  const at::Tensor offset = row_means(rows);
+  const int64_t blocks = absmax.numel(), groups = ceil_div(blocks, kNf4NestedBlock);
+  const at::Tensor offset = mean_of(absmax);
 
   // Zeros that fill up the last group change no maximum.
-  const at::Tensor padded = at::constant_pad_nd(rows - offset.unsqueeze(1), {0, groups * kNf4NestedBlock - blocks_per_part});
-  const at::Tensor grouped = padded.view({parts, groups, kNf4NestedBlock});
+  const at::Tensor padded = at::constant_pad_nd(absmax.flatten() - offset, {0, groups * kNf4NestedBlock - blocks});
+  const at::Tensor grouped = padded.view({groups, kNf4NestedBlock});
   const at::Tensor nested_absmax = std::get<0>(at::max(grouped.abs(), -1));
   // In a group of zeros the reciprocal is infinite and the product NaN: such a group has code 0, whose value times 0 is 0.
   const at::Tensor scaled = at::nan_to_num(grouped * nested_absmax.reciprocal().unsqueeze(-1)).clamp_(-1, 1);
   const at::Tensor point = ((scaled + 1) * 0.5 * static_cast<double>(kGridPoints - 1) + 0.5).to(at::kInt);
   at::Tensor codes = grid_codes().to(absmax.device()).index_select(0, point.flatten()).view(grouped.sizes());
   codes.masked_fill_((nested_absmax == 0).unsqueeze(-1), 0);
-  codes = codes.view({parts, groups * kNf4NestedBlock}).slice(1, 0, blocks_per_part).contiguous().flatten();
-  return {codes, nested_absmax.flatten(), offset};
+  return {codes.flatten().slice(0, 0, blocks).clone(), nested_absmax, offset};
 }
 
 int64_t Nf4Tensor::numel() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
@@ -140,10 +131,9 @@ int64_t Nf4Tensor::num_bytes() const {
   return static_cast<int64_t>(codes.nbytes() + double_absmax->codes.nbytes() + double_absmax->nested_absmax.nbytes() + double_absmax->offset.nbytes());
 }
 
-Nf4Tensor nf4_quantise(const at::Tensor& weight, bool double_quantise, int64_t parts) {
+Nf4Tensor nf4_quantise(const at::Tensor& weight, bool double_quantise) {
   MT_CHECK(at::isFloatingType(weight.scalar_type()) && weight.is_contiguous(), "NF4 takes contiguous floating-point weights, not ", weight.toString());
   const int64_t num_elements = weight.numel();
-  MT_CHECK(parts == 1 || num_elements % (parts * kNf4Block) == 0, num_elements, " weights in ", parts, " parts: a part is not a multiple of ", kNf4Block);
   Nf4Tensor q;
   q.shape = weight.sizes().vec();
   q.codes = at::empty({ceil_div(num_elements, 2)}, weight.options().dtype(at::kByte));
@@ -156,25 +146,26 @@ Nf4Tensor nf4_quantise(const at::Tensor& weight, bool double_quantise, int64_t p
                                    "Is the checkpoint damaged?"));
   }
   if (double_quantise) {
-    q.double_absmax = double_quantise_absmax(q.absmax, parts);
+    q.double_absmax = double_quantise_absmax(q.absmax);
     q.absmax = at::Tensor();
   }
   return q;
 }
 
-void nf4_dequantise_into(const Nf4Tensor& q, at::Tensor out) { nf4_dequantise_rows_into(q, 0, q.numel(), std::move(out)); }
+void nf4_dequantise_into(const Nf4Tensor& q, at::Tensor out) {
+  MT_CHECK(out.device() == q.codes.device(), "out is on ", out.device(), ", the codes are on ", q.codes.device());
+  nf4_dequantise_units_into(view_of(q), q.numel(), 0, 1, std::move(out));
+}
 
-void nf4_dequantise_rows_into(const Nf4Tensor& q, int64_t first_element, int64_t num_elements, at::Tensor out) {
-  MT_CHECK(first_element >= 0 && first_element % kNf4Block == 0, "first element ", first_element, " does not start a block of ", kNf4Block);
-  MT_CHECK(num_elements >= 0 && first_element + num_elements <= q.numel(), "elements ", first_element, " + ", num_elements, " of ", q.numel());
-  MT_CHECK(out.numel() == num_elements && out.is_contiguous() && out.device() == q.codes.device(), "out is ", out.toString(), " ", out.sizes(),
-           " on ", out.device(), "; ", num_elements, " contiguous elements on ", q.codes.device(), " are needed");
-  if (num_elements == 0) return;
-  const Nf4AbsmaxView absmax = view_of(q);
+void nf4_dequantise_units_into(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units, at::Tensor out) {
+  MT_CHECK(out.numel() == num_units * elements_per_unit && out.is_contiguous(), "out is ", out.toString(), " ", out.sizes(), "; ", num_units, " x ",
+           elements_per_unit, " contiguous elements are needed");
+  MT_CHECK(num_units <= 1 || elements_per_unit % kNf4Block == 0, elements_per_unit, " numbers of a unit do not fill blocks of ", kNf4Block);
+  if (out.numel() == 0) return;
   switch (out.scalar_type()) {
-    case at::kBFloat16: return dequantise<Bf16Bits>(q, absmax, first_element, num_elements, out);
-    case at::kFloat: return dequantise<float>(q, absmax, first_element, num_elements, out);
-    case at::kDouble: return dequantise<double>(q, absmax, first_element, num_elements, out);
+    case at::kBFloat16: return dequantise<Bf16Bits>(view, elements_per_unit, first_unit, num_units, out);
+    case at::kFloat: return dequantise<float>(view, elements_per_unit, first_unit, num_units, out);
+    case at::kDouble: return dequantise<double>(view, elements_per_unit, first_unit, num_units, out);
     default: MT_CHECK(false, "NF4 dequantises to bf16, fp32 or fp64, not ", out.toString());
   }
 }

@@ -2,8 +2,7 @@
 //
 //   const Nf4Tensor q = nf4_quantise(weight_OI, /*double_quantise=*/true);
 //   nf4_dequantise_into(q, out_OI);                                        // bf16, fp32 or fp64
-//   const Nf4Tensor experts = nf4_quantise(weight_EOI, true, /*parts=*/E); // as E tensors quantised one by one
-//   nf4_dequantise_rows_into(experts, first * O * I, num * O * I, out);    // a range of experts
+//   nf4_dequantise_units_into(view, O * I, first, num, out);               // a range of experts of a stack, wherever it lies
 //
 // Works where the weight lies, CPU or CUDA (there on the current stream), with bit-equal results. Layout and numbers are
 // those of bitsandbytes 0.50 on a CPU: codes, absmax and dequantised values are equal bit for bit. Where its CUDA kernels
@@ -20,22 +19,22 @@
 #include <optional>
 #include <vector>
 
+#include "lora/nf4_blocks.h"
+
 namespace moetune {
 
 /// The absmax of blocks, quantised in their turn to 8 bits (QLoRA section 3, "double quantisation"):
-///   absmax[b] = map[codes[b]] * nested_absmax[group of b] + offset[part of b].
-/// A part is one tensor of the checkpoint; its groups of 256 blocks start with it.
+///   absmax[b] = map[codes[b]] * nested_absmax[b / 256] + offset.
 struct DoubleQuantisedAbsmax {
   at::Tensor codes;          ///< uint8 [num_blocks]
-  at::Tensor nested_absmax;  ///< fp32 [parts * ceil(num_blocks / parts / 256)]
-  at::Tensor offset;         ///< fp32 [parts], the mean absmax of the part
+  at::Tensor nested_absmax;  ///< fp32 [ceil(num_blocks / 256)]
+  at::Tensor offset;         ///< fp32 [1], the mean absmax
 };
 
-/// Quantises absmax (fp32 [num_blocks], parts of equal length in a row). Offset and groups depend on all blocks of a part: a
-/// rank that holds a shard of a tensor gathers the absmax of the others, calls this on the whole and keeps its own range.
-/// The offset does not depend on thread count or device; up to 32767 blocks it equals that of bitsandbytes bit for bit,
-/// beyond to rounding (there bitsandbytes' own depends on the thread count). Waits for the device.
-DoubleQuantisedAbsmax double_quantise_absmax(const at::Tensor& absmax, int64_t parts = 1);
+/// Quantises absmax (fp32 [num_blocks]) of a whole tensor: offset and groups depend on all of it, so a rank that holds a part quantises
+/// the whole and keeps its own. The offset does not depend on thread count or device; up to 32767 blocks it equals that of bitsandbytes
+/// bit for bit, beyond to rounding (there bitsandbytes' own depends on the thread count). Waits for the device.
+DoubleQuantisedAbsmax double_quantise_absmax(const at::Tensor& absmax);
 
 struct Nf4Tensor {
   std::vector<int64_t> shape;                   ///< of the weight
@@ -48,17 +47,17 @@ struct Nf4Tensor {
   int64_t num_bytes() const;
 };
 
-/// Quantises weight (bf16, fp16, fp32 or fp64, contiguous, any shape, zero-sized too). fp64 is rounded to fp32 first. A stack of
-/// `parts` equal tensors along dim 0 gets statistics for each, so that it is the stack of their quantisations; then the elements
-/// of a part must be a multiple of 64. UserError where a weight is NaN or infinite. Waits for the device.
-Nf4Tensor nf4_quantise(const at::Tensor& weight, bool double_quantise, int64_t parts = 1);
+/// Quantises weight (bf16, fp16, fp32 or fp64, contiguous, any shape, zero-sized too). fp64 is rounded to fp32 first. UserError where a
+/// weight is NaN or infinite. Waits for the device.
+Nf4Tensor nf4_quantise(const at::Tensor& weight, bool double_quantise);
 
 /// out = the weight: codebook value times absmax in fp32, rounded to nearest even to out's dtype (bf16, fp32, fp64). out has numel
 /// elements, contiguous, on the device of the codes; it may be a slice of a larger buffer. On CUDA out and codes must be
 /// 16-byte aligned. Does not wait for the device.
 void nf4_dequantise_into(const Nf4Tensor& q, at::Tensor out);
 
-/// The same for elements [first_element, first_element + num_elements) of the flattened weight; first_element is a multiple of 64.
-void nf4_dequantise_rows_into(const Nf4Tensor& q, int64_t first_element, int64_t num_elements, at::Tensor out);
+/// The same for units first_unit .. first_unit + num_units - 1 of a stack, each of elements_per_unit numbers (a multiple of 64 where there
+/// are several), one after the other. The view's memory is on out's device.
+void nf4_dequantise_units_into(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units, at::Tensor out);
 
 }  // namespace moetune

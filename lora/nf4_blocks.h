@@ -59,16 +59,21 @@ constexpr Nf4DynamicMap nf4_dynamic_map() {
   return map;
 }
 
-/// Where the absmax of a block is read: stored as fp32 (`absmax` set), or double-quantised (`absmax` null), where
-///   absmax[b] = map[codes[b]] * nested_absmax[p * nested_per_part + (b % blocks_per_part) / 256] + offset[p],
-/// p = b / blocks_per_part, product and sum rounded separately in fp32.
-struct Nf4AbsmaxView {
-  const float* absmax = nullptr;
-  const uint8_t* codes = nullptr;        ///< [blocks]
-  const float* nested_absmax = nullptr;  ///< [parts * nested_per_part]
-  const float* offset = nullptr;         ///< [parts]
-  int64_t blocks_per_part = 1;
-  int64_t nested_per_part = 1;
+/// Where a stack of equal packed tensors ("units") lies in memory: pointers to the parts of unit 0, and the distance from a part of
+/// one unit to the same part of the next. Absmax is stored as fp32 (`absmax` set), or double-quantised (`absmax` null), where
+///   absmax[b] = map[absmax_codes[b]] * nested_absmax[w(b) / 256] + offset,   w(b) = first_block + b / blocks_per_row * whole_blocks_per_row + b % blocks_per_row,
+/// product and sum rounded separately in fp32. w(b) is the number of the block in the whole tensor, of which a unit may be a
+/// rectangular part: rows from first_block on, or some columns of every row. nested_absmax and offset are those of the whole.
+struct Nf4View {
+  const uint8_t* codes = nullptr;          ///< [blocks * 32]
+  const float* absmax = nullptr;           ///< [blocks]
+  const uint8_t* absmax_codes = nullptr;   ///< [blocks]
+  const float* nested_absmax = nullptr;    ///< [ceil(blocks of the whole / 256)]
+  const float* offset = nullptr;           ///< [1]
+  int64_t unit_stride = 0;                 ///< bytes
+  int64_t first_block = 0;
+  int64_t blocks_per_row = 1;
+  int64_t whole_blocks_per_row = 1;
 };
 
 /// The bits of a bf16 number, for units that see no torch header.

@@ -91,19 +91,25 @@ NF4_BODY int64_t quantise(const T* weight, int64_t num_elements, uint8_t* codes,
   return num_bad;
 }
 
-NF4_BODY float absmax_of(const Nf4AbsmaxView& view, int64_t block) {
-  if (view.absmax != nullptr) return view.absmax[block];
-  const int64_t part = block / view.blocks_per_part;
-  const int64_t group = part * view.nested_per_part + block % view.blocks_per_part / kNf4NestedBlock;
-  return kMap.values[view.codes[block]] * view.nested_absmax[group] + view.offset[part];
+template <typename Part>
+NF4_BODY const Part* of_unit(const Part* part, const Nf4View& view, int64_t unit) {
+  return reinterpret_cast<const Part*>(reinterpret_cast<const uint8_t*>(part) + unit * view.unit_stride);
+}
+
+NF4_BODY float absmax_of(const Nf4View& view, int64_t unit, int64_t block) {
+  if (view.absmax != nullptr) return of_unit(view.absmax, view, unit)[block];
+  const int64_t whole_block = view.first_block + block / view.blocks_per_row * view.whole_blocks_per_row + block % view.blocks_per_row;
+  return kMap.values[of_unit(view.absmax_codes, view, unit)[block]] * of_unit(view.nested_absmax, view, unit)[whole_block / kNf4NestedBlock] +
+         *of_unit(view.offset, view, unit);
 }
 
 template <typename T>
-NF4_BODY void dequantise(const uint8_t* codes, const Nf4AbsmaxView& view, int64_t first_block, int64_t num_elements, T* out) {
+NF4_BODY void dequantise(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements, T* out) {
+  const uint8_t* codes = of_unit(view.codes, view, unit);
   float values[kNf4Block];
   for (int64_t begin = 0; begin < num_elements; begin += kNf4Block) {
     const int64_t block = first_block + begin / kNf4Block;
-    const float absmax = absmax_of(view, block);
+    const float absmax = absmax_of(view, unit, block);
     const int64_t count = std::min(kNf4Block, num_elements - begin);
     const uint8_t* bytes = codes + block * kNf4Block / 2;
     for (int64_t i = 0; i < (count + 1) / 2; ++i) std::memcpy(values + 2 * i, &kPairs[bytes[i]], sizeof(Pair));
@@ -123,14 +129,14 @@ NF4_EACH_CPU int64_t nf4_quantise_cpu(const float* weight, int64_t num_elements,
 NF4_EACH_CPU int64_t nf4_quantise_cpu(const Bf16Bits* weight, int64_t num_elements, uint8_t* codes, float* absmax) {
   return quantise(weight, num_elements, codes, absmax);
 }
-NF4_EACH_CPU void nf4_dequantise_cpu(const uint8_t* codes, const Nf4AbsmaxView& absmax, int64_t first_block, int64_t num_elements, float* out) {
-  dequantise(codes, absmax, first_block, num_elements, out);
+NF4_EACH_CPU void nf4_dequantise_cpu(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements, float* out) {
+  dequantise(view, unit, first_block, num_elements, out);
 }
-NF4_EACH_CPU void nf4_dequantise_cpu(const uint8_t* codes, const Nf4AbsmaxView& absmax, int64_t first_block, int64_t num_elements, Bf16Bits* out) {
-  dequantise(codes, absmax, first_block, num_elements, out);
+NF4_EACH_CPU void nf4_dequantise_cpu(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements, Bf16Bits* out) {
+  dequantise(view, unit, first_block, num_elements, out);
 }
-NF4_EACH_CPU void nf4_dequantise_cpu(const uint8_t* codes, const Nf4AbsmaxView& absmax, int64_t first_block, int64_t num_elements, double* out) {
-  dequantise(codes, absmax, first_block, num_elements, out);
+NF4_EACH_CPU void nf4_dequantise_cpu(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements, double* out) {
+  dequantise(view, unit, first_block, num_elements, out);
 }
 
 }  // namespace moetune

@@ -59,22 +59,26 @@ struct UnsignedOf<2> { using Type = uint16_t; };
 template <>
 struct UnsignedOf<4> { using Type = uint32_t; };
 
+template <typename Part>
+__device__ const Part* of_unit(const Part* part, int64_t byte_offset) {
+  return reinterpret_cast<const Part*>(reinterpret_cast<const uint8_t*>(part) + byte_offset);
+}
+
 // Rounded separately, as on the CPU: no fused multiply-add.
-__device__ float absmax_of(const Nf4AbsmaxView& view, int64_t block) {
-  if (view.absmax != nullptr) return __ldg(view.absmax + block);
+__device__ float absmax_of(const Nf4View& view, int64_t unit_offset, int64_t block) {
+  if (view.absmax != nullptr) return __ldg(of_unit(view.absmax, unit_offset) + block);
   // 32-bit: a 64-bit division would cost more than the rest of the kernel. 2^32 blocks are 2^38 elements.
-  const uint32_t part = static_cast<uint32_t>(block) / static_cast<uint32_t>(view.blocks_per_part);
-  const uint32_t within = static_cast<uint32_t>(block) - part * static_cast<uint32_t>(view.blocks_per_part);
-  const int64_t group = part * view.nested_per_part + within / kNf4NestedBlock;
-  return __fadd_rn(__fmul_rn(kMap.values[__ldg(view.codes + block)], __ldg(view.nested_absmax + group)),
-                   __ldg(view.offset + part));
+  const uint32_t row = static_cast<uint32_t>(block) / static_cast<uint32_t>(view.blocks_per_row);
+  const uint32_t column = static_cast<uint32_t>(block) - row * static_cast<uint32_t>(view.blocks_per_row);
+  const int64_t group = (view.first_block + row * view.whole_blocks_per_row + column) / kNf4NestedBlock;
+  return __fadd_rn(__fmul_rn(kMap.values[__ldg(of_unit(view.absmax_codes, unit_offset) + block)], __ldg(of_unit(view.nested_absmax, unit_offset) + group)),
+                   __ldg(of_unit(view.offset, unit_offset)));
 }
 
 /// The 16 code values lie in 16 different banks of shared memory, so that any mix of codes in a warp reads them at once.
 template <typename Out>
 __global__ void __launch_bounds__(kThreads)
-dequantise_kernel(const uint8_t* __restrict__ codes, const __grid_constant__ Nf4AbsmaxView view, int64_t first_block,
-                  int64_t num_elements, Out* __restrict__ out) {
+dequantise_kernel(const __grid_constant__ Nf4View view, int64_t first_unit, int64_t num_elements, Out* __restrict__ out) {
   constexpr int kVec = 16 / sizeof(Out);  // elements of one 16-byte store: 8 bf16, 4 fp32, 2 fp64
   using Codes = typename UnsignedOf<kVec / 2>::Type;  // the codes they come from
   __shared__ float values[16];
@@ -83,7 +87,9 @@ dequantise_kernel(const uint8_t* __restrict__ codes, const __grid_constant__ Nf4
 
   const int64_t num_vectors = (num_elements + kVec - 1) / kVec;
   const int64_t whole_vectors = num_elements / kVec;
-  const Codes* packed = reinterpret_cast<const Codes*>(codes + first_block * (kNf4Block / 2));
+  const int64_t unit_offset = (first_unit + blockIdx.y) * view.unit_stride;
+  const Codes* packed = reinterpret_cast<const Codes*>(view.codes + unit_offset);
+  out += blockIdx.y * num_elements;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads * kInFlight;
   for (int64_t base = static_cast<int64_t>(blockIdx.x) * kThreads * kInFlight + threadIdx.x; base < num_vectors; base += stride) {
     Codes in[kInFlight];
@@ -93,7 +99,7 @@ dequantise_kernel(const uint8_t* __restrict__ codes, const __grid_constant__ Nf4
       const int64_t v = base + u * kThreads;
       if (v < whole_vectors) {
         in[u] = packed[v];
-        absmax[u] = absmax_of(view, first_block + v * kVec / kNf4Block);
+        absmax[u] = absmax_of(view, unit_offset, v * kVec / kNf4Block);
       }
     }
 #pragma unroll
@@ -108,8 +114,8 @@ dequantise_kernel(const uint8_t* __restrict__ codes, const __grid_constant__ Nf4
         }
         const auto packed_out = pack(x, Out{});
         reinterpret_cast<std::remove_const_t<decltype(packed_out)>*>(out)[v] = packed_out;
-      } else if (v < num_vectors) {  // the ragged end of the tensor
-        const float last_absmax = absmax_of(view, first_block + v * kVec / kNf4Block);
+      } else if (v < num_vectors) {  // the ragged end of the unit
+        const float last_absmax = absmax_of(view, unit_offset, v * kVec / kNf4Block);
         for (int64_t e = v * kVec; e < num_elements; ++e) {
           const uint8_t byte = reinterpret_cast<const uint8_t*>(packed)[e / 2];
           out[e] = as(__fmul_rn(values[e % 2 == 0 ? byte >> 4 : byte & 15], last_absmax), Out{});
@@ -188,11 +194,11 @@ void quantise(const In* weight, int64_t num_elements, uint8_t* codes, float* abs
 }
 
 template <typename Out>
-void dequantise(const uint8_t* codes, const Nf4AbsmaxView& absmax, int64_t first_block, int64_t num_elements, Out* out, cudaStream_t stream) {
-  if (num_elements == 0) return;
+void dequantise(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, Out* out, cudaStream_t stream) {
+  if (num_units * elements_per_unit == 0) return;
   constexpr int64_t kPerThread = 16 / sizeof(Out) * kInFlight;
-  dequantise_kernel<<<grid_for((num_elements + kPerThread - 1) / kPerThread), kThreads, 0, stream>>>(
-      codes, absmax, first_block, num_elements, out);
+  const dim3 grid(grid_for((elements_per_unit + kPerThread - 1) / kPerThread), static_cast<unsigned>(num_units));
+  dequantise_kernel<<<grid, kThreads, 0, stream>>>(view, first_unit, elements_per_unit, out);
 }
 
 }  // namespace
@@ -203,14 +209,14 @@ void nf4_quantise_cuda(const float* weight, int64_t num_elements, uint8_t* codes
 void nf4_quantise_cuda(const Bf16Bits* weight, int64_t num_elements, uint8_t* codes, float* absmax, unsigned long long* num_bad, cudaStream_t stream) {
   quantise(weight, num_elements, codes, absmax, num_bad, stream);
 }
-void nf4_dequantise_cuda(const uint8_t* codes, const Nf4AbsmaxView& absmax, int64_t first_block, int64_t num_elements, float* out, cudaStream_t stream) {
-  dequantise(codes, absmax, first_block, num_elements, out, stream);
+void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, float* out, cudaStream_t stream) {
+  dequantise(view, first_unit, num_units, elements_per_unit, out, stream);
 }
-void nf4_dequantise_cuda(const uint8_t* codes, const Nf4AbsmaxView& absmax, int64_t first_block, int64_t num_elements, Bf16Bits* out, cudaStream_t stream) {
-  dequantise(codes, absmax, first_block, num_elements, out, stream);
+void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, Bf16Bits* out, cudaStream_t stream) {
+  dequantise(view, first_unit, num_units, elements_per_unit, out, stream);
 }
-void nf4_dequantise_cuda(const uint8_t* codes, const Nf4AbsmaxView& absmax, int64_t first_block, int64_t num_elements, double* out, cudaStream_t stream) {
-  dequantise(codes, absmax, first_block, num_elements, out, stream);
+void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, double* out, cudaStream_t stream) {
+  dequantise(view, first_unit, num_units, elements_per_unit, out, stream);
 }
 
 }  // namespace moetune

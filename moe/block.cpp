@@ -21,16 +21,30 @@ int64_t Block::scratch_elements() const {
 }
 
 void Block::use(PassContext& pass) {
-  for (Linear* map : linears()) {
-    if (map->frozen() != nullptr) map->frozen()->use(pass.scratch, pass.dequantised);
-  }
+  if (parts_.dense_slab == nullptr) return;
+  parts_.dense_slab->use();
+  for (Linear* map : linears()) map->frozen()->use(pass.scratch, pass.dequantised);
 }
 
 void Block::release(PassContext& pass) {
-  for (Linear* map : linears()) {
-    if (map->frozen() != nullptr) map->frozen()->release();
-  }
+  if (parts_.dense_slab != nullptr) parts_.dense_slab->release();
   pass.scratch.reset();
+}
+
+void Block::use_experts() {
+  if (parts_.expert_slab != nullptr) parts_.expert_slab->use();
+}
+
+void Block::release_experts() {
+  if (parts_.expert_slab != nullptr) parts_.expert_slab->release();
+}
+
+std::vector<FrozenSlab*> Block::slabs() const {
+  std::vector<FrozenSlab*> used;
+  for (FrozenSlab* slab : {parts_.dense_slab, parts_.expert_slab}) {
+    if (slab != nullptr) used.push_back(slab);
+  }
+  return used;
 }
 
 Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,

@@ -2,7 +2,9 @@
 //
 //   block.use(pass);                                            // dense forms of this layer's frozen maps
 //   Mixed mixed = block.mix(x_TD, slice, angles, expert_TK, /*balance=*/false, pass);
+//   block.use_experts();
 //   ... routed = block.experts()->forward(...) ...              // over all slices together
+//   block.release_experts();
 //   x_next = mixed.residual_TD + routed
 //   block.release(pass);
 #pragma once
@@ -10,6 +12,7 @@
 #include <memory>
 #include <optional>
 
+#include "lora/frozen_slab.h"
 #include "moe/attention.h"
 #include "moe/routed_experts.h"
 #include "moe/router.h"
@@ -32,6 +35,8 @@ struct BlockParts {
   std::unique_ptr<SwigluMlp> mlp;          ///< dense MLP, or the shared expert (null where there is none)
   std::unique_ptr<Router> router;          ///< null in a dense block
   std::unique_ptr<RoutedExperts> experts;  ///< null in a dense block
+  FrozenSlab* dense_slab = nullptr;        ///< of the maps of mixing; null where weights train
+  FrozenSlab* expert_slab = nullptr;       ///< null in a dense block too
 };
 
 class Block {
@@ -41,6 +46,11 @@ class Block {
   /// Makes the frozen maps of mixing dense for one pass; release() gives the scratch back.
   void use(PassContext& pass);
   void release(PassContext& pass);
+  /// The experts' packed weights are at hand between these two; they come later and may go earlier than those of mixing.
+  void use_experts();
+  void release_experts();
+  /// What a pass uses, in order: that of mixing, that of the experts.
+  std::vector<FrozenSlab*> slabs() const;
 
   /// Mixing of one slice. `expert_TK` (int64): chosen here when undefined, obeyed when defined. `balance`: compute the balance loss.
   Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,

@@ -83,7 +83,7 @@ int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int
 int64_t block_scratch_elements(const std::vector<LinearMap>& maps, BaseFormat base, at::ScalarType compute, int64_t chunk_experts) {
   int64_t elements = 0;
   for (const LinearMap& map : maps) {
-    elements += FrozenWeight::scratch_elements(held_format(map, base), map.units(chunk_experts), map.outputs, map.inputs, compute);
+    elements += FrozenShape{held_format(map, base), map.units(chunk_experts), map.outputs, map.inputs}.scratch_elements(compute);
   }
   return elements;
 }

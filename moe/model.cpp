@@ -17,6 +17,11 @@ class Builder {
       : model_(model), config_(model.config), source_(source), options_(options) {}
 
   void build() {
+    model_.slabs = options_.slabs;
+    if (model_.slabs == nullptr) {
+      model_.own_slabs = std::make_unique<FrozenSlabs>(options_.device);
+      model_.slabs = model_.own_slabs.get();
+    }
     std::tie(model_.embedding_VD, model_.embedding) = plain("model.embed_tokens.weight", {config_.vocab, config_.width}, -1, "embedding");
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) add_block(layer);
     const int64_t turn = turn_layer(config_);
@@ -61,62 +66,74 @@ class Builder {
     return maps;
   }
 
-  std::unique_ptr<Linear> linear(const LinearMap& map) { return linear(map, map.layer); }
-  /// `layer`: whose way up completes the gradient.
-  std::unique_ptr<Linear> linear(const LinearMap& map, int64_t layer) {
+  /// A new slab for frozen weights; null where weights train.
+  FrozenSlab* slab(SlabKind kind, int64_t layer, int64_t units) { return options_.train_weights ? nullptr : &model_.slabs->add(kind, layer, units); }
+
+  std::unique_ptr<FrozenWeight> frozen(const LinearMap& map, int64_t units, FrozenSlab& slab) {
+    const FrozenShape shape{held_format(map, options_.base), units, map.outputs, map.inputs};
+    auto weight = std::make_unique<FrozenWeight>(shape, options_.device, options_.compute);
+    slab.hold(*weight, map.name() + ".weight");
+    return weight;
+  }
+
+  /// Fixes a slab's layout, then reads, packs and forgets one matrix after the other: those that this rank keeps a part of.
+  void load(FrozenSlab* slab) {
+    if (slab == nullptr) return;
+    slab->close();
+    for (int64_t unit = 0; unit < slab->units(); ++unit) {
+      for (const FrozenSlab::Held& held : slab->held()) {
+        if (!slab->wants(*held.weight, unit)) continue;
+        const std::string name = slab->kind() == SlabKind::kExperts ? expert_name(held.name, options_.placement.first + unit) : held.name;
+        slab->set(*held.weight, unit, source_.read(name, {held.weight->shape().outputs, held.weight->shape().inputs}));
+      }
+    }
+  }
+
+  /// `layer`: whose way up completes the gradient. The weight goes to `slab`, which load() fills.
+  std::unique_ptr<Linear> linear(const LinearMap& map, int64_t layer, FrozenSlab* slab) {
     ParameterInfo info;
     info.name = map.name();
     info.layer = layer;
     info.group = map.group;
-    const std::string name = info.name + ".weight";
-    at::Tensor weight_OI = source_.read(name, {map.outputs, map.inputs});
     if (options_.train_weights) {
-      info.name = name;
-      return std::make_unique<Linear>(model_.parameters.add(info, weight_OI));
+      info.name += ".weight";
+      return std::make_unique<Linear>(model_.parameters.add(info, source_.read(info.name, {map.outputs, map.inputs})));
     }
-    auto frozen = std::make_unique<FrozenWeight>(held_format(map, options_.base), 1, map.outputs, map.inputs, options_.device, options_.compute);
-    frozen->set(0, weight_OI);
-    model_.frozen.emplace_back(name, frozen.get());
+    auto weight = frozen(map, 1, *slab);
     std::unique_ptr<Adapter> adapter;
     if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, 0, map.outputs, map.inputs, options_.seed, model_.parameters);
-    return std::make_unique<Linear>(std::move(frozen), std::move(adapter));
+    return std::make_unique<Linear>(std::move(weight), std::move(adapter));
   }
 
-  std::unique_ptr<SwigluMlp> mlp(const Maps& maps, const std::string& path) {
-    auto gate = linear(maps.at(path + ".gate_proj"));
-    auto up = linear(maps.at(path + ".up_proj"));
-    auto down = linear(maps.at(path + ".down_proj"));
+  std::unique_ptr<SwigluMlp> mlp(const Maps& maps, const std::string& path, FrozenSlab* slab) {
+    auto map = [&](const char* leaf) { return linear(maps.at(path + leaf), maps.at(path + leaf).layer, slab); };
+    auto gate = map(".gate_proj"), up = map(".up_proj"), down = map(".down_proj");
     return std::make_unique<SwigluMlp>(std::move(gate), std::move(up), std::move(down));
   }
 
-  std::unique_ptr<GroupedLinear> grouped(const LinearMap& map) {
+  std::unique_ptr<GroupedLinear> grouped(const LinearMap& map, FrozenSlab* slab) {
     const ExpertPlacement& placement = options_.placement;
-    const std::string name = map.name();
-    const int64_t outputs = map.outputs, inputs = map.inputs;
     ParameterInfo info;
-    info.name = name;
+    info.name = map.name();
     info.layer = map.layer;
     info.group = map.group;
     info.replicas = Replicas::kExpertReplicas;
     info.first_expert = placement.first;
     info.num_experts = placement.total;
-    auto read = [&](int64_t e) { return source_.read(expert_name(name, placement.first + e) + ".weight", {outputs, inputs}); };
     if (options_.train_weights) {
       info.name += ".weight";
-      at::Tensor stack = at::empty({placement.count, outputs, inputs}, accumulate_dtype(options_.compute));
-      for (int64_t e = 0; e < placement.count; ++e) stack[e].copy_(read(e));
+      at::Tensor stack = at::empty({placement.count, map.outputs, map.inputs}, accumulate_dtype(options_.compute));
+      for (int64_t e = 0; e < placement.count; ++e) stack[e].copy_(source_.read(expert_name(info.name, placement.first + e), {map.outputs, map.inputs}));
       return std::make_unique<GroupedLinear>(model_.parameters.add(info, stack));
     }
-    auto frozen = std::make_unique<FrozenWeight>(options_.base, placement.count, outputs, inputs, options_.device, options_.compute);
-    for (int64_t e = 0; e < placement.count; ++e) frozen->set(e, read(e));
-    model_.frozen.emplace_back(name + ".weight", frozen.get());
+    auto weight = frozen(map, placement.count, *slab);
     std::unique_ptr<Adapter> adapter;
-    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, outputs, inputs, options_.seed, model_.parameters);
-    return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter));
+    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, map.outputs, map.inputs, options_.seed, model_.parameters);
+    return std::make_unique<GroupedLinear>(std::move(weight), std::move(adapter));
   }
 
-  std::unique_ptr<Attention> attention(int64_t layer, const Maps& maps) {
-    auto map = [&](const char* leaf) { return linear(maps.at(str("self_attn.", leaf))); };
+  std::unique_ptr<Attention> attention(int64_t layer, const Maps& maps, FrozenSlab* slab) {
+    auto map = [&](const char* leaf) { return linear(maps.at(str("self_attn.", leaf)), layer, slab); };
     AttentionWeights w;
     if (config_.q_lora) {
       w.q_a = map("q_a_proj");
@@ -135,23 +152,27 @@ class Builder {
   void add_block(int64_t layer) {
     const Maps maps = maps_of(layer);
     BlockParts parts;
+    parts.dense_slab = slab(SlabKind::kDense, layer, 1);
     parts.input_norm = norm(layer, "input_layernorm.weight", config_.width);
     parts.post_attention_norm = norm(layer, "post_attention_layernorm.weight", config_.width);
-    parts.attention = attention(layer, maps);
+    parts.attention = attention(layer, maps, parts.dense_slab);
     if (!config_.is_moe_layer(layer)) {
-      parts.mlp = mlp(maps, "mlp");
+      parts.mlp = mlp(maps, "mlp", parts.dense_slab);
     } else {
-      if (config_.shared_experts > 0) parts.mlp = mlp(maps, "mlp.shared_experts");
+      if (config_.shared_experts > 0) parts.mlp = mlp(maps, "mlp.shared_experts", parts.dense_slab);
       at::Tensor weight_ED = router_weight(layer);
       at::Tensor bias_E = source_.read(layer_name(layer, "mlp.gate.e_score_correction_bias"), {config_.experts})
                               .to(options_.device, accumulate_dtype(options_.compute), false, /*copy=*/true);
       parts.router = std::make_unique<Router>(config_, weight_ED, bias_E);
-      auto gate = grouped(maps.at("mlp.experts.*.gate_proj"));
-      auto up = grouped(maps.at("mlp.experts.*.up_proj"));
-      auto down = grouped(maps.at("mlp.experts.*.down_proj"));
+      parts.expert_slab = slab(SlabKind::kExperts, layer, options_.placement.count);
+      auto gate = grouped(maps.at("mlp.experts.*.gate_proj"), parts.expert_slab);
+      auto up = grouped(maps.at("mlp.experts.*.up_proj"), parts.expert_slab);
+      auto down = grouped(maps.at("mlp.experts.*.down_proj"), parts.expert_slab);
       const int64_t chunk = experts_at_a_time(config_, options_.compute, options_.expert_chunk_bytes, options_.placement.count);
       parts.experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement, chunk, *options_.exchange);
     }
+    load(parts.dense_slab);
+    load(parts.expert_slab);
     model_.blocks.emplace_back(config_, std::move(parts));
     if (options_.loaded) options_.loaded(layer);
   }
@@ -178,7 +199,9 @@ class Builder {
     parts.embedding_norm = extra("enorm.weight", {config_.width}, "norms").first;
     parts.hidden_norm = extra("hnorm.weight", {config_.width}, "norms").first;
     parts.trunk_norm = trunk_norm;
-    parts.projection = linear(projection, turn);
+    parts.slab = slab(SlabKind::kDense, turn, 1);
+    parts.projection = linear(projection, turn, parts.slab);
+    load(parts.slab);
     std::tie(parts.embedding_VD, parts.embedding) = shared_or_own(layer_name(layer, "embed_tokens.weight"), "embedding", model_.embedding_VD, model_.embedding);
     auto [mtp_head_VD, mtp_head] = shared_or_own(layer_name(layer, "shared_head.head.weight"), "head", head_VD, head);
     auto [head_norm_D, head_norm] = extra("shared_head.norm.weight", {config_.width}, "norms");
@@ -206,7 +229,7 @@ class Builder {
 int64_t Model::scratch_elements() const {
   int64_t most = 0;
   for (const Block& block : blocks) most = std::max(most, block.scratch_elements());
-  if (mtp && mtp->parts().projection->frozen() != nullptr) most = std::max(most, mtp->parts().projection->frozen()->scratch_elements());
+  if (mtp && mtp->parts().slab != nullptr) most = std::max(most, mtp->parts().projection->frozen()->scratch_elements());
   return most;
 }
 

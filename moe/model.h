@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "lora/frozen_slab.h"
 #include "moe/block.h"
 #include "moe/head.h"
 #include "moe/mtp.h"
@@ -28,6 +29,7 @@ struct ModelOptions {
   AdapterTargets* targets = nullptr;
   ExpertPlacement placement;        ///< experts of this rank
   TokenExchange* exchange = nullptr;
+  FrozenSlabs* slabs = nullptr;     ///< where frozen weights lie; null: whole on the device, in slabs of the model's own
   uint64_t seed = 0;
   bool with_mtp = false;
   int64_t head_chunk_rows = 1024;
@@ -51,8 +53,9 @@ struct Model {
   at::Tensor embed(const at::Tensor& token_T) const { return embedding_VD.detach().index_select(0, token_T); }
   /// Elements that the scratch must hold for any one layer.
   int64_t scratch_elements() const;
-  /// All frozen linear weights in a fixed order with their Hugging Face names ('*' for a stack over experts).
-  std::vector<std::pair<std::string, FrozenWeight*>> frozen;
+  /// All frozen linear weights, layer by layer; empty where weights train.
+  FrozenSlabs* slabs = nullptr;
+  std::unique_ptr<FrozenSlabs> own_slabs;
   /// Frozen tensors that are held as they are (embedding, head, norms, router), named.
   std::vector<std::pair<std::string, at::Tensor>> plain;
 };

@@ -4,6 +4,18 @@
 
 namespace moetune {
 
+void Mtp::use(PassContext& pass) {
+  if (parts_.slab == nullptr) return;
+  parts_.slab->use();
+  parts_.projection->frozen()->use(pass.scratch, pass.dequantised);
+}
+
+void Mtp::release(PassContext& pass) {
+  if (parts_.slab == nullptr) return;
+  parts_.slab->release();
+  pass.scratch.reset();
+}
+
 at::Tensor Mtp::input(const at::Tensor& x_TD, const at::Tensor& next_embedding_TD) const {
   at::Tensor hidden = rms_norm(rms_norm(x_TD, parts_.trunk_norm, eps_), parts_.hidden_norm, eps_);
   at::Tensor embedding = rms_norm(next_embedding_TD, parts_.embedding_norm, eps_);

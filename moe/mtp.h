@@ -11,6 +11,7 @@
 
 #include <memory>
 
+#include "lora/frozen_slab.h"
 #include "lora/linear.h"
 #include "moe/head.h"
 #include "moe/pass_context.h"
@@ -22,6 +23,7 @@ class Mtp {
   struct Parts {
     at::Tensor embedding_norm, hidden_norm;  ///< enorm, hnorm
     std::unique_ptr<Linear> projection;      ///< eh_proj [D, 2 D]
+    FrozenSlab* slab = nullptr;              ///< of the projection; null where it trains
     at::Tensor embedding_VD;                 ///< the trunk's own tensor where the checkpoint's copy equals it
     Parameter* embedding = nullptr;          ///< null where it does not train
     at::Tensor trunk_norm;                   ///< model.norm
@@ -33,7 +35,9 @@ class Mtp {
   at::Tensor input(const at::Tensor& x_TD, const at::Tensor& next_embedding_TD) const;
   at::Tensor embed(const at::Tensor& token_T) const { return parts_.embedding_VD.index_select(0, token_T); }
   Head& head() { return *parts_.head; }
-  Linear& projection() { return *parts_.projection; }
+  /// Makes the projection dense for one pass; release() gives the scratch back.
+  void use(PassContext& pass);
+  void release(PassContext& pass);
   const Parts& parts() const { return parts_; }
 
  private:

@@ -111,6 +111,11 @@ Assembly assemble(const Recipe& recipe, Launch& launch) {
   run.mesh = std::make_unique<Mesh>(launch, shape);
   run.exchange = shape.ep == 1 ? make_local_exchange() : make_token_exchange(run.mesh->ep(), recipe.exchange.buffer_rows.value_or(0));
   run.targets = std::make_unique<AdapterTargets>(adapter_targets(recipe));
+  run.store = std::make_unique<WeightStore>(run.device);
+  SlabPlacement placement;
+  placement.first_dense_copy = run.mesh->data().rank() == 0;
+  placement.first_expert_copy = run.mesh->expert_replicas().rank() == 0;
+  run.slabs = std::make_unique<FrozenSlabs>(*run.store, placement);
 
   ModelOptions options;
   options.device = run.device;
@@ -121,6 +126,7 @@ Assembly assemble(const Recipe& recipe, Launch& launch) {
   const int64_t local_experts = run.config.experts / shape.ep;
   options.placement = {run.mesh->here().ep * local_experts, local_experts, run.config.experts};
   options.exchange = run.exchange.get();
+  options.slabs = run.slabs.get();
   options.seed = static_cast<uint64_t>(recipe.run.seed);
   options.with_mtp = recipe.mtp.loss_weight > 0.0;
   const bool random = recipe.model.weights == WeightOrigin::kRandom;

@@ -9,6 +9,7 @@
 #include "moe/model.h"
 #include "parallel/launch.h"
 #include "parallel/mesh.h"
+#include "parallel/weight_store.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/sweep.h"
 
@@ -18,6 +19,8 @@ struct Assembly {
   ModelConfig config;
   std::unique_ptr<Mesh> mesh;
   std::unique_ptr<TokenExchange> exchange;
+  std::unique_ptr<WeightStore> store;
+  std::unique_ptr<FrozenSlabs> slabs;
   std::unique_ptr<AdapterTargets> targets;
   std::unique_ptr<Model> model;
   SweepOptions sweep_options;

@@ -61,12 +61,14 @@ at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stre
   }
   at::Tensor y_TD = joined(residual);
   if (block.is_moe()) {
+    block.use_experts();
     const at::Tensor expert_TK = joined(expert);
     state.routing = block.experts()->route(expert_TK);
     if (mode == Mode::kTrain) loads_.push_back(expert_TK.flatten().bincount({}, model_.config.experts));
     if (keep) state.experts = std::make_unique<KeptExperts>();
     at::Tensor routed = block.experts()->forward(state.routing, joined(z), joined(weight), stream.token_T, pass, state.experts.get());
     y_TD = keep ? y_TD + routed : y_TD.add_(routed);
+    block.release_experts();
   }
   block.release(pass);
   if (mode == Mode::kTrain) {
@@ -100,7 +102,9 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
       z.push_back(mixed.z_TD.detach());
       weight.push_back(mixed.weight_TK.detach());
     }
+    block.use_experts();
     routed = block.experts()->backward(state.routing, joined(z), joined(weight), stream.token_T, d_y_TD, pass, state.experts.get());
+    block.release_experts();
   }
   std::vector<at::Tensor> d_x;
   for (size_t s = 0; s < stream.slices.size(); ++s) {
@@ -151,22 +155,14 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
     trained.push_back(parameter);
     inputs.push_back(parameter->working);
   }
-  auto in_use = [&](bool use) {
-    FrozenWeight* frozen = mtp.projection().frozen();
-    if (frozen != nullptr && use) frozen->use(pass.scratch, pass.dequantised);
-    if (frozen != nullptr && !use) {
-      frozen->release();
-      pass.scratch.reset();
-    }
-  };
   // The projection's graph is small and waits for its block; its weight is dense twice, as any other's.
   at::Tensor z_TD;
-  in_use(true);
+  mtp.use(pass);
   {
     at::AutoGradMode with_graph(true);
     z_TD = mtp.input(x_rows, embedding);
   }
-  in_use(false);
+  mtp.release(pass);
   at::Tensor out_TD = down(layer, z_TD.detach(), batch.mtp, pass, Mode::kTrain);
   const double scale = batch.mtp.global_targets > 0 ? options_.mtp_weight / static_cast<double>(batch.mtp.global_targets) : 0.0;
   HeadResult second = mtp.head().loss(out_TD, batch.mtp.target_row, batch.mtp.target, scale, true);
@@ -174,9 +170,9 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   at::Tensor d_z_TD = up(layer, second.d_x_TD, batch.mtp, pass, batch.global.documents);
   // Undefined where nothing at or below the module's input trains.
   if (d_z_TD.defined()) {
-    in_use(true);
+    mtp.use(pass);
     auto gradients = torch::autograd::grad({z_TD}, inputs, {d_z_TD}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
-    in_use(false);
+    mtp.release(pass);
     head.d_x_TD.index_add_(0, batch.mtp_row, gradients[0]);
     size_t next = 1;
     if (Parameter* trained_embedding = mtp.parts().embedding) {
@@ -189,7 +185,27 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   return head.d_x_TD;
 }
 
+std::vector<FrozenSlab*> Sweep::uses(Mode mode) const {
+  std::vector<FrozenSlab*> uses;
+  auto add = [&](int64_t layer) {
+    for (FrozenSlab* slab : model_.blocks[layer].slabs()) uses.push_back(slab);
+  };
+  const int64_t layers = model_.config.num_layers;
+  for (int64_t layer = 0; layer < layers; ++layer) add(layer);
+  if (mode == Mode::kEvaluate) return uses;
+  if (model_.mtp) {
+    FrozenSlab* projection = model_.mtp->parts().slab;
+    if (projection != nullptr) uses.push_back(projection);
+    add(layers);
+    add(layers);
+    if (projection != nullptr && needs_input_gradient(layers)) uses.push_back(projection);
+  }
+  for (int64_t layer = layers - 1; layer >= std::max<int64_t>(0, lowest_trained_); --layer) add(layer);
+  return uses;
+}
+
 at::Tensor Sweep::way_down(const StepBatch& batch, PassContext& pass, Mode mode) {
+  model_.slabs->schedule(uses(mode));
   at::Tensor x_TD = model_.embed(batch.input_T);
   for (int64_t layer = 0; layer < model_.config.num_layers; ++layer) x_TD = down(layer, x_TD, batch.main, pass, mode);
   return x_TD;

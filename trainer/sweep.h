@@ -70,6 +70,8 @@ class Sweep {
   at::Tensor turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result,
                   const std::function<void(int64_t)>& layer_done);
   at::Tensor way_down(const StepBatch& batch, PassContext& pass, Mode mode);
+  /// The slabs of a pass in the order in which it uses them.
+  std::vector<FrozenSlab*> uses(Mode mode) const;
   bool keeps_graph(int64_t layer) const;
   /// Whether the balance loss is on and counts this block: the trunk's expert layers, not the MTP module's.
   bool balances(int64_t layer) const;

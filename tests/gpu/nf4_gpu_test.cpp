@@ -8,6 +8,7 @@
 #include <functional>
 #include <limits>
 
+#include "lora/frozen_weight.h"
 #include "lora/nf4.h"
 #include "parallel/base/error.h"
 
@@ -82,14 +83,23 @@ TEST_CASE("NF4 on CUDA equals NF4 on the CPU bit for bit", "[nf4]") {
   }
 }
 
-TEST_CASE("A range of a double-quantised stack on CUDA", "[nf4]") {
-  const at::Tensor weight_EOI = weights(5 * 300 * 64).view({5, 300, 64}).contiguous();
-  const Nf4Tensor cpu = nf4_quantise(weight_EOI, true, 5), gpu = nf4_quantise(weight_EOI.cuda(), true, 5);
-  const int64_t first = 250 * 64, count = 2 * 300 * 64 + 13;
-  const at::Tensor out = at::empty({count}, at::kBFloat16), out_gpu = at::empty({count + 8}, out.options().device(at::kCUDA)).slice(0, 8);
-  nf4_dequantise_rows_into(cpu, first, count, out);
-  nf4_dequantise_rows_into(gpu, first, count, out_gpu);
-  CHECK(same_bits(out, out_gpu));
+TEST_CASE("Units of a stack, whole or cut, are the same on CUDA as on the CPU", "[nf4]") {
+  constexpr int64_t E = 5, O = 128, I = 384;
+  const at::Tensor stack = weights(E * O * I).view({E, O, I}).contiguous();
+  DequantCounters counters;
+  for (const BaseFormat format : {BaseFormat::kNf4, BaseFormat::kNf4Double}) {
+    for (const MatrixCut& cut : {MatrixCut{}, MatrixCut{MatrixCut::Dim::kOutputs, 1, 2}, MatrixCut{MatrixCut::Dim::kInputs, 2, 3}}) {
+      std::vector<at::Tensor> dense;
+      for (const at::Device device : {at::Device(at::kCPU), at::Device(at::kCUDA)}) {
+        Scratch scratch(device, at::kBFloat16);
+        scratch.reserve(E * O * I);
+        FrozenWeight weight({format, E, O, I, cut}, device, at::kBFloat16);
+        for (int64_t e = 0; e < E; ++e) weight.set(e, stack[e]);
+        dense.push_back(weight.dense_units(1, 3, scratch, counters).cpu());
+      }
+      CHECK(same_bits(dense[0], dense[1]));
+    }
+  }
 }
 
 TEST_CASE("NF4 on CUDA refuses weights that are not finite", "[nf4]") {

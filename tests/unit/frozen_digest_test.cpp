@@ -1,7 +1,9 @@
 // The digest of frozen weights: every byte counts, and where a tensor is cut does not.
 #include "tests/support/catch.h"
 
+#include "parallel/communicator.h"
 #include "parallel/launch.h"
+#include "parallel/weight_store.h"
 #include "tests/support/tiny_model.h"
 #include "trainer/frozen_digest.h"
 
@@ -35,6 +37,70 @@ TEST_CASE("parts of a tensor add up to the whole, wherever it is cut", "[frozen_
   }
 }
 
+namespace {
+
+/// A group's size and this rank's place in it; nothing travels.
+class Place final : public Communicator {
+ public:
+  Place(int rank, int size) : Communicator("place", rank, size, at::kCPU) {}
+  void barrier() override {}
+
+ private:
+  void do_all_reduce(const at::Tensor&, ReduceOp) override {}
+  void do_broadcast(const at::Tensor&, int) override {}
+  void do_all_gather(const at::Tensor&, const at::Tensor&) override {}
+  void do_all_to_all_v(const at::Tensor&, const at::Tensor&, const std::vector<int64_t>&, const std::vector<int64_t>&) override {}
+  std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override { return send; }
+};
+
+/// Digest of what one of `ranks` keeps of experts first .. first + count - 1, each two maps, the second cut.
+uint64_t digest_of_part(BaseFormat format, const at::Tensor& stack_EOI, int64_t first, int64_t count, const MatrixCut& cut, int rank, int ranks) {
+  const int64_t outputs = stack_EOI.size(1), inputs = stack_EOI.size(2);
+  Place place(rank, ranks);
+  WeightStore store(at::kCPU);
+  SlabPlacement placement;
+  placement.expert_replicas = ranks > 1 ? &place : nullptr;
+  placement.host_layers = {static_cast<int64_t>(cut.index)};
+  FrozenSlabs slabs(store, placement);
+  FrozenSlab& slab = slabs.add(SlabKind::kExperts, 0, count);
+  FrozenWeight a({format, count, outputs, inputs, {MatrixCut::Dim::kNone, cut.index, cut.parts}}, at::kCPU, at::kFloat), b({format, count, outputs, inputs, cut}, at::kCPU, at::kFloat);
+  slab.hold(a, "a");
+  slab.hold(b, "b");
+  slab.close();
+  for (int64_t e = 0; e < count; ++e) {
+    if (slab.wants(a, e)) slab.set(a, e, stack_EOI[first + e]);
+    if (slab.wants(b, e)) slab.set(b, e, stack_EOI[first + e].flip(0) * 2);
+  }
+  return slab_digest(slab, first);
+}
+
+}  // namespace
+
+TEST_CASE("what ranks keep of a slab adds up to the same digest, however experts, matrices and bytes are dealt out", "[frozen_digest]") {
+  constexpr int64_t E = 6, O = 128, I = 384;
+  const at::Tensor stack = random_normal({E, O, I}, 1, at::kFloat);
+  for (const BaseFormat format : {BaseFormat::kNf4, BaseFormat::kNf4Double, BaseFormat::kBf16, BaseFormat::kFp32}) {
+    const uint64_t whole = digest_of_part(format, stack, 0, E, {}, 0, 1);
+    CHECK(digest_of_part(format, stack.flip(0), 0, E, {}, 0, 1) != whole);
+    for (const auto dim : {MatrixCut::Dim::kNone, MatrixCut::Dim::kOutputs, MatrixCut::Dim::kInputs}) {
+      for (const int64_t parts : {1, 2}) {
+        for (const int ranks : {1, 4, 7}) {  // seven: shards begin inside parts, and the last are short
+          for (const int64_t groups : {1, 2}) {
+            INFO(to_string(format) << ", cut " << static_cast<int>(dim) << " in " << parts << ", " << ranks << " shards, " << groups << " expert groups");
+            uint64_t sum = 0;
+            for (int64_t part = 0; part < parts; ++part) {
+              for (int rank = 0; rank < ranks; ++rank) {
+                for (int64_t group = 0; group < groups; ++group) sum += digest_of_part(format, stack, group * E / groups, E / groups, {dim, part, parts}, rank, ranks);
+              }
+            }
+            CHECK(sum == whole);
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("the model's digest sees each frozen tensor and no trained one", "[frozen_digest]") {
   Launch launch;
   Mesh mesh(launch, {1, 1, 1, 1});
@@ -46,10 +112,15 @@ TEST_CASE("the model's digest sees each frozen tensor and no trained one", "[fro
     tiny.model->parameters.all()[0].refresh_working();
     CHECK(frozen_digest(*tiny.model, mesh) == digest);
     std::vector<at::Tensor> tensors;
-    for (const auto& [name, weight] : tiny.model->frozen) {
-      for (const at::Tensor& packed : weight->packed()) tensors.push_back(packed);
+    for (FrozenSlab& slab : tiny.model->slabs->all()) {
+      slab.use();
+      for (const FrozenSlab::Held& held : slab.held()) {
+        for (const at::Tensor& part : held.weight->packed()) tensors.push_back(part[part.size(0) - 1]);
+      }
+      slab.release();
     }
     for (const auto& [name, tensor] : tiny.model->plain) tensors.push_back(tensor);
+    CHECK(tensors.size() > 20);
     for (const at::Tensor& tensor : tensors) {
       at::Tensor last = tensor.view(-1).view(at::kByte).slice(0, -1);
       last.bitwise_xor_(1);
@@ -59,5 +130,5 @@ TEST_CASE("the model's digest sees each frozen tensor and no trained one", "[fro
     CHECK(frozen_digest(*tiny.model, mesh) == digest);
   }
   TinyModel trained(tiny_config(2), {.train_weights = true});
-  CHECK(trained.model->frozen.empty());
+  CHECK(trained.model->slabs->all().empty());
 }

@@ -33,7 +33,7 @@ TEST_CASE("the dense form is the held value in the compute type, unit by unit", 
       Scratch scratch(at::kCPU, compute);
       scratch.reserve(2 * E * O * I);
       DequantCounters counters;
-      FrozenWeight weight(format, E, O, I, at::kCPU, compute);
+      FrozenWeight weight({format, E, O, I}, at::kCPU, compute);
       for (const int64_t e : {2, 0, 1}) weight.set(e, stack[e]);
       const auto value = [&](int64_t e) {
         if (format == BaseFormat::kFp32) return stack[e].to(at::kDouble);
@@ -57,18 +57,54 @@ TEST_CASE("the dense form is the held value in the compute type, unit by unit", 
   }
 }
 
-TEST_CASE("bytes are those of the held tensors", "[frozen_weight]") {
-  const std::vector<std::vector<int64_t>> shapes{{1, 5, 7}, {1, 16, 24}, {3, 16, 24}, {2, 256, 128}, {1, 3, 16384}};
+TEST_CASE("a unit's bytes are those of its packed tensors, each rounded up to 16", "[frozen_weight]") {
+  // By hand, [256, 128] in nf4_double: 16384 bytes of codes, 512 blocks, 2 groups of 256 (8 bytes, to 16), one offset (4, to 16).
+  CHECK(FrozenShape{BaseFormat::kNf4Double, 3, 256, 128}.unit_bytes() == 16384 + 512 + 16 + 16);
+  CHECK(FrozenShape{BaseFormat::kNf4, 3, 256, 128}.unit_bytes() == 16384 + 2048);
+  CHECK(FrozenShape{BaseFormat::kNf4, 1, 5, 7}.unit_bytes() == 32 + 16);
+  CHECK(FrozenShape{BaseFormat::kBf16, 1, 5, 7}.unit_bytes() == 80);
+  CHECK(FrozenShape{BaseFormat::kFp32, 2, 16, 24}.unit_bytes() == 1536);
   for (const BaseFormat format : kFormats) {
-    for (const auto& shape : shapes) {
-      const FrozenWeight weight(format, shape[0], shape[1], shape[2], at::kCPU, at::kFloat);
-      int64_t bytes = 0;
-      for (const at::Tensor& packed : weight.packed()) bytes += static_cast<int64_t>(packed.nbytes());
-      INFO(to_string(format) << " " << at::IntArrayRef(shape));
-      CHECK(weight.bytes() == bytes);
-      CHECK(FrozenWeight::bytes(format, shape[0], shape[1], shape[2]) == bytes);
+    FrozenWeight weight({format, 3, 16, 24}, at::kCPU, at::kFloat);
+    weight.set(1, random_normal({16, 24}, 1, at::kFloat));
+    int64_t bytes = 0;
+    for (const at::Tensor& part : weight.packed()) bytes += (static_cast<int64_t>(part[0].nbytes()) + 15) / 16 * 16;
+    CHECK(weight.shape().unit_bytes() == bytes);
+  }
+}
+
+TEST_CASE("the parts of a cut weight are those of the whole, in every format", "[frozen_weight]") {
+  // 128 x 384 numbers: 768 blocks, 6 a row, three groups of double quantisation whose borders fall inside rows and parts.
+  constexpr int64_t E = 2, O = 128, I = 384;
+  const at::Tensor stack = random_normal({E, O, I}, 1, at::kFloat) * at::arange(1, O + 1).view({O, 1});
+  DequantCounters counters;
+  for (const BaseFormat format : kFormats) {
+    for (const at::ScalarType compute : {at::kBFloat16, at::kFloat}) {
+      Scratch scratch(at::kCPU, compute);
+      scratch.reserve(2 * E * O * I);
+      FrozenWeight whole({format, E, O, I}, at::kCPU, compute);
+      for (int64_t e = 0; e < E; ++e) whole.set(e, stack[e]);
+      const at::Tensor dense = whole.dense_units(0, E, scratch, counters);
+      for (const MatrixCut::Dim dim : {MatrixCut::Dim::kOutputs, MatrixCut::Dim::kInputs}) {
+        for (const int64_t parts : {2, 3}) {
+          if (dim == MatrixCut::Dim::kOutputs && parts == 3) continue;
+          for (int64_t index = 0; index < parts; ++index) {
+            INFO(to_string(format) << " in " << c10::toString(compute) << ", part " << index << " of " << parts << (dim == MatrixCut::Dim::kOutputs ? " by outputs" : " by inputs"));
+            FrozenWeight part({format, E, O, I, {dim, index, parts}}, at::kCPU, compute);
+            for (int64_t e = 0; e < E; ++e) part.set(e, stack[e]);
+            const int64_t mark = scratch.mark(), along = dim == MatrixCut::Dim::kOutputs ? 1 : 2;
+            CHECK(at::equal(part.dense_units(0, E, scratch, counters), dense.chunk(parts, along)[index]));
+            CHECK(at::equal(part.dense_units(1, 1, scratch, counters)[0], dense.chunk(parts, along)[index][1]));
+            scratch.release_to(mark);
+          }
+        }
+      }
     }
   }
+  const auto refused = [](const FrozenShape& shape) { return message_of<UserError>([&] { FrozenWeight(shape, at::kCPU, at::kFloat); }); };
+  CHECK(contains(refused({BaseFormat::kNf4, 1, 4, 96, {MatrixCut::Dim::kInputs, 0, 2}}), "would cut NF4 blocks of 64 numbers"));
+  CHECK(contains(refused({BaseFormat::kNf4, 1, 3, 96, {MatrixCut::Dim::kOutputs, 0, 3}}), "would cut NF4 blocks of 64 numbers"));
+  CHECK(contains(refused({BaseFormat::kFp32, 1, 5, 96, {MatrixCut::Dim::kOutputs, 0, 2}}), "cannot be cut into 2 equal parts by its outputs"));
 }
 
 TEST_CASE("one unit is a matrix, odd sizes too; what does not fit is refused", "[frozen_weight]") {
@@ -76,7 +112,7 @@ TEST_CASE("one unit is a matrix, odd sizes too; what does not fit is refused", "
   scratch.reserve(1000);
   DequantCounters counters;
   for (const BaseFormat format : kFormats) {
-    FrozenWeight weight(format, 1, 5, 7, at::kCPU, at::kFloat);
+    FrozenWeight weight({format, 1, 5, 7}, at::kCPU, at::kFloat);
     const at::Tensor values = random_normal({5, 7}, 1, at::kFloat);
     weight.set(0, values.t().contiguous().t());
     weight.use(scratch, counters);
@@ -85,5 +121,5 @@ TEST_CASE("one unit is a matrix, odd sizes too; what does not fit is refused", "
     CHECK(contains(message_of<InternalError>([&] { weight.set(0, values.t()); }), "want [5, 7]"));
     CHECK(contains(message_of<InternalError>([&] { weight.set(1, values); }), "unit 1 of 1"));
   }
-  CHECK(contains(message_of<UserError>([&] { FrozenWeight(BaseFormat::kNf4, 2, 5, 7, at::kCPU, at::kFloat); }), "use base: bf16"));
+  CHECK(contains(message_of<UserError>([&] { FrozenWeight({BaseFormat::kNf4, 2, 5, 7}, at::kCPU, at::kFloat); }), "use base: bf16"));
 }

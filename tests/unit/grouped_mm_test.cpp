@@ -52,7 +52,7 @@ TEST_CASE("a grouped linear map differentiates as finite differences say", "[gro
   if (trained) {
     map = std::make_unique<GroupedLinear>(parameters.add(info, random_normal({E, O, I}, 2)));
   } else {
-    auto frozen = std::make_unique<FrozenWeight>(BaseFormat::kFp32, E, O, I, at::kCPU, at::kDouble);
+    auto frozen = std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, E, O, I}, at::kCPU, at::kDouble);
     for (int64_t e = 0; e < E; ++e) frozen->set(e, random_normal({O, I}, 20 + e));
     auto adapter = std::make_unique<Adapter>(AdapterSpec{2, 1.5, 0.3}, info, E, O, I, 1, parameters);
     adapter->b().master().copy_(random_normal({E, O, 2}, 5));

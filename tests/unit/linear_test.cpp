@@ -16,7 +16,7 @@ constexpr int64_t T = 7, I = 16, O = 12;
 
 struct Frozen {
   Frozen() : scratch(at::kCPU, at::kDouble), values(random_normal({O, I}, 1, at::kFloat).to(at::kDouble)),
-             weight(std::make_unique<FrozenWeight>(BaseFormat::kFp32, 1, O, I, at::kCPU, at::kDouble)) {
+             weight(std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, 1, O, I}, at::kCPU, at::kDouble)) {
     weight->set(0, values);
     scratch.reserve(4 * O * I);
     scratch.poison_released(true);

@@ -39,7 +39,7 @@ struct Case {
         return std::make_unique<GroupedLinear>(parameter);
       }
       weights.push_back(weight);
-      auto frozen = std::make_unique<FrozenWeight>(BaseFormat::kFp32, E, outputs, inputs, at::kCPU, at::kDouble);
+      auto frozen = std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, E, outputs, inputs}, at::kCPU, at::kDouble);
       for (int64_t e = 0; e < E; ++e) frozen->set(e, weight[e]);
       auto adapter = std::make_unique<Adapter>(AdapterSpec{2, 1.5, dropout}, info, E, outputs, inputs, 1, parameters);
       adapter->b().master().copy_(random_normal({E, outputs, 2}, seed + 100));

@@ -59,10 +59,12 @@ TEST_CASE("the catalogue is what a model is built from", "[export]") {
     size_t frozen = 0;
     for (const auto& [name, kind] : held) frozen += kind == Held::kLinear && name.find(".experts.") == std::string::npos;
     size_t expected = 0;
-    for (const auto& [name, weight] : model->frozen) {
-      if (name.find('*') != std::string::npos || name.find("eh_proj") != std::string::npos) continue;
-      ++expected;
-      CHECK(held.at(name) == Held::kLinear);
+    for (const FrozenSlab& slab : model->slabs->all()) {
+      for (const FrozenSlab::Held& frozen_map : slab.held()) {
+        if (slab.kind() == SlabKind::kExperts || frozen_map.name.find("eh_proj") != std::string::npos) continue;
+        ++expected;
+        CHECK(held.at(frozen_map.name) == Held::kLinear);
+      }
     }
     CHECK(frozen == expected);
     for (const auto& [name, tensor] : model->plain) CHECK(held.at(name) == (name.find("gate.weight") != std::string::npos ? Held::kStored : Held::kCompute));

@@ -25,7 +25,7 @@ using Spec = SafetensorsWriter::Spec;
 
 /// `stored` [O, I] packed as training packs it and made dense again, in `compute`.
 at::Tensor through_frozen(const at::Tensor& stored, BaseFormat format, at::ScalarType compute) {
-  FrozenWeight weight(format, 1, stored.size(0), stored.size(1), at::kCPU, compute);
+  FrozenWeight weight({format, 1, stored.size(0), stored.size(1)}, at::kCPU, compute);
   weight.set(0, stored);
   Scratch scratch(at::kCPU, compute);
   scratch.reserve(weight.scratch_elements());

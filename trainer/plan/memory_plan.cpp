@@ -84,7 +84,7 @@ class Planner {
       Sums bytes, numbers;
       for_each_map([&](const LinearMap& map) {
         const int64_t units = map.units(local_experts_);
-        bytes.add(map.group, FrozenWeight::bytes(held_format(map, base_), units, map.outputs, map.inputs));
+        bytes.add(map.group, units * FrozenShape{held_format(map, base_), units, map.outputs, map.inputs}.unit_bytes());
         numbers.add(map.group, units * map.outputs * map.inputs);
       });
       for (size_t i = 0; i < bytes.all().size(); ++i) {

@@ -1,0 +1,62 @@
+// What a frozen weight will look like in memory, from its sizes alone: the packed parts of each unit and the bytes they take.
+//
+//   const FrozenShape shape{BaseFormat::kNf4, /*units=*/32, /*outputs=*/2048, /*inputs=*/7168};
+//   shape.unit_bytes();                          // of one expert's map; what slabs, planner and traffic formulas add up
+//
+// A unit is one matrix [O, I]: a plain linear map has one, a grouped one an expert each. A rank of a tensor-parallel group holds a
+// part of each matrix: some of its outputs (rows) or some of its inputs (columns). The matrix is quantised whole and then cut, at
+// block borders, so that what the ranks hold together is the same on every mesh.
+#pragma once
+
+#include <torch/types.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace moetune {
+
+/// How frozen linear weights are held.
+enum class BaseFormat { kNf4, kNf4Double, kBf16, kFp32 };
+
+const char* to_string(BaseFormat format);
+inline bool is_quantised(BaseFormat format) { return format == BaseFormat::kNf4 || format == BaseFormat::kNf4Double; }
+
+/// Which part of a matrix [O, I] a rank holds: the index-th of `parts` equal runs of outputs or of inputs; kNone: each of the `parts`
+/// ranks holds it whole.
+struct MatrixCut {
+  enum class Dim { kNone, kOutputs, kInputs };
+  Dim dim = Dim::kNone;
+  int64_t index = 0;
+  int64_t parts = 1;
+};
+
+/// One tensor of a packed unit.
+struct PackedPart {
+  const char* name;            ///< as digests call it: "codes", "absmax", ...
+  at::ScalarType dtype;
+  int64_t elements = 0;        ///< of a unit
+  int64_t offset = 0;          ///< bytes from the unit's first
+  bool of_whole = false;       ///< the same on every rank of a cut: statistics of the whole matrix
+  int64_t bytes() const { return elements * static_cast<int64_t>(c10::elementSize(dtype)); }
+};
+
+struct FrozenShape {
+  BaseFormat format = BaseFormat::kNf4;
+  int64_t units = 1;
+  int64_t outputs = 0, inputs = 0;  ///< of the whole matrix
+  MatrixCut cut = {};
+
+  int64_t held_outputs() const { return cut.dim == MatrixCut::Dim::kOutputs ? outputs / cut.parts : outputs; }
+  int64_t held_inputs() const { return cut.dim == MatrixCut::Dim::kInputs ? inputs / cut.parts : inputs; }
+  int64_t held_elements() const { return held_outputs() * held_inputs(); }
+  /// The tensors of a unit, each at a multiple of 16 bytes.
+  std::vector<PackedPart> parts() const;
+  /// Bytes of a unit, a multiple of 16.
+  int64_t unit_bytes() const;
+  /// Elements that use() of a weight of this shape takes from the scratch: 0 where the held form is dense already.
+  int64_t scratch_elements(at::ScalarType compute) const;
+  /// Throws UserError where the matrix cannot be cut so, or units do not divide into NF4 blocks.
+  void check() const;
+};
+
+}  // namespace moetune
