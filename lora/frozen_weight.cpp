@@ -36,7 +36,7 @@ std::vector<at::Tensor> FrozenWeight::pack(const at::Tensor& weight_OI) const {
 }
 
 void FrozenWeight::bind(const at::Tensor& bytes, int64_t first, int64_t stride) {
-  MT_CHECK(bytes.scalar_type() == at::kByte && bytes.device() == device_, "packed bytes are ", bytes.toString(), " on ", bytes.device());
+  MT_CHECK(bytes.scalar_type() == at::kByte && bytes.device().type() == device_.type(), "packed bytes are ", bytes.toString(), " on ", bytes.device());
   MT_CHECK(first + (shape_.units - 1) * stride + shape_.unit_bytes() <= bytes.numel(), "a stack of ", shape_.units, " units of ",
            shape_.unit_bytes(), " bytes at ", first, " every ", stride, " bytes does not fit into ", bytes.numel());
   packed_.clear();

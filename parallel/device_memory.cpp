@@ -1,6 +1,9 @@
 #include "parallel/device_memory.h"
 
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <cuda_runtime.h>
 
 #include <fstream>
 #include <sstream>
@@ -18,6 +21,13 @@ int64_t peak_memory_bytes(c10::Device device) {
     return kibibytes * 1024;
   }
   return 0;
+}
+
+int64_t device_memory_bytes(c10::DeviceType kind) {
+  if (kind != c10::DeviceType::CUDA || c10::cuda::device_count() == 0) return 0;
+  size_t free = 0, total = 0;
+  C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(total);
 }
 
 }  // namespace moetune

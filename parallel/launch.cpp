@@ -80,7 +80,11 @@ Launch::Launch() : exceptions_at_birth_(std::uncaught_exceptions()) {
     MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host_ranks);
     MPI_Comm_rank(host_ranks, &local_rank_);
     MPI_Comm_size(host_ranks, &local_size_);
+    int leader = rank_;
+    MPI_Bcast(&leader, 1, MPI_INT, 0, host_ranks);
     MPI_Comm_free(&host_ranks);
+    host_leaders_.resize(world_size_);
+    MPI_Allgather(&leader, 1, MPI_INT, host_leaders_.data(), 1, MPI_INT, MPI_COMM_WORLD);
     host_world_ = MpiCommunicator::split_world(0, rank_, "world (host)");
   } else {
     host_world_ = std::make_unique<LocalCommunicator>("world (host)");

@@ -17,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace moetune {
 
@@ -37,6 +38,8 @@ class Launch {
   /// Place among the ranks of this host, 0 .. local_size() - 1.
   int local_rank() const { return local_rank_; }
   int local_size() const { return local_size_; }
+  /// The lowest rank of the host on which `rank` runs.
+  int host_leader_of(int64_t rank) const { return host_leaders_.at(rank); }
 
   /// Chooses where groups made from now on keep their tensors: "cpu" (as at the start) or "cuda", the GPU of this host
   /// with the number local_rank(), made current. UserError where the host has fewer GPUs than ranks.
@@ -63,6 +66,7 @@ class Launch {
   int world_size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
+  std::vector<int> host_leaders_ = {0};
   c10::Device device_ = c10::Device(c10::kCPU);
   std::unique_ptr<Communicator> host_world_;
 };

@@ -1,6 +1,7 @@
 #include "parallel/side_stream.h"
 
 #include <ATen/cuda/CUDAEvent.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -42,6 +43,14 @@ StreamPoint SideStream::run(const StreamPoint& after, const std::function<void()
   after.hold_current();
   work();
   return StreamPoint::of_current(device_);
+}
+
+void StreamPoint::hold(SideStream& stream) const {
+  stream.run(*this, [] {});
+}
+
+void SideStream::keep_until_done(const at::Tensor& tensor) {
+  if (stream_) c10::cuda::CUDACachingAllocator::recordStream(tensor.storage().data_ptr(), stream_->cuda);
 }
 
 }  // namespace moetune

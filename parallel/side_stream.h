@@ -5,12 +5,15 @@
 //   ready.hold_current();          // the current stream goes on when the work is done; the host does not wait
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
 #include <functional>
 #include <memory>
 
 namespace moetune {
+
+class SideStream;
 
 /// A point in the work of a stream; of no stream (default, or on a CPU) it is always reached.
 class StreamPoint {
@@ -20,6 +23,8 @@ class StreamPoint {
   static StreamPoint of_current(c10::Device device);
   /// Work given to the current stream from now on waits for the point.
   void hold_current() const;
+  /// So does work given to `stream`.
+  void hold(SideStream& stream) const;
 
  private:
   c10::Device device_ = c10::Device(c10::kCPU);
@@ -34,6 +39,8 @@ class SideStream {
   /// Gives `work` to the side stream, to begin once `after` is reached; returns the point behind it. Inside, the side stream is the
   /// current one. Memory that the work touches must stay until the returned point is reached.
   StreamPoint run(const StreamPoint& after, const std::function<void()>& work);
+  /// The memory of a tensor that was allocated for another stream is not given to anyone else before all work here so far is done.
+  void keep_until_done(const at::Tensor& tensor);
 
  private:
   struct Stream;

@@ -5,6 +5,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/communicator.h"
+#include "parallel/stream_timer.h"
 
 namespace moetune {
 namespace {
@@ -19,15 +20,17 @@ class LocalExchange final : public TokenExchange {
   }
   at::Tensor out(const ExchangeRound&, const at::Tensor& rows_TC) override { return rows_TC; }
   void back(const ExchangeRound&, const at::Tensor& rows_YC, at::Tensor& sum_TC) override { sum_TC.add_(rows_YC); }
+  double take_s() override { return 0.0; }
 };
 
 class GroupExchange final : public TokenExchange {
  public:
-  GroupExchange(Communicator& group, int64_t buffer_rows) : group_(group), buffer_rows_(buffer_rows) {}
+  GroupExchange(Communicator& group, int64_t buffer_rows) : group_(group), buffer_rows_(buffer_rows), timer_(group.device()) {}
   int64_t num_ranks() const override { return group_.size(); }
 
   std::vector<ExchangeRound> plan(const at::Tensor& wanted_TP) override {
     at::NoGradGuard no_grad;
+    const StreamTimer::Piece piece(timer_);
     const int64_t num_tokens = wanted_TP.size(0);
     ExchangeRound whole = plan_round(wanted_TP, 0, num_tokens);
     if (buffer_rows_ == 0) return {whole};
@@ -47,6 +50,7 @@ class GroupExchange final : public TokenExchange {
 
   at::Tensor out(const ExchangeRound& round, const at::Tensor& rows_TC) override {
     at::NoGradGuard no_grad;
+    const StreamTimer::Piece piece(timer_);
     at::Tensor sent_SC = rows_TC.index_select(0, round.sent_token_S);
     at::Tensor received_YC = at::empty({round.num_received, rows_TC.size(1)}, rows_TC.options().requires_grad(false));
     group_.all_to_all_v(received_YC, sent_SC, round.recv_counts, round.send_counts);
@@ -55,10 +59,13 @@ class GroupExchange final : public TokenExchange {
 
   void back(const ExchangeRound& round, const at::Tensor& rows_YC, at::Tensor& sum_TC) override {
     at::NoGradGuard no_grad;
+    const StreamTimer::Piece piece(timer_);
     at::Tensor returned_SC = at::empty({round.sent_token_S.size(0), rows_YC.size(1)}, rows_YC.options());
     group_.all_to_all_v(returned_SC, rows_YC.contiguous(), round.send_counts, round.recv_counts);
     sum_TC.index_add_(0, round.sent_token_S, returned_SC);
   }
+
+  double take_s() override { return timer_.take_s(); }
 
  private:
   /// The round of local tokens begin .. end - 1.
@@ -75,6 +82,7 @@ class GroupExchange final : public TokenExchange {
 
   Communicator& group_;
   int64_t buffer_rows_;
+  StreamTimer timer_;
 };
 
 }  // namespace

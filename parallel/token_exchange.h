@@ -42,6 +42,8 @@ class TokenExchange {
   virtual at::Tensor out(const ExchangeRound& round, const at::Tensor& rows_TC) = 0;
   /// Adds to sum_TC each row of rows_YC at the token it came from. Collective.
   virtual void back(const ExchangeRound& round, const at::Tensor& rows_YC, at::Tensor& sum_TC) = 0;
+  /// Seconds that exchanges took on the device's current stream since the last call, waiting for other ranks included.
+  virtual double take_s() = 0;
 };
 
 /// One rank holds all experts: rows stay where they are.

@@ -30,6 +30,17 @@ int64_t WeightStore::buffer_bytes(const std::array<int64_t, kLanes>& largest_sla
   return bytes;
 }
 
+int64_t WeightStore::bytes_of_sweep(const std::vector<int64_t>& slabs, size_t lowest) {
+  if (slabs.size() <= kBuffers) return 0;
+  int64_t bytes = 0;
+  for (size_t i = 0; i < slabs.size(); ++i) {
+    const bool still_there = i >= lowest && i < kBuffers;
+    if (!still_there) bytes += slabs[i];
+  }
+  for (size_t i = lowest; i + kBuffers < slabs.size(); ++i) bytes += slabs[i];
+  return bytes;
+}
+
 int WeightStore::add(const SlabSpec& spec) {
   MT_CHECK(spec.lane >= 0 && spec.lane < kLanes && spec.bytes >= 0, "slab ", spec.name, " of ", spec.bytes, " bytes in lane ", spec.lane);
   Lane& lane = *lanes_[spec.lane];

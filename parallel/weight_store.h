@@ -88,8 +88,9 @@ class WeightStore {
   static int64_t buffer_bytes(const std::array<int64_t, kLanes>& largest_slab);
   /// Bytes of a slab that each of `ranks` keeps: an equal range, a multiple of 256.
   static int64_t shard_bytes(int64_t slab_bytes, int64_t ranks);
-  /// Fetches per pass of a lane: `uses` in the schedule, over `distinct` slabs down and up again, those at either turn still there.
-  static int64_t fetches_of_sweep(int64_t distinct) { return distinct > kBuffers ? 2 * (distinct - kBuffers) : 0; }
+  /// Bytes fetched per step, once steps follow each other, for slabs of one lane in the order of the way down when the way up ends at
+  /// slabs[lowest]: both ways, less the slabs that wait in buffers at either turn.
+  static int64_t bytes_of_sweep(const std::vector<int64_t>& slabs, size_t lowest);
 
  private:
   struct Slab {

@@ -8,6 +8,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
+#include "parallel/device_memory.h"
 #include "trainer/metrics/units.h"
 
 namespace moetune {
@@ -45,6 +46,17 @@ class LoadProgress {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   double printed_s_ = 0.0;
 };
+
+SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& shards) {
+  SlabPlacement placement;
+  placement.dense_replicas = shards.dense();
+  placement.expert_replicas = shards.experts();
+  placement.first_dense_copy = shards.first_dense_copy();
+  placement.first_expert_copy = shards.first_expert_copy();
+  placement.host_layers = weights.host_layers;
+  placement.dense_on_host = weights.dense_on_host;
+  return placement;
+}
 
 }  // namespace
 
@@ -100,7 +112,7 @@ int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks) {
 
 int64_t automatic_slice_tokens(at::Device device) { return device.is_cuda() ? 8192 : 2048; }
 
-Assembly assemble(const Recipe& recipe, Launch& launch) {
+Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows) {
   Assembly run;
   choose_device_and_threads(recipe, launch);
   run.config = load_model_config(recipe.model.path);
@@ -112,10 +124,11 @@ Assembly assemble(const Recipe& recipe, Launch& launch) {
   run.exchange = shape.ep == 1 ? make_local_exchange() : make_token_exchange(run.mesh->ep(), recipe.exchange.buffer_rows.value_or(0));
   run.targets = std::make_unique<AdapterTargets>(adapter_targets(recipe));
   run.store = std::make_unique<WeightStore>(run.device);
-  SlabPlacement placement;
-  placement.first_dense_copy = run.mesh->data().rank() == 0;
-  placement.first_expert_copy = run.mesh->expert_replicas().rank() == 0;
-  run.slabs = std::make_unique<FrozenSlabs>(*run.store, placement);
+  // The smallest of the GPUs and the fullest of the hosts decide for all: ranks that share weights place them alike.
+  const Machine machine{run.device.type(), -launch.max_over_world(-device_memory_bytes(run.device.type())), launch.max_over_world(launch.local_size())};
+  run.plan = plan_memory(run.config, recipe, shape, machine, rows);
+  run.shards = std::make_unique<ShardGroups>(launch, *run.mesh, shard_scope(recipe.mesh.shard));
+  run.slabs = std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards));
 
   ModelOptions options;
   options.device = run.device;
@@ -138,6 +151,7 @@ Assembly assemble(const Recipe& recipe, Launch& launch) {
                duration_text(progress.elapsed_s())));
 
   run.sweep_options.keep_layers = num_kept_layers(recipe.train.keep, static_cast<int64_t>(run.model->blocks.size()));
+  run.sweep_options.stash_inputs = recipe.offload.activations == ActivationTier::kHost;
   run.sweep_options.mtp_weight = recipe.mtp.loss_weight;
   run.sweep_options.balance_weight = recipe.router.balance_loss;
   return run;

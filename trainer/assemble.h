@@ -5,11 +5,13 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "moe/model.h"
 #include "parallel/launch.h"
 #include "parallel/mesh.h"
 #include "parallel/weight_store.h"
+#include "trainer/plan/memory_plan.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/sweep.h"
 
@@ -19,6 +21,8 @@ struct Assembly {
   ModelConfig config;
   std::unique_ptr<Mesh> mesh;
   std::unique_ptr<TokenExchange> exchange;
+  MemoryPlan plan;
+  std::unique_ptr<ShardGroups> shards;
   std::unique_ptr<WeightStore> store;
   std::unique_ptr<FrozenSlabs> slabs;
   std::unique_ptr<AdapterTargets> targets;
@@ -42,8 +46,9 @@ int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks);
 /// Rows that go through mixing at once on `device` when the recipe says auto.
 int64_t automatic_slice_tokens(at::Device device);
 
-/// Chooses the device and threads, makes the mesh and builds the model, reading weights with progress on rank 0. Collective over the
-/// job. Throws UserError for what recipe, checkpoint and mesh do not agree on.
-Assembly assemble(const Recipe& recipe, Launch& launch);
+/// Chooses the device and threads, makes the mesh, plans memory and builds the model, reading weights with progress on rank 0. `rows`: tokens
+/// of the fullest rank in its fullest step, where they are known. Collective over the job. Throws UserError for what recipe, checkpoint
+/// and mesh do not agree on.
+Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows = std::nullopt);
 
 }  // namespace moetune

@@ -11,7 +11,6 @@
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/log.h"
-#include "parallel/device_memory.h"
 #include "trainer/assemble.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data/dataset.h"
@@ -19,6 +18,7 @@
 #include "trainer/frozen_digest.h"
 #include "trainer/gradients.h"
 #include "trainer/optimizer.h"
+#include "trainer/rank_meter.h"
 #include "trainer/reporter.h"
 #include "trainer/schedule.h"
 #include "trainer/signals.h"
@@ -36,7 +36,8 @@ class Run {
         config_(load_model_config(recipe.model.path)), tools_(PreparationTools::from_environment()),
         train_documents_(load_documents(recipe, recipe.data.train, config_.vocab, launch, tools_)),
         batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, recipe.data.shuffle, true}),
-        num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)), run_(assemble(recipe, launch)),
+        num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)), 
+        peak_(batches_.fullest_step(num_steps_, data_ranks())), run_(assemble(recipe, launch, peak_.tokens)),
         optimizer_(run_.model->parameters, {recipe.train.optimizer.lr_b_ratio, recipe.train.optimizer.betas, recipe.train.optimizer.eps, recipe.train.optimizer.weight_decay}),
         reducer_(run_.model->parameters, *run_.mesh), sweep_(*run_.model, run_.sweep_options), checkpoints_(folder_ / "checkpoints", *run_.mesh) {
     if (recipe.data.eval) {
@@ -56,9 +57,8 @@ class Run {
       load_peft_adapter(*adapter.from, run_.model->parameters, adapter.alpha, adapter.rslora);
     }
     reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed, launch_.rank() == 0);
-    const Batches::Peak peak = batches_.fullest_step(num_steps_, run_.mesh->data().size());
-    reporter_->start(plan_memory(run_.config, recipe_, run_.mesh->shape(), run_.device.type(), peak.tokens), summary());
-    probe(peak.step);
+    reporter_->start(run_.plan, summary());
+    probe(peak_.step);
     if (!resumed && recipe_.eval.at_start) evaluate(0);
 
     SignalWatch signals;
@@ -69,7 +69,7 @@ class Run {
       StepReport report = train_step(step);
       const int64_t done = step + 1;
       last = decide(signals);
-      report.memory_bytes = last.memory_bytes;
+      report.ranks = last.ranks;
       reporter_->step(report);
       const bool ends = done == num_steps_ || last.stop_signal != 0;
       if (eval_batches_ && ((recipe_.eval.every_steps > 0 && done % recipe_.eval.every_steps == 0) || done == num_steps_)) evaluate(done);
@@ -89,7 +89,7 @@ class Run {
   struct Decision {
     bool save = false;
     int stop_signal = 0;
-    int64_t memory_bytes = 0;
+    RankFigures ranks;
   };
 
   static fs::path claim_folder(const Recipe& recipe, const TrainOptions& options, Launch& launch) {
@@ -102,6 +102,11 @@ class Run {
     }
     launch.max_over_world(0);  // others wait until the folder is there
     return folder;
+  }
+
+  int64_t data_ranks() const {
+    const MeshShape shape = mesh_shape(recipe_, config_, launch_.world_size());
+    return shape.dp * shape.ep;
   }
 
   DataSummary summary() {
@@ -124,6 +129,7 @@ class Run {
   void probe(int64_t fullest_step) {
     sweep_.train(batch_of(batches_, fullest_step), StepRandom{}, [](int64_t) {});
     for (Parameter& parameter : run_.model->parameters.all()) parameter.clear_gradient();
+    meter_.take();
   }
 
   /// One optimizer step: way down, turn, way up with gradients leaving layer by layer; then norm, clip, update.
@@ -171,10 +177,12 @@ class Run {
   Decision decide(SignalWatch& signals) {
     const double minutes = std::chrono::duration<double>(std::chrono::steady_clock::now() - saved_at_).count() / 60.0;
     const bool due = recipe_.checkpoint.every_minutes > 0.0 && minutes >= recipe_.checkpoint.every_minutes;
-    at::Tensor wishes = at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()}, peak_memory_bytes(run_.device)}, at::kLong).to(run_.device);
-    run_.mesh->world().all_reduce_max(wishes);
-    wishes = wishes.cpu();
-    return {wishes[0].item<int64_t>() != 0, static_cast<int>(wishes[1].item<int64_t>()), wishes[2].item<int64_t>()};
+    const RankFigures own = meter_.take();
+    at::Tensor wishes = at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()}}, at::kLong);
+    at::Tensor most = at::cat({wishes, own.as_tensor()}).to(run_.device);
+    run_.mesh->world().all_reduce_max(most);
+    most = most.cpu();
+    return {most[0].item<int64_t>() != 0, static_cast<int>(most[1].item<int64_t>()), RankFigures::of_tensor(most.narrow(0, 2, most.numel() - 2))};
   }
 
   void evaluate(int64_t done) {
@@ -190,6 +198,7 @@ class Run {
       targets += batch.global.targets;
       sequences += batch.global.sequences;
     }
+    meter_.take();  // the figures of a step are its own
     reporter_->evaluation(done, loss_sum / static_cast<double>(std::max<int64_t>(1, targets)), targets);
   }
 
@@ -215,10 +224,12 @@ class Run {
   Documents train_documents_;
   Batches batches_;
   int64_t num_steps_;
+  Batches::Peak peak_;
   Assembly run_;
   Optimizer optimizer_;
   GradientReducer reducer_;
   Sweep sweep_;
+  RankMeter meter_{run_};
   Checkpoints checkpoints_;
   std::optional<Documents> eval_documents_;
   std::optional<Batches> eval_batches_;

@@ -72,12 +72,14 @@ std::vector<double> Reporter::max_over_mean(const at::Tensor& load_LE) {
 void Reporter::step(const StepReport& report) {
   if (!speaks_) return;
   last_loss_ = report.loss;
-  peak_bytes_ = std::max(peak_bytes_, report.memory_bytes);
+  peak_bytes_ = std::max(peak_bytes_, report.ranks.memory_bytes);
   const std::vector<double> imbalance = max_over_mean(report.load_LE);
-  StepFigures figures{report.step, num_steps_, report.loss, report.grad_norm, report.lr, static_cast<double>(report.tokens) / report.step_s, std::nullopt, report.memory_bytes, report.step_s, elapsed_s()};
+  StepFigures figures{report.step, num_steps_, report.loss, report.grad_norm, report.lr, static_cast<double>(report.tokens) / report.step_s, std::nullopt, report.ranks.memory_bytes, report.step_s, elapsed_s()};
   ordered_json line{{"kind", "step"}, {"step", report.step}, {"loss", report.loss}, {"tokens", report.tokens}, {"target_tokens", report.target_tokens},
-                    {"grad_norm", report.grad_norm}, {"lr", report.lr}, {"step_s", report.step_s}, {"tokens_per_s", figures.tokens_per_s}, {"memory_bytes", report.memory_bytes}};
-  std::vector<std::pair<std::string, float>> scalars{{"train/loss", report.loss}, {"train/grad_norm", report.grad_norm}, {"train/lr", report.lr}, {"speed/tokens_per_s", figures.tokens_per_s}, {"memory/peak_bytes", report.memory_bytes}};
+                    {"grad_norm", report.grad_norm}, {"lr", report.lr}, {"step_s", report.step_s}, {"tokens_per_s", figures.tokens_per_s}, {"memory_bytes", report.ranks.memory_bytes},
+                    {"weights_copied_bytes", report.ranks.weights_copied_bytes}, {"weights_gathered_bytes", report.ranks.weights_gathered_bytes},
+                    {"weights_wait_s", report.ranks.weights_wait_s}, {"exchange_sent_bytes", report.ranks.exchange_sent_bytes}, {"exchange_s", report.ranks.exchange_s}};
+  std::vector<std::pair<std::string, float>> scalars{{"train/loss", report.loss}, {"train/grad_norm", report.grad_norm}, {"train/lr", report.lr}, {"speed/tokens_per_s", figures.tokens_per_s}, {"memory/peak_bytes", report.ranks.memory_bytes}};
   if (!imbalance.empty()) {
     figures.expert_max_over_mean = *std::max_element(imbalance.begin(), imbalance.end());
     line["expert_max_over_mean"] = *figures.expert_max_over_mean;

@@ -16,6 +16,7 @@
 #include "trainer/metrics/progress.h"
 #include "trainer/metrics/tensorboard.h"
 #include "trainer/plan/memory_plan.h"
+#include "trainer/rank_meter.h"
 
 namespace moetune {
 
@@ -28,7 +29,7 @@ struct StepReport {
   double grad_norm = 0.0;
   double lr = 0.0;
   double step_s = 0.0;
-  int64_t memory_bytes = 0;  ///< of the fullest rank
+  RankFigures ranks;
   at::Tensor load_LE;        ///< int64 [MoE layers, E]; undefined for a dense model
 };
 

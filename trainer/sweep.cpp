@@ -15,7 +15,8 @@ at::Tensor joined(const std::vector<at::Tensor>& parts) { return parts.size() ==
 
 Sweep::Sweep(Model& model, const SweepOptions& options)
     : model_(model), options_(options), scratch_(model.parameters.device(), model.parameters.compute()),
-      lowest_trained_(model.parameters.lowest_layer(turn_layer(model.config))), mixing_parameters_(model.blocks.size()), states_(model.blocks.size()) {
+      lowest_trained_(model.parameters.lowest_layer(turn_layer(model.config))), mixing_parameters_(model.blocks.size()), states_(model.blocks.size()),
+      stash_(model.parameters.device()) {
   scratch_.reserve(model.scratch_elements());
   scratch_.poison_released(options.poison_released);
   for (Parameter& parameter : model.parameters.all()) {
@@ -28,6 +29,10 @@ Sweep::Sweep(Model& model, const SweepOptions& options)
 
 bool Sweep::keeps_graph(int64_t layer) const {
   return layer >= static_cast<int64_t>(model_.blocks.size()) - options_.keep_layers && layer >= lowest_trained_;
+}
+
+bool Sweep::stashes(int64_t layer) const {
+  return options_.stash_inputs && !keeps_graph(layer) && layer >= lowest_trained_ && layer + 1 < model_.config.num_layers;
 }
 
 bool Sweep::balances(int64_t layer) const {
@@ -72,8 +77,9 @@ at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stre
   }
   block.release(pass);
   if (mode == Mode::kTrain) {
-    state.x_TD = x_TD;
-    kept_input_bytes_ += static_cast<int64_t>(x_TD.nbytes());
+    if (stashes(layer)) stash_.put(layer, x_TD);
+    else if (layer >= lowest_trained_) state.x_TD = x_TD;
+    if (layer >= lowest_trained_) kept_input_bytes_ += static_cast<int64_t>(x_TD.nbytes());
     states_[layer] = std::move(state);
   }
   return y_TD;
@@ -83,6 +89,8 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
   Block& block = model_.blocks[layer];
   LayerState state = std::move(states_[layer]);
   states_[layer] = LayerState();
+  if (stashes(layer)) state.x_TD = stash_.take(layer);
+  if (layer > 0 && layer <= model_.config.num_layers && stashes(layer - 1)) stash_.fetch(layer - 1);
   block.use(pass);
   if (state.mixed.empty()) {
     at::AutoGradMode with_graph(true);

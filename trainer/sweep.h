@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "moe/model.h"
+#include "parallel/host_stash.h"
 #include "trainer/data/step_batch.h"
 
 namespace moetune {
@@ -26,6 +27,7 @@ struct SweepOptions {
   int64_t keep_layers = 0;     ///< the last this many blocks keep their graph from the way down instead of recomputing it
   double mtp_weight = 0.0;     ///< of the MTP loss in the gradient
   double balance_weight = 0.0; ///< alpha of the sequence-wise balance loss
+  bool stash_inputs = false;   ///< block inputs wait in host memory between the ways
   bool poison_released = false;///< tests: released dense weights become NaN
 };
 
@@ -57,7 +59,7 @@ class Sweep {
  private:
   /// What the way down leaves for the way up.
   struct LayerState {
-    at::Tensor x_TD;                 ///< the block's input
+    at::Tensor x_TD;                 ///< the block's input; undefined while it is stashed
     RoutingRecord routing;
     std::vector<at::Tensor> leaf_x;  ///< by slice, where the graph is kept
     std::vector<Mixed> mixed;
@@ -73,6 +75,8 @@ class Sweep {
   /// The slabs of a pass in the order in which it uses them.
   std::vector<FrozenSlab*> uses(Mode mode) const;
   bool keeps_graph(int64_t layer) const;
+  /// Whether the block's input goes to the host: not where its graph stays, nor that of the last block, which is wanted at once.
+  bool stashes(int64_t layer) const;
   /// Whether the balance loss is on and counts this block: the trunk's expert layers, not the MTP module's.
   bool balances(int64_t layer) const;
   bool needs_input_gradient(int64_t layer) const { return layer > lowest_trained_; }
@@ -84,6 +88,7 @@ class Sweep {
   int64_t lowest_trained_;
   std::vector<std::vector<Parameter*>> mixing_parameters_;  ///< by block: what autograd gives gradients for
   std::vector<LayerState> states_;                          ///< by block
+  HostStash stash_;                                         ///< block inputs, by block
   at::Tensor balance_loss_;          ///< summed over documents and layers of this rank, without alpha
   std::vector<at::Tensor> loads_;    ///< by MoE layer, in the order of the way down
   int64_t kept_input_bytes_ = 0;

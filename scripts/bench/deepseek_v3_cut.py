@@ -61,9 +61,18 @@ mesh: {{ep: {options.ranks}}}
     lines = [json.loads(line) for line in open(folder / "run" / "log.jsonl")]
 
 steps = [line for line in lines if line["kind"] == "step"][WARM_UP_STEPS:]
+start = next(line for line in lines if line["kind"] == "start")
+
+
+def median(key):
+    return statistics.median(line.get(key, 0.0) for line in steps)
+
+
 speed = [line["tokens_per_s"] / options.ranks for line in steps]
 print(f"{options.dense} dense + {options.moe} MoE layers, {options.ranks} rank(s), {options.tokens} tokens a rank in documents of {options.document}, "
-      f"{' '.join(options.overrides) or 'recipe as it is'}: "
-      f"{statistics.median(speed):,.0f} tokens/s a rank (min {min(speed):,.0f}, max {max(speed):,.0f}, {len(speed)} steps), "
-      f"peak {max(line['memory_bytes'] for line in steps) / 2**30:.1f} GiB, expert max/mean {statistics.median(line['expert_max_over_mean'] for line in steps):.2f}, "
-      f"loss {steps[0]['loss']:.4f} -> {steps[-1]['loss']:.4f}", flush=True)
+      f"{' '.join(options.overrides) or 'recipe as it is'}:\n"
+      f"  {statistics.median(speed):,.0f} tokens/s a rank (min {min(speed):,.0f}, max {max(speed):,.0f}, {len(speed)} steps of {median('step_s'):.3f} s), "
+      f"peak {max(line['memory_bytes'] for line in steps) / 2**30:.1f} GiB (planned {start['planned_bytes'] / 2**30:.1f}), expert max/mean {median('expert_max_over_mean'):.2f}, "
+      f"loss {steps[0]['loss']:.4f} -> {steps[-1]['loss']:.4f}\n"
+      f"  a step copied {median('weights_copied_bytes') / 2**30:.2f} GiB and gathered {median('weights_gathered_bytes') / 2**30:.2f} GiB of weights, stood {median('weights_wait_s'):.3f} s waiting for them; "
+      f"exchange sent {median('exchange_sent_bytes') / 2**30:.2f} GiB in {median('exchange_s'):.3f} s; optimizer waited for {median('optimizer_wait_s'):.3f} s", flush=True)

@@ -54,6 +54,17 @@ class MeshTest(ParityCase):
                 changes = {"mesh": {"dp": 1, "ep": 4}, "buffer_rows": buffer_rows}
                 compare.assert_close(self, program.run(config | changes), expected, TOLERANCE)
 
+    def test_weights_sharded_and_streamed(self):
+        """Frozen weights whole, shared by the ranks that would hold copies, in host memory, or both; block inputs in host memory too."""
+        adapter = self.adapter("mtp", ["all_linear"], mtp=True)
+        for base in ("nf4_double", "fp32"):
+            config = self.config("mtp", adapter, mtp_loss_weight=0.3, base=base, documents=cases.documents(lengths=LENGTHS), batch=ROWS)
+            expected = program.run(config)
+            for dp, ep in ((1, 1), (2, 1), (2, 2), (4, 1)):
+                for changes in ({"shard": "all"}, {"offload": "all", "stash": True}, {"shard": "all", "offload": "all", "keep": 1}):
+                    with self.subTest(base=base, dp=dp, ep=ep, **changes):
+                        compare.assert_close(self, program.run(config | changes | {"mesh": {"dp": dp, "ep": ep}}), expected, TOLERANCE)
+
     def test_dropout(self):
         """Masks are a function of seed, step, place, token and feature: the same on every mesh, in every slicing, kept or recomputed."""
         adapter = self.adapter("groups", ["all_linear"]) | {"dropout": 0.2}

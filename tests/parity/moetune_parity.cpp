@@ -15,6 +15,8 @@
 #include "parallel/launch.h"
 #include "parallel/mesh.h"
 #include "parallel/tensor_io.h"
+#include "parallel/shard_groups.h"
+#include "parallel/weight_store.h"
 #include "trainer/assemble.h"
 #include "trainer/frozen_digest.h"
 #include "trainer/gradients.h"
@@ -65,6 +67,17 @@ int run(const std::string& path, Launch& launch) {
   options.placement = {mesh.here().ep * local_experts, local_experts, model_config.experts};
   options.exchange = exchange.get();
   options.with_mtp = config.value("mtp_loss_weight", 0.0) > 0.0;
+  WeightStore store(launch.device());
+  const ShardGroups shards(launch, mesh, config.value("shard", "none") == "all" ? ShardScope::kAll : ShardScope::kNone);
+  SlabPlacement placement;
+  placement.dense_replicas = shards.dense();
+  placement.expert_replicas = shards.experts();
+  placement.first_dense_copy = shards.first_dense_copy();
+  placement.first_expert_copy = shards.first_expert_copy();
+  placement.dense_on_host = config.value("offload", "none") == "all";
+  for (int64_t layer = 0; placement.dense_on_host && layer <= model_config.num_layers; ++layer) placement.host_layers.push_back(layer);
+  FrozenSlabs slabs(store, placement);
+  options.slabs = &slabs;
   // Two experts at a time, so that the chunks of experts are walked too.
   options.expert_chunk_bytes = 2 * 3 * model_config.width * model_config.expert_width * static_cast<int64_t>(c10::elementSize(options.compute));
   const json adapter = config.value("adapter", json());
@@ -104,6 +117,7 @@ int run(const std::string& path, Launch& launch) {
   sweep_options.mtp_weight = config.value("mtp_loss_weight", 0.0);
   sweep_options.balance_weight = config.value("balance_loss", 0.0);
   sweep_options.poison_released = true;
+  sweep_options.stash_inputs = config.value("stash", false);
   Sweep sweep(*model, sweep_options);
   GradientReducer reducer(model->parameters, mesh);
   OptimizerOptions optimizer_options;

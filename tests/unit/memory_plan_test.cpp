@@ -37,6 +37,7 @@ class NoExchange final : public TokenExchange {
   std::vector<ExchangeRound> plan(const at::Tensor&) override { return {}; }
   at::Tensor out(const ExchangeRound&, const at::Tensor& rows) override { return rows; }
   void back(const ExchangeRound&, const at::Tensor&, at::Tensor&) override {}
+  double take_s() override { return 0.0; }
 
  private:
   int64_t ranks_;
@@ -100,7 +101,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     const ModelConfig config = parse_model_config(object, "config.json");
     const Recipe recipe = recipe_of(one.overrides);
     INFO(dump_resolved(recipe));
-    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, one.ep, 1}, at::kCPU);
+    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, one.ep, 1}, {at::kCPU});
     Built built(config, recipe, one.ep);
     Model& model = *built.model;
 
@@ -118,7 +119,8 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
       host += static_cast<int64_t>(parameter.master().nbytes());
     }
     for (const Optimizer::Moments& moments : optimizer.moments()) host += static_cast<int64_t>(moments.first.nbytes() + moments.second.nbytes());
-    CHECK(plan.frozen_linear_bytes == frozen);
+    CHECK(plan.weights.device_bytes() == frozen);
+    CHECK(part(plan, "frozen dense maps") + part(plan, "frozen experts") == frozen);
     CHECK(plan.plain_bytes == plain);
     CHECK(plan.trained_numbers == trained);
     CHECK(plan.scratch_elements == model.scratch_elements());
@@ -175,7 +177,7 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     const int64_t resting = count->peak = count->now;
     sweep.train(batch, {17, 1, true}, [](int64_t) {});
 
-    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, 1, 1}, at::kCPU);
+    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, 1, 1}, {at::kCPU});
     REQUIRE(plan.rows == batch.main.num_rows);
     const double ratio = static_cast<double>(plan.host_bytes()) / static_cast<double>(count->peak);
     INFO("peak " << count->peak << ", of it at rest " << resting << "\n" << memory_table(plan, true));
@@ -192,16 +194,14 @@ TEST_CASE("memory plan: DeepSeek-V3") {
   CHECK(linear_maps(config, false).size() == 61 * 5 + 3 * 3 + 58 * 6);
 
   const Recipe recipe = recipe_of({"adapter.rank=32", "model.weights=pretrained", "mesh.ep=8", "train.batch=64", "data.max_tokens=4096"});
-  const MemoryPlan plan = plan_memory(config, recipe, {1, 2, 8, 1}, at::kCUDA);
+  const MemoryPlan plan = plan_memory(config, recipe, {1, 2, 8, 1}, {at::kCUDA});
   // Rank 32 on q_a, q_b, kv_a, kv_b, o: 32 x (sum of inputs and outputs), 61 layers.
   const int64_t a_layer = 32 * ((1536 + 7168) + (24576 + 1536) + (576 + 7168) + (32768 + 512) + (7168 + 16384));
   REQUIRE(plan.trained_by_group == std::vector<std::pair<std::string, int64_t>>{{"attention", 61 * a_layer}});
   CHECK(61 * a_layer == 194'013'184);
   CHECK(plan.trained_numbers == 61 * a_layer);
   // NF4 with fp32 absmax is 4.5 bits a number.
-  CHECK(part(plan, "frozen attention") == int64_t{61} * (187'107'328 - 2'048) / 16 * 9);
-  CHECK(part(plan, "frozen dense_mlp") == int64_t{3} * 396'361'728 / 16 * 9);
-  CHECK(part(plan, "frozen shared_expert") == int64_t{58} * 44'040'192 / 16 * 9);
+  CHECK(part(plan, "frozen dense maps") == (int64_t{61} * (187'107'328 - 2'048) + int64_t{3} * 396'361'728 + int64_t{58} * 44'040'192) / 16 * 9);
   CHECK(part(plan, "frozen experts") == int64_t{653'908'770'816} / 8 / 16 * 9);
   // bf16 but for the correction bias in fp32.
   CHECK(plan.plain_bytes == 2 * (2 * int64_t{926'679'040} + 61 * (14'336 + 2'048) + 7'168 + int64_t{58} * 1'835'008) + 58 * 256 * 4);
@@ -212,8 +212,46 @@ TEST_CASE("memory plan: DeepSeek-V3") {
   CHECK(plan.host_bytes() == plan.trained_numbers * 12);
 }
 
+TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
+  const ModelConfig config = parse_model_config(json::parse(kDeepseekV3Config), "config.json");
+  const int64_t layer = int64_t{256} * 44'040'192 / 16 * 9, mixing = (187'107'328 - 2'048) / 16 * 9;
+  const auto planned = [&](const std::vector<std::string>& overrides, const MeshShape& mesh, int64_t memory) {
+    std::vector<std::string> all = {"adapter.rank=32", "train.batch=2", "data.max_tokens=16384"};
+    all.insert(all.end(), overrides.begin(), overrides.end());
+    return plan_memory(config, recipe_of(all), mesh, {at::kCUDA, memory, 0}, 16384);
+  };
+  // Two ranks with the same weights: each keeps half; of the layers each gathers the other half twice, less two at either turn.
+  const MemoryPlan halves = planned({"mesh.shard=all"}, {1, 2, 1, 1}, 0);
+  CHECK(part(halves, "frozen experts") == 58 * layer / 2);
+  CHECK(part(halves, "slabs on their way") == 2 * layer + 2 * (mixing + int64_t{396'361'728} / 16 * 9));
+  const int64_t moe_mixing = mixing + int64_t{44'040'192} / 16 * 9, dense_mixing = mixing + int64_t{396'361'728} / 16 * 9;
+  CHECK(halves.weights.gathered_bytes_per_step == (2 * 56 * layer + 2 * (58 * moe_mixing + 3 * dense_mixing) - 2 * dense_mixing - 2 * moe_mixing) / 2);
+  CHECK(halves.weights.copied_bytes_per_step == 0);
+  // Experts are shared over EP: only what is dense has copies.
+  CHECK(planned({"mesh.shard=all", "mesh.ep=2"}, {1, 1, 2, 1}, 0).weights.expert_shards == 1);
+  // One GPU of 140 GB: the fewest layers leave that make the rest fit; evenly spread, the copies as many as two ways less the turns.
+  const int64_t memory = 140'000'000'000;
+  const MemoryPlan streamed = planned({}, {1, 1, 1, 1}, memory);
+  const int64_t away = static_cast<int64_t>(streamed.weights.host_layers.size());
+  CHECK(streamed.device_bytes() <= memory / 100 * 95);
+  CHECK(streamed.device_bytes() + layer > memory / 100 * 95);
+  CHECK(streamed.weights.host_bytes == away * layer);
+  CHECK(streamed.weights.copied_bytes_per_step == 2 * (away - 2) * layer);
+  CHECK(part(streamed, "frozen experts") == (58 - away) * layer);
+  for (size_t i = 1; i < streamed.weights.host_layers.size(); ++i) CHECK(streamed.weights.host_layers[i] - streamed.weights.host_layers[i - 1] <= 2);
+  // By amount, and all: dense maps go last.
+  CHECK(planned({"offload.frozen=40GiB"}, {1, 1, 1, 1}, memory).weights.host_layers.size() == (int64_t{40} << 30) / layer);
+  const MemoryPlan all = planned({"offload.frozen=all"}, {1, 1, 1, 1}, memory);
+  CHECK(all.weights.host_layers.size() == 58);
+  CHECK(all.weights.host_bytes == 58 * layer + 58 * moe_mixing + 3 * dense_mixing);
+  CHECK(planned({"offload.frozen=none"}, {1, 1, 1, 1}, memory).weights.host_bytes == 0);
+  const MemoryPlan away_too = planned({"offload.activations=host"}, {1, 1, 1, 1}, 0);
+  CHECK(part(away_too, "kept block inputs") == 61 * int64_t{16384} * 7168 * 2);
+  CHECK(away_too.host_bytes() == 61 * int64_t{16384} * 7168 * 2 + away_too.trained_numbers * 12);
+}
+
 TEST_CASE("memory plan: targets without a match") {
   const ModelConfig config = parse_model_config(kTiny, "config.json");
-  const std::string message = message_of<UserError>([&] { plan_memory(config, recipe_of({"adapter.targets=[q_proj]"}), {1, 1, 1, 1}, at::kCPU); });
+  const std::string message = message_of<UserError>([&] { plan_memory(config, recipe_of({"adapter.targets=[q_proj]"}), {1, 1, 1, 1}, {at::kCPU}); });
   CHECK(contains(message, "q_proj"));
 }

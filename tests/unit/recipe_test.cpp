@@ -96,7 +96,8 @@ train:
   clip: 0
   optimizer: {lr: 1e-3, lr_b_ratio: 16, betas: [0.8, 0.95], eps: 1.0e-6, weight_decay: 0.01}
   schedule: {kind: linear, warmup_steps: 20, min_lr_ratio: 0.1}
-mesh: {pp: 1, dp: 2, ep: 8, tp: 1}
+mesh: {pp: 1, dp: 2, ep: 8, tp: 1, shard: node}
+offload: {frozen: 1536MiB, activations: host}
 exchange: {buffer_rows: 1000}
 router: {bias: update, bias_rate: 0.002, balance_loss: 0.01}
 mtp: {loss_weight: 0.3}
@@ -120,7 +121,8 @@ eval: {every_steps: 50, at_start: true, max_sequences: 9}
   train.optimizer = {1e-3, 16.0, {0.8, 0.95}, 1e-6, 0.01};
   train.schedule = {ScheduleKind::kLinear, 20, 0.1};
   CHECK(recipe.train == train);
-  CHECK(recipe.mesh == MeshRecipe{1, 2, 8, 1});
+  CHECK(recipe.mesh == MeshRecipe{1, 2, 8, 1, ShardChoice::kNode});
+  CHECK(recipe.offload == OffloadRecipe{{OffloadFrozen::Kind::kBytes, int64_t{1536} << 20}, ActivationTier::kHost});
   CHECK(recipe.exchange == ExchangeRecipe{1000});
   CHECK(recipe.router == RouterRecipe{RouterBias::kUpdate, 0.002, 0.01});
   CHECK(recipe.mtp == MtpRecipe{0.3});
@@ -155,6 +157,9 @@ TEST_CASE("recipe: each mistake has its message") {
       {"mesh:\n", "r.yaml:6:1: mesh: null is not allowed; allowed: map of keys"},
       {"mesh: {tp: 2}\n", "r.yaml:5:12: mesh.tp: '2' is not allowed; allowed: whole number equal to 1"},
       {"mesh: {dp: 0}\n", "r.yaml:5:12: mesh.dp: '0' is not allowed; allowed: auto or whole number from 1 to 65536"},
+      {"mesh: {shard: zero3}\n", "r.yaml:5:15: mesh.shard: 'zero3' is not allowed; allowed: none, node or all"},
+      {"offload: {frozen: 40GB}\n", "r.yaml:5:19: offload.frozen: '40GB' is not allowed; allowed: auto, none, all or an amount such as 40GiB"},
+      {"offload: {frozen: 99999999TiB}\n", "r.yaml:5:19: offload.frozen: '99999999TiB' is not allowed; allowed: auto, none, all or an amount such as 40GiB"},
       {"mesh: {dp: null}\n", "r.yaml:5:12: mesh.dp: null is not allowed; allowed: auto or whole number from 1 to 65536"},
       {"router: {bias: thawed}\n", "r.yaml:5:16: router.bias: 'thawed' is not allowed; allowed: frozen or update"},
       {"adapter: {targets: attention}\n", std::string("r.yaml:5:20: adapter.targets: 'attention' is not allowed; allowed: list of names among ") + kTargetNames},

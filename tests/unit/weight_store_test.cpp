@@ -66,7 +66,26 @@ TEST_CASE("slabs on the host are copied once a way, those at the turns not again
       CHECK(filled.store.traffic().copied == expected);
       expected += n > 2 ? bytes(2, n) + bytes(0, n - 2) : 0;
     }
-    CHECK(WeightStore::fetches_of_sweep(n) == (n > 2 ? 2 * (n - 2) : 0));
+  }
+}
+
+TEST_CASE("the bytes of a step equal their formula wherever the way up ends", "[weight_store]") {
+  for (const int64_t n : {1, 2, 3, 4, 7}) {
+    for (int64_t lowest = 0; lowest < n; ++lowest) {
+      INFO(n << " slabs, up to slab " << lowest);
+      Filled filled(n, SlabTier::kHost);
+      std::vector<int> uses = filled.slabs;
+      uses.insert(uses.end(), filled.slabs.rbegin(), filled.slabs.rend() - lowest);
+      std::vector<int64_t> sizes;
+      for (int64_t s = 0; s < n; ++s) sizes.push_back(1000 + s);
+      int64_t before = 0;
+      for (int step = 0; step < 4; ++step) {
+        before = filled.store.traffic().copied;
+        filled.store.schedule(uses);
+        filled.run(uses);
+      }
+      CHECK(filled.store.traffic().copied - before == WeightStore::bytes_of_sweep(sizes, static_cast<size_t>(lowest)));
+    }
   }
 }
 

@@ -4,11 +4,13 @@
 #include <iomanip>
 #include <map>
 #include <sstream>
+#include <utility>
 
 #include "moe/block_memory.h"
 #include "moe/head.h"
 #include "moe/model.h"
 #include "parallel/base/error.h"
+#include "parallel/weight_store.h"
 #include "trainer/assemble.h"
 #include "trainer/gradients.h"
 #include "trainer/metrics/units.h"
@@ -36,11 +38,11 @@ class Sums {
 
 class Planner {
  public:
-  Planner(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, at::DeviceType device, std::optional<int64_t> rows)
-      : config_(config), recipe_(recipe), mesh_(mesh), compute_(scalar_type(recipe.model.compute)), base_(base_format(recipe.model.base)),
+  Planner(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine, std::optional<int64_t> rows)
+      : config_(config), recipe_(recipe), mesh_(mesh), machine_(machine), compute_(scalar_type(recipe.model.compute)), base_(base_format(recipe.model.base)),
         size_(static_cast<int64_t>(c10::elementSize(compute_))), with_mtp_(recipe.mtp.loss_weight > 0.0), trains_weights_(!recipe.adapter),
         local_experts_(config.experts / mesh.ep), data_ranks_(mesh.dp * mesh.ep) {
-    plan_.device = device;
+    plan_.device = machine.device;
     plan_.rows = rows.value_or((recipe.train.batch + data_ranks_ - 1) / data_ranks_ * recipe.data.max_tokens);
     AdapterTargets targets = adapter_targets(recipe);
     for (int64_t layer = 0; layer < config.num_layers + (with_mtp_ ? 1 : 0); ++layer) {
@@ -50,10 +52,11 @@ class Planner {
   }
 
   MemoryPlan plan() {
-    add_model();
+    add_plain();
     add_trained();
     add_scratch();
     add_step();
+    add_frozen();
     return std::move(plan_);
   }
 
@@ -70,7 +73,7 @@ class Planner {
     if (with_mtp_) visit(mtp_projection(config_));
   }
 
-  void add_model() {
+  void add_plain() {
     const PlainNumbers plain = plain_numbers(config_, with_mtp_);
     plan_.plain_bytes = plain.router_bias * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute_)));
     if (trains_weights_) {
@@ -81,22 +84,33 @@ class Planner {
       plan_.trained_numbers += plain.total() - plain.router_bias;
     } else {
       plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ + plain.router * 2;
-      Sums bytes, numbers;
-      for_each_map([&](const LinearMap& map) {
-        const int64_t units = map.units(local_experts_);
-        bytes.add(map.group, units * FrozenShape{held_format(map, base_), units, map.outputs, map.inputs}.unit_bytes());
-        numbers.add(map.group, units * map.outputs * map.inputs);
-      });
-      for (size_t i = 0; i < bytes.all().size(); ++i) {
-        const auto& [group, held] = bytes.all()[i];
-        const BaseFormat format = group == "mtp" ? held_format(mtp_projection(config_), base_) : base_;
-        const std::string experts = group == "experts" ? str(", ", local_experts_, " of ", config_.experts, " experts a layer") : "";
-        add("frozen " + group, held, str(short_count(numbers.all()[i].second), " numbers in ", to_string(format), experts));
-        plan_.frozen_linear_bytes += held;
-      }
     }
     add("plain tensors", plan_.plain_bytes,
         trains_weights_ ? "correction bias of the routers" : str("embedding, head, norms in ", to_string(recipe_.model.compute), "; router in bf16, its bias"));
+  }
+
+  /// The packed weights come last, for what the rest leaves decides where they lie; they are listed first.
+  void add_frozen() {
+    if (trains_weights_) return;
+    plan_.weights = place_weights(config_, recipe_, mesh_, machine_, plan_.device_bytes());
+    const WeightPlacement& placed = plan_.weights;
+    Sums numbers;
+    for_each_map([&](const LinearMap& map) { numbers.add(map.stack > 0 ? "" : map.group, map.units(local_experts_) * map.outputs * map.inputs); });
+    std::string dense;
+    for (const auto& [group, count] : numbers.all()) {
+      if (!group.empty()) dense += str(dense.empty() ? "" : ", ", group, " ", short_count(count));
+    }
+    const auto share = [](int64_t shards) { return shards > 1 ? str(", 1/", shards, " of each") : ""; };
+    const std::string experts = str(local_experts_, " of ", config_.experts, " experts a layer in ", to_string(base_), share(placed.expert_shards));
+    std::vector<MemoryPart> rest = std::exchange(plan_.parts, {});
+    add("frozen dense maps", placed.dense_bytes, str(dense, share(placed.dense_shards)));
+    add("frozen experts", placed.expert_bytes, placed.host_layers.empty() ? experts : str(experts, ", but for ", placed.host_layers.size(), " layers"));
+    add("slabs on their way", placed.buffer_bytes, str(WeightStore::kBuffers, " of the largest of each kind that is sharded or streams in"));
+    if (placed.host_bytes > 0) {
+      plan_.parts.push_back({"frozen, host tier", placed.host_bytes, true, Span::kRun,
+                             str(placed.host_layers.size(), " layers' experts", placed.dense_on_host ? " and all dense maps" : "", share(placed.expert_shards))});
+    }
+    plan_.parts.insert(plan_.parts.end(), rest.begin(), rest.end());
   }
 
   void add_trained() {
@@ -144,10 +158,18 @@ class Planner {
     const int64_t T = plan_.rows, D = config_.width, K = config_.top_k;
     const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
     const int64_t moe_blocks = num_blocks - config_.num_dense_layers;
+    const int64_t first_trained = trains_weights_ ? 0 : first_adapted();
     const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
     add("tokens and positions", T * (9 * 8 + config_.rope_dim * size_), "T x (nine indices + rotary angles)");
-    add("kept block inputs", num_blocks * T * D * size_ + moe_blocks * T * (2 * K + 4 * sends),
-        str(num_blocks, " blocks x T x (", D, " x ", size_, " B + routing)"));
+    const int64_t kept_blocks = num_blocks - first_trained;
+    const int64_t inputs = kept_blocks * T * D * size_, routing = moe_blocks * T * (2 * K + 4 * sends);
+    if (recipe_.offload.activations == ActivationTier::kNone) {
+      add("kept block inputs", inputs + routing, str(kept_blocks, " blocks x T x (", D, " x ", size_, " B + routing)"));
+    } else {
+      // On the device: the one in use, one on its way out or in.
+      add("kept routing", routing + 2 * T * D * size_, str("T x routing of ", moe_blocks, " blocks, two block inputs"));
+      plan_.parts.push_back({"kept block inputs", inputs, true, Span::kRun, str(kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
+    }
 
     PassTraits traits{compute_, plan_.device, trains_weights_, mesh_.ep > 1, recipe_.router.balance_loss > 0.0};
     // Tokens whose rows are at the experts at a time, and the rows they make here if experts are chosen evenly.
@@ -160,7 +182,6 @@ class Planner {
     const int64_t slice_rows = std::min(T, slice_tokens + recipe_.data.max_tokens - 1);
     const int64_t sent = sends > 0 ? tokens * sends * D * size_ : 0;
 
-    const int64_t first_trained = trains_weights_ ? 0 : first_adapted();
     const int64_t kept = std::min(num_kept_layers(recipe_.train.keep, num_blocks), num_blocks - first_trained);
     int64_t kept_bytes = 0, graph = 0, mixing = 0, experts = 0;
     for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
@@ -204,6 +225,7 @@ class Planner {
   const ModelConfig& config_;
   const Recipe& recipe_;
   const MeshShape& mesh_;
+  const Machine& machine_;
   at::ScalarType compute_;
   BaseFormat base_;
   int64_t size_;
@@ -232,9 +254,9 @@ int64_t MemoryPlan::device_bytes() const { return most_at_a_time(*this, false); 
 
 int64_t MemoryPlan::host_bytes() const { return most_at_a_time(*this, true); }
 
-MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, at::DeviceType device, std::optional<int64_t> rows) {
+MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine, std::optional<int64_t> rows) {
   MT_CHECK(config.experts % mesh.ep == 0, config.experts, " experts on ", mesh.ep, " ranks");
-  return Planner(config, recipe, mesh, device, rows).plan();
+  return Planner(config, recipe, mesh, machine, rows).plan();
 }
 
 std::string memory_table(const MemoryPlan& plan, bool with_formulas) {

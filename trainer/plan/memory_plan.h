@@ -1,6 +1,6 @@
 // The bytes that one rank will hold, predicted from config.json and the recipe alone: no device, no weights.
 //
-//   const MemoryPlan plan = plan_memory(config, recipe, resolve_mesh(...), at::kCUDA);
+//   const MemoryPlan plan = plan_memory(config, recipe, resolve_mesh(...), {.device = at::kCUDA, .device_memory_bytes = ...});
 //   plan.device_bytes();                   // to compare with the device's memory before the run and with the peak after it
 //   log_info(memory_table(plan));
 //
@@ -18,6 +18,7 @@
 
 #include "moe/config.h"
 #include "parallel/mesh.h"
+#include "trainer/plan/weight_placement.h"
 #include "trainer/recipe/recipe.h"
 
 namespace moetune {
@@ -35,7 +36,7 @@ struct MemoryPart {
 struct MemoryPlan {
   at::DeviceType device = at::kCPU;  ///< on a CPU its memory is the host's
   int64_t rows = 0;                  ///< T: tokens of the fullest rank in its fullest step
-  int64_t frozen_linear_bytes = 0;   ///< of the parts: packed linear weights
+  WeightPlacement weights;           ///< where the packed linear weights lie, and what they move
   int64_t plain_bytes = 0;           ///< embedding, head, norms, router
   int64_t trained_numbers = 0;       ///< on this rank
   int64_t scratch_elements = 0;      ///< as Model::scratch_elements()
@@ -49,7 +50,7 @@ struct MemoryPlan {
 
 /// The plan for one rank of a resolved mesh. `rows`: tokens of the fullest rank where the data is known; otherwise the bound that
 /// train.batch and data.max_tokens give. Throws UserError where targets match nothing.
-MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, at::DeviceType device,
+MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
                        std::optional<int64_t> rows = std::nullopt);
 
 /// The parts in columns, their sums last: lines of at most 100 columns, without a newline at the end.

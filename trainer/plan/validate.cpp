@@ -7,6 +7,7 @@
 #include "lora/peft_files.h"
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
+#include "parallel/device_memory.h"
 #include "parallel/safetensors.h"
 #include "trainer/assemble.h"
 #include "trainer/banner.h"
@@ -95,7 +96,7 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
   findings.attempt("", [&] { mesh = mesh_shape(recipe, config, world_size); });
   findings.raise_if_any();
 
-  const MemoryPlan plan = plan_memory(config, recipe, mesh, device_type(recipe));
+  const MemoryPlan plan = plan_memory(config, recipe, mesh, {device_type(recipe), device_memory_bytes(device_type(recipe)), 0});
   return banner_line("recipe", recipe_path) + banner_of_model(recipe, config, mesh, plan) +
          banner_line("memory", str("of each rank, for ", recipe.train.batch, " sequences of ", recipe.data.max_tokens, " tokens a step")) +
          memory_table(plan, /*with_formulas=*/true) + "\n";

@@ -48,6 +48,12 @@ constexpr std::array<std::string_view, 3> words_of(ScheduleKind) { return {"cosi
 enum class RouterBias { kFrozen, kUpdate };
 constexpr std::array<std::string_view, 2> words_of(RouterBias) { return {"frozen", "update"}; }
 
+enum class ShardChoice { kNone, kNode, kAll };
+constexpr std::array<std::string_view, 3> words_of(ShardChoice) { return {"none", "node", "all"}; }
+
+enum class ActivationTier { kNone, kHost };
+constexpr std::array<std::string_view, 2> words_of(ActivationTier) { return {"none", "host"}; }
+
 template <typename Choice>
   requires requires(Choice choice) { words_of(choice); }
 std::string to_string(Choice choice) {
@@ -60,6 +66,14 @@ struct KeepLayers {
   Kind kind = Kind::kAuto;
   int64_t num_layers = 0;  ///< with kCount only
   bool operator==(const KeepLayers&) const = default;
+};
+
+/// How much of the frozen weights lies in host memory and streams in for each use.
+struct OffloadFrozen {
+  enum class Kind { kAuto, kNone, kAll, kBytes };
+  Kind kind = Kind::kAuto;
+  int64_t bytes = 0;  ///< of a rank at the most, with kBytes only
+  bool operator==(const OffloadFrozen&) const = default;
 };
 
 // Sections, in the order of the file.
@@ -135,7 +149,14 @@ struct MeshRecipe {
   std::optional<int64_t> dp;  ///< empty: auto
   int64_t ep = 1;
   int64_t tp = 1;
+  ShardChoice shard = ShardChoice::kNone;
   bool operator==(const MeshRecipe&) const = default;
+};
+
+struct OffloadRecipe {
+  OffloadFrozen frozen;
+  ActivationTier activations = ActivationTier::kNone;
+  bool operator==(const OffloadRecipe&) const = default;
 };
 
 struct ExchangeRecipe {
@@ -176,6 +197,7 @@ struct Recipe {
   DataRecipe data;
   TrainRecipe train;
   MeshRecipe mesh;
+  OffloadRecipe offload;
   ExchangeRecipe exchange;
   RouterRecipe router;
   MtpRecipe mtp;

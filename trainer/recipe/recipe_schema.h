@@ -155,6 +155,19 @@ void visit_keys(Visitor& v, S& mesh) {
   v.field("ep", mesh.ep, {.doc = "Ranks that share the experts of a layer.", .unit = "ranks", .range = {1, 65536}});
   v.field("tp", mesh.tp,
           {.doc = "Ranks that share each attention and dense matrix.", .unit = "ranks", .range = {1, 1}});
+  v.field("shard", mesh.shard,
+          {.doc = "Frozen weights of which several ranks would hold copies: each rank holds them whole, or an equal part among the "
+                  "ranks of its node, or among all; what it lacks is gathered ahead of each use (ZeRO-3)."});
+}
+
+template <typename Visitor, SectionOf<OffloadRecipe> S>
+void visit_keys(Visitor& v, S& offload) {
+  v.field("frozen", offload.frozen,
+          {.doc = "Frozen weights of a rank that lie in host memory and stream in ahead of each use, experts first: what does not fit "
+                  "on the device (`auto`), nothing, everything, or so much.",
+           .range = {.min = 0}});
+  v.field("activations", offload.activations,
+          {.doc = "Where the inputs of the layers wait between the way down and the way up: on the device, or in host memory."});
 }
 
 template <typename Visitor, SectionOf<ExchangeRecipe> S>
@@ -212,6 +225,7 @@ void visit_keys(Visitor& v, S& recipe) {
   v.section("train", "How long and how.", recipe.train);
   v.section("mesh",
             "How the ranks that `mpirun` starts are arranged; the product of the axes is their number.", recipe.mesh);
+  v.section("offload", "What lies in host memory beside the device's.", recipe.offload);
   v.section("exchange", "The token exchange between the ranks of the expert axis.", recipe.exchange);
   v.section("router", "The routers of the expert layers.", recipe.router);
   v.section("mtp", "Multi-token prediction.", recipe.mtp);

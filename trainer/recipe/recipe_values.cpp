@@ -5,6 +5,8 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <iterator>
+#include <limits>
 
 #include "parallel/base/error.h"
 
@@ -43,6 +45,18 @@ bool contains(const Range& range, double number) {
   const bool above = range.above_min ? number > range.min : number >= range.min;
   const bool below = range.below_max ? number < range.max : number <= range.max;
   return above && below;
+}
+
+constexpr const char* kByteUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+
+/// "40GiB", "512MiB", "0B": a whole number and a power of 1024; nothing where it is none of these, or 2^63 and more.
+std::optional<int64_t> parse_bytes(const std::string& text) {
+  const size_t digits = text.find_first_not_of("0123456789");
+  const auto unit = digits == std::string::npos ? std::end(kByteUnits) : std::find(std::begin(kByteUnits), std::end(kByteUnits), text.substr(digits));
+  const std::optional<int64_t> amount = parse_integer(text.substr(0, digits));
+  const int shift = static_cast<int>(10 * (unit - std::begin(kByteUnits)));
+  if (unit == std::end(kByteUnits) || !amount || *amount > (std::numeric_limits<int64_t>::max() >> shift)) return std::nullopt;
+  return *amount << shift;
 }
 
 ValueProblems problem(const YamlNode& node, const std::string& what, bool say_allowed = false) {
@@ -297,6 +311,36 @@ std::string type_name(const KeepLayers& value, const FieldSpec& spec) {
   return str("auto, none, all or ", type_name(value.num_layers, spec));
 }
 std::string type_limits(const KeepLayers& value, const FieldSpec& spec) { return type_limits(value.num_layers, spec); }
+
+// auto | none | all | 40GiB
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec&, OffloadFrozen& value) {
+  if (!is_plain(node)) return not_allowed(node);
+  const std::vector<std::string> words = {"auto", "none", "all"};
+  const auto word = std::find(words.begin(), words.end(), node.text);
+  if (word != words.end()) {
+    value = {static_cast<OffloadFrozen::Kind>(word - words.begin()), 0};
+    return {};
+  }
+  const std::optional<int64_t> bytes = parse_bytes(node.text);
+  if (!bytes) return not_allowed(node);
+  value = {OffloadFrozen::Kind::kBytes, *bytes};
+  return {};
+}
+std::string write_value(const OffloadFrozen& value, const FieldSpec&) {
+  switch (value.kind) {
+    case OffloadFrozen::Kind::kAuto: return "auto";
+    case OffloadFrozen::Kind::kNone: return "none";
+    case OffloadFrozen::Kind::kAll: return "all";
+    case OffloadFrozen::Kind::kBytes: break;
+  }
+  size_t unit = 0;
+  int64_t amount = value.bytes;
+  for (; unit + 1 < std::size(kByteUnits) && amount != 0 && amount % 1024 == 0; ++unit) amount /= 1024;
+  return str(amount, kByteUnits[unit]);
+}
+std::string type_name(const OffloadFrozen&, const FieldSpec&) { return "auto, none, all or an amount such as 40GiB"; }
+std::string type_limits(const OffloadFrozen&, const FieldSpec&) { return ""; }
 
 // [a, b]
 

@@ -48,6 +48,7 @@ MT_RECIPE_VALUE(std::string)
 MT_RECIPE_VALUE(std::optional<int64_t>)
 MT_RECIPE_VALUE(std::optional<std::string>)
 MT_RECIPE_VALUE(KeepLayers)
+MT_RECIPE_VALUE(OffloadFrozen)
 using NumberPair = std::array<double, 2>;
 MT_RECIPE_VALUE(NumberPair)
 using Words = std::vector<std::string>;
