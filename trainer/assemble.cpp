@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <thread>
 
 #include "parallel/base/error.h"
@@ -23,6 +24,17 @@ void choose_device_and_threads(const Recipe& recipe, Launch& launch) {
   // cuDNN is the one fused attention with different widths of keys and values (192 and 128 in DeepSeek-V3).
   if (cuda) at::globalContext().setSDPPriorityOrder({static_cast<int64_t>(at::SDPBackend::cudnn_attention), static_cast<int64_t>(at::SDPBackend::flash_attention),
                                                      static_cast<int64_t>(at::SDPBackend::efficient_attention), static_cast<int64_t>(at::SDPBackend::math)});
+}
+
+/// Every operation takes an implementation that gives the same bits each time, or throws.
+void choose_determinism(const Recipe& recipe) {
+  if (!recipe.deterministic || device_type(recipe) != at::kCUDA) return;
+  // cuBLAS reads this when its first handle is made; anything else lets it choose among workspaces as it goes.
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/1);
+  at::Context& context = at::globalContext();
+  context.setDeterministicCuDNN(true);
+  context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+  context.setDeterministicFillUninitializedMemory(false);  // a debugging aid: fills every new tensor
 }
 
 /// Says how far loading is, on rank 0, at most every two seconds.
@@ -115,6 +127,7 @@ int64_t automatic_slice_tokens(at::Device device) { return device.is_cuda() ? 81
 Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows) {
   Assembly run;
   choose_device_and_threads(recipe, launch);
+  choose_determinism(recipe);
   run.config = load_model_config(recipe.model.path);
   run.device = launch.device();
   run.compute = scalar_type(recipe.model.compute);

@@ -12,6 +12,7 @@
 #include "trainer/exports/logits.h"
 #include "trainer/exports/merge.h"
 #include "trainer/loop.h"
+#include "trainer/plan/mesh_drawing.h"
 #include "trainer/plan/validate.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/recipe/recipe_shelf.h"
@@ -106,9 +107,14 @@ class CommandLine {
     logits_command->add_option("DATA", data_, "JSONL file")->required();
     logits_command->add_option("--to", to_, "safetensors file to write")->required();
     logits_command->add_option("--documents", documents_, "the first so many")->check(CLI::Range(1, 10000));
-    CLI::App* inspect_command = add_text(app_, "inspect", "Say what a model, adapter, data file, run or checkpoint holds", [this] { return inspect(run_, digests_); });
+    CLI::App* inspect_command = add_text(app_, "inspect", "Say what a model, adapter, data file, run or checkpoint holds; with --mesh, draw who holds what", [this] {
+      return mesh_ ? draw_mesh(load_recipe(run_, overrides_), run_, ranks_) : inspect(run_, digests_);
+    });
     inspect_command->add_option("PATH", run_)->required();
     inspect_command->add_flag("--digests", digests_, "SHA-256 of large files too");
+    CLI::Option* mesh = inspect_command->add_flag("--mesh", mesh_, "PATH is a recipe: its ranks, what each holds, and what a step moves");
+    inspect_command->add_option("--ranks", ranks_, "with --mesh: ranks of the job; 0: as many as the recipe's mesh asks for")->check(CLI::NonNegativeNumber)->needs(mesh);
+    inspect_command->add_option("overrides", overrides_, "with --mesh: values that replace those of the recipe")->option_text("key.sub=value ...")->needs(mesh);
   }
 
   void add_shelf() {
@@ -135,7 +141,7 @@ class CommandLine {
   std::function<int()> action_;
   std::string recipe_, run_, data_, to_, name_, reader_ = "peft", base_name_;
   std::vector<std::string> overrides_;
-  bool resume_ = false, base_ = false, digests_ = false;
+  bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;
   int64_t ranks_ = 0, show_ = 3, documents_ = 4;
 };
 

@@ -33,8 +33,8 @@ std::string mistakes_of(const std::string& text, const std::vector<std::string>&
 
 bool same_values(const Recipe& a, const Recipe& b) {
   return a.run == b.run && a.model == b.model && a.adapter == b.adapter && a.data == b.data && a.train == b.train &&
-         a.mesh == b.mesh && a.exchange == b.exchange && a.router == b.router && a.mtp == b.mtp &&
-         a.checkpoint == b.checkpoint && a.eval == b.eval;
+         a.mesh == b.mesh && a.offload == b.offload && a.exchange == b.exchange && a.router == b.router && a.mtp == b.mtp &&
+         a.checkpoint == b.checkpoint && a.eval == b.eval && a.deterministic == b.deterministic;
 }
 
 constexpr const char* kTargetNames =
@@ -103,6 +103,7 @@ router: {bias: update, bias_rate: 0.002, balance_loss: 0.01}
 mtp: {loss_weight: 0.3}
 checkpoint: {every_steps: 100, every_minutes: 30, keep_last: 3}
 eval: {every_steps: 50, at_start: true, max_sequences: 9}
+deterministic: true
 )",
                                      "r.yaml");
   CHECK(recipe.run == RunRecipe{"runs/v3-attention", 18, DeviceChoice::kCuda, 4});
@@ -128,6 +129,7 @@ eval: {every_steps: 50, at_start: true, max_sequences: 9}
   CHECK(recipe.mtp == MtpRecipe{0.3});
   CHECK(recipe.checkpoint == CheckpointRecipe{100, 30.0, 3});
   CHECK(recipe.eval == EvalRecipe{50, true, 9});
+  CHECK(recipe.deterministic);
   CHECK(same_values(parse_recipe(dump_resolved(recipe), "dump.yaml"), recipe));
 }
 

@@ -203,6 +203,7 @@ struct Recipe {
   MtpRecipe mtp;
   CheckpointRecipe checkpoint;
   EvalRecipe eval;
+  bool deterministic = false;
 
   /// Where each given value came from: "train.optimizer.lr" -> "recipe.yaml:12" or "command line". Absent: the default.
   std::map<std::string, std::string> origins;

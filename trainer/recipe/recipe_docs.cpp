@@ -67,6 +67,7 @@ class Documenter {
     const std::string default_value = *spec.default_text == '\0' ? "`" + write_value(value, spec) + "`" : spec.default_text;
     // the names of a list or map stand in a table of their own
     const std::string range = range_limits(spec.range);
+    if (prefix_.empty()) begin_table(key, "A key of its own.");
     const std::string limits =
         spec.words.empty() ? type_limits(value, spec) : range + (range.empty() ? "" : "; ") + "see [targets](#targets)";
     out_ << "| `" << joined(prefix_, key) << "` | " << type << unit << " | "
@@ -77,9 +78,7 @@ class Documenter {
   void section(const char* key, const char* doc, const Section& section) {
     const std::string outer = prefix_;
     prefix_ = joined(prefix_, key);
-    if (outer.empty()) {
-      out_ << "\n## " << key << "\n\n" << doc << "\n\n| key | type | default | allowed | meaning |\n|---|---|---|---|---|\n";
-    }
+    if (outer.empty()) begin_table(key, doc);
     visit_keys(*this, section);
     prefix_ = outer;
   }
@@ -90,6 +89,10 @@ class Documenter {
   }
 
  private:
+  void begin_table(const char* key, const char* doc) {
+    out_ << "\n## " << key << "\n\n" << doc << "\n\n| key | type | default | allowed | meaning |\n|---|---|---|---|---|\n";
+  }
+
   std::ostringstream out_;
   std::string prefix_;
 };

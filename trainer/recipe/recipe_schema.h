@@ -231,6 +231,8 @@ void visit_keys(Visitor& v, S& recipe) {
   v.section("mtp", "Multi-token prediction.", recipe.mtp);
   v.section("checkpoint", "When to save.", recipe.checkpoint);
   v.section("eval", "When to evaluate.", recipe.eval);
+  v.field("deterministic", recipe.deterministic,
+          {.doc = "The same run gives the same bits on GPUs too, at the cost of slower sums; on CPUs it does anyway."});
 }
 
 }  // namespace moetune

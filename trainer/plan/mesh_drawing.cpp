@@ -1,0 +1,106 @@
+#include "trainer/plan/mesh_drawing.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "parallel/base/error.h"
+#include "parallel/device_memory.h"
+#include "trainer/assemble.h"
+#include "trainer/banner.h"
+#include "trainer/metrics/units.h"
+#include "trainer/plan/memory_plan.h"
+
+namespace moetune {
+namespace {
+
+constexpr int64_t kMostRowsDrawn = 32;
+
+std::string padded(std::string text, size_t columns) {
+  text.resize(std::max(text.size(), columns), ' ');
+  return text;
+}
+
+/// "0-63", or "5" for a run of one: the index-th of `parts` equal runs of `total`.
+std::string run_of(int64_t index, int64_t parts, int64_t total) {
+  const int64_t count = total / parts, first = index * count;
+  return count == 1 ? str(first) : str(first, "-", first + count - 1);
+}
+
+class Drawing {
+ public:
+  Drawing(const ModelConfig& config, const MeshShape& shape, const MemoryPlan& plan) : config_(config), shape_(shape), plan_(plan) {}
+
+  std::string text() const { return grid() + "\n" + groups() + weights(); }
+
+ private:
+  /// A row for each replica of each part of the experts, a column for each tensor-parallel part.
+  std::string grid() const {
+    const size_t cell = std::max(str("rank ", shape_.num_ranks() - 1).size(), str("heads ", run_of(shape_.tp - 1, shape_.tp, config_.heads)).size()) + 2;
+    std::string header = padded("", 16), heads = padded("", 16), rows;
+    for (int64_t tp = 0; tp < shape_.tp; ++tp) {
+      header += padded(str("tp ", tp), cell);
+      heads += padded(str("heads ", run_of(tp, shape_.tp, config_.heads)), cell);
+    }
+    const int64_t num_rows = shape_.dp * shape_.ep;
+    for (int64_t row = 0; row < std::min(num_rows, kMostRowsDrawn); ++row) {
+      const int64_t dp = row / shape_.ep, ep = row % shape_.ep;
+      rows += padded(str("  ", ep == 0 ? padded(str("dp ", dp), 7) : padded("", 7), "ep ", ep), 16);
+      for (int64_t tp = 0; tp < shape_.tp; ++tp) rows += padded(str("rank ", rank_at(shape_, {.pp = 0, .dp = dp, .ep = ep, .tp = tp})), cell);
+      rows += str("experts ", run_of(ep, shape_.ep, config_.experts), "\n");
+    }
+    if (num_rows > kMostRowsDrawn) rows += str("  ... and ", num_rows - kMostRowsDrawn, " rows more\n");
+    return header + "\n" + rows + heads + "\n";
+  }
+
+  /// The ranks for which `same` holds, of the group that rank 0 is in.
+  template <typename Same>
+  std::string ranks_where(const Same& same) const {
+    std::string text;
+    int64_t count = 0;
+    for (int64_t rank = 0; rank < shape_.num_ranks(); ++rank) {
+      if (!same(coordinates_of(shape_, rank))) continue;
+      if (++count <= 8) text += str(count == 1 ? "" : " ", rank);
+    }
+    return str(count, count == 1 ? " rank: " : " ranks: ", text, count > 8 ? " ..." : "");
+  }
+
+  std::string groups() const {
+    const auto data = [](const MeshCoordinates& place) { return place.tp == 0; };
+    const auto experts = [](const MeshCoordinates& place) { return place.ep == 0; };
+    const auto exchange = [](const MeshCoordinates& place) { return place.dp == 0 && place.tp == 0; };
+    return banner_line("data", str("a step's sequences are dealt out over dp x ep = ", shape_.dp * shape_.ep, " parts; the ranks of a tp group work on the same")) +
+           banner_line("dense", str("the same weights on ", ranks_where(data))) + banner_line("experts", str("the same on ", ranks_where(experts))) +
+           banner_line("exchange", str("tokens travel among ", ranks_where(exchange)));
+  }
+
+  std::string weights() const {
+    const WeightPlacement& placed = plan_.weights;
+    const auto shared = [](int64_t shards) { return shards == 1 ? std::string("whole") : str("1/", shards, " of each layer's"); };
+    std::string text = banner_line("holds", str("of dense maps ", shared(placed.dense_shards), ", ", bytes_text(placed.dense_bytes), "; of its experts ", shared(placed.expert_shards),
+                                                ", ", bytes_text(placed.expert_bytes)));
+    if (placed.host_bytes > 0) {
+      text += banner_line("", str("in host memory ", bytes_text(placed.host_bytes), ": experts of ", placed.host_layers.size(), " layers", placed.dense_on_host ? ", all dense maps" : ""));
+    }
+    if (placed.buffer_bytes > 0) text += banner_line("", str("buffers for what is on its way ", bytes_text(placed.buffer_bytes)));
+    text += banner_line("a step", str("copies ", bytes_text(placed.copied_bytes_per_step), " of weights from the host and receives ", bytes_text(placed.gathered_bytes_per_step),
+                                      " from other ranks"));
+    return text;
+  }
+
+  const ModelConfig& config_;
+  const MeshShape& shape_;
+  const MemoryPlan& plan_;
+};
+
+}  // namespace
+
+std::string draw_mesh(const Recipe& recipe, const std::string& recipe_path, int64_t world_size) {
+  if (world_size == 0) world_size = recipe.mesh.pp * recipe.mesh.dp.value_or(1) * recipe.mesh.ep * recipe.mesh.tp;
+  const ModelConfig config = load_model_config(recipe.model.path);
+  const MeshShape shape = mesh_shape(recipe, config, world_size);
+  const MemoryPlan plan = plan_memory(config, recipe, shape, {device_type(recipe), device_memory_bytes(device_type(recipe)), 0});
+  return banner_line("recipe", recipe_path) + banner_line("mesh", str(to_string(shape), ": ", shape.num_ranks(), shape.num_ranks() == 1 ? " rank" : " ranks")) + "\n" +
+         Drawing(config, shape, plan).text();
+}
+
+}  // namespace moetune
