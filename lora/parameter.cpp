@@ -11,32 +11,29 @@ Parameter::Parameter(ParameterInfo info, const at::Tensor& initial, at::Device d
   working = master_.to(device, compute, false, /*copy=*/true).requires_grad_();
 }
 
+at::ScalarType Parameter::wide_dtype() const { return accumulate_dtype(working.scalar_type()); }
+
+at::Tensor& Parameter::master() {
+  MT_CHECK(master_.defined(), info_.name, ": the optimizer holds the master");
+  return master_;
+}
+
 void Parameter::refresh_working() {
   at::NoGradGuard no_grad;
-  working.copy_(master_, /*non_blocking=*/true);
+  working.copy_(master(), /*non_blocking=*/true);
 }
 
 void Parameter::add_gradient(const at::Tensor& gradient) {
   if (!gradient.defined()) return;
   at::NoGradGuard no_grad;
-  if (gradient_is_zero_ && gradient_.defined()) {
-    gradient_.copy_(gradient);
-  } else if (gradient_is_zero_) {
-    gradient_ = gradient.to(master_.scalar_type(), false, /*copy=*/true).contiguous();
-  } else {
-    gradient_.add_(gradient);
-  }
-  gradient_is_zero_ = false;
+  if (gradient_.defined()) gradient_.add_(gradient);
+  else gradient_ = gradient.to(wide_dtype(), false, /*copy=*/true).contiguous();
 }
 
 at::Tensor& Parameter::gradient() {
-  if (!gradient_.defined()) gradient_ = at::zeros(master_.sizes(), working.options().dtype(master_.scalar_type()).requires_grad(false));
-  else if (gradient_is_zero_) gradient_.zero_();
-  gradient_is_zero_ = false;
+  if (!gradient_.defined()) gradient_ = at::zeros(working.sizes(), working.options().dtype(wide_dtype()).requires_grad(false));
   return gradient_;
 }
-
-void Parameter::clear_gradient() { gradient_is_zero_ = true; }
 
 int64_t Parameter::working_bytes(int64_t elements, at::ScalarType compute) { return elements * static_cast<int64_t>(c10::elementSize(compute)); }
 

@@ -3,6 +3,8 @@
 //   Parameter& a = parameters.add({.name = "...lora_A.weight", .layer = 3, .role = Role::kAdapterA}, initial_fp32);
 //   y = at::linear(x, a.working);           // autograd leaf
 //   a.add_gradient(d_a);                    // any dtype; summed in fp32 (fp64 in proofs)
+//
+// In training the master lives here from initialisation (or an adapter's loading) until the optimizer takes it over, shard by shard.
 #pragma once
 
 #include <torch/types.h>
@@ -39,21 +41,28 @@ class Parameter {
 
   const ParameterInfo& info() const { return info_; }
   const std::string& name() const { return info_.name; }
-  int64_t numel() const { return master_.numel(); }
+  int64_t numel() const { return working.numel(); }
+  /// Of masters, moments and gradients: fp32, or fp64 when compute is fp64.
+  at::ScalarType wide_dtype() const;
 
-  /// CPU, fp32 (fp64 when compute is fp64): what the optimizer updates and what is saved.
-  at::Tensor& master() { return master_; }
-  const at::Tensor& master() const { return master_; }
+  /// The whole tensor on the CPU, wide: the number that training starts from. Gone once it was released.
+  at::Tensor& master();
+  const at::Tensor& master() const { return const_cast<Parameter*>(this)->master(); }
+  /// The optimizer holds the master from now on: its bytes are free.
+  void release_master() { master_.reset(); }
   /// Copies the master into the working copy, in place: graphs and modules keep their handle.
   void refresh_working();
 
   /// Adds to the step's gradient; an undefined tensor adds nothing.
   void add_gradient(const at::Tensor& gradient);
-  /// The step's gradient on the device, in the master's dtype; zeros when nothing was added.
+  /// Whether anything was added since the last clear_gradient().
+  bool has_gradient() const { return gradient_.defined(); }
+  /// The step's gradient on the device, wide; zeros when nothing was added.
   at::Tensor& gradient();
-  void clear_gradient();
+  /// Back to nothing added; its bytes are free.
+  void clear_gradient() { gradient_.reset(); }
 
-  /// Bytes on the device of `elements` trained numbers' working copies, and of their gradients once a step has run.
+  /// Bytes on the device of `elements` trained numbers' working copies, and of their gradients from the way up to the reduction.
   static int64_t working_bytes(int64_t elements, at::ScalarType compute);
   static int64_t gradient_bytes(int64_t elements, at::ScalarType compute);
 
@@ -63,7 +72,6 @@ class Parameter {
   ParameterInfo info_;
   at::Tensor master_;
   at::Tensor gradient_;
-  bool gradient_is_zero_ = true;
 };
 
 /// All that trains on this rank, in an order that is the same on every rank of a replica group.

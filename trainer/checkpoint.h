@@ -5,14 +5,14 @@
 //   std::optional<int64_t> step = checkpoints.load_latest(state);      // collective; nothing saved: none
 //
 //   checkpoints/step-00000100/
-//     manifest.json                  step, mesh, digests, SHA-256 and size of every file; written last
-//     state-00000-of-00002.safetensors   by expert-parallel rank: its experts' stacks; that of rank 0 also what is replicated
+//     manifest.json                  step, mesh, digests, SHA-256 and size of every file; written last (trainer/manifest.h)
+//     state-00000-of-00008.safetensors   by rank: its shards of masters and both moments, in the optimizer's precision
+//                                    (trainer/saved_state.h); that of rank 0 also the biases of the routers
 //     recipe.yaml
 //
-// Each parameter is saved three times over: master/NAME, first_moment/NAME, second_moment/NAME, in the optimizer's precision; router
-// biases as router_bias/LAYER. Files go to a folder with a temporary name, are fsynced, then the folder is renamed. Data order and
-// randomness are functions of (seed, step), so the step number is their whole state. Loading puts stacks together from whatever
-// expert-parallel layout wrote them. Ranks share the run folder's file system.
+// Files go to a folder with a temporary name, are fsynced, then the folder is renamed. Data order and randomness are functions of (seed,
+// step), so the step number is their whole state. Loading puts tensors together from whatever mesh wrote them. Ranks share the run
+// folder's file system.
 #pragma once
 
 #include <filesystem>
@@ -22,6 +22,7 @@
 #include "moe/model.h"
 #include "parallel/mesh.h"
 #include "trainer/optimizer.h"
+#include "trainer/saved_state.h"
 
 namespace moetune {
 
@@ -40,25 +41,24 @@ class Checkpoints {
  public:
   Checkpoints(std::filesystem::path folder, Mesh& mesh) : folder_(std::move(folder)), mesh_(mesh) {}
 
-  /// Saves after `step` steps and removes all but the newest `keep_last` (at least 1) of the checkpoints up to this one. Collective.
+  /// Saves after `step` steps, a pending update completed first, and removes all but the newest `keep_last` (at least 1) of the
+  /// checkpoints up to this one. Collective.
   void save(int64_t step, TrainingState& state, int64_t keep_last);
   /// Restores the newest checkpoint whose manifest and digests hold, warning of newer damaged ones, and returns its step; none if there
   /// is no checkpoint at all. Throws UserError when all are damaged, or the run's parameters, data, seed, batch or frozen weights
   /// differ from those that were saved. Collective.
   std::optional<int64_t> load_latest(TrainingState& state);
 
-  /// Sets the trained tensors and router biases of `model` from one checkpoint, and nothing else. Not collective.
-  static void load_weights(const std::filesystem::path& checkpoint, Model& model);
-  /// Checkpoint folders in `folder`, oldest first, whatever their state.
-  static std::vector<std::filesystem::path> list(const std::filesystem::path& folder);
-  /// Throws UserError naming the first file of a checkpoint that is missing or differs from its manifest.
-  static void verify(const std::filesystem::path& checkpoint);
-
  private:
-  void restore(const std::filesystem::path& checkpoint, TrainingState& state);
+  /// Writes this rank's file, if it has anything to save, and returns its name.
+  std::string write_own_file(const std::filesystem::path& folder, TrainingState& state);
+  void restore(const SavedState& saved, TrainingState& state);
 
   std::filesystem::path folder_;
   Mesh& mesh_;
 };
+
+/// Sets the trained tensors and router biases of `model`, whose masters no optimizer has taken over, and nothing else. Not collective.
+void load_weights(const SavedState& saved, Model& model);
 
 }  // namespace moetune

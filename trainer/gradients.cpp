@@ -1,64 +1,87 @@
 #include "trainer/gradients.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "parallel/base/error.h"
 
 namespace moetune {
+namespace {
 
-int64_t GradientReducer::bytes(int64_t elements, at::ScalarType compute) {
-  // Joined in their own dtype; in fp64; squared.
+constexpr int64_t kPiece = int64_t{1} << 22;  // 32 MiB in fp64
+
+/// Sum of the numbers in fp64, or of their squares, a piece at a time: a layer may have a billion of them.
+at::Tensor wide_sum(const at::Tensor& flat, bool of_squares) {
+  at::Tensor sum = at::zeros({}, flat.options().dtype(at::kDouble).pinned_memory(false));
+  for (int64_t first = 0; first < flat.numel(); first += kPiece) {
+    const at::Tensor piece = flat.narrow(0, first, std::min(kPiece, flat.numel() - first)).to(at::kDouble);
+    sum.add_(of_squares ? piece.square().sum() : piece.sum());
+  }
+  return sum;
+}
+
+}  // namespace
+
+GradientReducer::GradientReducer(const Partition& partition, Mesh& mesh) : partition_(partition), mesh_(mesh) {
+  for (const FlatGroup& group : partition.groups()) gradients_.push_back(group.host_shard(group.members().front().parameter->wide_dtype()));
+}
+
+int64_t GradientReducer::bytes(int64_t elements, int64_t ranks, at::ScalarType compute) {
   const int64_t size = static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute)));
-  return elements * (size + (size < 8 ? 8 : 0) + 8);
+  const int64_t flat = elements * size, shard = ranks > 1 ? Partition::shard_numbers(elements, ranks) * size : 0;
+  // The gradients are free before the shard and the squares of a piece in fp64 come.
+  return flat + std::max<int64_t>(0, shard + 2 * 8 * std::min(elements, kPiece) - flat);
 }
 
 void GradientReducer::reduce(int64_t layer) {
   at::NoGradGuard no_grad;
-  std::vector<Parameter*> everywhere, experts;
-  for (Parameter* parameter : parameters_.of_layer(layer)) {
-    (parameter->info().replicas == Replicas::kEverywhere ? everywhere : experts).push_back(parameter);
-  }
-  reduce_group(everywhere, mesh_.data(), replicated_squares_);
-  reduce_group(experts, mesh_.expert_replicas(), expert_squares_);
+  for (const size_t index : partition_.of_layer(layer)) reduce_group(index);
 }
 
-void GradientReducer::reduce_group(const std::vector<Parameter*>& parameters, Communicator& replicas, at::Tensor& square_sum) {
-  if (parameters.empty()) return;
-  std::vector<at::Tensor> flat_parts;
-  for (Parameter* parameter : parameters) flat_parts.push_back(parameter->gradient().flatten());
-  at::Tensor flat = flat_parts.size() == 1 ? flat_parts[0] : at::cat(flat_parts);
-  at::Tensor sum = flat.sum(at::kDouble);
-  local_sum_ = local_sum_.defined() ? local_sum_ + sum : sum;
-  replicas.all_reduce_sum(flat);
-  int64_t first = 0;
-  for (size_t i = 0; i < parameters.size() && flat_parts.size() > 1; ++i) {
-    flat_parts[i].copy_(flat.narrow(0, first, flat_parts[i].numel()));
-    first += flat_parts[i].numel();
+void GradientReducer::reduce_group(size_t index) {
+  const FlatGroup& group = partition_.groups()[index];
+  const at::TensorOptions options = gradients_[index].options().pinned_memory(false).device(group.members().front().parameter->working.device());
+  at::Tensor flat = at::empty({group.flat_size()}, options);
+  int64_t end = 0;
+  for (const FlatGroup::Member& member : group.members()) {
+    at::Tensor place = FlatGroup::view(flat, member);
+    member.parameter->has_gradient() ? place.copy_(member.parameter->gradient()) : place.zero_();
+    member.parameter->clear_gradient();
+    end = member.first + member.parameter->numel();
   }
-  at::Tensor squares = flat.to(at::kDouble).square().sum();
-  square_sum = square_sum.defined() ? square_sum + squares : squares;
+  flat.narrow(0, end, flat.numel() - end).zero_();
+  at::Tensor sum = wide_sum(flat, /*of_squares=*/false);
+  local_sum_ = local_sum_.defined() ? local_sum_ + sum : sum;
+  at::Tensor own = flat;
+  if (group.ranks().size() > 1) {
+    own = at::empty({group.shard_size()}, options);
+    group.ranks().reduce_scatter_sum(own, flat);
+  }
+  at::Tensor squares = wide_sum(own, /*of_squares=*/true);
+  squares_ = squares_.defined() ? squares_ + squares : squares;
+  // On the compute stream: done when global_norm() has waited for it.
+  gradients_[index].copy_(own, /*non_blocking=*/true);
 }
+
+void GradientReducer::forget() { local_sum_ = squares_ = at::Tensor(); }
 
 double GradientReducer::global_norm(int64_t step) {
   Communicator& world = mesh_.world();
-  at::Tensor zero = at::zeros({1}, at::TensorOptions(at::kDouble).device(world.device()));
-  auto take = [&](at::Tensor& value) {
-    at::Tensor taken = value.defined() ? value.reshape({1}) : zero.clone();
-    value = at::Tensor();
-    return taken;
-  };
-  at::Tensor own_sum = take(local_sum_), squares = take(replicated_squares_), expert_squares = take(expert_squares_);
-  mesh_.ep().all_reduce_sum(expert_squares);
-  at::Tensor own_sums = at::empty({world.size()}, own_sum.options());
-  world.all_gather(own_sums, own_sum);
-  own_sums = own_sums.cpu();
+  const at::TensorOptions options = at::TensorOptions(at::kDouble).device(world.device());
+  at::Tensor own = squares_.defined() ? at::stack({local_sum_, squares_}) : at::zeros({2}, options);
+  forget();
+  at::Tensor all = at::empty({world.size(), 2}, options);
+  world.all_gather(all, own);
+  all = all.cpu();
+  double squares = 0.0;
   for (int rank = 0; rank < world.size(); ++rank) {
-    if (!std::isfinite(own_sums[rank].item<double>())) {
+    if (!std::isfinite(all[rank][0].item<double>())) {
       throw NonFiniteError(str("step ", step, ": the gradient of rank ", rank, " is not finite; nothing was updated. Lower the learning "
                                "rate, or look at the data of this step"));
     }
+    squares += all[rank][1].item<double>();
   }
-  const double norm = std::sqrt((squares + expert_squares).item<double>());
+  const double norm = std::sqrt(squares);
   if (!std::isfinite(norm)) throw NonFiniteError(str("step ", step, ": the gradient's norm is ", norm, "; nothing was updated"));
   return norm;
 }

@@ -17,6 +17,7 @@
 #include "trainer/data/step_batch.h"
 #include "trainer/frozen_digest.h"
 #include "trainer/gradients.h"
+#include "trainer/manifest.h"
 #include "trainer/optimizer.h"
 #include "trainer/rank_meter.h"
 #include "trainer/reporter.h"
@@ -28,6 +29,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+double seconds_since(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
+
 /// Everything of one run, made in the order in which it is needed.
 class Run {
  public:
@@ -36,10 +39,11 @@ class Run {
         config_(load_model_config(recipe.model.path)), tools_(PreparationTools::from_environment()),
         train_documents_(load_documents(recipe, recipe.data.train, config_.vocab, launch, tools_)),
         batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, recipe.data.shuffle, true}),
-        num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)), 
-        peak_(batches_.fullest_step(num_steps_, data_ranks())), run_(assemble(recipe, launch, peak_.tokens)),
-        optimizer_(run_.model->parameters, {recipe.train.optimizer.lr_b_ratio, recipe.train.optimizer.betas, recipe.train.optimizer.eps, recipe.train.optimizer.weight_decay}),
-        reducer_(run_.model->parameters, *run_.mesh), sweep_(*run_.model, run_.sweep_options), checkpoints_(folder_ / "checkpoints", *run_.mesh) {
+        num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)),
+        peak_(batches_.fullest_step(num_steps_, data_ranks())), resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
+        run_(start_of_training(recipe, launch, peak_.tokens, resumes_)), partition_(run_.model->parameters, *run_.mesh), reducer_(partition_, *run_.mesh),
+        optimizer_(partition_, {recipe.train.optimizer.lr_b_ratio, recipe.train.optimizer.betas, recipe.train.optimizer.eps, recipe.train.optimizer.weight_decay}),
+        sweep_(*run_.model, sweep_options()), checkpoints_(folder_ / "checkpoints", *run_.mesh) {
     if (recipe.data.eval) {
       eval_documents_.emplace(load_documents(recipe, *recipe.data.eval, config_.vocab, launch, tools_));
       eval_batches_.emplace(*eval_documents_, BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, false});
@@ -48,14 +52,10 @@ class Run {
 
   int go() {
     TrainingState state{*run_.model, optimizer_, dump_resolved(recipe_), frozen_digest(*run_.model, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
-    const std::optional<int64_t> resumed = options_.resume ? checkpoints_.load_latest(state) : std::nullopt;
+    const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
     // Only now is it known that a resumed run fits what was saved: a mistake writes over nothing.
     if (launch_.rank() == 0) write_text_atomically((folder_ / "recipe.yaml").string(), state.recipe_text);
     if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
-    if (!resumed && recipe_.adapter && recipe_.adapter->from) {
-      const AdapterRecipe& adapter = *recipe_.adapter;
-      load_peft_adapter(*adapter.from, run_.model->parameters, adapter.alpha, adapter.rslora);
-    }
     reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed, launch_.rank() == 0);
     reporter_->start(run_.plan, summary());
     probe(peak_.step);
@@ -68,7 +68,7 @@ class Run {
     for (; step < num_steps_ && last.stop_signal == 0; ++step) {
       StepReport report = train_step(step);
       const int64_t done = step + 1;
-      last = decide(signals);
+      last = decide(signals, report.ranks.optimizer_wait_s);
       report.ranks = last.ranks;
       reporter_->step(report);
       const bool ends = done == num_steps_ || last.stop_signal != 0;
@@ -109,6 +109,21 @@ class Run {
     return shape.dp * shape.ep;
   }
 
+  /// The model with the masters that training starts from: they leave for the optimizer next, and a resumed run's come from there.
+  static Assembly start_of_training(const Recipe& recipe, Launch& launch, int64_t most_tokens, bool resumes) {
+    Assembly run = assemble(recipe, launch, most_tokens);
+    if (!resumes && recipe.adapter && recipe.adapter->from) {
+      load_peft_adapter(*recipe.adapter->from, run.model->parameters, recipe.adapter->alpha, recipe.adapter->rslora);
+    }
+    return run;
+  }
+
+  SweepOptions sweep_options() {
+    SweepOptions options = run_.sweep_options;
+    options.before_layer = [this](int64_t layer) { optimizer_.before_layer(layer); };
+    return options;
+  }
+
   DataSummary summary() {
     DataSummary data;
     data.documents = train_documents_.size();
@@ -127,12 +142,13 @@ class Run {
 
   /// Runs the step with the most tokens once and forgets it: a lack of memory shows in the first minute.
   void probe(int64_t fullest_step) {
-    sweep_.train(batch_of(batches_, fullest_step), StepRandom{}, [](int64_t) {});
-    for (Parameter& parameter : run_.model->parameters.all()) parameter.clear_gradient();
+    sweep_.train(batch_of(batches_, fullest_step), StepRandom{}, [&](int64_t layer) { reducer_.reduce(layer); });
+    reducer_.forget();
     meter_.take();
   }
 
-  /// One optimizer step: way down, turn, way up with gradients leaving layer by layer; then norm, clip, update.
+  /// One optimizer step: way down, as far as each layer's last update is there, turn, way up with gradients leaving layer by layer; then
+  /// norm and clip, and the update is on its way.
   StepReport train_step(int64_t step) {
     const auto start = std::chrono::steady_clock::now();
     const StepBatch batch = batch_of(batches_, step);
@@ -142,14 +158,18 @@ class Run {
     report.step = step + 1;
     reduce_losses(result, batch, report);
     if (!std::isfinite(report.loss)) throw NonFiniteError(str("step ", step + 1, ": the loss is ", report.loss, "; nothing was updated"));
+    // The losses have waited for the device: from here on the optimizer alone is waited for.
+    const auto summed = std::chrono::steady_clock::now();
     report.grad_norm = reducer_.global_norm(step + 1);
     report.lr = recipe_.train.optimizer.lr * learning_rate_factor(recipe_.train.schedule, step, num_steps_);
     const double clip = recipe_.train.clip;
-    optimizer_.step(report.lr, clip > 0.0 && report.grad_norm > clip ? clip / (report.grad_norm + 1e-6) : 1.0);
+    const double norm_s = seconds_since(summed);
+    optimizer_.step(report.lr, clip > 0.0 && report.grad_norm > clip ? clip / (report.grad_norm + 1e-6) : 1.0, reducer_.gradients());
+    report.ranks.optimizer_wait_s = norm_s + optimizer_.take_exposed_s();
     if (recipe_.router.bias == RouterBias::kUpdate) update_router_bias(report.load_LE);
     report.tokens = batch.global.tokens;
     report.target_tokens = batch.global.targets;
-    report.step_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    report.step_s = seconds_since(start);
     return report;
   }
 
@@ -174,10 +194,10 @@ class Run {
     }
   }
 
-  Decision decide(SignalWatch& signals) {
-    const double minutes = std::chrono::duration<double>(std::chrono::steady_clock::now() - saved_at_).count() / 60.0;
-    const bool due = recipe_.checkpoint.every_minutes > 0.0 && minutes >= recipe_.checkpoint.every_minutes;
-    const RankFigures own = meter_.take();
+  Decision decide(SignalWatch& signals, double optimizer_wait_s) {
+    const bool due = recipe_.checkpoint.every_minutes > 0.0 && seconds_since(saved_at_) / 60.0 >= recipe_.checkpoint.every_minutes;
+    RankFigures own = meter_.take();
+    own.optimizer_wait_s = optimizer_wait_s;
     at::Tensor wishes = at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()}}, at::kLong);
     at::Tensor most = at::cat({wishes, own.as_tensor()}).to(run_.device);
     run_.mesh->world().all_reduce_max(most);
@@ -186,6 +206,7 @@ class Run {
   }
 
   void evaluate(int64_t done) {
+    optimizer_.flush();
     double loss_sum = 0.0;
     int64_t targets = 0, sequences = 0;
     const int64_t most = recipe_.eval.max_sequences;
@@ -212,7 +233,7 @@ class Run {
     require_frozen(state);
     checkpoints_.save(done, state, recipe_.checkpoint.keep_last);
     saved_at_ = std::chrono::steady_clock::now();
-    reporter_->saved(done, std::chrono::duration<double>(saved_at_ - start).count());
+    reporter_->saved(done, seconds_since(start));
   }
 
   const Recipe& recipe_;
@@ -225,9 +246,11 @@ class Run {
   Batches batches_;
   int64_t num_steps_;
   Batches::Peak peak_;
+  bool resumes_;  ///< goes on from a checkpoint
   Assembly run_;
-  Optimizer optimizer_;
+  Partition partition_;
   GradientReducer reducer_;
+  Optimizer optimizer_;
   Sweep sweep_;
   RankMeter meter_{run_};
   Checkpoints checkpoints_;

@@ -16,12 +16,13 @@ int64_t microseconds(double seconds) { return static_cast<int64_t>(std::llround(
 }  // namespace
 
 at::Tensor RankFigures::as_tensor() const {
-  return at::tensor({memory_bytes, weights_copied_bytes, weights_gathered_bytes, exchange_sent_bytes, microseconds(weights_wait_s), microseconds(exchange_s)}, at::kLong);
+  return at::tensor({memory_bytes, weights_copied_bytes, weights_gathered_bytes, exchange_sent_bytes, microseconds(weights_wait_s), microseconds(exchange_s),
+                     microseconds(optimizer_wait_s)}, at::kLong);
 }
 
 RankFigures RankFigures::of_tensor(const at::Tensor& figures) {
   const auto* value = figures.const_data_ptr<int64_t>();
-  return {value[0], value[1], value[2], value[3], 1e-6 * static_cast<double>(value[4]), 1e-6 * static_cast<double>(value[5])};
+  return {value[0], value[1], value[2], value[3], 1e-6 * static_cast<double>(value[4]), 1e-6 * static_cast<double>(value[5]), 1e-6 * static_cast<double>(value[6])};
 }
 
 RankFigures RankMeter::take() {

@@ -19,6 +19,7 @@ struct RankFigures {
   int64_t exchange_sent_bytes = 0;     ///< tokens to and from experts on other ranks, and their counts
   double weights_wait_s = 0.0;         ///< the device's current stream stood waiting for frozen weights
   double exchange_s = 0.0;             ///< it was busy with the exchange of tokens, waiting for other ranks included
+  double optimizer_wait_s = 0.0;       ///< the main thread waited for norm, update and new working copies; the loop fills it in
 
   /// int64, times in microseconds: to be reduced over ranks.
   at::Tensor as_tensor() const;

@@ -78,7 +78,8 @@ void Reporter::step(const StepReport& report) {
   ordered_json line{{"kind", "step"}, {"step", report.step}, {"loss", report.loss}, {"tokens", report.tokens}, {"target_tokens", report.target_tokens},
                     {"grad_norm", report.grad_norm}, {"lr", report.lr}, {"step_s", report.step_s}, {"tokens_per_s", figures.tokens_per_s}, {"memory_bytes", report.ranks.memory_bytes},
                     {"weights_copied_bytes", report.ranks.weights_copied_bytes}, {"weights_gathered_bytes", report.ranks.weights_gathered_bytes},
-                    {"weights_wait_s", report.ranks.weights_wait_s}, {"exchange_sent_bytes", report.ranks.exchange_sent_bytes}, {"exchange_s", report.ranks.exchange_s}};
+                    {"weights_wait_s", report.ranks.weights_wait_s}, {"exchange_sent_bytes", report.ranks.exchange_sent_bytes}, {"exchange_s", report.ranks.exchange_s},
+                    {"optimizer_wait_s", report.ranks.optimizer_wait_s}};
   std::vector<std::pair<std::string, float>> scalars{{"train/loss", report.loss}, {"train/grad_norm", report.grad_norm}, {"train/lr", report.lr}, {"speed/tokens_per_s", figures.tokens_per_s}, {"memory/peak_bytes", report.ranks.memory_bytes}};
   if (!imbalance.empty()) {
     figures.expert_max_over_mean = *std::max_element(imbalance.begin(), imbalance.end());

@@ -40,6 +40,7 @@ bool Sweep::balances(int64_t layer) const {
 }
 
 at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode) {
+  options_.before_layer(layer);
   Block& block = model_.blocks[layer];
   LayerState state;
   const bool keep = mode == Mode::kTrain && keeps_graph(layer);
@@ -214,8 +215,10 @@ std::vector<FrozenSlab*> Sweep::uses(Mode mode) const {
 
 at::Tensor Sweep::way_down(const StepBatch& batch, PassContext& pass, Mode mode) {
   model_.slabs->schedule(uses(mode));
+  options_.before_layer(-1);
   at::Tensor x_TD = model_.embed(batch.input_T);
   for (int64_t layer = 0; layer < model_.config.num_layers; ++layer) x_TD = down(layer, x_TD, batch.main, pass, mode);
+  options_.before_layer(turn_layer(model_.config));
   return x_TD;
 }
 

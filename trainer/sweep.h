@@ -29,6 +29,9 @@ struct SweepOptions {
   double balance_weight = 0.0; ///< alpha of the sequence-wise balance loss
   bool stash_inputs = false;   ///< block inputs wait in host memory between the ways
   bool poison_released = false;///< tests: released dense weights become NaN
+  /// Called before the trained tensors of a layer are read on a way down: -1 the embedding, then each block, the turn layer, the MTP
+  /// module's block. Every rank calls it for the same layers in the same order.
+  std::function<void(int64_t)> before_layer = [](int64_t) {};
 };
 
 /// Sums over this rank's part; the caller adds them over the mesh. Scalars on the device, not waited for.

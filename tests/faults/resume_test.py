@@ -122,15 +122,37 @@ class ResumeTest(unittest.TestCase):
         self.assertEqual(run.checkpoints(), [])
 
     def test_another_mesh(self):
-        """Four ranks go on with what two saved: the same to rounding."""
-        whole = self.whole(2, **{"mesh.ep": 2, "train.steps": 20})
-        first = TinyRun(self.folder / "moved", **{"mesh.ep": 2, "train.steps": 20, "checkpoint.every_steps": 10})
+        """Other ranks go on with what some saved, experts and shards cut anew: the same to rounding."""
+        settings = {"train.steps": 20, "checkpoint.every_steps": 10}
+        whole = self.whole(2, **settings, **{"mesh.ep": 2})
+        first = TinyRun(self.folder / "moved", **settings, **{"mesh.ep": 2})
         first.finish(2)
         shutil.rmtree(first.checkpoints()[-1])
-        moved = TinyRun(self.folder / "moved", **{"mesh.ep": 4, "train.steps": 20})
-        moved.finish(4, resume=True)
-        for step, loss in whole.losses().items():
-            self.assertAlmostEqual(moved.losses()[step], loss, delta=1e-4 * abs(loss))
+        saved, log = self.folder / "saved", first.log.read_text()
+        shutil.copytree(first.checkpoints()[-1], saved)
+        for ranks, ep in ((4, 4), (4, 2), (4, 1), (1, 1)):
+            with self.subTest(ranks=ranks, ep=ep):
+                moved = TinyRun(self.folder / "moved", **settings, **{"mesh.ep": ep})
+                moved.finish(ranks, resume=True)
+                self.assertEqual(sorted(moved.losses()), list(range(1, 21)))
+                for step, loss in whole.losses().items():
+                    self.assertAlmostEqual(moved.losses()[step], loss, delta=1e-4 * abs(loss))
+                self.assertEqual(len(list(moved.checkpoints()[-1].glob("*.safetensors"))), ranks)
+            for checkpoint in first.checkpoints():
+                shutil.rmtree(checkpoint)
+            shutil.copytree(saved, self.folder / "moved" / "run" / "checkpoints" / "step-00000010")
+            first.log.write_text(log)
+
+    def test_partitioned(self):
+        """Every rank with shards of its own, each save right behind an update that is under way: resumed bit by bit."""
+        mesh = {"mesh.ep": 2, "train.steps": 20, "model.compute": "bf16"}
+        whole = self.whole(4, **mesh)
+        run = TinyRun(self.folder / "cut", **mesh)
+        run.finish(4)
+        shutil.rmtree(run.checkpoints()[-1])
+        run.finish(4, resume=True)
+        self.assert_same(run, whole)
+        self.assertTrue(all(line["optimizer_wait_s"] > 0.0 for line in run.lines("step")))
 
 
 if __name__ == "__main__":

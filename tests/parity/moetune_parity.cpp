@@ -45,6 +45,15 @@ void add_parameter(Output& output, const std::string& prefix, const ParameterInf
   for (int64_t e = 0; e < info.num_experts; ++e) output.add(prefix + expert_name(info.name, e), all[e].clone());
 }
 
+/// Adds all parameters from the ranks' shards, given by group of the partition.
+void add_shards(Output& output, const std::string& prefix, const Partition& partition, const std::vector<at::Tensor>& shards, Mesh& mesh) {
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const FlatGroup& group = partition.groups()[i];
+    const at::Tensor flat = group.gathered(shards[i]);
+    for (const FlatGroup::Member& member : group.members()) add_parameter(output, prefix, member.parameter->info(), FlatGroup::view(flat, member), mesh);
+  }
+}
+
 int run(const std::string& path, Launch& launch) {
   const json config = json::parse(read_text_file(path));
   launch.use_device(config.value("device", "cpu"));
@@ -118,12 +127,14 @@ int run(const std::string& path, Launch& launch) {
   sweep_options.balance_weight = config.value("balance_loss", 0.0);
   sweep_options.poison_released = true;
   sweep_options.stash_inputs = config.value("stash", false);
-  Sweep sweep(*model, sweep_options);
-  GradientReducer reducer(model->parameters, mesh);
   OptimizerOptions optimizer_options;
   optimizer_options.lr_b_ratio = config.value("lr_b_ratio", 1.0);
   optimizer_options.weight_decay = config.value("weight_decay", 0.0);
-  Optimizer optimizer(model->parameters, optimizer_options);
+  const Partition partition(model->parameters, mesh);
+  GradientReducer reducer(partition, mesh);
+  Optimizer optimizer(partition, optimizer_options);
+  sweep_options.before_layer = [&](int64_t layer) { optimizer.before_layer(layer); };
+  Sweep sweep(*model, sweep_options);
   const std::string digest = frozen_digest(*model, mesh);
 
   Output output;
@@ -158,12 +169,12 @@ int run(const std::string& path, Launch& launch) {
       if (result.mtp_loss_sum.defined()) output.add("mtp_loss", at::tensor({mean(result.mtp_loss_sum, static_cast<double>(local.global.mtp_targets))}, at::kDouble));
       if (result.balance_loss.defined()) output.add("balance_loss", at::tensor({mean(result.balance_loss, 1.0)}, at::kDouble));
       if (diagnostics) output.add("load", load);
-      for (Parameter& parameter : model->parameters.all()) add_parameter(output, "grad/", parameter.info(), parameter.gradient(), mesh);
+      add_shards(output, "grad/", partition, reducer.gradients(), mesh);
     }
     if (steps == 0) break;
     losses.push_back(loss);
     norms.push_back(norm);
-    optimizer.step(config.value("lr", 0.0), clip > 0.0 && norm > clip ? clip / (norm + 1e-6) : 1.0);
+    optimizer.step(config.value("lr", 0.0), clip > 0.0 && norm > clip ? clip / (norm + 1e-6) : 1.0, reducer.gradients());
     if (config.value("router_bias", "frozen") == "update") {
       int64_t row = 0;
       for (Block& block : model->blocks) {
@@ -173,9 +184,10 @@ int run(const std::string& path, Launch& launch) {
   }
   if (steps > 0) {
     output.add("losses", at::tensor(losses, at::kDouble));
-    for (Parameter& parameter : model->parameters.all()) {
-      add_parameter(output, options.train_weights ? "weight/" : "adapter/", parameter.info(), parameter.master(), mesh);
-    }
+    optimizer.flush();
+    std::vector<at::Tensor> masters;
+    for (const Optimizer::Shard& shard : optimizer.shards()) masters.push_back(shard.master);
+    add_shards(output, options.train_weights ? "weight/" : "adapter/", partition, masters, mesh);
   }
   for (size_t block = 0; block < model->blocks.size(); ++block) {
     if (model->blocks[block].is_moe()) output.add(str("router_bias/", block), model->blocks[block].router()->bias());

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "moe/model.h"
+#include "parallel/mesh.h"
 #include "parallel/token_exchange.h"
 #include "tests/support/numbers.h"
 #include "trainer/data/step_batch.h"
@@ -51,14 +52,17 @@ struct TinyOptions {
 };
 
 struct TinyModel {
-  TinyModel(const ModelConfig& config, const TinyOptions& tiny) : exchange(make_local_exchange()) {
+  /// With a mesh, what this rank of it holds.
+  TinyModel(const ModelConfig& config, const TinyOptions& tiny, Mesh* mesh = nullptr)
+      : exchange(mesh == nullptr || mesh->shape().ep == 1 ? make_local_exchange() : make_token_exchange(mesh->ep(), 0)) {
     targets = AdapterTargets({tiny.targets, 2, 4.0, false, 0.0, {}});
     ModelOptions options;
     options.compute = tiny.compute;
     options.base = tiny.base;
     options.train_weights = tiny.train_weights;
     options.targets = tiny.train_weights ? nullptr : &targets;
-    options.placement = {0, config.experts, config.experts};
+    const int64_t local_experts = mesh == nullptr ? config.experts : config.experts / mesh->shape().ep;
+    options.placement = {mesh == nullptr ? 0 : mesh->here().ep * local_experts, local_experts, config.experts};
     options.exchange = exchange.get();
     options.seed = tiny.seed;
     options.with_mtp = tiny.with_mtp;

@@ -66,27 +66,37 @@ class TinyRun {
 
   void write_checkpoint() {
     std::vector<std::pair<std::string, at::Tensor>> files[2];
-    auto save = [&](int file, const std::string& name, const at::Tensor& master) {
-      files[file].emplace_back("master/" + name, master);
-      files[file].emplace_back("first_moment/" + name, at::full_like(master, 100.0));
-      files[file].emplace_back("second_moment/" + name, at::full_like(master, 200.0));
+    StringMap metadata[2];
+    // Numbers first, first + 1, ... of a box of the tensor.
+    auto save = [&](int file, const std::string& name, const nlohmann::ordered_json& box, int64_t first, const at::Tensor& numbers) {
+      metadata[file][name] = nlohmann::ordered_json{{"whole", box.at(0)}, {"at", box.at(1)}, {"shape", box.at(2)}, {"first", first}}.dump();
+      files[file].emplace_back("master/" + name, numbers);
+      files[file].emplace_back("first_moment/" + name, at::full_like(numbers, 100.0));
+      files[file].emplace_back("second_moment/" + name, at::full_like(numbers, 200.0));
+    };
+    // What all ranks hold is cut between the two of them, unevenly.
+    auto save_cut = [&](const std::string& name, const at::Tensor& master) {
+      const int64_t cut = master.numel() / 3;
+      const nlohmann::ordered_json box = {master.sizes().vec(), std::vector<int64_t>(master.dim(), 0), master.sizes().vec()};
+      save(0, name, box, 0, master.flatten().slice(0, 0, cut).contiguous());
+      save(1, name, box, cut, master.flatten().slice(0, cut).contiguous());
     };
     auto save_map = [&](const std::string& path, const char* part, at::IntArrayRef shape) {
       const size_t star = path.find('*');
       if (star == std::string::npos) {
-        save(0, path + part, trained[path + part] = draw(shape));
+        save_cut(path + part, trained[path + part] = draw(shape));
         return;
       }
       for (int file = 0; file < 2; ++file) {
         std::vector<at::Tensor> experts;
         for (int e = 2 * file; e < 2 * file + 2; ++e) experts.push_back(trained[path.substr(0, star) + std::to_string(e) + path.substr(star + 1) + part] = draw(shape));
-        save(file, path + part, at::stack(experts));
+        save(file, path + part, {{4, shape[0], shape[1]}, {2 * file, 0, 0}, {2, shape[0], shape[1]}}, 0, at::stack(experts).flatten());
       }
     };
     if (options_.adapter == "none") {
       for (const auto& [name, weight] : weights) {
         if (name.find("e_score") != std::string::npos || name.find(".experts.") != std::string::npos) continue;
-        save(0, name, trained[name] = draw(weight.sizes()));
+        save_cut(name, trained[name] = draw(weight.sizes()));
       }
       for (const char* leaf : {"gate_proj", "up_proj", "down_proj"}) {
         const std::string path = str("model.layers.1.mlp.experts.*.", leaf);
@@ -103,9 +113,9 @@ class TinyRun {
     }
     router_bias = draw({4});
     files[0].emplace_back("router_bias/1", router_bias);
-    nlohmann::ordered_json manifest = {{"format", "moetune-checkpoint-1"}, {"step", 7}, {"optimizer_steps", 7}, {"seed", 17}, {"batch", 2}, {"mesh", "pp 1 dp 1 ep 2 tp 1"}, {"frozen_digest", "f0"}, {"data_digest", "d0"}};
+    nlohmann::ordered_json manifest = {{"format", "moetune-checkpoint-2"}, {"step", 7}, {"optimizer_steps", 7}, {"seed", 17}, {"batch", 2}, {"mesh", "pp 1 dp 1 ep 2 tp 1"}, {"frozen_digest", "f0"}, {"data_digest", "d0"}};
     for (int file = 0; file < 2; ++file) {
-      write_tensors((checkpoint() / str("state-0000", file, "-of-00002.safetensors")).string(), files[file], {{"first_expert", std::to_string(2 * file)}});
+      write_tensors((checkpoint() / str("state-0000", file, "-of-00002.safetensors")).string(), files[file], metadata[file]);
     }
     write_text_atomically((checkpoint() / "recipe.yaml").string(),
                           str("run: {dir: ", folder().string(), "}\nmodel: {path: ", model().string(), ", base: ", options_.base, ", compute: ", options_.compute, "}\nadapter: ", options_.adapter,

@@ -34,13 +34,21 @@ TEST_CASE("the norm counts every parameter once and starts anew each step", "[gr
     parameter.add_gradient(gradient);
     squares += std::pow(gradient.to(at::kDouble).norm().item<double>(), 2);
   }
-  GradientReducer reducer(parameters, mesh);
-  const at::Tensor before = parameters.all()[1].gradient().clone();
+  Partition partition(parameters, mesh);
+  REQUIRE(partition.groups().size() == 4);
+  GradientReducer reducer(partition, mesh);
+  const at::Tensor of_0 = parameters.all()[0].gradient().clone(), of_4 = parameters.all()[4].gradient().clone();
   reducer.reduce(1);
   reducer.reduce(0);
   reducer.reduce(2);  // no parameters
+  CHECK(!parameters.all()[0].has_gradient());
   CHECK(reducer.global_norm(0) == Approx(std::sqrt(squares)).epsilon(1e-12));
-  CHECK(at::equal(parameters.all()[1].gradient(), before));
+  CHECK(at::equal(reducer.gradients()[1], of_0.flatten()));
+  CHECK(at::equal(reducer.gradients()[2], at::cat({of_4.flatten(), at::zeros({6})})));
+  CHECK(reducer.global_norm(1) == 0.0);
+  parameters.all()[0].gradient().add_(1);
+  reducer.reduce(0);
+  reducer.forget();
   CHECK(reducer.global_norm(1) == 0.0);
 
   const double bad = GENERATE(as<double>{}, NAN, INFINITY);
@@ -54,7 +62,8 @@ TEST_CASE("a gradient whose squares overflow fp32 has a finite norm", "[gradient
   Mesh mesh(launch, {1, 1, 1, 1});
   ParameterSet parameters(at::kCPU, at::kFloat);
   parameters.add(info_of(0, Replicas::kEverywhere), at::zeros({1})).add_gradient(at::full({1}, 1e30f));
-  GradientReducer reducer(parameters, mesh);
+  Partition partition(parameters, mesh);
+  GradientReducer reducer(partition, mesh);
   reducer.reduce(0);
   CHECK(reducer.global_norm(0) == Approx(1e30).epsilon(1e-6));
 }

@@ -7,6 +7,7 @@
 
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
+#include "parallel/launch.h"
 #include "tests/support/catch.h"
 #include "tests/support/deepseek_v3_config.h"
 #include "tests/support/message_of.h"
@@ -105,20 +106,26 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     Built built(config, recipe, one.ep);
     Model& model = *built.model;
 
-    int64_t plain = 0, trained = 0, working = 0, gradients = 0, host = 0;
+    int64_t plain = 0, trained = 0, working = 0, gradients = 0;
     const int64_t frozen = model.slabs->kept_bytes();
     for (const auto& [name, tensor] : model.plain) plain += static_cast<int64_t>(tensor.nbytes());
     for (const Block& block : model.blocks) {
       if (block.is_moe()) plain += static_cast<int64_t>(block.router()->bias().nbytes());
     }
-    Optimizer optimizer(model.parameters, {});
+    // By layer: gradients that exist at a time, and a rank's shards of what all ranks hold (one in ep) and of stacks (dp is 1: all).
+    std::map<int64_t, int64_t> by_layer;
+    int64_t everywhere = 0;
     for (Parameter& parameter : model.parameters.all()) {
       trained += parameter.numel();
       working += static_cast<int64_t>(parameter.working.nbytes());
-      gradients += static_cast<int64_t>(parameter.gradient().nbytes());
-      host += static_cast<int64_t>(parameter.master().nbytes());
+      if (parameter.info().group != "norms" && parameter.info().group != "router") by_layer[parameter.info().layer] += static_cast<int64_t>(parameter.gradient().nbytes());
+      if (parameter.info().replicas == Replicas::kEverywhere) everywhere += parameter.numel();
+      parameter.clear_gradient();
     }
-    for (const Optimizer::Moments& moments : optimizer.moments()) host += static_cast<int64_t>(moments.first.nbytes() + moments.second.nbytes());
+    for (const auto& [layer, bytes] : by_layer) gradients = std::max(gradients, bytes);
+    if (model.mtp) gradients = std::max(gradients, by_layer[config.num_layers] + by_layer[config.num_layers + 1] + by_layer[-1]);
+    const int64_t wide = model.parameters.compute() == at::kDouble ? 8 : 4, copy = model.parameters.compute() == at::kBFloat16 ? 2 : 0;
+    const int64_t a_number = 4 * wide + copy;
     CHECK(plan.weights.device_bytes() == frozen);
     CHECK(part(plan, "frozen dense maps") + part(plan, "frozen experts") == frozen);
     CHECK(plan.plain_bytes == plain);
@@ -126,7 +133,24 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     CHECK(plan.scratch_elements == model.scratch_elements());
     CHECK(part(plan, "trained, working copies") == working);
     CHECK(part(plan, "gradients") == gradients);
-    CHECK(part(plan, "optimizer") == host);
+    // Rounded up to whole shards, a group at a time.
+    const int64_t exact = (trained - everywhere + everywhere / one.ep) * a_number;
+    CHECK(part(plan, "optimizer") >= exact);
+    CHECK(part(plan, "optimizer") <= exact + (one.ep - 1) * 20 * a_number);
+    if (one.ep == 1) {
+      Launch launch;
+      Mesh mesh(launch, {1, 1, 1, 1});
+      Partition partition(model.parameters, mesh);
+      GradientReducer reducer(partition, mesh);
+      Optimizer optimizer(partition, {});
+      int64_t host = 0;
+      for (const at::Tensor& gradient : reducer.gradients()) host += static_cast<int64_t>(gradient.nbytes());
+      for (const Optimizer::Shard& shard : optimizer.shards()) {
+        for (const at::Tensor& tensor : {shard.master, shard.first_moment, shard.second_moment}) host += static_cast<int64_t>(tensor.nbytes());
+        if (!shard.working.is_same(shard.master)) host += static_cast<int64_t>(shard.working.nbytes());
+      }
+      CHECK(part(plan, "optimizer") == host);
+    }
     int64_t whole = 0;
     for (const auto& [group, numbers] : plan.trained_by_group) whole += numbers;
     if (one.ep == 1) CHECK(whole == trained);
@@ -167,15 +191,17 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     Built built(config, recipe, 1);
     const int64_t slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(at::kCPU));
     const StepBatch batch = make_step_batch(batches.local(0, 0, 1), *built.model, slice_tokens, at::kCPU, scalar_type(recipe.model.compute));
-    Optimizer optimizer(built.model->parameters, {});
+    Launch launch;
+    Mesh mesh(launch, {1, 1, 1, 1});
+    Partition partition(built.model->parameters, mesh);
+    GradientReducer reducer(partition, mesh);
+    Optimizer optimizer(partition, {});
     SweepOptions options;
     options.keep_layers = num_kept_layers(recipe.train.keep, static_cast<int64_t>(built.model->blocks.size()));
     options.mtp_weight = recipe.mtp.loss_weight;
     Sweep sweep(*built.model, options);
-    sweep.train(batch, {17, 0, true}, [](int64_t) {});  // gradients exist from the first step on
-    for (Parameter& parameter : built.model->parameters.all()) parameter.clear_gradient();
     const int64_t resting = count->peak = count->now;
-    sweep.train(batch, {17, 1, true}, [](int64_t) {});
+    sweep.train(batch, {17, 1, true}, [&](int64_t layer) { reducer.reduce(layer); });
 
     const MemoryPlan plan = plan_memory(config, recipe, {1, 1, 1, 1}, {at::kCPU});
     REQUIRE(plan.rows == batch.main.num_rows);
@@ -208,8 +234,10 @@ TEST_CASE("memory plan: DeepSeek-V3") {
   CHECK(plan.rows == 4 * 4096);
   // 0.87 MB a token of kept inputs, and 16 + 4 x 4 bytes of routing a token and expert layer: a token goes to four groups of experts at most.
   CHECK(part(plan, "kept block inputs") == plan.rows * (61 * 7168 * 2 + 58 * (16 + 16)));
-  CHECK(part(plan, "optimizer") == plan.trained_numbers * 12);
-  CHECK(plan.host_bytes() == plan.trained_numbers * 12);
+  // Over 16 ranks; four fp32 numbers and one bf16 each.
+  CHECK(part(plan, "optimizer") == plan.trained_numbers / 16 * 18);
+  CHECK(plan.host_bytes() == part(plan, "optimizer"));
+  CHECK(part(plan, "gradients") == a_layer * 4);
 }
 
 TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
@@ -247,7 +275,7 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
   CHECK(planned({"offload.frozen=none"}, {1, 1, 1, 1}, memory).weights.host_bytes == 0);
   const MemoryPlan away_too = planned({"offload.activations=host"}, {1, 1, 1, 1}, 0);
   CHECK(part(away_too, "kept block inputs") == 61 * int64_t{16384} * 7168 * 2);
-  CHECK(away_too.host_bytes() == 61 * int64_t{16384} * 7168 * 2 + away_too.trained_numbers * 12);
+  CHECK(away_too.host_bytes() == 61 * int64_t{16384} * 7168 * 2 + away_too.trained_numbers * 18);
 }
 
 TEST_CASE("memory plan: targets without a match") {

@@ -1,6 +1,8 @@
 #include "tests/support/catch.h"
 
 #include "lora/parameter.h"
+#include "parallel/base/error.h"
+#include "tests/support/message_of.h"
 #include "tests/support/numbers.h"
 
 using namespace moetune;
@@ -22,12 +24,17 @@ TEST_CASE("masters are wide, working copies are leaves that keep their place", "
     CHECK(at::equal(handle, parameter.master().to(compute)));
     CHECK(handle.is_same(parameter.working));
     CHECK(at::equal(initial, random_normal({3, 4}, 1)));
+    parameter.release_master();
+    CHECK(contains(message_of<InternalError>([&] { parameter.master(); }), "the optimizer holds the master"));
+    CHECK(parameter.numel() == 12);
+    CHECK(parameter.wide_dtype() == (compute == at::kDouble ? at::kDouble : at::kFloat));
   }
 }
 
 TEST_CASE("a step's gradients add up in fp32 and the next step starts from zero", "[parameter]") {
   ParameterSet parameters(at::kCPU, at::kBFloat16);
   Parameter& parameter = parameters.add({}, at::zeros({2}));
+  CHECK(!parameter.has_gradient());
   CHECK(at::equal(parameter.gradient(), at::zeros({2})));
   parameter.clear_gradient();
   // 256 + 1 is no bf16 number.
@@ -43,7 +50,9 @@ TEST_CASE("a step's gradients add up in fp32 and the next step starts from zero"
   CHECK(at::equal(parameter.gradient(), given));
   parameter.gradient().add_(1);
   CHECK(given[0].item<double>() == 5.0);
+  CHECK(parameter.has_gradient());
   parameter.clear_gradient();
+  CHECK(!parameter.has_gradient());
   CHECK(at::equal(parameter.gradient(), at::zeros({2})));
 }
 

@@ -16,10 +16,10 @@
 #include "parallel/base/sha256.h"
 #include "parallel/base/text.h"
 #include "parallel/tensor_io.h"
-#include "trainer/checkpoint.h"
 #include "trainer/data/documents.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
+#include "trainer/manifest.h"
 #include "trainer/metrics/units.h"
 #include "trainer/recipe/recipe.h"
 
@@ -203,7 +203,7 @@ std::string describe_checkpoint(const fs::path& checkpoint) {
   out.line("  step ", manifest.value("step", int64_t{-1}), ", mesh ", manifest.value("mesh", "?"), ", seed ", manifest.value("seed", int64_t{-1}), ", batch ", manifest.value("batch", int64_t{-1}));
   out.line("  digest of frozen weights ", manifest.value("frozen_digest", "?"), ", of data ", manifest.value("data_digest", "?"));
   try {
-    Checkpoints::verify(checkpoint);
+    verify_checkpoint(checkpoint);
     std::uint64_t bytes = 0;
     for (const auto& [name, entry] : manifest.at("files").items()) bytes += entry.at("bytes").get<std::uint64_t>();
     out.line("  whole: ", manifest.at("files").size(), " files, ", size_of(bytes), ", SHA-256 of each as in manifest.json");
@@ -253,7 +253,7 @@ std::string describe_run(const fs::path& folder) {
   out.line("run folder ", folder.string());
   if (fs::exists(folder / "recipe.yaml")) add_recipe(out, folder / "recipe.yaml");
   if (fs::exists(folder / "log.jsonl")) add_log(out, folder / "log.jsonl");
-  const std::vector<fs::path> checkpoints = Checkpoints::list(folder / "checkpoints");
+  const std::vector<fs::path> checkpoints = list_checkpoints(folder / "checkpoints");
   if (checkpoints.empty()) out.line("  no checkpoint yet");
   for (const fs::path& checkpoint : checkpoints) {
     if (fs::exists(checkpoint / "manifest.json")) out.text_ += describe_checkpoint(checkpoint);

@@ -17,7 +17,7 @@ void write_logits(const std::string& run_path, const std::string& data, int64_t 
   recipe.mesh.ep = 1;
   recipe.mesh.dp.reset();
   Assembly run = assemble(recipe, launch);
-  Checkpoints::load_weights(saved.checkpoint(), *run.model);
+  load_weights(saved.state(), *run.model);
   const Documents documents = load_documents(recipe, data, run.config.vocab, launch, PreparationTools::from_environment());
   BatchOptions options;
   options.batch = std::min(num_documents, documents.size());

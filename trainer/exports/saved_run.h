@@ -9,12 +9,11 @@
 
 #include <filesystem>
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "parallel/safetensors.h"
 #include "trainer/recipe/recipe.h"
+#include "trainer/saved_state.h"
 
 namespace moetune {
 
@@ -34,21 +33,22 @@ class SavedRun {
   /// over. UserError when there is no whole one.
   explicit SavedRun(const std::filesystem::path& run_or_checkpoint);
 
-  const std::filesystem::path& checkpoint() const { return checkpoint_; }
+  const std::filesystem::path& checkpoint() const { return state_.checkpoint(); }
+  const SavedState& state() const { return state_; }
   const Recipe& recipe() const { return recipe_; }
-  int64_t step() const { return step_; }
+  int64_t step() const { return state_.manifest().step; }
 
   /// Names of all trained tensors, sorted; one a expert.
   std::vector<std::string> names() const;
   bool has(const std::string& name) const { return places_.count(name) > 0; }
-  const std::vector<int64_t>& shape(const std::string& name) const;
+  std::vector<int64_t> shape(const std::string& name) const;
   /// The master copy, fp32 (fp64 masters are rounded).
   at::Tensor read(const std::string& name) const;
 
   /// All adapters, sorted by path; empty for `adapter: none`.
   const std::vector<SavedAdapter>& adapters() const { return adapters_; }
   /// Layers with a saved router, the MTP module's last.
-  std::vector<int64_t> router_layers() const;
+  std::vector<int64_t> router_layers() const { return state_.router_blocks(); }
   /// Correction bias of the router of `layer`: fp32 [E].
   at::Tensor router_bias(int64_t layer) const;
   /// Whether training moved the biases (router.bias: update).
@@ -60,22 +60,19 @@ class SavedRun {
   std::string origin() const;
 
  private:
+  /// Where a tensor lies: all of the saved tensor, or one expert of a saved stack.
   struct Place {
-    const SafetensorsFile* file = nullptr;
     std::string saved_name;
-    int64_t row = -1;  // of a stack; -1: the whole tensor
-    std::vector<int64_t> shape;
+    TensorBlock block;
   };
+  const Place& place_of(const std::string& name) const;
   void index_tensors();
   void index_adapters();
 
-  std::filesystem::path checkpoint_;
+  SavedState state_;
   Recipe recipe_;
-  int64_t step_ = 0;
-  std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Place> places_;
   std::vector<SavedAdapter> adapters_;
-  std::map<int64_t, const SafetensorsFile*> biases_;
 };
 
 /// "model.layers.3.mlp.gate.e_score_correction_bias".

@@ -82,6 +82,9 @@ class Planner {
       trained_.add("norms", plain.norms);
       trained_.add("router", plain.router);
       plan_.trained_numbers += plain.total() - plain.router_bias;
+      by_layer_[{-1, Replicas::kEverywhere}] = plain.embedding;
+      by_layer_[{turn_layer(config_), Replicas::kEverywhere}] = plain.head;
+      spread_numbers_ = plain.norms + plain.router;
     } else {
       plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ + plain.router * 2;
     }
@@ -123,16 +126,18 @@ class Planner {
       if (numbers(config_.experts) == 0) return;
       trained_.add(map.group, numbers(config_.experts));
       plan_.trained_numbers += numbers(local_experts_);
-      int64_t& largest = reduced_[{map.group == "mtp" ? turn_layer(config_) : map.layer, map.stack > 0}];
-      largest += numbers(local_experts_);
+      by_layer_[{map.group == "mtp" ? turn_layer(config_) : map.layer, map.stack > 0 ? Replicas::kExpertReplicas : Replicas::kEverywhere}] += numbers(local_experts_);
     });
     plan_.trained_by_group = trained_.all();
     const std::string numbers = str(short_count(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
     add("trained, working copies", Parameter::working_bytes(plan_.trained_numbers, compute_), str(numbers, " in ", to_string(recipe_.model.compute)));
     const at::ScalarType wide = accumulate_dtype(compute_);
-    add("gradients", Parameter::gradient_bytes(plan_.trained_numbers, compute_), str(numbers, " in ", wide == at::kDouble ? "fp64" : "fp32"));
-    plan_.parts.push_back({"optimizer", Optimizer::host_bytes(plan_.trained_numbers, compute_), true, Span::kRun,
-                           str("master and two moments of ", numbers)});
+    const std::string dtype = wide == at::kDouble ? "fp64" : "fp32";
+    add("gradients", Parameter::gradient_bytes(most_gradients(), compute_), str(short_count(most_gradients()), " numbers of one layer in ", dtype));
+    int64_t shards = Partition::shard_numbers(spread_numbers_, num_replicas(mesh_, Replicas::kEverywhere));
+    for (const auto& [place, count] : by_layer_) shards += Partition::shard_numbers(count, num_replicas(mesh_, place.second));
+    plan_.parts.push_back({"optimizer", Optimizer::host_bytes(shards, compute_), true, Span::kRun,
+                           str(short_count(shards), " of ", numbers, ", ", Optimizer::host_bytes(1, compute_), " B each")});
   }
 
   void add_scratch() {
@@ -203,7 +208,12 @@ class Planner {
     add("head", head, str(head_rows, " rows of logits, T x ", D, " and its gradient"), Span::kPhase);
     // The module's block stands on the last block's output, the head's gradient and the projection's graph.
     if (with_mtp_) add("MTP block, way up", block + sent + 6 * T * D * size_, "as a block, on six more T x D", Span::kPhase);
-    add("gradient reduction", T * D * size_ + GradientReducer::bytes(most_reduced(), compute_), str(short_count(most_reduced()), " numbers of a layer at a time"), Span::kPhase);
+    int64_t reduction = 0, reduced = 0;
+    for (const auto& [place, count] : by_layer_) {
+      reduction = std::max(reduction, GradientReducer::bytes(count, num_replicas(mesh_, place.second), compute_));
+      reduced = std::max(reduced, count);
+    }
+    add("gradient reduction", T * D * size_ + reduction, str(short_count(reduced), " numbers of a layer at a time"), Span::kPhase);
   }
 
   int64_t first_adapted() const {
@@ -215,11 +225,14 @@ class Planner {
     return static_cast<int64_t>(blocks_.size());
   }
 
-  /// Trained numbers that are reduced together at the most; the norms beside a layer's maps are too few to count.
-  int64_t most_reduced() const {
-    int64_t most = trains_weights_ ? config_.vocab * config_.width : 0;
-    for (const auto& [layer, numbers] : reduced_) most = std::max(most, numbers);
-    return most;
+  /// Trained numbers whose gradients exist at a time: those of one layer; the MTP module's block stands on those of the turn and of the
+  /// shared embedding. The norms beside a layer's maps are too few to count.
+  int64_t most_gradients() const {
+    std::map<int64_t, int64_t> numbers;
+    for (const auto& [place, count] : by_layer_) numbers[place.first] += count;
+    int64_t most = 0;
+    for (const auto& [layer, count] : numbers) most = std::max(most, count);
+    return with_mtp_ ? std::max(most, numbers[config_.num_layers] + numbers[turn_layer(config_)] + numbers[-1]) : most;
   }
 
   const ModelConfig& config_;
@@ -234,7 +247,8 @@ class Planner {
   int64_t chunk_experts_ = 0;
   std::vector<std::vector<LinearMap>> blocks_;
   Sums trained_;
-  std::map<std::pair<int64_t, bool>, int64_t> reduced_;  // by layer, stacks apart
+  std::map<std::pair<int64_t, Replicas>, int64_t> by_layer_;  // trained numbers of this rank, as they are reduced
+  int64_t spread_numbers_ = 0;                                // trained besides, a few in every layer
   MemoryPlan plan_;
 };
 

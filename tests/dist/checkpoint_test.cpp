@@ -1,0 +1,114 @@
+// What one mesh saved, another reads: every number at its place, whatever part of it each rank holds.
+#include "trainer/checkpoint.h"
+
+#include <filesystem>
+#include <fstream>
+
+#include "parallel/base/error.h"
+#include "tests/support/catch.h"
+#include "tests/support/dist.h"
+#include "tests/support/message_of.h"
+#include "tests/support/tiny_model.h"
+#include "trainer/manifest.h"
+
+using namespace moetune;
+namespace fs = std::filesystem;
+
+namespace {
+
+/// A model of this rank on a mesh of its own, with the state to save.
+struct Run {
+  explicit Run(const MeshShape& shape)
+      : mesh(test_launch(), shape), tiny(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kBFloat16, .targets = {"o_proj", "experts.up_proj"}}, &mesh),
+        partition(tiny.model->parameters, mesh), optimizer(partition, {}), state{*tiny.model, optimizer, "run: {}\n", "frozen", "data", 17, 4} {}
+
+  /// What this rank holds of a tensor whose numbers, over all ranks, count up from one that its name gives.
+  static at::Tensor expected(const Parameter& parameter) {
+    const ParameterInfo& info = parameter.info();
+    std::vector<int64_t> whole = parameter.working.sizes().vec();
+    if (info.num_experts > 0) whole[0] = info.num_experts;
+    const at::Tensor numbers = at::arange(c10::multiply_integers(whole), at::kFloat).view(whole) + static_cast<double>(info.name.size() * 1000 + info.layer);
+    return info.num_experts > 0 ? numbers.narrow(0, info.first_expert, parameter.working.size(0)) : numbers;
+  }
+  /// Calls visit(tensor of the optimizer's, what it should hold) for masters and moments of this rank.
+  template <typename Visit>
+  void for_each_run(const Visit& visit) {
+    for (size_t i = 0; i < partition.groups().size(); ++i) {
+      const Optimizer::Shard& shard = optimizer.shards()[i];
+      for (const FlatGroup::Piece& piece : partition.groups()[i].own_pieces()) {
+        const at::Tensor numbers = expected(*piece.parameter).flatten().narrow(0, piece.first, piece.count);
+        visit(shard.master.narrow(0, piece.in_shard, piece.count), numbers);
+        visit(shard.first_moment.narrow(0, piece.in_shard, piece.count), numbers + 0.25);
+        visit(shard.second_moment.narrow(0, piece.in_shard, piece.count), numbers + 0.5);
+      }
+    }
+  }
+  Mesh mesh;
+  TinyModel tiny;
+  Partition partition;
+  Optimizer optimizer;
+  TrainingState state;
+};
+
+/// A folder that all ranks see; rank 0 removes it at the end, when wait_for_all() has seen the others leave it.
+struct SharedFolder {
+  SharedFolder() {
+    std::string made = fs::temp_directory_path() / "moetune-dist-XXXXXX";
+    if (test_launch().rank() == 0) REQUIRE(::mkdtemp(made.data()) != nullptr);
+    path = test_launch().broadcast_string(made);
+  }
+  ~SharedFolder() {
+    if (test_launch().rank() == 0) fs::remove_all(path);
+  }
+  void wait_for_all() { test_launch().max_over_world(0); }
+  fs::path path;
+};
+
+}  // namespace
+
+TEST_CASE("a checkpoint of one mesh is that of another, number by number", "[checkpoint]") {
+  if (test_launch().device().is_cuda()) return;  // the tiny model is built on the CPU
+  const int64_t P = test_launch().world_size();
+  const std::vector<MeshShape> shapes = {{1, P, 1, 1}, {1, 1, P, 1}, {1, P / 2, 2, 1}};
+  for (const MeshShape& from : shapes) {
+    SharedFolder folder;
+    {
+      Run saved(from);
+      saved.for_each_run([](at::Tensor held, const at::Tensor& numbers) { held.copy_(numbers); });
+      for (int64_t block = 1; block < 3; ++block) saved.tiny.model->blocks[block].router()->bias().fill_(static_cast<double>(block));
+      saved.optimizer.set_steps_taken(6);
+      Checkpoints(folder.path, saved.mesh).save(6, saved.state, 1);
+      CHECK(read_manifest(folder.path / "step-00000006").files.size() == static_cast<size_t>(P + 1));
+    }
+    for (const MeshShape& to : shapes) {
+      INFO("from " << to_string(from) << " to " << to_string(to));
+      Run loaded(to);
+      CHECK(Checkpoints(folder.path, loaded.mesh).load_latest(loaded.state) == 6);
+      CHECK(loaded.optimizer.steps_taken() == 6);
+      loaded.for_each_run([](const at::Tensor& held, const at::Tensor& numbers) { CHECK(at::equal(held, numbers)); });
+      for (const Parameter& parameter : loaded.tiny.model->parameters.all()) CHECK(at::equal(parameter.working, Run::expected(parameter).to(at::kBFloat16)));
+      for (int64_t block = 1; block < 3; ++block) CHECK(at::equal(loaded.tiny.model->blocks[block].router()->bias(), at::full({4}, static_cast<float>(block))));
+    }
+    folder.wait_for_all();
+  }
+}
+
+TEST_CASE("what one rank finds damaged is damaged for all", "[checkpoint]") {
+  if (test_launch().device().is_cuda()) return;
+  const int64_t P = test_launch().world_size();
+  Run run({1, P, 1, 1});
+  SharedFolder folder;
+  Checkpoints checkpoints(folder.path, run.mesh);
+  checkpoints.save(1, run.state, 3);
+  checkpoints.save(2, run.state, 3);
+  auto damage = [&](const char* step) {
+    // The last file, which rank 0 does not read.
+    if (test_launch().rank() == 0) std::ofstream(folder.path / step / str("state-0000", P - 1, "-of-0000", P, ".safetensors"), std::ios::app) << "x";
+    folder.wait_for_all();
+  };
+  damage("step-00000002");
+  CHECK(checkpoints.load_latest(run.state) == 1);
+  damage("step-00000001");
+  CHECK(contains(message_of<UserError>([&] { checkpoints.load_latest(run.state); }), "has SHA-256"));
+  folder.wait_for_all();
+}

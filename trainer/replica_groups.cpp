@@ -1,0 +1,23 @@
+#include "trainer/replica_groups.h"
+
+#include "parallel/base/error.h"
+
+namespace moetune {
+
+Communicator& replica_group(Mesh& mesh, Replicas replicas) {
+  switch (replicas) {
+    case Replicas::kEverywhere: return mesh.data();
+    case Replicas::kExpertReplicas: return mesh.expert_replicas();
+  }
+  throw InternalError("replicas of no kind");
+}
+
+int64_t num_replicas(const MeshShape& shape, Replicas replicas) {
+  switch (replicas) {
+    case Replicas::kEverywhere: return shape.dp * shape.ep;
+    case Replicas::kExpertReplicas: return shape.dp * shape.tp;
+  }
+  throw InternalError("replicas of no kind");
+}
+
+}  // namespace moetune
