@@ -12,7 +12,7 @@ constexpr int64_t kPiece = int64_t{1} << 22;  // 32 MiB in fp64
 
 /// Sum of the numbers in fp64, or of their squares, a piece at a time: a layer may have a billion of them.
 at::Tensor wide_sum(const at::Tensor& flat, bool of_squares) {
-  at::Tensor sum = at::zeros({}, flat.options().dtype(at::kDouble).pinned_memory(false));
+  at::Tensor sum = at::zeros({}, flat.options().dtype(at::kDouble));
   for (int64_t first = 0; first < flat.numel(); first += kPiece) {
     const at::Tensor piece = flat.narrow(0, first, std::min(kPiece, flat.numel() - first)).to(at::kDouble);
     sum.add_(of_squares ? piece.square().sum() : piece.sum());
@@ -22,9 +22,8 @@ at::Tensor wide_sum(const at::Tensor& flat, bool of_squares) {
 
 }  // namespace
 
-GradientReducer::GradientReducer(const Partition& partition, Mesh& mesh) : partition_(partition), mesh_(mesh) {
-  for (const FlatGroup& group : partition.groups()) gradients_.push_back(group.host_shard(group.members().front().parameter->wide_dtype()));
-}
+GradientReducer::GradientReducer(const Partition& partition, Mesh& mesh)
+    : partition_(partition), mesh_(mesh), gradients_(partition.host_shards(partition.wide_dtype())) {}
 
 int64_t GradientReducer::bytes(int64_t elements, int64_t ranks, at::ScalarType compute) {
   const int64_t size = static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute)));
@@ -40,7 +39,7 @@ void GradientReducer::reduce(int64_t layer) {
 
 void GradientReducer::reduce_group(size_t index) {
   const FlatGroup& group = partition_.groups()[index];
-  const at::TensorOptions options = gradients_[index].options().pinned_memory(false).device(group.members().front().parameter->working.device());
+  const at::TensorOptions options = gradients_[index].options().device(partition_.device());
   at::Tensor flat = at::empty({group.flat_size()}, options);
   int64_t end = 0;
   for (const FlatGroup::Member& member : group.members()) {

@@ -23,26 +23,23 @@ class Timer {
 };
 
 /// Of the worker: where a GPU computes the cores are idle; on a CPU the way down needs them, and one more thread does little harm.
-int worker_threads(const Partition& partition) {
-  const auto& groups = partition.groups();
-  return !groups.empty() && groups.front().members().front().parameter->working.is_cuda() ? std::max(1, at::get_num_threads() - 1) : 1;
-}
+int worker_threads(at::Device device) { return device.is_cuda() ? std::max(1, at::get_num_threads() - 1) : 1; }
 
 }  // namespace
 
 Optimizer::Optimizer(const Partition& partition, const OptimizerOptions& options)
-    : partition_(partition), options_(options), pending_(partition.groups().size()), worker_(worker_threads(partition)) {
+    : partition_(partition), options_(options), pending_(partition.groups().size()), worker_(worker_threads(partition.device())) {
   at::NoGradGuard no_grad;
-  for (const FlatGroup& group : partition.groups()) {
-    const Parameter& any = *group.members().front().parameter;
-    const at::ScalarType wide = any.wide_dtype(), compute = any.working.scalar_type();
-    Shard shard{group.host_shard(wide), at::zeros({group.shard_size()}, wide), at::zeros({group.shard_size()}, wide), {}};
+  const at::ScalarType wide = partition.wide_dtype(), compute = partition.compute_dtype();
+  const std::vector<at::Tensor> masters = partition.host_shards(wide), first = partition.host_shards(wide), second = partition.host_shards(wide);
+  const std::vector<at::Tensor> working = compute == wide ? masters : partition.host_shards(compute);
+  for (size_t i = 0; i < masters.size(); ++i) {
+    const FlatGroup& group = partition.groups()[i];
     for (const FlatGroup::Piece& piece : group.own_pieces()) {
-      shard.master.narrow(0, piece.in_shard, piece.count).copy_(piece.parameter->master().flatten().narrow(0, piece.first, piece.count));
+      masters[i].narrow(0, piece.in_shard, piece.count).copy_(piece.parameter->master().flatten().narrow(0, piece.first, piece.count));
     }
     for (const FlatGroup::Member& member : group.members()) member.parameter->release_master();
-    shard.working = compute == wide ? shard.master : group.host_shard(compute);
-    shards_.push_back(std::move(shard));
+    shards_.push_back({masters[i], first[i], second[i], working[i]});
   }
 }
 

@@ -45,8 +45,6 @@ class FlatGroup {
   int64_t first_b() const;
   std::vector<Piece> own_pieces() const;
 
-  /// Zeros [shard_size] in host memory, where the parameters live on a GPU pinned.
-  at::Tensor host_shard(at::ScalarType type) const;
   /// The whole flat vector on the device, from every rank's shard (host or device). Collective over ranks().
   at::Tensor gathered(const at::Tensor& own_shard) const;
   /// A member's tensor within a flat vector.
@@ -68,10 +66,18 @@ class Partition {
   const std::vector<FlatGroup>& groups() const { return groups_; }
   /// Indices into groups() of those of `layer`.
   std::vector<size_t> of_layer(int64_t layer) const;
+  /// Of masters, moments and gradients, and of working copies.
+  at::ScalarType wide_dtype() const { return accumulate_dtype(compute_); }
+  at::ScalarType compute_dtype() const { return compute_; }
+  at::Device device() const { return device_; }
+  /// By group zeros [shard_size] in host memory, pinned where the parameters live on a GPU: one piece of memory, cut up.
+  std::vector<at::Tensor> host_shards(at::ScalarType type) const;
   /// Numbers of one rank's shard of `elements` numbers over `ranks`.
   static int64_t shard_numbers(int64_t elements, int64_t ranks) { return (elements + ranks - 1) / ranks; }
 
  private:
+  at::Device device_;
+  at::ScalarType compute_;
   std::vector<FlatGroup> groups_;
 };
 

@@ -49,6 +49,7 @@ class Place final : public Communicator {
   void do_all_reduce(const at::Tensor&, ReduceOp) override {}
   void do_broadcast(const at::Tensor&, int) override {}
   void do_all_gather(const at::Tensor&, const at::Tensor&) override {}
+  void do_reduce_scatter_sum(const at::Tensor&, const at::Tensor&) override {}
   void do_all_to_all_v(const at::Tensor&, const at::Tensor&, const std::vector<int64_t>&, const std::vector<int64_t>&) override {}
   std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override { return send; }
 };
