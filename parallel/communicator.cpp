@@ -80,6 +80,17 @@ void Communicator::all_gather(const at::Tensor& out, const at::Tensor& in) {
   bytes_sent_ += (size_ - 1) * static_cast<int64_t>(in.nbytes());
 }
 
+void Communicator::reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) {
+  check_tensor("reduce_scatter_sum", out);
+  check_tensor("reduce_scatter_sum", in);
+  MT_CHECK(can_sum(in.scalar_type()) && out.scalar_type() == in.scalar_type() && in.numel() == size_ * out.numel(),
+           "reduce_scatter_sum on group ", name_, " of ", size_, ": out is ", at::toString(out.scalar_type()), " ",
+           out.sizes(), ", in is ", at::toString(in.scalar_type()), " ", in.sizes());
+  if (in.numel() == 0) return;
+  do_reduce_scatter_sum(out, in);
+  bytes_sent_ += (size_ - 1) * static_cast<int64_t>(out.nbytes());
+}
+
 void Communicator::all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_counts,
                                 const std::vector<int64_t>& send_counts) {
   check_tensor("all_to_all_v", out);
@@ -112,6 +123,10 @@ std::vector<int64_t> Communicator::all_to_all_counts(const std::vector<int64_t>&
 }
 
 void LocalCommunicator::do_all_gather(const at::Tensor& out, const at::Tensor& in) {
+  out.view(-1).copy_(in.view(-1));
+}
+
+void LocalCommunicator::do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) {
   out.view(-1).copy_(in.view(-1));
 }
 

@@ -46,6 +46,9 @@ class Communicator {
   /// out := the `in` of rank 0, 1, ... one after the other; out has size() times the elements of `in`, which has the same
   /// shape everywhere and may be this rank's part of `out` itself. Any dtype.
   void all_gather(const at::Tensor& out, const at::Tensor& in);
+  /// out := this rank's part of the sum of `in` over the ranks: `in` has size() times the elements of `out`, the part of rank 0
+  /// first; the same shape everywhere. `out` and `in` do not overlap. dtypes and rounding as all_reduce_sum.
+  void reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in);
   /// Rows of dim 0 change hands. `in` holds send_counts[r] rows for rank r, in the order of the ranks; `out` gets
   /// recv_counts[r] rows from rank r. Counts are host integers, zero allowed; trailing dims and dtype are those of `in`
   /// everywhere; any dtype. `out` and `in` do not overlap. recv_counts[r] here must be send_counts[rank()] there:
@@ -58,8 +61,8 @@ class Communicator {
   virtual void barrier() = 0;
 
   /// Payload bytes from this rank to others so far, whatever the backend sends on the wire: all_to_all_v and
-  /// all_to_all_counts what goes to others; all_gather (P-1) * bytes of `in`; all_reduce 2 (P-1)/P * bytes (a ring,
-  /// rounded down); broadcast (P-1) * bytes at the root and nothing elsewhere.
+  /// all_to_all_counts what goes to others; all_gather (P-1) * bytes of `in`; reduce_scatter_sum (P-1)/P * bytes of `in`;
+  /// all_reduce 2 (P-1)/P * bytes (a ring, rounded down); broadcast (P-1) * bytes at the root and nothing elsewhere.
   int64_t bytes_sent() const { return bytes_sent_; }
 
  protected:
@@ -72,6 +75,7 @@ class Communicator {
   virtual void do_all_reduce(const at::Tensor& tensor, ReduceOp op) = 0;
   virtual void do_broadcast(const at::Tensor& tensor, int root) = 0;
   virtual void do_all_gather(const at::Tensor& out, const at::Tensor& in) = 0;
+  virtual void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) = 0;
   /// Counts in bytes.
   virtual void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                                const std::vector<int64_t>& send_bytes) = 0;
@@ -99,6 +103,7 @@ class LocalCommunicator final : public Communicator {
   void do_all_reduce(const at::Tensor&, ReduceOp) override {}
   void do_broadcast(const at::Tensor&, int) override {}
   void do_all_gather(const at::Tensor& out, const at::Tensor& in) override;
+  void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) override;
   void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>&,
                        const std::vector<int64_t>&) override;
   std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override { return send; }

@@ -25,9 +25,8 @@ std::string to_string(const MeshShape& shape) {
   return str("pp ", shape.pp, " x dp ", shape.dp > 0 ? str(shape.dp) : "auto", " x ep ", shape.ep, " x tp ", shape.tp);
 }
 
-MeshShape resolve_mesh(MeshShape requested, int64_t world_size) {
+MeshShape resolve_mesh(MeshShape requested, int64_t world_size, std::vector<std::string> mistakes) {
   MT_CHECK(world_size >= 1, "world of ", world_size, " ranks");
-  std::vector<std::string> mistakes;
   const bool dp_auto = requested.dp == 0;
   bool in_range = true;
   const auto check_axis = [&](const char* axis, int64_t value, int64_t most, const std::string& reason) {
@@ -39,7 +38,7 @@ MeshShape resolve_mesh(MeshShape requested, int64_t world_size) {
   check_axis("pp", requested.pp, 1, " (pipeline stages are not supported yet)");
   if (!dp_auto) check_axis("dp", requested.dp, world_size, ranks_reason + ", or auto");
   check_axis("ep", requested.ep, world_size, ranks_reason);
-  check_axis("tp", requested.tp, 1, " (tensor parallelism is not supported yet)");
+  check_axis("tp", requested.tp, world_size, ranks_reason);
 
   // The product means something only where every axis does; each is at most world_size, and it is followed only so far.
   if (in_range) {
@@ -90,8 +89,10 @@ Mesh::Mesh(Launch& launch, const MeshShape& shape) : shape_(shape), here_(coordi
   const auto [pp, dp, ep, tp] = here_;
   world_ = group({}, "world");
   ep_ = group({.pp = pp, .dp = dp, .ep = 0, .tp = tp}, "ep");
+  tp_ = group({.pp = pp, .dp = dp, .ep = ep, .tp = 0}, "tp");
   expert_replicas_ = group({.pp = pp, .dp = 0, .ep = ep, .tp = 0}, "expert_replicas");
   data_ = group({.pp = pp, .dp = 0, .ep = 0, .tp = tp}, "data");
+  stage_ = group({.pp = pp, .dp = 0, .ep = 0, .tp = 0}, "stage");
 }
 
 }  // namespace moetune

@@ -124,6 +124,26 @@ void MpiCommunicator::do_all_gather(const at::Tensor& out, const at::Tensor& in)
   exchange("all_gather", receives, sends);
 }
 
+void MpiCommunicator::do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) {
+  const at::NoGradGuard no_grad;
+  if (in.scalar_type() == at::kBFloat16 || in.scalar_type() == at::kHalf) {
+    const at::Tensor wide = at::empty(out.sizes(), out.options().dtype(at::kFloat));
+    do_reduce_scatter_sum(wide, in.to(at::kFloat));
+    out.copy_(wide);
+    return;
+  }
+  // A piece is the same columns of every rank's part; all of them at once are `in` as it lies.
+  const at::Tensor parts = in.view({size(), -1});
+  const int64_t piece = std::max<int64_t>(1, max_count_ / size());
+  for (int64_t begin = 0; begin < out.numel(); begin += piece) {
+    const int64_t count = std::min(piece, out.numel() - begin);
+    const at::Tensor sent = parts.narrow(1, begin, count).contiguous();
+    check(MPI_Reduce_scatter_block(sent.data_ptr(), static_cast<char*>(out.data_ptr()) + begin * out.element_size(),
+                                   static_cast<int>(count), mpi_type(in.scalar_type()), MPI_SUM, handle_->comm),
+          "reduce_scatter", sent.nbytes());
+  }
+}
+
 void MpiCommunicator::do_all_to_all_v(const at::Tensor& out, const at::Tensor& in,
                                       const std::vector<int64_t>& recv_bytes, const std::vector<int64_t>& send_bytes) {
   char* out_data = static_cast<char*>(out.data_ptr());

@@ -101,6 +101,13 @@ void NcclCommunicator::do_all_gather(const at::Tensor& out, const at::Tensor& in
         "all_gather", in.nbytes());
 }
 
+void NcclCommunicator::do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) {
+  const c10::cuda::CUDAGuard guard(device());
+  check(ncclReduceScatter(in.data_ptr(), out.data_ptr(), out.numel(), nccl_type(in.scalar_type()), ncclSum, handle_->comm,
+                          current_stream(device())),
+        "reduce_scatter", in.nbytes());
+}
+
 void NcclCommunicator::do_all_to_all_v(const at::Tensor& out, const at::Tensor& in,
                                        const std::vector<int64_t>& recv_bytes, const std::vector<int64_t>& send_bytes) {
   const c10::cuda::CUDAGuard guard(device());

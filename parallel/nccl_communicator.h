@@ -30,6 +30,7 @@ class NcclCommunicator final : public Communicator {
   void do_all_reduce(const at::Tensor& tensor, ReduceOp op) override;
   void do_broadcast(const at::Tensor& tensor, int root) override;
   void do_all_gather(const at::Tensor& out, const at::Tensor& in) override;
+  void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) override;
   void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                        const std::vector<int64_t>& send_bytes) override;
   std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override {

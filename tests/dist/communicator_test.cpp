@@ -160,6 +160,26 @@ TEST_CASE("all_gather orders by rank, also in place", "[communicator]") {
   }
 }
 
+TEST_CASE("reduce_scatter_sum gives each rank its part of the sum", "[communicator]") {
+  const auto world = make_world();
+  const int P = world->size(), me = world->rank();
+  for (const at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf, at::kInt, at::kLong}) {
+    INFO(at::toString(type));
+    // Rank r holds r + 10 q and -q at the part of rank q: P (P - 1) / 2 + 10 q P, and -q P.
+    std::vector<double> mine;
+    for (int q = 0; q < P; ++q) mine.insert(mine.end(), {me + 10.0 * q, -1.0 * q});
+    const at::Tensor in = test_tensor(mine, type).view({P, 2}), out = at::zeros({2}, test_options(type));
+    world->reduce_scatter_sum(out, in);
+    CHECK(to_vector<double>(out) == std::vector<double>{P * (P - 1) / 2.0 + 10.0 * me * P, -1.0 * me * P});
+    CHECK(to_vector<double>(in) == mine);
+  }
+  if (!over_mpi() || P != 4) return;
+  // As all_reduce, in fp32 and rounded once: 1 + 3/512 is nearer to 1 + 1/128 than to 1.
+  const at::Tensor out = at::zeros({1}, test_options(at::kBFloat16));
+  world->reduce_scatter_sum(out, at::full({P}, me == 0 ? 1.0 : 1.0 / 512, test_options(at::kBFloat16)));
+  CHECK(to_vector<double>(out) == std::vector<double>{1.0 + 1.0 / 128});
+}
+
 TEST_CASE("all_to_all_v moves uneven and empty loads in every dtype and width", "[communicator]") {
   const auto world = make_world();
   for (const at::ScalarType type : kMovable) {
@@ -203,6 +223,7 @@ TEST_CASE("collectives of zero elements return", "[communicator]") {
   world->all_reduce_max(nothing);
   world->broadcast(nothing, world->size() - 1);
   world->all_gather(at::empty({0}, test_options(at::kBFloat16)), nothing);
+  world->reduce_scatter_sum(at::empty({0}, test_options(at::kBFloat16)), nothing);
   world->barrier();
   CHECK(world->bytes_sent() == 0);
 }
@@ -235,6 +256,8 @@ TEST_CASE("bytes sent are the payload to other ranks", "[communicator]") {
   CHECK(sent_since() == (world->rank() == 0 ? (P - 1) * 16 * P : 0));
   world->all_gather(at::zeros({P, 4 * P}, test_options(at::kFloat)), value);
   CHECK(sent_since() == (P - 1) * 16 * P);
+  world->reduce_scatter_sum(at::zeros({4}, test_options(at::kFloat)), value);
+  CHECK(sent_since() == (P - 1) * 16);
   world->all_to_all_counts(std::vector<int64_t>(P, 1));
   CHECK(sent_since() == (P - 1) * 8);
   check_all_to_all(*world, at::kBFloat16, 3);
@@ -266,6 +289,8 @@ TEST_CASE("groups are the ranks of one color, ordered by key", "[communicator]")
   const at::Tensor out = at::empty({2}, test_options(at::kFloat));
   alone->all_gather(out, value);
   CHECK(to_vector<double>(out) == std::vector<double>(2, launch.rank()));
+  alone->reduce_scatter_sum(out, value + 1);
+  CHECK(to_vector<double>(out) == std::vector<double>(2, launch.rank() + 1));
   alone->all_to_all_v(out, value, {2}, {2});
   CHECK(alone->all_to_all_counts({5}) == std::vector<int64_t>{5});
   alone->barrier();
@@ -285,6 +310,8 @@ TEST_CASE("mistakes in arguments are found before anything is sent", "[communica
   defect([&] { world->all_reduce_sum(at::zeros({3, 2}, in.options()).t()); }, "is not contiguous");
   defect([&] { world->all_reduce_sum(at::zeros({2}, test_options(at::kBool))); }, "no such reduction");
   defect([&] { world->all_gather(at::zeros({P, 5}, in.options()), in); }, "all_gather on group test world");
+  defect([&] { world->reduce_scatter_sum(at::zeros({P, 2}, in.options()), at::zeros({P, P, 3}, in.options())); }, "reduce_scatter_sum on group");
+  defect([&] { world->reduce_scatter_sum(at::zeros({2}, test_options(at::kByte)), at::zeros({P, 2}, test_options(at::kByte))); }, "reduce_scatter_sum on group");
   defect([&] { world->broadcast(in, P); }, "root");
   defect([&] { world->all_to_all_v(at::empty_like(in), in, ones, twos); }, "counts say");
   defect([&] { world->all_to_all_v(at::empty({P, 3}, in.options()), in, ones, ones); }, "all_to_all_v on group");
@@ -310,6 +337,10 @@ TEST_CASE("MPI moves in pieces what its counts cannot hold", "[communicator]") {
   world->all_gather(all, at::arange(33, test_options(at::kLong)) + 1000 * world->rank());
   const at::Tensor thousands = 1000 * at::arange(P, test_options(at::kLong)).unsqueeze(1);
   CHECK(at::equal(all, at::arange(33, test_options(at::kLong)) + thousands));
+
+  const at::Tensor part = at::empty({33}, test_options(at::kDouble));
+  world->reduce_scatter_sum(part, at::arange(33 * P, test_options(at::kDouble)) + world->rank());
+  CHECK(at::equal(part, (at::arange(33, test_options(at::kDouble)) + 33 * world->rank()) * P + P * (P - 1) / 2));
 
   for (const int64_t width : {1, 3, 64}) check_all_to_all(*world, at::kBFloat16, width);
 }
