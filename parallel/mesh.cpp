@@ -47,8 +47,9 @@ MeshShape resolve_mesh(MeshShape requested, int64_t world_size, std::vector<std:
       if (product <= world_size) product *= value;
     }
     if (dp_auto && world_size % product != 0) {
-      mistakes.push_back(str("mesh ", to_string(requested), ": ", world_size, " ranks cannot be divided by pp x ep x tp",
-                             "; set mesh.ep to one of ", divisors_of(world_size),
+      const bool tp_fits = world_size % requested.tp == 0;
+      mistakes.push_back(str("mesh ", to_string(requested), ": ", world_size, " ranks cannot be divided by pp x ep x tp", "; set ",
+                             tp_fits ? "mesh.ep" : "mesh.tp", " to one of ", divisors_of(tp_fits ? world_size / requested.tp : world_size),
                              ", or start a multiple of pp x ep x tp ranks with mpirun -np"));
     } else if (!dp_auto && product != world_size) {
       mistakes.push_back(str("mesh ", to_string(requested), ": the product must be the number of ranks, ", world_size,

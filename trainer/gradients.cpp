@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "parallel/base/error.h"
+#include "trainer/replica_groups.h"
 
 namespace moetune {
 
@@ -14,12 +15,13 @@ int64_t GradientReducer::bytes(int64_t elements, at::ScalarType compute) {
 
 void GradientReducer::reduce(int64_t layer) {
   at::NoGradGuard no_grad;
-  std::vector<Parameter*> everywhere, experts;
-  for (Parameter* parameter : parameters_.of_layer(layer)) {
-    (parameter->info().replicas == Replicas::kEverywhere ? everywhere : experts).push_back(parameter);
+  for (size_t kind = 0; kind < kKinds.size(); ++kind) {
+    std::vector<Parameter*> alike;
+    for (Parameter* parameter : parameters_.of_layer(layer)) {
+      if (parameter->info().replicas == kKinds[kind]) alike.push_back(parameter);
+    }
+    reduce_group(alike, replica_group(mesh_, kKinds[kind]), squares_[kind]);
   }
-  reduce_group(everywhere, mesh_.data(), replicated_squares_);
-  reduce_group(experts, mesh_.expert_replicas(), expert_squares_);
 }
 
 void GradientReducer::reduce_group(const std::vector<Parameter*>& parameters, Communicator& replicas, at::Tensor& square_sum) {
@@ -47,8 +49,12 @@ double GradientReducer::global_norm(int64_t step) {
     value = at::Tensor();
     return taken;
   };
-  at::Tensor own_sum = take(local_sum_), squares = take(replicated_squares_), expert_squares = take(expert_squares_);
-  mesh_.ep().all_reduce_sum(expert_squares);
+  at::Tensor own_sum = take(local_sum_), all_squares = zero.clone();
+  for (size_t kind = 0; kind < kKinds.size(); ++kind) {
+    at::Tensor squares = take(squares_[kind]);
+    if (Communicator* parts = parts_group(mesh_, kKinds[kind])) parts->all_reduce_sum(squares);
+    all_squares.add_(squares);
+  }
   at::Tensor own_sums = at::empty({world.size()}, own_sum.options());
   world.all_gather(own_sums, own_sum);
   own_sums = own_sums.cpu();
@@ -58,7 +64,7 @@ double GradientReducer::global_norm(int64_t step) {
                                "rate, or look at the data of this step"));
     }
   }
-  const double norm = std::sqrt((squares + expert_squares).item<double>());
+  const double norm = std::sqrt(all_squares.item<double>());
   if (!std::isfinite(norm)) throw NonFiniteError(str("step ", step, ": the gradient's norm is ", norm, "; nothing was updated"));
   return norm;
 }

@@ -28,7 +28,9 @@ TEST_CASE("a complete shape stays as it is", "[mesh]") {
 TEST_CASE("a shape that does not fill the job says which ep would", "[mesh]") {
   const std::string uneven = mistake_of({.pp = 1, .dp = 0, .ep = 3, .tp = 1}, 8);
   CHECK(contains(uneven, "pp 1 x dp auto x ep 3 x tp 1"));
-  CHECK(contains(uneven, "1, 2, 4 and 8"));
+  CHECK(contains(uneven, "mesh.ep to one of 1, 2, 4 and 8"));
+  CHECK(contains(mistake_of({.pp = 1, .dp = 0, .ep = 3, .tp = 2}, 8), "mesh.ep to one of 1, 2 and 4"));
+  CHECK(contains(mistake_of({.pp = 1, .dp = 0, .ep = 1, .tp = 3}, 8), "mesh.tp to one of 1, 2, 4 and 8"));
   CHECK(contains(mistake_of({.pp = 1, .dp = 2, .ep = 2, .tp = 1}, 8), "the number of ranks, 8"));
   CHECK(contains(mistake_of({.pp = 1, .dp = 4, .ep = 4, .tp = 1}, 8), "the number of ranks, 8"));
 }
