@@ -2,7 +2,6 @@
 
 #include <set>
 
-#include "lora/nf4_blocks.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -77,13 +76,15 @@ std::vector<std::string> cut_mistakes(const ModelConfig& c, BaseFormat base, int
   if (c.num_dense_layers > 0) even = divides(c.dense_width, "features of a dense MLP (intermediate_size)") && even;
   if (c.shared_experts > 0) even = divides(c.shared_experts * c.expert_width, "features of the shared expert") && even;
   if ((parts - 1) * ((c.vocab + parts - 1) / parts) >= c.vocab) mistakes.push_back(str("a vocabulary of ", c.vocab, " leaves some of ", parts, " ranks without a token"));
-  if (!even || !is_quantised(base)) return mistakes;
+  if (!even) return mistakes;
   std::set<std::string> seen;  // layers are alike
   for (const LinearMap& map : linear_maps(c, false)) {
     if (map.cut == MatrixCut::Dim::kNone || !seen.insert(map.path).second) continue;
-    const int64_t run = map.cut == MatrixCut::Dim::kInputs ? map.inputs / parts : map.outputs / parts * map.inputs;
-    if (run % kNf4Block == 0) continue;
-    mistakes.push_back(str(parts, " ranks would cut ", map.path, " [", map.outputs, ", ", map.inputs, "] within an NF4 block of ", kNf4Block, " numbers"));
+    try {
+      FrozenShape{base, 1, map.outputs, map.inputs, {map.cut, 0, parts}}.check();
+    } catch (const UserError& error) {
+      mistakes.push_back(str(map.path, ": ", error.what()));
+    }
   }
   return mistakes;
 }

@@ -65,8 +65,8 @@ TEST_CASE("validate: every mistake at once, with its place") {
   CHECK(!contains(mesh, "dense MLP"));
   // 2048 and 18432 inputs in 64 parts: 32 and 288 numbers, no whole blocks.
   const std::string blocks = place.mistakes({"mesh.tp=64"}, 64);
-  CHECK(contains(blocks, "64 ranks would cut mlp.shared_experts.down_proj [7168, 2048] within an NF4 block of 64 numbers"));
-  CHECK(contains(blocks, "64 ranks would cut mlp.down_proj [7168, 18432] within an NF4 block of 64 numbers"));
+  CHECK(contains(blocks, "mlp.shared_experts.down_proj: a matrix of 7168 x 2048 numbers cut into 64 parts by its inputs would cut NF4 blocks"));
+  CHECK(contains(blocks, "mlp.down_proj: a matrix of 7168 x 18432 numbers cut into 64 parts by its inputs would cut NF4 blocks"));
   CHECK(!contains(blocks, "self_attn"));
   CHECK(validate(place.recipe({"mesh.tp=64", "model.base=bf16"}), "r.yaml", 64).size() > 0);
   CHECK(contains(place.mistakes({"adapter.from=" + (place.folder / "adapter")}), "adapter_config.json"));
