@@ -51,8 +51,8 @@ std::string expert_name(const std::string& stack_name, int64_t expert) {
 }
 
 Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t local_experts, int64_t outputs, int64_t inputs,
-                 uint64_t seed, ParameterSet& parameters)
-    : spec_(spec), name_(info.name) {
+                 uint64_t seed, ParameterSet& parameters, const MatrixCut& cut)
+    : spec_(spec), name_(info.name), inputs_(inputs), first_input_(cut.first_input(inputs)) {
   const double bound = 1.0 / std::sqrt(static_cast<double>(inputs));
   auto initial_a = [&](const std::string& name) {
     return counter_uniform(stream_key(seed, name), 0, spec.rank * inputs, at::kCPU).mul_(2 * bound).sub_(bound).view({spec.rank, inputs});
@@ -64,22 +64,24 @@ Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t loc
   b_info.name = info.name + ".lora_B.weight";
   b_info.role = Role::kAdapterB;
   const bool stacked = info.num_experts > 0;
+  MT_CHECK(!stacked || cut.dim == MatrixCut::Dim::kNone, info.name, ": a stack over experts is not cut");
+  if (cut.cuts_inputs()) a_info.hold_part(1, first_input_, inputs);
+  if (cut.cuts_outputs()) b_info.hold_part(0, cut.first_output(outputs), outputs);
   at::Tensor a;
   if (stacked) {
     a = at::empty({local_experts, spec.rank, inputs});
     for (int64_t e = 0; e < local_experts; ++e) a[e].copy_(initial_a(expert_name(a_info.name, info.first_expert + e)));
   } else {
-    a = initial_a(a_info.name);
+    a = initial_a(a_info.name).narrow(1, first_input_, cut.inputs(inputs));
   }
   a_ = &parameters.add(a_info, a);
-  b_ = &parameters.add(b_info, stacked ? at::zeros({local_experts, outputs, spec.rank}) : at::zeros({outputs, spec.rank}));
+  b_ = &parameters.add(b_info, stacked ? at::zeros({local_experts, outputs, spec.rank}) : at::zeros({cut.outputs(outputs), spec.rank}));
 }
 
 at::Tensor Adapter::drop(const at::Tensor& x, const at::Tensor& global_token, const StepRandom& random) const {
   if (!drops(random)) return x;
   const uint64_t key = stream_key(stream_key(random.seed, "dropout/" + name_), random.step);
-  const int64_t width = x.size(-1);
-  at::Tensor element = global_token.unsqueeze(-1) * width + at::arange(width, global_token.options());
+  at::Tensor element = global_token.unsqueeze(-1) * inputs_ + at::arange(first_input_, first_input_ + x.size(-1), global_token.options());
   at::Tensor keep = counter_uniform_at(key, element) >= spec_.dropout;
   // A number as factor: as a tensor it would be rounded to x's dtype, and in bf16 the mean would move.
   return x.mul(keep).mul(1.0 / (1.0 - spec_.dropout));

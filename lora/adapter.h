@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "lora/matrix_cut.h"
 #include "lora/parameter.h"
 
 namespace moetune {
@@ -56,15 +57,17 @@ struct StepRandom {
   bool training = false;  ///< false: no dropout
 };
 
-/// A [R, I] and B [O, R] of one linear map, or A [e, R, I] and B [e, O, R] of a stack of e experts.
+/// A [R, I] and B [O, R] of one linear map, or A [e, R, I] and B [e, O, R] of a stack of e experts. Of a map that is cut, B has the
+/// outputs or A the inputs that this rank holds; the other is whole, and its gradient here that of this rank's part of the map.
 class Adapter {
  public:
   /// Adds its two parameters to `parameters`. `info` carries name (of the map, without ".lora_A.weight"), layer, group and,
-  /// for a stack, first_expert and num_experts; expert e of a stack starts as the stream of its own name says.
+  /// for a stack, first_expert and num_experts; expert e of a stack starts as the stream of its own name says. outputs and inputs are
+  /// those of the whole map; `cut`, of a plain map alone: the part held here, which starts as that part of the whole does.
   Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t local_experts, int64_t outputs, int64_t inputs, uint64_t seed,
-          ParameterSet& parameters);
+          ParameterSet& parameters, const MatrixCut& cut = {});
 
-  /// `x` with features dropped for this step and rescaled: [rows, I] like x; x itself without dropout.
+  /// `x` with features dropped for this step and rescaled: [rows, inputs held here] like x; x itself without dropout.
   at::Tensor drop(const at::Tensor& x, const at::Tensor& global_token, const StepRandom& random) const;
 
   /// Numbers in A and B for each of `units` maps.
@@ -79,6 +82,7 @@ class Adapter {
  private:
   AdapterSpec spec_;
   std::string name_;
+  int64_t inputs_, first_input_;  // of the whole map; of the part held
   Parameter* a_;
   Parameter* b_;
 };

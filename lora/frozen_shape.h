@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "lora/matrix_cut.h"
+
 namespace moetune {
 
 /// How frozen linear weights are held.
@@ -20,15 +22,6 @@ enum class BaseFormat { kNf4, kNf4Double, kBf16, kFp32 };
 
 const char* to_string(BaseFormat format);
 inline bool is_quantised(BaseFormat format) { return format == BaseFormat::kNf4 || format == BaseFormat::kNf4Double; }
-
-/// Which part of a matrix [O, I] a rank holds: the index-th of `parts` equal runs of outputs or of inputs; kNone: each of the `parts`
-/// ranks holds it whole.
-struct MatrixCut {
-  enum class Dim { kNone, kOutputs, kInputs };
-  Dim dim = Dim::kNone;
-  int64_t index = 0;
-  int64_t parts = 1;
-};
 
 /// One tensor of a packed unit.
 struct PackedPart {
@@ -46,8 +39,8 @@ struct FrozenShape {
   int64_t outputs = 0, inputs = 0;  ///< of the whole matrix
   MatrixCut cut = {};
 
-  int64_t held_outputs() const { return cut.dim == MatrixCut::Dim::kOutputs ? outputs / cut.parts : outputs; }
-  int64_t held_inputs() const { return cut.dim == MatrixCut::Dim::kInputs ? inputs / cut.parts : inputs; }
+  int64_t held_outputs() const { return cut.outputs(outputs); }
+  int64_t held_inputs() const { return cut.inputs(inputs); }
   int64_t held_elements() const { return held_outputs() * held_inputs(); }
   /// The tensors of a unit, each at a multiple of 16 bytes.
   std::vector<PackedPart> parts() const;

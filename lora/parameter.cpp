@@ -6,6 +6,12 @@
 
 namespace moetune {
 
+std::vector<int64_t> TensorPart::whole_shape(at::IntArrayRef shape) const {
+  std::vector<int64_t> whole = shape.vec();
+  if (!is_whole()) whole[dim] = total;
+  return whole;
+}
+
 Parameter::Parameter(ParameterInfo info, const at::Tensor& initial, at::Device device, at::ScalarType compute)
     : info_(std::move(info)), master_(initial.detach().to(at::kCPU, accumulate_dtype(compute), false, /*copy=*/true).contiguous()) {
   working = master_.to(device, compute, false, /*copy=*/true).requires_grad_();

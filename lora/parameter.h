@@ -18,10 +18,24 @@ namespace moetune {
 /// What a parameter is; the learning rate of B may differ (LoRA+).
 enum class Role { kAdapterA, kAdapterB, kWeight };
 
-/// Where copies of a parameter live.
+/// Where copies of a parameter live. A rank's gradient is what its own rows and its own parts of matrices give; over the copies it
+/// adds up to the whole.
 enum class Replicas {
-  kEverywhere,      ///< on every rank that takes data
+  kEverywhere,      ///< on every rank
+  kTensorIndex,     ///< on the ranks at one place of the tensor axis; those at other places hold other parts (`part`)
   kExpertReplicas,  ///< on the ranks that hold the same experts; other ranks hold other experts' rows of the same stack
+};
+
+/// The part of a tensor that this rank holds where the tensor axis cuts it: elements first .. first + size - 1 along `dim`.
+struct TensorPart {
+  int64_t dim = -1;   ///< -1: the whole tensor
+  int64_t first = 0;
+  int64_t total = 0;  ///< along `dim`, all ranks together
+  bool is_whole() const { return dim < 0; }
+  /// The part of `whole` that has `shape`, a view.
+  at::Tensor of(const at::Tensor& whole, at::IntArrayRef shape) const { return is_whole() ? whole : whole.narrow(dim, first, shape[dim]); }
+  /// Shape of the tensor of which a part has `shape`.
+  std::vector<int64_t> whole_shape(at::IntArrayRef shape) const;
 };
 
 struct ParameterInfo {
@@ -32,6 +46,13 @@ struct ParameterInfo {
   std::string group;       ///< for reports: "attention", "experts", ...
   int64_t first_expert = 0;  ///< of a stack: the global number of its row 0
   int64_t num_experts = 0;   ///< of a stack: experts of the whole layer; 0 for a plain tensor
+  TensorPart part;           ///< of the tensor called `name`
+
+  /// Holds a part only: at the ranks of one place of the tensor axis.
+  void hold_part(int64_t dim, int64_t first, int64_t total) {
+    replicas = Replicas::kTensorIndex;
+    part = {dim, first, total};
+  }
 };
 
 class Parameter {

@@ -98,22 +98,23 @@ void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parame
   }
   const SafetensorsFile file((folder / kWeightsFile).string());
   std::set<std::string> used;
-  auto read = [&](const std::string& name, at::Tensor target) {
+  auto read = [&](const std::string& name, at::Tensor target, const TensorPart& part) {
     const std::string key = peft_key(name);
     at::Tensor saved = read_tensor(file, key);
-    if (saved.sizes() != target.sizes()) {
-      throw UserError(moetune::str(file.path(), ": ", key, " has shape ", saved.sizes(), ", the recipe asks for ", target.sizes()));
+    const std::vector<int64_t> wanted = part.whole_shape(target.sizes());
+    if (saved.sizes() != at::IntArrayRef(wanted)) {
+      throw UserError(moetune::str(file.path(), ": ", key, " has shape ", saved.sizes(), ", the recipe asks for ", at::IntArrayRef(wanted)));
     }
-    target.copy_(saved);
+    target.copy_(part.of(saved, target.sizes()));
     used.insert(key);
   };
   // Experts of other ranks are theirs to read: this rank only knows their names.
   for (Parameter& parameter : parameters.all()) {
     const ParameterInfo& info = parameter.info();
     if (info.num_experts == 0) {
-      read(info.name, parameter.master());
+      read(info.name, parameter.master(), info.part);
     } else {
-      for (int64_t e = 0; e < parameter.master().size(0); ++e) read(expert_name(info.name, info.first_expert + e), parameter.master()[e]);
+      for (int64_t e = 0; e < parameter.master().size(0); ++e) read(expert_name(info.name, info.first_expert + e), parameter.master()[e], {});
       for (int64_t e = 0; e < info.num_experts; ++e) used.insert(peft_key(expert_name(info.name, e)));
     }
     parameter.refresh_working();

@@ -46,14 +46,14 @@ at::Tensor causal_attention(const at::Tensor& q_BLHA, const at::Tensor& k_BLHA, 
 
 }  // namespace
 
-at::Tensor packed_causal_attention(const at::Tensor& q_THA, const at::Tensor& k_THA, const at::Tensor& v_THA, const Slice& slice,
+at::Tensor packed_causal_attention(const at::Tensor& q_UHA, const at::Tensor& k_UHA, const at::Tensor& v_UHA, const Slice& slice,
                                    double softmax_scale) {
-  if (slice.num_rows == 0) return v_THA;
-  at::Tensor q = q_THA, k = k_THA, v = v_THA;
+  if (slice.num_all_rows == 0) return v_UHA;
+  at::Tensor q = q_UHA, k = k_UHA, v = v_UHA;
   if (!slice.in_order) {
-    q = ToBuckets::apply(q, slice.gather_M, slice.inverse_T);
-    k = ToBuckets::apply(k, slice.gather_M, slice.inverse_T);
-    v = ToBuckets::apply(v, slice.gather_M, slice.inverse_T);
+    q = ToBuckets::apply(q, slice.gather_M, slice.inverse_U);
+    k = ToBuckets::apply(k, slice.gather_M, slice.inverse_U);
+    v = ToBuckets::apply(v, slice.gather_M, slice.inverse_U);
   }
   std::vector<at::Tensor> outputs;
   int64_t place = 0;
@@ -64,33 +64,28 @@ at::Tensor packed_causal_attention(const at::Tensor& q_THA, const at::Tensor& k_
     place += places;
   }
   at::Tensor out = outputs.size() == 1 ? outputs[0] : at::cat(outputs);
-  return slice.in_order ? out : FromBuckets::apply(out, slice.gather_M, slice.inverse_T, slice.padding_places);
+  return slice.in_order ? out : FromBuckets::apply(out, slice.gather_M, slice.inverse_U, slice.padding_places);
 }
 
 at::Tensor Attention::forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const StepRandom& random) const {
   const AttentionWeights& w = weights_;
-  const at::Tensor& token_T = slice.token_T;
-  at::Tensor q;
-  if (w.q) {
-    q = w.q->forward(x_TD, token_T, random);
-  } else {
-    at::Tensor latent = rms_norm(w.q_a->forward(x_TD, token_T, random), w.q_a_norm, kLatentNormEps);
-    q = w.q_b->forward(latent, token_T, random);
-  }
-  at::Tensor q_THA = q.unflatten(-1, {config_.heads, config_.qk_dim()});
-  std::vector<at::Tensor> q_parts = q_THA.split_with_sizes({config_.nope_dim, config_.rope_dim}, -1);
-
-  at::Tensor compressed = w.kv_a->forward(x_TD, token_T, random);
+  at::Tensor query_TC = w.q ? x_TD : rms_norm(w.q_a->forward(x_TD, slice.token_T, random), w.q_a_norm, kLatentNormEps);
+  at::Tensor compressed = w.kv_a->forward(x_TD, slice.token_T, random);
   std::vector<at::Tensor> latent_and_key = compressed.split_with_sizes({config_.kv_lora, config_.rope_dim}, -1);
-  at::Tensor latent = rms_norm(latent_and_key[0], w.kv_a_norm, kLatentNormEps);
-  at::Tensor kv_THA = w.kv_b->forward(latent, token_T, random).unflatten(-1, {config_.heads, config_.nope_dim + config_.value_dim});
-  std::vector<at::Tensor> kv_parts = kv_THA.split_with_sizes({config_.nope_dim, config_.value_dim}, -1);
+  at::Tensor latent_TC = rms_norm(latent_and_key[0], w.kv_a_norm, kLatentNormEps);
+
+  std::vector<at::Tensor> rows = axis_.gather_rows(std::vector<at::Tensor>{query_TC, latent_TC, latent_and_key[1]}, slice.num_all_rows);
+  const at::Tensor &query_UC = rows[0], &latent_UC = rows[1], &key_UA = rows[2], &token_U = slice.token_U;
+  at::Tensor q_UHA = (w.q ? w.q : w.q_b)->forward(query_UC, token_U, random).unflatten(-1, {heads_, config_.qk_dim()});
+  std::vector<at::Tensor> q_parts = q_UHA.split_with_sizes({config_.nope_dim, config_.rope_dim}, -1);
+  at::Tensor kv_UHA = w.kv_b->forward(latent_UC, token_U, random).unflatten(-1, {heads_, config_.nope_dim + config_.value_dim});
+  std::vector<at::Tensor> kv_parts = kv_UHA.split_with_sizes({config_.nope_dim, config_.value_dim}, -1);
 
   at::Tensor rotated_q = rotate(q_parts[1], angles);
-  at::Tensor rotated_k = rotate(latent_and_key[1].unsqueeze(1), angles).expand({-1, config_.heads, -1});
-  at::Tensor out_THA = packed_causal_attention(at::cat({q_parts[0], rotated_q}, -1), at::cat({kv_parts[0], rotated_k}, -1), kv_parts[1],
+  at::Tensor rotated_k = rotate(key_UA.unsqueeze(1), angles).expand({-1, heads_, -1});
+  at::Tensor out_UHA = packed_causal_attention(at::cat({q_parts[0], rotated_q}, -1), at::cat({kv_parts[0], rotated_k}, -1), kv_parts[1],
                                                slice, config_.softmax_scale());
-  return w.o->forward(out_THA.flatten(1), token_T, random);
+  return axis_.reduce_scatter_rows(w.o->forward(out_UHA.flatten(1), token_U, random));
 }
 
 std::vector<Linear*> Attention::linears() const {

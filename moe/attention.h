@@ -4,6 +4,9 @@
 //
 // Queries and keys/values pass through low-rank latents (c_q, c_kv), one rotary key is shared by all heads, and each head attends
 // causally within its own document.
+//
+// On a tensor axis each rank has its heads: norms and the maps to the latents run on its own rows, the latents (U rows, narrow) are
+// gathered, and what its heads add to the residual stream is summed where the rows belong.
 #pragma once
 
 #include <memory>
@@ -12,10 +15,11 @@
 #include "moe/config.h"
 #include "moe/rope.h"
 #include "moe/slice.h"
+#include "parallel/tensor_axis.h"
 
 namespace moetune {
 
-/// The maps and norms of one layer's attention; made by moe/model.
+/// The maps and norms of one layer's attention; made by moe/model. H: heads of this rank.
 struct AttentionWeights {
   std::unique_ptr<Linear> q;                 ///< q_proj [H*qk, D], where the model has no query latent
   std::unique_ptr<Linear> q_a, q_b;          ///< [q_lora, D], [H*qk, q_lora]
@@ -27,9 +31,11 @@ struct AttentionWeights {
 
 class Attention {
  public:
-  Attention(const ModelConfig& config, AttentionWeights weights) : config_(config), weights_(std::move(weights)) {}
+  Attention(const ModelConfig& config, AttentionWeights weights, const TensorAxis& axis)
+      : config_(config), weights_(std::move(weights)), axis_(axis), heads_(config.heads / axis.size()) {}
 
-  /// x_TD (already normed) -> y_TD, differentiable; the slice's documents do not see each other.
+  /// x_TD (already normed) -> y_TD, differentiable; the slice's documents do not see each other. `angles`: of all U rows. Collective
+  /// over the axis.
   at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const StepRandom& random) const;
   /// Its linear maps that exist.
   std::vector<Linear*> linears() const;
@@ -37,10 +43,12 @@ class Attention {
  private:
   const ModelConfig& config_;
   AttentionWeights weights_;
+  TensorAxis axis_;
+  int64_t heads_;  // of this rank
 };
 
-/// Causal attention within each document of the slice: q_THA, k_THA [T, H, qk], v_THA [T, H, value] -> [T, H, value].
-at::Tensor packed_causal_attention(const at::Tensor& q_THA, const at::Tensor& k_THA, const at::Tensor& v_THA, const Slice& slice,
+/// Causal attention within each document of the slice: q_UHA, k_UHA [U, H, qk], v_UHA [U, H, value] -> [U, H, value].
+at::Tensor packed_causal_attention(const at::Tensor& q_UHA, const at::Tensor& k_UHA, const at::Tensor& v_UHA, const Slice& slice,
                                    double softmax_scale);
 
 }  // namespace moetune

@@ -25,7 +25,7 @@ struct Mixed {
   at::Tensor residual_TD;  ///< the block's output but for the routed experts: h + dense MLP, or h + shared expert
   at::Tensor z_TD;         ///< input of the routed experts; undefined in a dense block
   at::Tensor weight_TK;    ///< routing weights in compute dtype; undefined in a dense block
-  at::Tensor balance_loss; ///< summed over the slice's documents; undefined unless asked for
+  at::Tensor balance_loss; ///< of this rank's rows, summed over the slice's documents; undefined unless asked for
 };
 
 /// The parts of a block; made by moe/model.
@@ -52,7 +52,8 @@ class Block {
   /// What a pass uses, in order: that of mixing, that of the experts.
   std::vector<FrozenSlab*> slabs() const;
 
-  /// Mixing of one slice. `expert_TK` (int64): chosen here when undefined, obeyed when defined. `balance`: compute the balance loss.
+  /// Mixing of one slice. `expert_TK` (int64): chosen here when undefined, obeyed when defined; E, which is no expert, for padding.
+  /// `balance`: compute the balance loss. Collective over the tensor axis, its backward pass too.
   Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,
             const PassContext& pass) const;
 

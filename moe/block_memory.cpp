@@ -40,7 +40,7 @@ BlockMemory block_memory(const ModelConfig& c, const std::vector<LinearMap>& map
   const Kept keeps(maps, traits.train_weights);
   const int64_t size = static_cast<int64_t>(c10::elementSize(traits.compute));
   const int64_t wide = static_cast<int64_t>(c10::elementSize(accumulate_dtype(traits.compute)));
-  const int64_t D = c.width, K = c.top_k;
+  const int64_t D = c.width, K = c.top_k, P = traits.parts;
   const bool moe = std::any_of(maps.begin(), maps.end(), [](const LinearMap& map) { return map.stack > 0; });
   int64_t mlp = 0;  // width of the dense MLP or of the shared expert
   for (const LinearMap& map : maps) {
@@ -52,17 +52,21 @@ BlockMemory block_memory(const ModelConfig& c, const std::vector<LinearMap>& map
 
   int64_t saved = 2 * D;                                                       // residual and the input of the second norm
   if (moe) saved += D;                                                         // z, which the experts read
-  else if (keeps.input_of("gate_proj") || keeps.input_of("up_proj")) saved += D;
+  else if (P == 1 && (keeps.input_of("gate_proj") || keeps.input_of("up_proj"))) saved += D;
+  if (P > 1 && (keeps.input_of("gate_proj") || keeps.input_of("up_proj"))) saved += P * D;
   if (keeps.input_of("q_a_proj") || keeps.input_of("q_proj") || keeps.input_of("kv_a_proj_with_mqa")) saved += D;
-  if (c.q_lora) saved += *c.q_lora * (keeps.input_of("q_b_proj") ? 2 : 1);     // before its norm, and after
-  saved += c.kv_lora + c.rope_dim + (keeps.input_of("kv_b_proj") ? c.kv_lora : 0);
+  // Latents before their norms; after them as the maps to the heads read them, gathered with the rotary key as one matrix.
+  saved += c.q_lora.value_or(0) + c.kv_lora + c.rope_dim;
+  const bool keeps_q = keeps.input_of("q_b_proj"), keeps_kv = keeps.input_of("kv_b_proj");
+  if (P == 1) saved += (keeps_q ? c.q_lora.value_or(0) : 0) + (keeps_kv ? c.kv_lora : 0);
+  else if (keeps_q || keeps_kv || keeps.input_of("q_proj")) saved += P * (c.q_lora.value_or(D) + c.kv_lora + c.rope_dim);
   saved += padded(2 * qk + 2 * attended) + (keeps.input_of("o_proj") ? value : 0);  // queries, keys, values, product; rows of the product
   saved += mlp * (keeps.input_of("down_proj") ? 4 : 3);                        // gate, up, silu(gate), and their product
   saved += keeps.of_adapters();
 
   BlockMemory memory;
   memory.saved = saved * size + (c.heads + 4) * wide;                          // log-sum-exp of each head; a number for each norm
-  memory.mixing = size * std::max(4 * qk + 2 * kv, 4 * mlp + 2 * D);
+  memory.mixing = size * std::max(4 * qk + 2 * kv, 4 * mlp + 2 * P * D);
   if (!moe) return memory;
   // Scores; of the chosen experts: numbers as int64, scores before and after normalising, weights.
   memory.saved += c.experts * wide * (traits.balance_loss ? 4 : 1) + K * (8 + 3 * wide + size);

@@ -6,6 +6,9 @@
 // The way up is what counts: it holds the graph of mixing over all rows of the local batch and then, one after the other, the
 // temporaries of a slice or those of a chunk of experts. Each term is a sum over the tensors that are alive at that point; a test
 // compares it with what the allocator hands out.
+//
+// On a tensor axis a row is one of this rank's. What is computed by parts of matrices for the rows of all P ranks, a P-th as wide,
+// takes the same a row; gathered rows take P times theirs.
 #pragma once
 
 #include <torch/types.h>
@@ -23,6 +26,7 @@ struct PassTraits {
   bool train_weights = false;  ///< every map's own weight trains: its input is kept
   bool exchanged = false;      ///< rows are copies from other ranks, not the local batch itself
   bool balance_loss = false;
+  int64_t parts = 1;           ///< ranks of the tensor axis, which share matrices and rows
 };
 
 struct BlockMemory {

@@ -6,46 +6,65 @@
 
 namespace moetune {
 
-HeadResult Head::loss(const at::Tensor& x_TD, const at::Tensor& target_row, const at::Tensor& target, double scale, bool backward) {
-  const at::ScalarType wide = accumulate_dtype(x_TD.scalar_type());
+at::Tensor Head::log_sum_exp(const at::Tensor& logits_CV) const {
+  at::Tensor own_C1 = logits_CV.logsumexp(-1, /*keepdim=*/true);
+  if (axis_.size() == 1) return own_C1;
+  at::Tensor largest_C1 = own_C1.clone();
+  axis_.max(largest_C1);
+  at::Tensor sum_C1 = (own_C1 - largest_C1).exp_();
+  axis_.sum(sum_C1);
+  return sum_C1.log_().add_(largest_C1);
+}
+
+HeadResult Head::loss(const at::Tensor& x_UD, const at::Tensor& target_row, const at::Tensor& target, double scale, bool backward) {
+  const at::ScalarType wide = accumulate_dtype(x_UD.scalar_type());
   HeadResult result;
-  result.loss_sum = at::zeros({}, x_TD.options().dtype(wide));
-  if (backward) result.d_x_TD = at::zeros_like(x_TD);
+  result.loss_sum = at::zeros({}, x_UD.options().dtype(wide));
+  if (backward) result.d_x_UD = at::zeros_like(x_UD);
   at::NoGradGuard no_grad;
-  at::Tensor weight_VD = weight_VD_.detach();
+  at::Tensor weight_VD = weights_.weight_VD.detach();
   const int64_t num_targets = target_row.size(0);
   for (int64_t first = 0; first < num_targets; first += chunk_rows_) {
     const int64_t count = std::min(chunk_rows_, num_targets - first);
     at::Tensor row_C = target_row.narrow(0, first, count);
-    at::Tensor target_C1 = target.narrow(0, first, count).unsqueeze(1);
-    at::Tensor x_CD = x_TD.index_select(0, row_C);
+    at::Tensor own_C1;  // targets in this rank's part of the vocabulary
+    at::Tensor target_C1 = part_.rows_of(target.narrow(0, first, count).unsqueeze(1), own_C1);
+    at::Tensor x_CD = x_UD.index_select(0, row_C);
     at::Tensor normed_CD;
     {
       at::AutoGradMode with_graph(backward);
       if (backward) x_CD.requires_grad_();
-      normed_CD = rms_norm(x_CD, norm_D_, eps_);
+      normed_CD = rms_norm(x_CD, weights_.norm_D, eps_);
     }
     at::Tensor hidden_CD = normed_CD.detach();
-    at::Tensor log_probability_CV = at::linear(hidden_CD, weight_VD).to(wide).log_softmax(-1);
-    result.loss_sum.sub_(log_probability_CV.gather(1, target_C1).sum());
+    at::Tensor logits_CV = at::linear(hidden_CD, weight_VD).to(wide);
+    at::Tensor target_logit_C1 = logits_CV.gather(1, target_C1).mul_(own_C1);
+    axis_.sum(target_logit_C1);
+    at::Tensor log_sum_C1 = log_sum_exp(logits_CV);
+    result.loss_sum.add_((log_sum_C1 - target_logit_C1).sum());
     if (!backward) continue;
     // d(scale * loss) / d logits = scale * (softmax - one hot)
-    at::Tensor d_logits_CV = log_probability_CV.exp_();
-    d_logits_CV.scatter_add_(1, target_C1, at::full_like(target_C1, -1, d_logits_CV.options()));
-    d_logits_CV = d_logits_CV.mul_(scale).to(x_TD.scalar_type());
-    if (weight_ != nullptr) weight_->gradient().add_(d_logits_CV.t().matmul(hidden_CD));
+    at::Tensor d_logits_CV = logits_CV.sub_(log_sum_C1).exp_();
+    d_logits_CV.scatter_add_(1, target_C1, own_C1.to(wide).neg_());
+    d_logits_CV = d_logits_CV.mul_(scale).to(x_UD.scalar_type());
+    if (weights_.weight != nullptr) weights_.weight->gradient().add_(d_logits_CV.t().matmul(hidden_CD));
     std::vector<at::Tensor> inputs{x_CD};
-    if (norm_ != nullptr) inputs.push_back(norm_->working);
+    if (weights_.norm != nullptr) inputs.push_back(weights_.norm->working);
     auto gradients = torch::autograd::grad({normed_CD}, inputs, {d_logits_CV.matmul(weight_VD)});
-    result.d_x_TD.index_copy_(0, row_C, gradients[0]);
-    if (norm_ != nullptr) norm_->add_gradient(gradients[1]);
+    result.d_x_UD.index_copy_(0, row_C, gradients[0]);
+    if (weights_.norm != nullptr) weights_.norm->add_gradient(gradients[1]);
   }
   return result;
 }
 
-at::Tensor Head::logits(const at::Tensor& x_TD) const {
+at::Tensor Head::logits(const at::Tensor& x_UD) const {
   at::NoGradGuard no_grad;
-  return at::linear(rms_norm(x_TD, norm_D_, eps_), weight_VD_);
+  at::Tensor own_UV = at::linear(rms_norm(x_UD, weights_.norm_D, eps_), weights_.weight_VD);
+  if (axis_.size() == 1) return own_UV;
+  at::Tensor all_UV = at::zeros({x_UD.size(0), vocab_}, own_UV.options());
+  all_UV.narrow(1, part_.first, part_.count).copy_(own_UV);
+  axis_.sum(all_UV);
+  return all_UV;
 }
 
 int64_t Head::chunk_bytes(int64_t chunk_rows, int64_t vocab, at::ScalarType compute) {

@@ -1,40 +1,57 @@
 // Final norm, output head and cross-entropy, forward and backward together, in chunks of tokens: T x V logits never exist.
 //
-//   HeadResult result = head.loss(x_TD, target_rows, targets, /*scale=*/1.0 / target_tokens, pass, /*backward=*/true);
+//   HeadResult result = head.loss(x_UD, target_rows, targets, /*scale=*/1.0 / target_tokens, /*backward=*/true);
 //
 // loss_sum = sum over target rows of -log softmax(norm(x) W^T)[target]; d x = d(scale * loss_sum) / d x. Rows without a target
 // are not multiplied by the head at all.
+//
+// On a tensor axis each rank multiplies all rows by its part of the vocabulary. Three numbers a row are exchanged: the ranks' own
+// log-sum-exp, combined to that of the whole vocabulary, and the target's logit.
 #pragma once
 
 #include <torch/types.h>
 
 #include "lora/parameter.h"
+#include "moe/embedding.h"
 
 namespace moetune {
 
 struct HeadResult {
-  at::Tensor loss_sum;  ///< scalar on the device, fp32 (fp64 in proofs): sum over this rank's target rows
-  at::Tensor d_x_TD;    ///< undefined without backward
+  at::Tensor loss_sum;  ///< scalar on the device, fp32 (fp64 in proofs): sum over the target rows, the same on every rank of the axis
+  at::Tensor d_x_UD;    ///< what this rank's part of the vocabulary adds to it; undefined without backward
+};
+
+/// A head and its final norm. weight_VD (rows of this rank's part of the vocabulary) and norm_D in compute dtype; parameters are null
+/// where they do not train.
+struct HeadWeights {
+  at::Tensor norm_D, weight_VD;
+  Parameter* norm = nullptr;
+  Parameter* weight = nullptr;
 };
 
 class Head {
  public:
-  /// weight_VD and norm_D in compute dtype. Parameters are null where they do not train.
-  Head(at::Tensor norm_D, at::Tensor weight_VD, double eps, Parameter* norm, Parameter* weight, int64_t chunk_rows)
-      : norm_D_(norm_D), weight_VD_(weight_VD), eps_(eps), norm_(norm), weight_(weight), chunk_rows_(chunk_rows) {}
+  Head(HeadWeights weights, int64_t vocab, double eps, int64_t chunk_rows, const TensorAxis& axis = {})
+      : weights_(std::move(weights)), vocab_(vocab), part_(VocabularyPart::of(vocab, axis)), eps_(eps), chunk_rows_(chunk_rows), axis_(axis) {}
 
-  /// target_row [n] int64: rows of x that have a target; target [n] int64: their tokens. Not collective.
-  HeadResult loss(const at::Tensor& x_TD, const at::Tensor& target_row, const at::Tensor& target, double scale, bool backward);
-  /// Logits of all rows, [T, V]: for tests and small outputs only.
-  at::Tensor logits(const at::Tensor& x_TD) const;
-  /// Bytes of the logits of a chunk at their most: as computed, in the accumulation dtype, and their log-softmax.
+  /// x_UD: rows of all ranks of the axis, the same on each. target_row [n] int64: rows of x that have a target; target [n] int64: their
+  /// tokens. Gradients of parameters are added: the norm's is what this rank's part adds to it. Collective over the axis.
+  HeadResult loss(const at::Tensor& x_UD, const at::Tensor& target_row, const at::Tensor& target, double scale, bool backward);
+  /// Logits of all rows over the whole vocabulary, [U, V]: for tests and small outputs only. Collective over the axis.
+  at::Tensor logits(const at::Tensor& x_UD) const;
+  /// Bytes of the logits of a chunk at their most, over `vocab` numbers a row: as computed, in the accumulation dtype, and their softmax.
   static int64_t chunk_bytes(int64_t chunk_rows, int64_t vocab, at::ScalarType compute);
 
  private:
-  at::Tensor norm_D_, weight_VD_;
+  /// log sum exp over the whole vocabulary of logits over this rank's part, [C, 1].
+  at::Tensor log_sum_exp(const at::Tensor& logits_CV) const;
+
+  HeadWeights weights_;
+  int64_t vocab_;
+  VocabularyPart part_;
   double eps_;
-  Parameter *norm_, *weight_;
   int64_t chunk_rows_;
+  TensorAxis axis_;
 };
 
 }  // namespace moetune

@@ -1,5 +1,7 @@
 #include "moe/inventory.h"
 
+#include <set>
+
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -10,15 +12,16 @@ class BlockMaps {
  public:
   BlockMaps(int64_t layer, AdapterTargets* targets) : layer_(layer), targets_(targets) {}
 
-  void add(const std::string& path, const std::string& group, int64_t outputs, int64_t inputs, int64_t stack = 0) {
-    LinearMap map{layer_, path, group, outputs, inputs, stack, std::nullopt};
+  void add(const std::string& path, const std::string& group, int64_t outputs, int64_t inputs, MatrixCut::Dim cut, int64_t stack = 0) {
+    LinearMap map{layer_, path, group, outputs, inputs, stack, std::nullopt, cut};
     if (targets_ != nullptr) map.adapter = targets_->match(map.leaf(), group);
     maps_.push_back(std::move(map));
   }
   void add_mlp(const std::string& path, const std::string& group, int64_t model_width, int64_t width, int64_t stack = 0) {
-    add(path + ".gate_proj", group, width, model_width, stack);
-    add(path + ".up_proj", group, width, model_width, stack);
-    add(path + ".down_proj", group, model_width, width, stack);
+    const bool cut = stack == 0;  // experts go whole to their ranks
+    add(path + ".gate_proj", group, width, model_width, cut ? MatrixCut::Dim::kOutputs : MatrixCut::Dim::kNone, stack);
+    add(path + ".up_proj", group, width, model_width, cut ? MatrixCut::Dim::kOutputs : MatrixCut::Dim::kNone, stack);
+    add(path + ".down_proj", group, model_width, width, cut ? MatrixCut::Dim::kInputs : MatrixCut::Dim::kNone, stack);
   }
   std::vector<LinearMap> take() { return std::move(maps_); }
 
@@ -34,17 +37,25 @@ std::string LinearMap::name() const { return str("model.layers.", layer, ".", pa
 
 std::string LinearMap::leaf() const { return (stack > 0 ? "experts." : "") + path.substr(path.rfind('.') + 1); }
 
+LinearMap LinearMap::part(int64_t parts) const {
+  const MatrixCut held{cut, 0, parts};
+  LinearMap map = *this;
+  map.outputs = held.outputs(outputs);
+  map.inputs = held.inputs(inputs);
+  return map;
+}
+
 std::vector<LinearMap> block_maps(const ModelConfig& c, int64_t layer, AdapterTargets* targets) {
   BlockMaps maps(layer, targets);
   if (c.q_lora) {
-    maps.add("self_attn.q_a_proj", "attention", *c.q_lora, c.width);
-    maps.add("self_attn.q_b_proj", "attention", c.heads * c.qk_dim(), *c.q_lora);
+    maps.add("self_attn.q_a_proj", "attention", *c.q_lora, c.width, MatrixCut::Dim::kNone);
+    maps.add("self_attn.q_b_proj", "attention", c.heads * c.qk_dim(), *c.q_lora, MatrixCut::Dim::kOutputs);
   } else {
-    maps.add("self_attn.q_proj", "attention", c.heads * c.qk_dim(), c.width);
+    maps.add("self_attn.q_proj", "attention", c.heads * c.qk_dim(), c.width, MatrixCut::Dim::kOutputs);
   }
-  maps.add("self_attn.kv_a_proj_with_mqa", "attention", c.kv_lora + c.rope_dim, c.width);
-  maps.add("self_attn.kv_b_proj", "attention", c.heads * (c.nope_dim + c.value_dim), c.kv_lora);
-  maps.add("self_attn.o_proj", "attention", c.width, c.heads * c.value_dim);
+  maps.add("self_attn.kv_a_proj_with_mqa", "attention", c.kv_lora + c.rope_dim, c.width, MatrixCut::Dim::kNone);
+  maps.add("self_attn.kv_b_proj", "attention", c.heads * (c.nope_dim + c.value_dim), c.kv_lora, MatrixCut::Dim::kOutputs);
+  maps.add("self_attn.o_proj", "attention", c.width, c.heads * c.value_dim, MatrixCut::Dim::kInputs);
   if (!c.is_moe_layer(layer)) {
     maps.add_mlp("mlp", "dense_mlp", c.width, c.dense_width);
     return maps.take();
@@ -52,6 +63,30 @@ std::vector<LinearMap> block_maps(const ModelConfig& c, int64_t layer, AdapterTa
   if (c.shared_experts > 0) maps.add_mlp("mlp.shared_experts", "shared_expert", c.width, c.shared_experts * c.expert_width);
   maps.add_mlp("mlp.experts.*", "experts", c.width, c.expert_width, c.experts);
   return maps.take();
+}
+
+std::vector<std::string> cut_mistakes(const ModelConfig& c, BaseFormat base, int64_t parts) {
+  std::vector<std::string> mistakes;
+  if (parts <= 1) return mistakes;
+  auto divides = [&](int64_t number, const char* what) {
+    if (number % parts != 0) mistakes.push_back(str(parts, " ranks do not divide the model's ", number, " ", what));
+    return number % parts == 0;
+  };
+  bool even = divides(c.heads, "attention heads");
+  if (c.num_dense_layers > 0) even = divides(c.dense_width, "features of a dense MLP (intermediate_size)") && even;
+  if (c.shared_experts > 0) even = divides(c.shared_experts * c.expert_width, "features of the shared expert") && even;
+  if ((parts - 1) * ((c.vocab + parts - 1) / parts) >= c.vocab) mistakes.push_back(str("a vocabulary of ", c.vocab, " leaves some of ", parts, " ranks without a token"));
+  if (!even) return mistakes;
+  std::set<std::string> seen;  // layers are alike
+  for (const LinearMap& map : linear_maps(c, false)) {
+    if (map.cut == MatrixCut::Dim::kNone || !seen.insert(map.path).second) continue;
+    try {
+      FrozenShape{base, 1, map.outputs, map.inputs, {map.cut, 0, parts}}.check();
+    } catch (const UserError& error) {
+      mistakes.push_back(str(map.path, ": ", error.what()));
+    }
+  }
+  return mistakes;
 }
 
 LinearMap mtp_projection(const ModelConfig& c) { return {c.num_layers, "eh_proj", "mtp", c.width, 2 * c.width, 0, std::nullopt}; }
@@ -70,12 +105,12 @@ BaseFormat held_format(const LinearMap& map, BaseFormat base) {
   return base == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16;
 }
 
-PlainNumbers plain_numbers(const ModelConfig& c, bool with_mtp) {
+PlainNumbers plain_numbers(const ModelConfig& c, bool with_mtp, int64_t parts) {
   const int64_t blocks = c.num_layers + (with_mtp ? 1 : 0);
   const int64_t moe_blocks = blocks - c.num_dense_layers;
   PlainNumbers numbers;
-  numbers.embedding = c.vocab * c.width;
-  numbers.head = c.tied_embeddings ? 0 : c.vocab * c.width;
+  numbers.embedding = (c.vocab + parts - 1) / parts * c.width;
+  numbers.head = c.tied_embeddings ? 0 : numbers.embedding;
   // Of a block: before attention, before the MLP, and those of the latents; then the final one; enorm, hnorm and shared_head.norm.
   numbers.norms = blocks * (2 * c.width + c.q_lora.value_or(0) + c.kv_lora) + c.width + (with_mtp ? 3 * c.width : 0);
   numbers.router = moe_blocks * c.experts * c.width;

@@ -26,16 +26,21 @@ struct LinearMap {
   int64_t inputs = 0;       ///< I
   int64_t stack = 0;        ///< E of a stack, all ranks together; 0: a plain map
   std::optional<AdapterSpec> adapter;
+  MatrixCut::Dim cut = MatrixCut::Dim::kNone;  ///< how the ranks of a tensor axis share it; kNone: each holds it whole
 
   std::string name() const;  ///< "model.layers.3.self_attn.q_a_proj"
   std::string leaf() const;  ///< as adapter.targets says it: "q_a_proj", "experts.up_proj"
   /// Matrices that a rank with `local_experts` experts of each layer holds.
   int64_t units(int64_t local_experts) const { return stack > 0 ? local_experts : 1; }
+  /// The map with the outputs or inputs that each of `parts` ranks of a tensor axis holds.
+  LinearMap part(int64_t parts) const;
 };
 
 /// The maps of one block in the order of their use; layer config.num_layers is the MTP module's block. `targets` gives adapters and
 /// counts its matches; null: none.
 std::vector<LinearMap> block_maps(const ModelConfig& config, int64_t layer, AdapterTargets* targets = nullptr);
+/// What keeps `parts` ranks from sharing the matrices of this model in format `base`, a line each; none: nothing.
+std::vector<std::string> cut_mistakes(const ModelConfig& config, BaseFormat base, int64_t parts);
 /// The MTP module's projection, eh_proj.
 LinearMap mtp_projection(const ModelConfig& config);
 /// The maps of all blocks, and with_mtp those of the MTP module, its projection last.
@@ -48,7 +53,8 @@ struct PlainNumbers {
   int64_t embedding = 0, head = 0, norms = 0, router = 0, router_bias = 0;
   int64_t total() const { return embedding + head + norms + router + router_bias; }
 };
-PlainNumbers plain_numbers(const ModelConfig& config, bool with_mtp);
+/// `parts`: ranks that share embedding and head; the numbers are those of the first.
+PlainNumbers plain_numbers(const ModelConfig& config, bool with_mtp, int64_t parts = 1);
 
 /// Parameters of the model, embedding and head included; with_mtp adds what the MTP module does not share.
 int64_t count_parameters(const ModelConfig& config, bool with_mtp = false);

@@ -14,7 +14,7 @@ namespace {
 class Builder {
  public:
   Builder(Model& model, WeightSource& source, const ModelOptions& options)
-      : model_(model), config_(model.config), source_(source), options_(options) {}
+      : model_(model), config_(model.config), source_(source), options_(options), vocabulary_(VocabularyPart::of(config_.vocab, options.axis)) {}
 
   void build() {
     model_.slabs = options_.slabs;
@@ -22,19 +22,18 @@ class Builder {
       model_.own_slabs = std::make_unique<FrozenSlabs>(options_.device);
       model_.slabs = model_.own_slabs.get();
     }
-    std::tie(model_.embedding_VD, model_.embedding) = plain("model.embed_tokens.weight", {config_.vocab, config_.width}, -1, "embedding");
+    model_.embedding = embedding(of_vocabulary("model.embed_tokens.weight", -1, "embedding"));
     for (int64_t layer = 0; layer < config_.num_layers; ++layer) add_block(layer);
     const int64_t turn = turn_layer(config_);
     auto [norm_D, norm] = plain("model.norm.weight", {config_.width}, turn, "norms");
-    at::Tensor head_VD = model_.embedding_VD;
-    Parameter* head = nullptr;
+    Plain head{model_.embedding.weight(), nullptr};
     if (!config_.tied_embeddings) {
-      std::tie(head_VD, head) = plain("lm_head.weight", {config_.vocab, config_.width}, turn, "head");
+      head = of_vocabulary("lm_head.weight", turn, "head");
     } else if (options_.train_weights) {
       throw UserError("adapter: none trains embedding and head apart, but this model ties them (tie_word_embeddings)");
     }
-    model_.head = std::make_unique<Head>(norm_D, head_VD, config_.norm_eps, norm, head, options_.head_chunk_rows);
-    if (options_.with_mtp) add_mtp(norm_D, head_VD, head);
+    model_.head = make_head({norm_D, head.held, norm, head.trained});
+    if (options_.with_mtp) add_mtp(norm_D, head);
     if (options_.targets != nullptr) options_.targets->require_all_matched();
   }
 
@@ -42,21 +41,45 @@ class Builder {
   std::string layer_name(int64_t layer, const std::string& rest) const { return str("model.layers.", layer, ".", rest); }
 
   /// A tensor that is never quantised: as a parameter when weights train, in compute dtype otherwise.
-  std::pair<at::Tensor, Parameter*> plain(const std::string& name, at::IntArrayRef shape, int64_t layer, const std::string& group) {
-    at::Tensor stored = source_.read(name, shape);
+  struct Plain {
+    at::Tensor held;
+    Parameter* trained = nullptr;
+  };
+  Plain plain(const std::string& name, at::IntArrayRef shape, int64_t layer, const std::string& group) {
+    return plain(name, source_.read(name, shape), layer, group, {});
+  }
+  /// The same of a part, which `stored` is.
+  Plain plain(const std::string& name, const at::Tensor& stored, int64_t layer, const std::string& group, const TensorPart& part) {
     if (options_.train_weights) {
       ParameterInfo info;
       info.name = name;
       info.layer = layer;
       info.group = group;
+      if (!part.is_whole()) info.hold_part(part.dim, part.first, part.total);
       Parameter& parameter = model_.parameters.add(info, stored);
       return {parameter.working, &parameter};
     }
     at::Tensor held = stored.to(options_.device, options_.compute);
-    model_.plain.emplace_back(name, held);
+    model_.plain.push_back({name, held, part});
     return {held, nullptr};
   }
-  at::Tensor norm(int64_t layer, const std::string& rest, int64_t width) { return plain(layer_name(layer, rest), {width}, layer, "norms").first; }
+  at::Tensor norm(int64_t layer, const std::string& rest, int64_t width) { return plain(layer_name(layer, rest), {width}, layer, "norms").held; }
+
+  /// This rank's rows of an embedding or a head [V, D].
+  at::Tensor vocabulary_rows(const std::string& name) {
+    at::Tensor all_VD = source_.read(name, {config_.vocab, config_.width});
+    // A copy: a view would keep all rows in memory.
+    return vocabulary_.count == config_.vocab ? all_VD : all_VD.narrow(0, vocabulary_.first, vocabulary_.count).clone();
+  }
+  Plain of_vocabulary(const std::string& name, int64_t layer, const std::string& group) { return of_vocabulary(name, vocabulary_rows(name), layer, group); }
+  Plain of_vocabulary(const std::string& name, const at::Tensor& rows, int64_t layer, const std::string& group) {
+    const bool cut = options_.axis.size() > 1;
+    return plain(name, rows, layer, group, cut ? TensorPart{0, vocabulary_.first, config_.vocab} : TensorPart{});
+  }
+  Embedding embedding(const Plain& weight) const { return {weight.held, weight.trained, vocabulary_, options_.axis}; }
+  std::unique_ptr<Head> make_head(HeadWeights weights) const {
+    return std::make_unique<Head>(std::move(weights), config_.vocab, config_.norm_eps, options_.head_chunk_rows, options_.axis);
+  }
 
   /// The maps of one block by their paths; each is taken once.
   using Maps = std::map<std::string, LinearMap>;
@@ -69,8 +92,10 @@ class Builder {
   /// A new slab for frozen weights; null where weights train.
   FrozenSlab* slab(SlabKind kind, int64_t layer, int64_t units) { return options_.train_weights ? nullptr : &model_.slabs->add(kind, layer, units); }
 
-  std::unique_ptr<FrozenWeight> frozen(const LinearMap& map, int64_t units, FrozenSlab& slab) {
-    const FrozenShape shape{held_format(map, options_.base), units, map.outputs, map.inputs};
+  MatrixCut cut_of(const LinearMap& map) const { return {map.cut, options_.axis.index(), options_.axis.size()}; }
+
+  std::unique_ptr<FrozenWeight> frozen(const LinearMap& map, int64_t units, const MatrixCut& cut, FrozenSlab& slab) {
+    const FrozenShape shape{held_format(map, options_.base), units, map.outputs, map.inputs, cut};
     auto weight = std::make_unique<FrozenWeight>(shape, options_.device, options_.compute);
     slab.hold(*weight, map.name() + ".weight");
     return weight;
@@ -95,20 +120,23 @@ class Builder {
     info.name = map.name();
     info.layer = layer;
     info.group = map.group;
+    const MatrixCut cut = cut_of(map);
     if (options_.train_weights) {
       info.name += ".weight";
-      return std::make_unique<Linear>(model_.parameters.add(info, source_.read(info.name, {map.outputs, map.inputs})));
+      if (cut.cuts_outputs()) info.hold_part(0, cut.first_output(map.outputs), map.outputs);
+      if (cut.cuts_inputs()) info.hold_part(1, cut.first_input(map.inputs), map.inputs);
+      return std::make_unique<Linear>(model_.parameters.add(info, cut.part_of(source_.read(info.name, {map.outputs, map.inputs}))));
     }
-    auto weight = frozen(map, 1, *slab);
+    auto weight = frozen(map, 1, cut, *slab);
     std::unique_ptr<Adapter> adapter;
-    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, 0, map.outputs, map.inputs, options_.seed, model_.parameters);
+    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, 0, map.outputs, map.inputs, options_.seed, model_.parameters, cut);
     return std::make_unique<Linear>(std::move(weight), std::move(adapter));
   }
 
   std::unique_ptr<SwigluMlp> mlp(const Maps& maps, const std::string& path, FrozenSlab* slab) {
     auto map = [&](const char* leaf) { return linear(maps.at(path + leaf), maps.at(path + leaf).layer, slab); };
     auto gate = map(".gate_proj"), up = map(".up_proj"), down = map(".down_proj");
-    return std::make_unique<SwigluMlp>(std::move(gate), std::move(up), std::move(down));
+    return std::make_unique<SwigluMlp>(std::move(gate), std::move(up), std::move(down), options_.axis);
   }
 
   std::unique_ptr<GroupedLinear> grouped(const LinearMap& map, FrozenSlab* slab) {
@@ -126,7 +154,7 @@ class Builder {
       for (int64_t e = 0; e < placement.count; ++e) stack[e].copy_(source_.read(expert_name(info.name, placement.first + e), {map.outputs, map.inputs}));
       return std::make_unique<GroupedLinear>(model_.parameters.add(info, stack));
     }
-    auto weight = frozen(map, placement.count, *slab);
+    auto weight = frozen(map, placement.count, {}, *slab);
     std::unique_ptr<Adapter> adapter;
     if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, map.outputs, map.inputs, options_.seed, model_.parameters);
     return std::make_unique<GroupedLinear>(std::move(weight), std::move(adapter));
@@ -146,7 +174,7 @@ class Builder {
     w.kv_a_norm = norm(layer, "self_attn.kv_a_layernorm.weight", config_.kv_lora);
     w.kv_b = map("kv_b_proj");
     w.o = map("o_proj");
-    return std::make_unique<Attention>(config_, std::move(w));
+    return std::make_unique<Attention>(config_, std::move(w), options_.axis);
   }
 
   void add_block(int64_t layer) {
@@ -163,7 +191,7 @@ class Builder {
       at::Tensor weight_ED = router_weight(layer);
       at::Tensor bias_E = source_.read(layer_name(layer, "mlp.gate.e_score_correction_bias"), {config_.experts})
                               .to(options_.device, accumulate_dtype(options_.compute), false, /*copy=*/true);
-      parts.router = std::make_unique<Router>(config_, weight_ED, bias_E);
+      parts.router = std::make_unique<Router>(config_, weight_ED, bias_E, options_.axis);
       parts.expert_slab = slab(SlabKind::kExperts, layer, options_.placement.count);
       auto gate = grouped(maps.at("mlp.experts.*.gate_proj"), parts.expert_slab);
       auto up = grouped(maps.at("mlp.experts.*.up_proj"), parts.expert_slab);
@@ -180,13 +208,13 @@ class Builder {
   // Frozen, the router keeps the checkpoint's dtype: scores are computed in fp32 from it.
   at::Tensor router_weight(int64_t layer) {
     const std::string name = layer_name(layer, "mlp.gate.weight");
-    if (options_.train_weights) return plain(name, {config_.experts, config_.width}, layer, "router").first;
+    if (options_.train_weights) return plain(name, {config_.experts, config_.width}, layer, "router").held;
     at::Tensor held = source_.read(name, {config_.experts, config_.width}).to(options_.device);
-    model_.plain.emplace_back(name, held);
+    model_.plain.push_back({name, held, {}});
     return held;
   }
 
-  void add_mtp(const at::Tensor& trunk_norm, const at::Tensor& head_VD, Parameter* head) {
+  void add_mtp(const at::Tensor& trunk_norm, const Plain& trunk_head) {
     const int64_t layer = config_.num_layers, turn = turn_layer(config_);
     const LinearMap projection = mtp_projection(config_);
     const std::string first_name = projection.name() + ".weight";
@@ -196,32 +224,35 @@ class Builder {
     add_block(layer);
     Mtp::Parts parts;
     auto extra = [&](const char* rest, at::IntArrayRef shape, const char* group) { return plain(layer_name(layer, rest), shape, turn, group); };
-    parts.embedding_norm = extra("enorm.weight", {config_.width}, "norms").first;
-    parts.hidden_norm = extra("hnorm.weight", {config_.width}, "norms").first;
+    parts.embedding_norm = extra("enorm.weight", {config_.width}, "norms").held;
+    parts.hidden_norm = extra("hnorm.weight", {config_.width}, "norms").held;
     parts.trunk_norm = trunk_norm;
     parts.slab = slab(SlabKind::kDense, turn, 1);
     parts.projection = linear(projection, turn, parts.slab);
     load(parts.slab);
-    std::tie(parts.embedding_VD, parts.embedding) = shared_or_own(layer_name(layer, "embed_tokens.weight"), "embedding", model_.embedding_VD, model_.embedding);
-    auto [mtp_head_VD, mtp_head] = shared_or_own(layer_name(layer, "shared_head.head.weight"), "head", head_VD, head);
+    const Embedding& trunk = model_.embedding;
+    parts.embedding = embedding(shared_or_own(layer_name(layer, "embed_tokens.weight"), "embedding", {trunk.weight(), trunk.parameter()}));
+    const Plain head = shared_or_own(layer_name(layer, "shared_head.head.weight"), "head", trunk_head);
     auto [head_norm_D, head_norm] = extra("shared_head.norm.weight", {config_.width}, "norms");
-    parts.head = std::make_unique<Head>(head_norm_D, mtp_head_VD, config_.norm_eps, head_norm, mtp_head, options_.head_chunk_rows);
+    parts.head = make_head({head_norm_D, head.held, head_norm, head.trained});
     model_.mtp = std::make_unique<Mtp>(std::move(parts), config_.norm_eps);
   }
 
   // The checkpoint carries copies of embedding and head in the module; a copy that equals the trunk's is not held twice, and where
-  // weights train it goes on being one tensor, as the paper shares them.
-  std::pair<at::Tensor, Parameter*> shared_or_own(const std::string& name, const std::string& group, const at::Tensor& trunk, Parameter* trunk_parameter) {
-    if (!source_.has(name)) return {trunk, trunk_parameter};
-    at::Tensor own = source_.read(name, trunk.sizes());
-    if (at::equal(own.to(trunk.device(), trunk.scalar_type()), trunk.detach())) return {trunk, trunk_parameter};
-    return plain(name, trunk.sizes(), turn_layer(config_), group);
+  // weights train it goes on being one tensor, as the paper shares them. Copies may differ in other ranks' rows alone: ranks agree.
+  Plain shared_or_own(const std::string& name, const std::string& group, const Plain& trunk) {
+    if (!source_.has(name)) return trunk;
+    at::Tensor own_VD = vocabulary_rows(name), trunk_VD = trunk.held.detach();
+    at::Tensor differs = at::full({1}, !at::equal(own_VD.to(trunk_VD.device(), trunk_VD.scalar_type()), trunk_VD), trunk_VD.options().dtype(at::kBool));
+    options_.axis.max(differs);
+    return differs.item<bool>() ? of_vocabulary(name, own_VD, turn_layer(config_), group) : trunk;
   }
 
   Model& model_;
   const ModelConfig& config_;
   WeightSource& source_;
   const ModelOptions& options_;
+  VocabularyPart vocabulary_;
 };
 
 }  // namespace

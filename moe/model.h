@@ -1,10 +1,11 @@
 // A decoder of the DeepSeek-V3 family on one rank: embedding, blocks, head, MTP module, and what of it trains.
 //
 //   std::unique_ptr<Model> model = build_model(config, *source, options);
-//   at::Tensor x_TD = model->embed(token_T);
+//   at::Tensor x_TD = model->embedding.embed(token_U);
 //   model->blocks[3].mix(...);
 //
-// The model is mathematics: it knows which experts it holds and whom to hand rows to (TokenExchange), not on which rank it runs.
+// The model is mathematics: it knows which experts and which parts of matrices it holds, whom to hand rows to (TokenExchange) and with
+// whom it shares matrices (TensorAxis), not on which rank it runs.
 // trainer/sweep walks it layer by layer.
 #pragma once
 
@@ -14,6 +15,7 @@
 
 #include "lora/frozen_slab.h"
 #include "moe/block.h"
+#include "moe/embedding.h"
 #include "moe/head.h"
 #include "moe/mtp.h"
 #include "moe/rope.h"
@@ -30,6 +32,7 @@ struct ModelOptions {
   ExpertPlacement placement;        ///< experts of this rank
   TokenExchange* exchange = nullptr;
   FrozenSlabs* slabs = nullptr;     ///< where frozen weights lie; null: whole on the device, in slabs of the model's own
+  TensorAxis axis;                  ///< the ranks that hold the other parts of cut matrices
   uint64_t seed = 0;
   bool with_mtp = false;
   int64_t head_chunk_rows = 1024;
@@ -37,27 +40,32 @@ struct ModelOptions {
   std::function<void(int64_t layer)> loaded;      ///< called after each layer, for progress
 };
 
+struct PlainTensor {
+  std::string name;  ///< Hugging Face key
+  at::Tensor held;
+  TensorPart part;   ///< of it where the tensor axis cuts it
+};
+
 struct Model {
   Model(const ModelConfig& config, const ModelOptions& options)
-      : config(config), rope(config.rope, options.device), parameters(options.device, options.compute) {}
+      : config(config), rope(config.rope, options.device), parameters(options.device, options.compute), axis(options.axis) {}
 
   const ModelConfig config;
   Rope rope;
   ParameterSet parameters;
-  at::Tensor embedding_VD;
-  Parameter* embedding = nullptr;  ///< null where it does not train
+  TensorAxis axis;
+  Embedding embedding;
   std::vector<Block> blocks;       ///< L of them; the MTP module's is one more
   std::unique_ptr<Head> head;
   std::unique_ptr<Mtp> mtp;        ///< null where the run does not use it
 
-  at::Tensor embed(const at::Tensor& token_T) const { return embedding_VD.detach().index_select(0, token_T); }
   /// Elements that the scratch must hold for any one layer.
   int64_t scratch_elements() const;
   /// All frozen linear weights, layer by layer; empty where weights train.
   FrozenSlabs* slabs = nullptr;
   std::unique_ptr<FrozenSlabs> own_slabs;
-  /// Frozen tensors that are held as they are (embedding, head, norms, router), named.
-  std::vector<std::pair<std::string, at::Tensor>> plain;
+  /// Frozen tensors that are held as they are: embedding, head, norms, router.
+  std::vector<PlainTensor> plain;
 };
 
 /// Layer number that parameters of the turn (final norm, head, MTP's norms and projection) carry; the MTP block carries num_layers.

@@ -1,9 +1,9 @@
 // The multi-token prediction module (DeepSeek-V3 report section 2.2, depth 1): one more block after the last that predicts the token
 // after the next.
 //
-//   at::Tensor z_TD = mtp.input(x_TD, mtp.embed(next_token));   // differentiable in x
+//   at::Tensor z_TD = mtp.input(x_TD, mtp.embedding().embed(next_token));   // differentiable in both
 //   ... one block of the sweep ...
-//   HeadResult r = mtp.head().loss(out_TD, target_row, target, scale, true);
+//   HeadResult r = mtp.head().loss(out_UD, target_row, target, scale, true);
 //
 // For row i of a document, z_i = eh_proj([enorm(Emb(t_i+1)); hnorm(norm(x_L,i))]), embedding first as the checkpoint lays it out
 // (the paper's eq. 21 writes the other order); target t_i+2. The last row of a document has no next token and does not take part.
@@ -13,6 +13,7 @@
 
 #include "lora/frozen_slab.h"
 #include "lora/linear.h"
+#include "moe/embedding.h"
 #include "moe/head.h"
 #include "moe/pass_context.h"
 
@@ -24,8 +25,7 @@ class Mtp {
     at::Tensor embedding_norm, hidden_norm;  ///< enorm, hnorm
     std::unique_ptr<Linear> projection;      ///< eh_proj [D, 2 D]
     FrozenSlab* slab = nullptr;              ///< of the projection; null where it trains
-    at::Tensor embedding_VD;                 ///< the trunk's own tensor where the checkpoint's copy equals it
-    Parameter* embedding = nullptr;          ///< null where it does not train
+    Embedding embedding;                     ///< the trunk's own where the checkpoint's copy equals it
     at::Tensor trunk_norm;                   ///< model.norm
     std::unique_ptr<Head> head;
   };
@@ -33,7 +33,7 @@ class Mtp {
 
   /// x_TD: the last block's output at the rows that take part; next_embedding_TD: embedding of the token after each. -> [T, D].
   at::Tensor input(const at::Tensor& x_TD, const at::Tensor& next_embedding_TD) const;
-  at::Tensor embed(const at::Tensor& token_T) const { return parts_.embedding_VD.index_select(0, token_T); }
+  Embedding& embedding() { return parts_.embedding; }
   Head& head() { return *parts_.head; }
   /// Makes the projection dense for one pass; release() gives the scratch back.
   void use(PassContext& pass);

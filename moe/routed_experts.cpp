@@ -38,9 +38,11 @@ RoutingRecord RoutedExperts::route(const at::Tensor& expert_TK) const {
   at::NoGradGuard no_grad;
   RoutingRecord record;
   record.expert_TK = expert_TK.to(at::kShort);
+  // Rows of padding want the rank behind the last.
+  const int64_t ranks = exchange_.num_ranks();
   at::Tensor rank_TK = expert_TK.floor_divide(placement_.count);
-  at::Tensor wanted_TP = at::zeros({expert_TK.size(0), exchange_.num_ranks()}, expert_TK.options().dtype(at::kBool)).scatter_(1, rank_TK, true);
-  record.rounds = exchange_.plan(wanted_TP);
+  at::Tensor wanted = at::zeros({expert_TK.size(0), ranks + 1}, expert_TK.options().dtype(at::kBool)).scatter_(1, rank_TK, true);
+  record.rounds = exchange_.plan(wanted.narrow(1, 0, ranks));
   for (const ExchangeRound& round : record.rounds) {
     at::Tensor local = exchange_.out(round, record.expert_TK).to(at::kLong).sub_(placement_.first);
     at::Tensor held = local.masked_select(local.ge(0).logical_and_(local.lt(placement_.count)));

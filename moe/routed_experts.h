@@ -54,7 +54,7 @@ class RoutedExperts {
   RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up, std::unique_ptr<GroupedLinear> down,
                 ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange);
 
-  /// Fixes the exchange of expert_TK (int64). Collective over the expert group.
+  /// Fixes the exchange of expert_TK (int64; the total number of experts for a row that goes nowhere). Collective over the expert group.
   RoutingRecord route(const at::Tensor& expert_TK) const;
   /// sum over the chosen experts of weight * expert(z): [T, D]. Collective. `kept` receives intermediates where it is not null.
   at::Tensor forward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& token_T,

@@ -32,7 +32,7 @@ at::Tensor Router::choose(const at::Tensor& score_TE) const {
 }
 
 at::Tensor Router::weights(const at::Tensor& score_TE, const at::Tensor& expert_TK) const {
-  at::Tensor weight_TK = score_TE.gather(-1, expert_TK);
+  at::Tensor weight_TK = score_TE.gather(-1, expert_TK.clamp_max(config_.experts - 1));
   if (config_.normalise_top_k) weight_TK = weight_TK / (weight_TK.sum(-1, true) + 1e-20);
   return weight_TK * config_.routed_scale;
 }
@@ -40,11 +40,15 @@ at::Tensor Router::weights(const at::Tensor& score_TE, const at::Tensor& expert_
 at::Tensor Router::balance_loss(const at::Tensor& score_TE, const Slice& slice) const {
   const int64_t documents = slice.num_documents;
   at::Tensor length = slice.document_length.to(score_TE.scalar_type()).unsqueeze(-1);
+  // Rows of padding are summed as one more document, which is left out.
   auto document_sums = [&](const at::Tensor& rows_TE) {
-    return at::zeros({documents, config_.experts}, score_TE.options().requires_grad(false)).index_add(0, slice.document_T, rows_TE);
+    at::Tensor zeros = at::zeros({documents + 1, config_.experts}, score_TE.options().requires_grad(false));
+    return zeros.index_add(0, slice.document_T, rows_TE).narrow(0, 0, documents);
   };
   at::Tensor chosen = at::zeros_like(score_TE).detach().scatter_(-1, top_indices(score_TE.detach(), config_.top_k), 1.0);
-  at::Tensor fraction = document_sums(chosen) / length * (static_cast<double>(config_.experts) / config_.top_k);
+  at::Tensor times_chosen = document_sums(chosen);
+  axis_.sum(times_chosen);
+  at::Tensor fraction = times_chosen / length * (static_cast<double>(config_.experts) / config_.top_k);
   at::Tensor probability = document_sums(score_TE / score_TE.sum(-1, true)) / length;
   return (fraction * probability).sum();
 }

@@ -9,24 +9,28 @@
 
 #include "moe/config.h"
 #include "moe/slice.h"
+#include "parallel/tensor_axis.h"
 
 namespace moetune {
 
 class Router {
  public:
   /// weight_ED in any float dtype, bias_E fp32 (fp64 in proofs).
-  Router(const ModelConfig& config, at::Tensor weight_ED, at::Tensor bias_E) : config_(config), weight_ED_(weight_ED), bias_E_(bias_E) {}
+  Router(const ModelConfig& config, at::Tensor weight_ED, at::Tensor bias_E, const TensorAxis& axis = {})
+      : config_(config), weight_ED_(weight_ED), bias_E_(bias_E), axis_(axis) {}
 
   /// sigmoid(x W^T), computed in fp32 (fp64 for fp64 input): [T, E].
   at::Tensor scores(const at::Tensor& x_TD) const;
   /// Experts of each token, int64 [T, K]: the best K of score + bias within the best groups, a group's score being the sum of its two
   /// best. Ties go to the lower number.
   at::Tensor choose(const at::Tensor& score_TE) const;
-  /// Scores of the chosen experts, normalised to sum 1 where the model says so, times its scaling factor: [T, K].
+  /// Scores of the chosen experts, normalised to sum 1 where the model says so, times its scaling factor: [T, K]. A choice of E (a
+  /// row of padding) has some weight that nobody reads.
   at::Tensor weights(const at::Tensor& score_TE, const at::Tensor& expert_TK) const;
   /// Sequence-wise balance loss (report eq. 17-20) summed over the slice's documents: sum_i f_i P_i of each, with
   /// f_i = E / (K T) * #{t: i in top-K of the plain scores} and P_i = mean_t s_it / sum_j s_jt over a document of T tokens.
-  /// A scalar, differentiable through P alone.
+  /// A scalar, differentiable through P alone. On a tensor axis f is that of whole documents and P this rank's part of the sum, so
+  /// that the ranks' losses add up. Collective over the axis.
   at::Tensor balance_loss(const at::Tensor& score_TE, const Slice& slice) const;
 
   const at::Tensor& bias() const { return bias_E_; }
@@ -38,6 +42,7 @@ class Router {
   const ModelConfig& config_;
   at::Tensor weight_ED_;
   at::Tensor bias_E_;
+  TensorAxis axis_;
 };
 
 }  // namespace moetune

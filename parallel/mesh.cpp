@@ -25,9 +25,8 @@ std::string to_string(const MeshShape& shape) {
   return str("pp ", shape.pp, " x dp ", shape.dp > 0 ? str(shape.dp) : "auto", " x ep ", shape.ep, " x tp ", shape.tp);
 }
 
-MeshShape resolve_mesh(MeshShape requested, int64_t world_size) {
+MeshShape resolve_mesh(MeshShape requested, int64_t world_size, std::vector<std::string> mistakes) {
   MT_CHECK(world_size >= 1, "world of ", world_size, " ranks");
-  std::vector<std::string> mistakes;
   const bool dp_auto = requested.dp == 0;
   bool in_range = true;
   const auto check_axis = [&](const char* axis, int64_t value, int64_t most, const std::string& reason) {
@@ -39,7 +38,7 @@ MeshShape resolve_mesh(MeshShape requested, int64_t world_size) {
   check_axis("pp", requested.pp, 1, " (pipeline stages are not supported yet)");
   if (!dp_auto) check_axis("dp", requested.dp, world_size, ranks_reason + ", or auto");
   check_axis("ep", requested.ep, world_size, ranks_reason);
-  check_axis("tp", requested.tp, 1, " (tensor parallelism is not supported yet)");
+  check_axis("tp", requested.tp, world_size, ranks_reason);
 
   // The product means something only where every axis does; each is at most world_size, and it is followed only so far.
   if (in_range) {
@@ -48,8 +47,9 @@ MeshShape resolve_mesh(MeshShape requested, int64_t world_size) {
       if (product <= world_size) product *= value;
     }
     if (dp_auto && world_size % product != 0) {
-      mistakes.push_back(str("mesh ", to_string(requested), ": ", world_size, " ranks cannot be divided by pp x ep x tp",
-                             "; set mesh.ep to one of ", divisors_of(world_size),
+      const bool tp_fits = world_size % requested.tp == 0;
+      mistakes.push_back(str("mesh ", to_string(requested), ": ", world_size, " ranks cannot be divided by pp x ep x tp", "; set ",
+                             tp_fits ? "mesh.ep" : "mesh.tp", " to one of ", divisors_of(tp_fits ? world_size / requested.tp : world_size),
                              ", or start a multiple of pp x ep x tp ranks with mpirun -np"));
     } else if (!dp_auto && product != world_size) {
       mistakes.push_back(str("mesh ", to_string(requested), ": the product must be the number of ranks, ", world_size,
@@ -90,8 +90,10 @@ Mesh::Mesh(Launch& launch, const MeshShape& shape) : shape_(shape), here_(coordi
   const auto [pp, dp, ep, tp] = here_;
   world_ = group({}, "world");
   ep_ = group({.pp = pp, .dp = dp, .ep = 0, .tp = tp}, "ep");
+  tp_ = group({.pp = pp, .dp = dp, .ep = ep, .tp = 0}, "tp");
   expert_replicas_ = group({.pp = pp, .dp = 0, .ep = ep, .tp = 0}, "expert_replicas");
   data_ = group({.pp = pp, .dp = 0, .ep = 0, .tp = tp}, "data");
+  stage_ = group({.pp = pp, .dp = 0, .ep = 0, .tp = 0}, "stage");
 }
 
 }  // namespace moetune

@@ -5,6 +5,7 @@
 //   Mesh mesh(launch, shape);                       // every rank of the job
 //   mesh.ep().all_to_all_v(...);                    // ranks that hold different experts of one replica
 //   mesh.expert_replicas().all_reduce_sum(...);     // ranks that hold the same experts
+//   TensorAxis axis(mesh.tp());                     // ranks that hold parts of the same matrices (parallel/tensor_axis.h)
 //
 // parallel/ knows ranks and bytes; which tensors are equal along which axis is for its callers to know.
 #pragma once
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "parallel/communicator.h"
 
@@ -33,8 +35,9 @@ struct MeshShape {
 std::string to_string(const MeshShape& shape);
 
 /// The requested shape with dp filled in, for world_size ranks. UserError, naming the recipe's keys and all mistakes at
-/// once, where an axis is below 1, the product is not world_size, or an axis that does not train yet (pp, tp) is above 1.
-MeshShape resolve_mesh(MeshShape requested, int64_t world_size);
+/// once, where an axis is below 1, the product is not world_size, or an axis that does not train yet (pp) is above 1.
+/// `mistakes`: what the caller found already, told in the same error.
+MeshShape resolve_mesh(MeshShape requested, int64_t world_size, std::vector<std::string> mistakes = {});
 
 /// A rank's place along each axis.
 struct MeshCoordinates {
@@ -63,18 +66,24 @@ class Mesh {
   Communicator& world() { return *world_; }
   /// Ranks that hold different experts of one replica: EP varies; rank() is here().ep.
   Communicator& ep() { return *ep_; }
+  /// Ranks that hold parts of the same matrices and walk the same documents: TP varies; rank() is here().tp.
+  Communicator& tp() { return *tp_; }
   /// Ranks that hold the same experts: DP and TP vary.
   Communicator& expert_replicas() { return *expert_replicas_; }
   /// Ranks that take different data: DP and EP vary; rank() is the index of this rank's share of the batch.
   Communicator& data() { return *data_; }
+  /// Ranks that hold the same layers: DP, EP and TP vary.
+  Communicator& stage() { return *stage_; }
 
  private:
   MeshShape shape_;
   MeshCoordinates here_;
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<Communicator> ep_;
+  std::unique_ptr<Communicator> tp_;
   std::unique_ptr<Communicator> expert_replicas_;
   std::unique_ptr<Communicator> data_;
+  std::unique_ptr<Communicator> stage_;
 };
 
 }  // namespace moetune

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/device_memory.h"
@@ -100,11 +101,14 @@ AdapterTargets adapter_targets(const Recipe& recipe) {
 }
 
 MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size) {
-  const MeshShape shape = resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, recipe.mesh.tp}, world_size);
-  if (config.experts % shape.ep != 0) {
-    throw UserError(str(recipe.origin("mesh.ep"), ": mesh.ep: ", shape.ep, " ranks do not divide the model's ", config.experts, " routed experts"));
+  std::vector<std::string> mistakes;
+  if (recipe.mesh.ep > 0 && config.experts % recipe.mesh.ep != 0) {
+    mistakes.push_back(str(recipe.origin("mesh.ep"), ": mesh.ep: ", recipe.mesh.ep, " ranks do not divide the model's ", config.experts, " routed experts"));
   }
-  return shape;
+  for (const std::string& mistake : cut_mistakes(config, base_format(recipe.model.base), recipe.mesh.tp)) {
+    mistakes.push_back(str(recipe.origin("mesh.tp"), ": mesh.tp: ", mistake));
+  }
+  return resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, recipe.mesh.tp}, world_size, std::move(mistakes));
 }
 
 at::DeviceType device_type(const Recipe& recipe) {
@@ -153,6 +157,7 @@ Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> r
   options.placement = {run.mesh->here().ep * local_experts, local_experts, run.config.experts};
   options.exchange = run.exchange.get();
   options.slabs = run.slabs.get();
+  options.axis = TensorAxis(run.mesh->tp());
   options.seed = static_cast<uint64_t>(recipe.run.seed);
   options.with_mtp = recipe.mtp.loss_weight > 0.0;
   const bool random = recipe.model.weights == WeightOrigin::kRandom;

@@ -37,7 +37,8 @@ at::ScalarType scalar_type(ComputeType compute);
 BaseFormat base_format(BaseChoice base);
 /// What the recipe asks of adapters; matches nothing for `adapter: none`.
 AdapterTargets adapter_targets(const Recipe& recipe);
-/// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the experts.
+/// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the experts, heads and
+/// matrices: all mistakes in one.
 MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size);
 /// What the recipe computes on, as this machine is.
 at::DeviceType device_type(const Recipe& recipe);

@@ -58,7 +58,7 @@ std::string trained_text(const MemoryPlan& plan, int64_t parameters) {
 /// Bytes of the model's tensors as they lie in this process now.
 int64_t held_bytes(const Model& model) {
   int64_t bytes = model.slabs->kept_bytes();
-  for (const auto& [name, tensor] : model.plain) bytes += static_cast<int64_t>(tensor.nbytes());
+  for (const PlainTensor& tensor : model.plain) bytes += static_cast<int64_t>(tensor.held.nbytes());
   for (const Parameter& parameter : model.parameters.all()) bytes += static_cast<int64_t>(parameter.working.nbytes());
   return bytes;
 }

@@ -46,7 +46,7 @@ class PartDigest {
       : slab_(slab), part_(part), type_(word_type(part)), word_bytes_(static_cast<int64_t>(c10::elementSize(type_))), first_expert_(first_expert), sum_(sum),
         key_(stream_key(0, str(held.name, "/", part.name))), begin_(held.offset + part.offset), words_(part.bytes() / word_bytes_) {
     const FrozenShape& shape = held.weight->shape();
-    if (!part.of_whole && shape.cut.dim != MatrixCut::Dim::kNone) cut_ = shape.cut;
+    if (!part.of_whole && shape.cut.dim != MatrixCut::Dim::kNone && shape.cut.parts > 1) cut_ = shape.cut;
     whole_words_ = words_ * cut_.parts;
     row_words_ = cut_.dim == MatrixCut::Dim::kInputs ? words_ / shape.outputs : words_;
   }
@@ -147,7 +147,12 @@ std::string frozen_digest(Model& model, Mesh& mesh) {
     if (slab.first_copy()) digest += slab_digest(slab, slab.kind() == SlabKind::kExperts ? first_expert : 0);
   }
   if (mesh.data().rank() == 0) {
-    for (const auto& [name, tensor] : model.plain) digest += tensor_digest(name, tensor, 0);
+    for (const PlainTensor& tensor : model.plain) {
+      // Parts are runs of rows; of what every rank of the tensor axis holds the first's counts.
+      if (tensor.part.is_whole() && mesh.here().tp > 0) continue;
+      const int64_t row_bytes = static_cast<int64_t>(tensor.held.nbytes()) / std::max<int64_t>(1, tensor.held.size(0));
+      digest += tensor_digest(tensor.name, tensor.held, tensor.part.first * row_bytes);
+    }
   }
   at::Tensor total = at::tensor({static_cast<int64_t>(digest)}, at::kLong).to(mesh.world().device());
   mesh.world().all_reduce_sum(total);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "parallel/base/error.h"
+#include "trainer/replica_groups.h"
 
 namespace moetune {
 namespace {

@@ -6,7 +6,8 @@ namespace moetune {
 
 Communicator& replica_group(Mesh& mesh, Replicas replicas) {
   switch (replicas) {
-    case Replicas::kEverywhere: return mesh.data();
+    case Replicas::kEverywhere: return mesh.stage();
+    case Replicas::kTensorIndex: return mesh.data();
     case Replicas::kExpertReplicas: return mesh.expert_replicas();
   }
   throw InternalError("replicas of no kind");
@@ -14,7 +15,8 @@ Communicator& replica_group(Mesh& mesh, Replicas replicas) {
 
 int64_t num_replicas(const MeshShape& shape, Replicas replicas) {
   switch (replicas) {
-    case Replicas::kEverywhere: return shape.dp * shape.ep;
+    case Replicas::kEverywhere: return shape.dp * shape.ep * shape.tp;
+    case Replicas::kTensorIndex: return shape.dp * shape.ep;
     case Replicas::kExpertReplicas: return shape.dp * shape.tp;
   }
   throw InternalError("replicas of no kind");

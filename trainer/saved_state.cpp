@@ -59,6 +59,10 @@ TensorBlock block_of(const Parameter& parameter) {
     block.whole[0] = info.num_experts;
     block.at[0] = info.first_expert;
   }
+  if (!info.part.is_whole()) {
+    block.whole[info.part.dim] = info.part.total;
+    block.at[info.part.dim] = info.part.first;
+  }
   return block;
 }
 

@@ -70,7 +70,7 @@ at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stre
     block.use_experts();
     const at::Tensor expert_TK = joined(expert);
     state.routing = block.experts()->route(expert_TK);
-    if (mode == Mode::kTrain) loads_.push_back(expert_TK.flatten().bincount({}, model_.config.experts));
+    if (mode == Mode::kTrain) loads_.push_back(expert_TK.flatten().bincount({}, model_.config.experts + 1).narrow(0, 0, model_.config.experts));
     if (keep) state.experts = std::make_unique<KeptExperts>();
     at::Tensor routed = block.experts()->forward(state.routing, joined(z), joined(weight), stream.token_T, pass, state.experts.get());
     y_TD = keep ? y_TD + routed : y_TD.add_(routed);
@@ -149,16 +149,19 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
 
 at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result,
                        const std::function<void(int64_t)>& layer_done) {
-  HeadResult head = model_.head->loss(x_TD, batch.main.target_row, batch.main.target, 1.0 / static_cast<double>(batch.main.global_targets), true);
+  const TensorAxis& axis = model_.axis;
+  at::Tensor x_UD = axis.gather_rows(x_TD, batch.main.num_gathered_rows);
+  HeadResult head = model_.head->loss(x_UD, batch.main.target_row, batch.main.target, 1.0 / static_cast<double>(batch.main.global_targets), true);
   result.loss_sum = head.loss_sum;
-  if (!model_.mtp) return head.d_x_TD;
+  if (!model_.mtp) return axis.reduce_scatter_rows(head.d_x_UD);
 
   Mtp& mtp = *model_.mtp;
   const int64_t layer = model_.config.num_layers;
-  at::Tensor x_rows = x_TD.index_select(0, batch.mtp_row).requires_grad_();
-  at::Tensor embedding = mtp.embed(batch.mtp_next_token).detach();
+  at::Tensor x_rows = x_UD.index_select(0, batch.mtp_row).requires_grad_();
+  x_UD = at::Tensor();
+  at::Tensor embedding = mtp.embedding().embed(batch.mtp_next_token);
   std::vector<at::Tensor> inputs{x_rows};
-  if (mtp.parts().embedding != nullptr) inputs.push_back(embedding.requires_grad_());
+  if (mtp.embedding().trains()) inputs.push_back(embedding.requires_grad_());
   std::vector<Parameter*> trained;
   for (Parameter* parameter : model_.parameters.of_layer(turn_layer(model_.config))) {
     trained.push_back(parameter);
@@ -174,24 +177,21 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   mtp.release(pass);
   at::Tensor out_TD = down(layer, z_TD.detach(), batch.mtp, pass, Mode::kTrain);
   const double scale = batch.mtp.global_targets > 0 ? options_.mtp_weight / static_cast<double>(batch.mtp.global_targets) : 0.0;
-  HeadResult second = mtp.head().loss(out_TD, batch.mtp.target_row, batch.mtp.target, scale, true);
+  HeadResult second = mtp.head().loss(axis.gather_rows(out_TD, batch.mtp.num_gathered_rows), batch.mtp.target_row, batch.mtp.target, scale, true);
   result.mtp_loss_sum = second.loss_sum;
-  at::Tensor d_z_TD = up(layer, second.d_x_TD, batch.mtp, pass, batch.global.documents);
+  at::Tensor d_z_TD = up(layer, axis.reduce_scatter_rows(second.d_x_UD), batch.mtp, pass, batch.global.documents);
   // Undefined where nothing at or below the module's input trains.
   if (d_z_TD.defined()) {
     mtp.use(pass);
     auto gradients = torch::autograd::grad({z_TD}, inputs, {d_z_TD}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
     mtp.release(pass);
-    head.d_x_TD.index_add_(0, batch.mtp_row, gradients[0]);
+    head.d_x_UD.index_add_(0, batch.mtp_row, gradients[0]);
     size_t next = 1;
-    if (Parameter* trained_embedding = mtp.parts().embedding) {
-      at::Tensor& gradient = trained_embedding->gradient();
-      gradient.index_add_(0, batch.mtp_next_token, gradients[next++].to(gradient.scalar_type()));
-    }
+    if (mtp.embedding().trains()) mtp.embedding().add_gradient(batch.mtp_next_token, gradients[next++]);
     for (Parameter* parameter : trained) parameter->add_gradient(gradients[next++]);
   }
   layer_done(layer);
-  return head.d_x_TD;
+  return axis.reduce_scatter_rows(head.d_x_UD);
 }
 
 std::vector<FrozenSlab*> Sweep::uses(Mode mode) const {
@@ -216,7 +216,7 @@ std::vector<FrozenSlab*> Sweep::uses(Mode mode) const {
 at::Tensor Sweep::way_down(const StepBatch& batch, PassContext& pass, Mode mode) {
   model_.slabs->schedule(uses(mode));
   options_.before_layer(-1);
-  at::Tensor x_TD = model_.embed(batch.input_T);
+  at::Tensor x_TD = model_.embedding.embed(batch.input_U);
   for (int64_t layer = 0; layer < model_.config.num_layers; ++layer) x_TD = down(layer, x_TD, batch.main, pass, mode);
   options_.before_layer(turn_layer(model_.config));
   return x_TD;
@@ -233,18 +233,23 @@ SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random, const
   at::Tensor d_x_TD = turn(x_TD, batch, pass, result, layer_done);
   x_TD = at::Tensor();
   layer_done(turn_layer(model_.config));
-  if (balance_loss_.defined()) result.balance_loss = balance_loss_ * (options_.balance_weight / static_cast<double>(batch.global.documents));
+  if (balance_loss_.defined()) {
+    result.balance_loss = balance_loss_ * (options_.balance_weight / static_cast<double>(batch.global.documents));
+    model_.axis.sum(result.balance_loss);
+  }
   for (int64_t layer = model_.config.num_layers - 1; layer >= std::max<int64_t>(0, lowest_trained_); --layer) {
     d_x_TD = up(layer, d_x_TD, batch.main, pass, batch.global.documents);
     layer_done(layer);
   }
   for (LayerState& state : states_) state = LayerState();
-  if (model_.embedding != nullptr) {
-    at::Tensor& gradient = model_.embedding->gradient();
-    gradient.index_add_(0, batch.input_T, d_x_TD.to(gradient.scalar_type()));
+  if (model_.embedding.trains()) {
+    model_.embedding.add_gradient(batch.input_U, d_x_TD);
     layer_done(-1);
   }
-  if (!loads_.empty()) result.load_LE = at::stack(loads_);
+  if (!loads_.empty()) {
+    result.load_LE = at::stack(loads_);
+    model_.axis.sum(result.load_LE);
+  }
   return result;
 }
 
@@ -253,14 +258,16 @@ SweepResult Sweep::evaluate(const StepBatch& batch) {
   PassContext pass{scratch_, dequantised_, StepRandom{}};
   SweepResult result;
   at::Tensor x_TD = way_down(batch, pass, Mode::kEvaluate);
-  result.loss_sum = model_.head->loss(x_TD, batch.main.target_row, batch.main.target, 0.0, /*backward=*/false).loss_sum;
+  at::Tensor x_UD = model_.axis.gather_rows(x_TD, batch.main.num_gathered_rows);
+  result.loss_sum = model_.head->loss(x_UD, batch.main.target_row, batch.main.target, 0.0, /*backward=*/false).loss_sum;
   return result;
 }
 
 at::Tensor Sweep::logits(const StepBatch& batch) {
   at::NoGradGuard no_grad;
   PassContext pass{scratch_, dequantised_, StepRandom{}};
-  return model_.head->logits(way_down(batch, pass, Mode::kEvaluate));
+  at::Tensor x_UD = model_.axis.gather_rows(way_down(batch, pass, Mode::kEvaluate), batch.main.num_gathered_rows);
+  return model_.head->logits(x_UD.index_select(0, batch.main.place));
 }
 
 }  // namespace moetune

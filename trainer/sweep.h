@@ -34,12 +34,13 @@ struct SweepOptions {
   std::function<void(int64_t)> before_layer = [](int64_t) {};
 };
 
-/// Sums over this rank's part; the caller adds them over the mesh. Scalars on the device, not waited for.
+/// Sums over this rank's documents, the same on every rank of a tensor axis; the caller adds them over the ranks that take other
+/// documents. Scalars on the device, not waited for.
 struct SweepResult {
   at::Tensor loss_sum;      ///< negative log-likelihood of the target tokens
   at::Tensor mtp_loss_sum;  ///< undefined without MTP
-  at::Tensor balance_loss;  ///< this rank's part of the step's balance loss, alpha included; undefined without
-  at::Tensor load_LE;       ///< int64 [MoE layers, E]: tokens of this rank that each expert was chosen for
+  at::Tensor balance_loss;  ///< these documents' part of the step's balance loss, alpha included; undefined without
+  at::Tensor load_LE;       ///< int64 [MoE layers, E]: tokens of these documents that each expert was chosen for
 };
 
 class Sweep {
@@ -52,7 +53,7 @@ class Sweep {
   SweepResult train(const StepBatch& batch, const StepRandom& random, const std::function<void(int64_t)>& layer_done);
   /// Way down and head: no dropout, no MTP, no counts. Collective.
   SweepResult evaluate(const StepBatch& batch);
-  /// Logits of all rows [T, V]; for tests and exports of a few documents. Collective.
+  /// Logits of the documents' rows in their order, [T, V]; for tests and exports of a few documents. Collective.
   at::Tensor logits(const StepBatch& batch);
 
   const DequantCounters& dequantised() const { return dequantised_; }

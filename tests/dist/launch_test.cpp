@@ -23,32 +23,39 @@ TEST_CASE("host values reach every rank", "[launch]") {
 
 TEST_CASE("a mesh holds the groups of its axes", "[mesh]") {
   Launch& launch = test_launch();
-  const int P = launch.world_size();
-  for (int64_t ep = 1; ep <= P; ++ep) {
-    if (P % ep != 0) continue;
-    INFO("ep " << ep);
-    Mesh mesh(launch, resolve_mesh({.pp = 1, .dp = 0, .ep = ep, .tp = 1}, P));
-    CHECK(mesh.shape().dp == P / ep);
-    CHECK(mesh.here().ep == launch.rank() % ep);
-    CHECK(mesh.here().dp == launch.rank() / ep);
+  const int64_t P = launch.world_size(), me = launch.rank();
+  for (int64_t place = 0; place < P * P; ++place) {
+    const int64_t tp = place / P + 1, ep = place % P + 1;
+    if (P % (ep * tp) != 0) continue;
+    INFO("ep " << ep << ", tp " << tp);
+    Mesh mesh(launch, resolve_mesh({.pp = 1, .dp = 0, .ep = ep, .tp = tp}, P));
+    CHECK(mesh.shape().dp == P / ep / tp);
+    CHECK(mesh.here().tp == me % tp);
+    CHECK(mesh.here().ep == me / tp % ep);
+    CHECK(mesh.here().dp == me / tp / ep);
     CHECK(mesh.world().size() == P);
-    CHECK(mesh.data().rank() == launch.rank());
-    REQUIRE(mesh.ep().size() == ep);
+    CHECK(mesh.data().rank() == me / tp);
     CHECK(mesh.ep().rank() == mesh.here().ep);
-    REQUIRE(mesh.expert_replicas().size() == P / ep);
-    CHECK(mesh.expert_replicas().rank() == mesh.here().dp);
+    CHECK(mesh.tp().rank() == mesh.here().tp);
 
-    // The members of a group: neighbours in ep, and every ep-th rank in expert_replicas.
+    // The members of a group: neighbours in tp, every tp-th rank of one replica in ep, those of one place in ep in expert_replicas.
     const auto members = [&](Communicator& group) {
       const at::Tensor ranks = at::empty({group.size()}, test_options(at::kInt));
-      group.all_gather(ranks, at::full({1}, launch.rank(), test_options(at::kInt)));
+      group.all_gather(ranks, at::full({1}, me, test_options(at::kInt)));
       return to_vector<int>(ranks);
     };
-    std::vector<int> neighbours;
-    for (int64_t i = 0; i < ep; ++i) neighbours.push_back(static_cast<int>(mesh.here().dp * ep + i));
-    std::vector<int> replicas;
-    for (int64_t i = 0; i < P / ep; ++i) replicas.push_back(static_cast<int>(i * ep + mesh.here().ep));
-    CHECK(members(mesh.ep()) == neighbours);
-    CHECK(members(mesh.expert_replicas()) == replicas);
+    const auto ranks_where = [&](const auto& belongs) {
+      std::vector<int> ranks;
+      for (int64_t r = 0; r < P; ++r) {
+        if (belongs(r % tp, r / tp % ep, r / tp / ep)) ranks.push_back(static_cast<int>(r));
+      }
+      return ranks;
+    };
+    const int64_t own_tp = me % tp, own_ep = me / tp % ep, own_dp = me / tp / ep;
+    CHECK(members(mesh.tp()) == ranks_where([&](int64_t, int64_t e, int64_t d) { return e == own_ep && d == own_dp; }));
+    CHECK(members(mesh.ep()) == ranks_where([&](int64_t t, int64_t, int64_t d) { return t == own_tp && d == own_dp; }));
+    CHECK(members(mesh.expert_replicas()) == ranks_where([&](int64_t, int64_t e, int64_t) { return e == own_ep; }));
+    CHECK(members(mesh.data()) == ranks_where([&](int64_t t, int64_t, int64_t) { return t == own_tp; }));
+    CHECK(members(mesh.stage()) == ranks_where([](int64_t, int64_t, int64_t) { return true; }));
   }
 }

@@ -51,6 +51,8 @@ SHAPES = {
     "plain": Shape(seed=2, dtype=torch.bfloat16, shard="30KB", own_config=False, config=dict(
         q_lora_rank=None, n_group=1, norm_topk_prob=False, n_shared_experts=1,
         rope_theta=None, rope_parameters=dict(rope_type="default", rope_theta=500.0))),
+    # Two ranks of a tensor axis cut its matrices at borders of NF4 blocks.
+    "blocks": Shape(seed=6, config=dict(intermediate_size=128, moe_intermediate_size=64, v_head_dim=32)),
     "mtp": Shape(seed=3, config=dict(num_hidden_layers=2, num_nextn_predict_layers=1, rope_scaling=YARN)),
     "mtp_own_head": Shape(seed=4, mtp_copies=False, config=dict(
         num_hidden_layers=2, num_nextn_predict_layers=1, q_lora_rank=None)),

@@ -32,10 +32,19 @@ struct Output {
   void add(const std::string& name, const at::Tensor& tensor) { tensors.emplace_back(name, tensor.detach().cpu().clone(at::MemoryFormat::Contiguous)); }
 };
 
-/// Adds a parameter-shaped tensor under its Hugging Face names, experts gathered over the expert group.
+/// The whole tensor of which the ranks of the tensor axis hold parts: each puts its own into zeros, and they are summed.
+at::Tensor whole_tensor(const TensorPart& part, const at::Tensor& local, Communicator& tp) {
+  if (part.is_whole()) return local;
+  at::Tensor whole = at::zeros(part.whole_shape(local.sizes()), local.options().device(tp.device()));
+  whole.narrow(part.dim, part.first, local.size(part.dim)).copy_(local);
+  tp.all_reduce_sum(whole);
+  return whole;
+}
+
+/// Adds a parameter-shaped tensor under its Hugging Face names, parts put together, experts gathered over the expert group.
 void add_parameter(Output& output, const std::string& prefix, const ParameterInfo& info, const at::Tensor& local, Mesh& mesh) {
   if (info.num_experts == 0) {
-    output.add(prefix + info.name, local);
+    output.add(prefix + info.name, whole_tensor(info.part, local, mesh.tp()));
     return;
   }
   std::vector<int64_t> shape = local.sizes().vec();
@@ -59,7 +68,7 @@ int run(const std::string& path, Launch& launch) {
   launch.use_device(config.value("device", "cpu"));
   at::set_num_threads(1);
   const json mesh_json = config.value("mesh", json::object());
-  Mesh mesh(launch, resolve_mesh({1, mesh_json.value("dp", int64_t{0}), mesh_json.value("ep", int64_t{1}), 1}, launch.world_size()));
+  Mesh mesh(launch, resolve_mesh({1, mesh_json.value("dp", int64_t{0}), mesh_json.value("ep", int64_t{1}), mesh_json.value("tp", int64_t{1})}, launch.world_size()));
 
   const std::string folder = config.at("model");
   const ModelConfig model_config = load_model_config(folder);
@@ -75,6 +84,13 @@ int run(const std::string& path, Launch& launch) {
   const int64_t local_experts = model_config.experts / mesh.ep().size();
   options.placement = {mesh.here().ep * local_experts, local_experts, model_config.experts};
   options.exchange = exchange.get();
+  options.axis = TensorAxis(mesh.tp());
+  WeightStore store(launch.device());
+  SlabPlacement slab_placement;
+  slab_placement.first_dense_copy = mesh.data().rank() == 0;
+  slab_placement.first_expert_copy = mesh.expert_replicas().rank() == 0;
+  FrozenSlabs slabs(store, slab_placement);
+  options.slabs = &slabs;
   options.with_mtp = config.value("mtp_loss_weight", 0.0) > 0.0;
   WeightStore store(launch.device());
   const ShardGroups shards(launch, mesh, config.value("shard", "none") == "all" ? ShardScope::kAll : ShardScope::kNone);
@@ -138,6 +154,8 @@ int run(const std::string& path, Launch& launch) {
   const std::string digest = frozen_digest(*model, mesh);
 
   Output output;
+  const bool invariants = config.value("invariants", false);
+  if (invariants) output.add("frozen_digest", at::tensor(std::vector<int64_t>(digest.begin(), digest.end()), at::kLong));
   const int64_t steps = config.value("steps", int64_t{1});
   const double clip = config.value("clip", 0.0);
   const bool diagnostics = config.value("diagnostics", false);
@@ -149,7 +167,7 @@ int run(const std::string& path, Launch& launch) {
     if (step == 0) {
       // Rows of this rank at their place in the global batch, summed over the ranks.
       at::Tensor logits = at::zeros({local.global.tokens, model_config.vocab}, at::TensorOptions(accumulate_dtype(options.compute)).device(launch.device()));
-      logits.index_copy_(0, batch.main.token_T, sweep.logits(batch).to(logits.scalar_type()));
+      logits.index_copy_(0, at::tensor(local.global_tokens, at::kLong).to(launch.device()), sweep.logits(batch).to(logits.scalar_type()));
       mesh.data().all_reduce_sum(logits);
       output.add("logits", logits);
     }
@@ -168,7 +186,7 @@ int run(const std::string& path, Launch& launch) {
       output.add("loss", at::tensor({loss}, at::kDouble));
       if (result.mtp_loss_sum.defined()) output.add("mtp_loss", at::tensor({mean(result.mtp_loss_sum, static_cast<double>(local.global.mtp_targets))}, at::kDouble));
       if (result.balance_loss.defined()) output.add("balance_loss", at::tensor({mean(result.balance_loss, 1.0)}, at::kDouble));
-      if (diagnostics) output.add("load", load);
+      if (diagnostics || invariants) output.add("load", load);
       add_shards(output, "grad/", partition, reducer.gradients(), mesh);
     }
     if (steps == 0) break;
@@ -192,8 +210,8 @@ int run(const std::string& path, Launch& launch) {
   for (size_t block = 0; block < model->blocks.size(); ++block) {
     if (model->blocks[block].is_moe()) output.add(str("router_bias/", block), model->blocks[block].router()->bias());
   }
+  if (diagnostics || invariants) output.add("grad_norms", at::tensor(norms, at::kDouble));
   if (diagnostics) {
-    output.add("grad_norms", at::tensor(norms, at::kDouble));
     output.add("dequantised_elements", at::tensor({sweep.dequantised().elements}, at::kLong));
   }
   MT_CHECK(frozen_digest(*model, mesh) == digest, "a frozen weight changed");

@@ -1,10 +1,11 @@
 """Runs moetune_parity on a CONFIG and reads what it wrote.
 
     program.choose_build()                      # once per test file: takes the build folder off the command line
-    tensors = program.run(config)               # starts dp * ep ranks under mpirun, or one without it
+    tensors = program.run(config)               # starts dp * ep * tp ranks under mpirun, or one without it
 """
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -28,7 +29,7 @@ def choose_build():
 
 def run(config):
     """{name: tensor} that moetune_parity wrote for `config` (README.md says which); raises with its output when it fails."""
-    ranks = config["mesh"]["dp"] * config["mesh"]["ep"]
+    ranks = math.prod(config["mesh"].values())
     launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         file, out = pathlib.Path(folder, "config.json"), pathlib.Path(folder, "out.safetensors")

@@ -49,6 +49,7 @@ struct TinyOptions {
   bool train_weights = false;
   bool with_mtp = false;
   uint64_t seed = 17;
+  TensorAxis axis = {};
 };
 
 struct TinyModel {
@@ -66,6 +67,7 @@ struct TinyModel {
     options.exchange = exchange.get();
     options.seed = tiny.seed;
     options.with_mtp = tiny.with_mtp;
+    options.axis = tiny.axis;
     options.expert_chunk_bytes = 1;  // one expert at a time
     model = build_model(config, *make_random_weights(config, tiny.seed, at::kCPU), options);
     // B of zeros would leave A without a gradient.

@@ -53,6 +53,31 @@ TEST_CASE("an expert starts alike on whatever rank it lies", "[adapter]") {
   CHECK(expert_name("m.experts.*.up_proj", 12) == "m.experts.12.up_proj");
 }
 
+TEST_CASE("a part of an adapter starts and drops as that part of the whole", "[adapter]") {
+  const OneAdapter whole("m.o_proj", 0.25);
+  const at::Tensor x = random_normal({40, I}, 5, at::kFloat), token = at::arange(100, 140, at::kLong);
+  const StepRandom random{17, 3, true};
+  for (int64_t index = 0; index < 2; ++index) {
+    ParameterSet parameters(at::kCPU, at::kFloat);
+    const Adapter by_inputs({R, 1.0, 0.25}, OneAdapter::info_of("m.o_proj", 0, 0), 0, O, I, 17, parameters, {MatrixCut::Dim::kInputs, index, 2});
+    CHECK(at::equal(by_inputs.a().master(), whole.adapter.a().master().narrow(1, index * I / 2, I / 2)));
+    CHECK(by_inputs.b().master().sizes() == at::IntArrayRef({O, R}));
+    CHECK(by_inputs.a().info().replicas == Replicas::kTensorIndex);
+    CHECK(by_inputs.b().info().replicas == Replicas::kEverywhere);
+    CHECK(by_inputs.a().info().part.whole_shape({R, I / 2}) == std::vector<int64_t>{R, I});
+    CHECK(at::equal(by_inputs.a().info().part.of(whole.adapter.a().master(), {R, I / 2}), by_inputs.a().master()));
+    CHECK(at::equal(by_inputs.drop(x.narrow(1, index * I / 2, I / 2), token, random), whole.adapter.drop(x, token, random).narrow(1, index * I / 2, I / 2)));
+
+    const Adapter by_outputs({R, 1.0, 0.25}, OneAdapter::info_of("m.o_proj", 0, 0), 0, O, I, 17, parameters, {MatrixCut::Dim::kOutputs, index, 2});
+    CHECK(at::equal(by_outputs.a().master(), whole.adapter.a().master()));
+    CHECK(by_outputs.b().master().sizes() == at::IntArrayRef({O / 2, R}));
+    CHECK(by_outputs.a().info().replicas == Replicas::kEverywhere);
+    CHECK(by_outputs.b().info().replicas == Replicas::kTensorIndex);
+    CHECK(by_outputs.b().info().part.first == index * O / 2);
+    CHECK(at::equal(by_outputs.drop(x, token, random), whole.adapter.drop(x, token, random)));
+  }
+}
+
 TEST_CASE("a dropout mask depends on seed, step, name, token and feature alone", "[adapter]") {
   const OneAdapter one("m.q_a_proj", 0.25), same("m.q_a_proj", 0.25, 99), other("m.o_proj", 0.25);
   const at::Tensor x = at::ones({40, I}), token = at::arange(100, 140, at::kLong);

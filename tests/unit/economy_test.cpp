@@ -40,7 +40,7 @@ TEST_CASE("a step makes every frozen number dense twice and keeps one input a la
 TEST_CASE("the MTP module costs one more layer and shares embedding and head", "[economy]") {
   TinyModel without(tiny_config(4), {.base = BaseFormat::kNf4, .compute = at::kFloat});
   TinyModel tiny(tiny_config(4), {.base = BaseFormat::kNf4, .compute = at::kFloat, .with_mtp = true});
-  CHECK(tiny.model->mtp->parts().embedding_VD.is_same(tiny.model->embedding_VD));
+  CHECK(tiny.model->mtp->parts().embedding.weight().is_same(tiny.model->embedding.weight()));
   CHECK(tiny.model->plain.size() == without.model->plain.size() + 8);  // six norms, the module's head norm, its router
   SweepOptions options;
   options.mtp_weight = 0.3;

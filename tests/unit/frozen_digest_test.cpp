@@ -1,9 +1,9 @@
 // The digest of frozen weights: every byte counts, and where a tensor is cut does not.
 #include "tests/support/catch.h"
 
-#include "parallel/communicator.h"
 #include "parallel/launch.h"
 #include "parallel/weight_store.h"
+#include "tests/support/stand_in_group.h"
 #include "tests/support/tiny_model.h"
 #include "trainer/frozen_digest.h"
 
@@ -39,25 +39,10 @@ TEST_CASE("parts of a tensor add up to the whole, wherever it is cut", "[frozen_
 
 namespace {
 
-/// A group's size and this rank's place in it; nothing travels.
-class Place final : public Communicator {
- public:
-  Place(int rank, int size) : Communicator("place", rank, size, at::kCPU) {}
-  void barrier() override {}
-
- private:
-  void do_all_reduce(const at::Tensor&, ReduceOp) override {}
-  void do_broadcast(const at::Tensor&, int) override {}
-  void do_all_gather(const at::Tensor&, const at::Tensor&) override {}
-  void do_reduce_scatter_sum(const at::Tensor&, const at::Tensor&) override {}
-  void do_all_to_all_v(const at::Tensor&, const at::Tensor&, const std::vector<int64_t>&, const std::vector<int64_t>&) override {}
-  std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override { return send; }
-};
-
 /// Digest of what one of `ranks` keeps of experts first .. first + count - 1, each two maps, the second cut.
 uint64_t digest_of_part(BaseFormat format, const at::Tensor& stack_EOI, int64_t first, int64_t count, const MatrixCut& cut, int rank, int ranks) {
   const int64_t outputs = stack_EOI.size(1), inputs = stack_EOI.size(2);
-  Place place(rank, ranks);
+  StandInGroup place(rank, ranks);
   WeightStore store(at::kCPU);
   SlabPlacement placement;
   placement.expert_replicas = ranks > 1 ? &place : nullptr;
@@ -120,7 +105,7 @@ TEST_CASE("the model's digest sees each frozen tensor and no trained one", "[fro
       }
       slab.release();
     }
-    for (const auto& [name, tensor] : tiny.model->plain) tensors.push_back(tensor);
+    for (const PlainTensor& tensor : tiny.model->plain) tensors.push_back(tensor.held);
     CHECK(tensors.size() > 20);
     for (const at::Tensor& tensor : tensors) {
       at::Tensor last = tensor.view(-1).view(at::kByte).slice(0, -1);

@@ -29,27 +29,27 @@ TEST_CASE("loss and gradients of the head do not depend on its chunks", "[head]"
     const at::Tensor expected = at::cross_entropy_loss(logits.index_select(0, row), target, {}, at::Reduction::Sum);
     const auto wanted = torch::autograd::grad({expected * scale}, {x, norm.working, weight.working});
 
-    Head trained(norm.working, weight.working, kEps, &norm, &weight, chunk);
+    Head trained({norm.working, weight.working, &norm, &weight}, V, kEps, chunk);
     const HeadResult result = trained.loss(x.detach(), row, target, scale, true);
     CHECK(result.loss_sum.item<double>() == Approx(expected.item<double>()).epsilon(1e-13));
-    CHECK(distance(result.d_x_TD, wanted[0]) < 1e-13);
+    CHECK(distance(result.d_x_UD, wanted[0]) < 1e-13);
     CHECK(distance(norm.gradient(), wanted[1]) < 1e-13);
     CHECK(distance(weight.gradient(), wanted[2]) < 1e-13);
     CHECK(distance(trained.logits(x.detach()), logits) < 1e-13);
 
-    Head frozen(norm.master(), weight.master(), kEps, nullptr, nullptr, chunk);
-    CHECK(distance(frozen.loss(x.detach(), row, target, scale, true).d_x_TD, wanted[0]) < 1e-13);
+    Head frozen({norm.master(), weight.master()}, V, kEps, chunk);
+    CHECK(distance(frozen.loss(x.detach(), row, target, scale, true).d_x_UD, wanted[0]) < 1e-13);
     const HeadResult forward_only = frozen.loss(x.detach(), row, target, 0.0, false);
     CHECK(forward_only.loss_sum.item<double>() == Approx(expected.item<double>()).epsilon(1e-13));
-    CHECK(!forward_only.d_x_TD.defined());
+    CHECK(!forward_only.d_x_UD.defined());
   }
 }
 
 TEST_CASE("rows without any target cost nothing and give zero", "[head]") {
-  Head head(at::ones({D}), at::ones({V, D}), kEps, nullptr, nullptr, 4);
+  Head head({at::ones({D}), at::ones({V, D})}, V, kEps, 4);
   for (const int64_t rows : {T, int64_t{0}}) {
     const HeadResult result = head.loss(at::ones({rows, D}), long_tensor({}), long_tensor({}), 1.0, true);
     CHECK(result.loss_sum.item<double>() == 0.0);
-    CHECK(at::equal(result.d_x_TD, at::zeros({rows, D})));
+    CHECK(at::equal(result.d_x_UD, at::zeros({rows, D})));
   }
 }

@@ -2,21 +2,15 @@
 
 #include "parallel/base/error.h"
 #include "tests/support/catch.h"
+#include "tests/support/message_of.h"
 
 using namespace moetune;
 
 namespace {
 
 std::string mistake_of(const MeshShape& requested, int64_t world_size) {
-  try {
-    resolve_mesh(requested, world_size);
-  } catch (const UserError& error) {
-    return error.what();
-  }
-  return "no mistake";
+  return message_of<UserError>([&] { resolve_mesh(requested, world_size); });
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 
@@ -24,6 +18,7 @@ TEST_CASE("dp auto takes what the other axes leave", "[mesh]") {
   CHECK(resolve_mesh({.pp = 1, .dp = 0, .ep = 1, .tp = 1}, 1) == MeshShape{1, 1, 1, 1});
   CHECK(resolve_mesh({.pp = 1, .dp = 0, .ep = 4, .tp = 1}, 12) == MeshShape{1, 3, 4, 1});
   CHECK(resolve_mesh({.pp = 1, .dp = 0, .ep = 8, .tp = 1}, 8) == MeshShape{1, 1, 8, 1});
+  CHECK(resolve_mesh({.pp = 1, .dp = 0, .ep = 2, .tp = 2}, 12) == MeshShape{1, 3, 2, 2});
 }
 
 TEST_CASE("a complete shape stays as it is", "[mesh]") {
@@ -33,21 +28,26 @@ TEST_CASE("a complete shape stays as it is", "[mesh]") {
 TEST_CASE("a shape that does not fill the job says which ep would", "[mesh]") {
   const std::string uneven = mistake_of({.pp = 1, .dp = 0, .ep = 3, .tp = 1}, 8);
   CHECK(contains(uneven, "pp 1 x dp auto x ep 3 x tp 1"));
-  CHECK(contains(uneven, "1, 2, 4 and 8"));
+  CHECK(contains(uneven, "mesh.ep to one of 1, 2, 4 and 8"));
+  CHECK(contains(mistake_of({.pp = 1, .dp = 0, .ep = 3, .tp = 2}, 8), "mesh.ep to one of 1, 2 and 4"));
+  CHECK(contains(mistake_of({.pp = 1, .dp = 0, .ep = 1, .tp = 3}, 8), "mesh.tp to one of 1, 2, 4 and 8"));
   CHECK(contains(mistake_of({.pp = 1, .dp = 2, .ep = 2, .tp = 1}, 8), "the number of ranks, 8"));
   CHECK(contains(mistake_of({.pp = 1, .dp = 4, .ep = 4, .tp = 1}, 8), "the number of ranks, 8"));
 }
 
 TEST_CASE("every mistake of a mesh is in one error", "[mesh]") {
-  const std::string all = mistake_of({.pp = 2, .dp = -1, .ep = 0, .tp = 4}, 8);
+  const std::string all = mistake_of({.pp = 2, .dp = -1, .ep = 0, .tp = 9}, 8);
   CHECK(contains(all, "mesh.pp is 2"));
   CHECK(contains(all, "mesh.dp is -1"));
   CHECK(contains(all, "mesh.ep is 0"));
-  CHECK(contains(all, "mesh.tp is 4"));
+  CHECK(contains(all, "mesh.tp is 9"));
   // An unsupported axis does not hide that the product is wrong too.
-  const std::string product = mistake_of({.pp = 1, .dp = 0, .ep = 8, .tp = 2}, 8);
-  CHECK(contains(product, "mesh.tp is 2"));
+  const std::string product = mistake_of({.pp = 2, .dp = 0, .ep = 8, .tp = 1}, 8);
+  CHECK(contains(product, "mesh.pp is 2"));
   CHECK(contains(product, "8 ranks cannot be divided"));
+  // What the caller knows comes first.
+  const std::string more = message_of<UserError>([] { resolve_mesh({.pp = 1, .dp = 0, .ep = 3, .tp = 1}, 8, {"heads: 4"}); });
+  CHECK(contains(more, "heads: 4\nmesh pp 1"));
 }
 
 TEST_CASE("huge axes do not overflow", "[mesh]") {

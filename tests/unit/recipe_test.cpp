@@ -157,7 +157,7 @@ TEST_CASE("recipe: each mistake has its message") {
       {"adapter: {rslora: yes}\n", "r.yaml:5:19: adapter.rslora: 'yes' is not allowed; allowed: true or false"},
       {"adapter: off\n", "r.yaml:5:10: adapter: 'off' is not allowed; allowed: none or map of keys"},
       {"mesh:\n", "r.yaml:6:1: mesh: null is not allowed; allowed: map of keys"},
-      {"mesh: {tp: 2}\n", "r.yaml:5:12: mesh.tp: '2' is not allowed; allowed: whole number equal to 1"},
+      {"mesh: {pp: 2}\n", "r.yaml:5:12: mesh.pp: '2' is not allowed; allowed: whole number equal to 1"},
       {"mesh: {dp: 0}\n", "r.yaml:5:12: mesh.dp: '0' is not allowed; allowed: auto or whole number from 1 to 65536"},
       {"mesh: {shard: zero3}\n", "r.yaml:5:15: mesh.shard: 'zero3' is not allowed; allowed: none, node or all"},
       {"offload: {frozen: 40GB}\n", "r.yaml:5:19: offload.frozen: '40GB' is not allowed; allowed: auto, none, all or an amount such as 40GiB"},

@@ -3,6 +3,8 @@
 
 #include <torch/csrc/autograd/autograd.h>
 
+#include <numeric>
+
 #include "moe/routed_experts.h"
 #include "tests/support/numbers.h"
 
@@ -11,15 +13,16 @@ using namespace moetune;
 namespace {
 
 constexpr int64_t T = 13, D = 8, F = 6, E = 5, K = 3;
-constexpr int64_t kEmptyExpert = 3;
+constexpr int64_t kEmptyExpert = 3, kPaddingRow = 4;
 
-/// K different experts of each token; unequal loads, none for kEmptyExpert.
+/// K different experts of each token; unequal loads, none for kEmptyExpert; a row of padding, which goes nowhere.
 at::Tensor choice() {
   std::vector<int64_t> experts;
   const int64_t used[] = {0, 1, 2, 4};
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t k = 0; k < K; ++k) experts.push_back(used[(t * t + k * (t % 2 == 0 ? 1 : 3)) % 4]);
   }
+  std::fill_n(experts.begin() + kPaddingRow * K, K, E);
   return long_tensor(experts).view({T, K});
 }
 
@@ -87,6 +90,7 @@ at::Tensor plain_sum(const Case& c, const at::Tensor& z_TD, const at::Tensor& we
     at::Tensor sum = at::zeros({1, D}, at::kDouble);
     for (int64_t k = 0; k < K; ++k) {
       const int64_t e = expert_TK[t][k].item<int64_t>();
+      if (e == E) continue;
       sum = sum + weight_TK[t][k] * map(2, e, at::silu(map(0, e, z, token)) * map(1, e, z, token), token);
     }
     rows.push_back(sum);
@@ -106,6 +110,7 @@ TEST_CASE("routed experts equal a loop over tokens, forward and backward", "[rou
       Case c(kind, chunk, dropout);
       const RoutingRecord record = c.experts->route(expert_TK);
       CHECK(record.rows_of_expert.at(0).at(kEmptyExpert) == 0);
+      CHECK(std::accumulate(record.rows_of_expert.at(0).begin(), record.rows_of_expert.at(0).end(), int64_t{0}) == (T - 1) * K);
 
       const at::Tensor expected = plain_sum(c, z_TD, weight_TK, expert_TK, token_T);
       KeptExperts kept;

@@ -1,6 +1,7 @@
 // A rank's part of a step as the sweep takes it, on a case worked out by hand.
 #include "tests/support/catch.h"
 
+#include "tests/support/stand_in_group.h"
 #include "tests/support/tiny_model.h"
 
 using namespace moetune;
@@ -28,7 +29,7 @@ bool holds(const at::Tensor& tensor, const std::vector<int64_t>& values) { retur
 TEST_CASE("targets are the rows that have one; the MTP stream is one row shorter a document", "[step_batch]") {
   const TinyModel plain(tiny_config(2), {}), with_mtp(tiny_config(2), {.with_mtp = true});
   const StepBatch batch = make_step_batch(three_documents(), *with_mtp.model, 1000, at::kCPU, at::kFloat);
-  CHECK(holds(batch.input_T, {10, 11, 12, 13, 14, 15, 16}));
+  CHECK(holds(batch.input_U, {10, 11, 12, 13, 14, 15, 16}));
   CHECK(batch.main.num_rows == 7);
   CHECK(holds(batch.main.target_row, {0, 2, 5}));
   CHECK(holds(batch.main.target, {11, 13, 16}));
@@ -44,10 +45,33 @@ TEST_CASE("targets are the rows that have one; the MTP stream is one row shorter
   CHECK(batch.mtp.global_targets == 4);
   CHECK(holds(batch.mtp.token_T, {100, 101, 102, 300}));
   REQUIRE(batch.mtp.slices.size() == 1);
-  CHECK(holds(batch.mtp.slices[0].position_T, {0, 1, 2, 0}));
+  CHECK(holds(batch.mtp.slices[0].position_U, {0, 1, 2, 0}));
   CHECK(holds(batch.mtp.slices[0].document_length, {3, 1}));
 
   CHECK(make_step_batch(three_documents(), *plain.model, 1000, at::kCPU, at::kFloat).mtp.num_rows == 0);
+}
+
+TEST_CASE("the ranks of a tensor axis agree where each row of the documents is", "[step_batch]") {
+  for (int rank = 0; rank < 2; ++rank) {
+    INFO("rank " << rank);
+    StandInGroup group(rank, 2);
+    const TinyModel tiny(tiny_config(2), {.base = BaseFormat::kFp32, .with_mtp = true, .axis = TensorAxis(group)});
+    const StepBatch batch = make_step_batch(three_documents(), *tiny.model, 4, at::kCPU, at::kFloat);
+    // Slices 10 11 12 13 and 14 15 16 with one row of padding; rank 0 holds 10 11 14 15, rank 1 12 13 16 and the padding.
+    CHECK(batch.main.num_rows == 7);
+    CHECK(batch.main.num_gathered_rows == 8);
+    CHECK(holds(batch.main.place, {0, 1, 4, 5, 2, 3, 6}));
+    CHECK(holds(batch.input_U, {10, 11, 14, 15, 12, 13, 16, -1}));
+    CHECK(holds(batch.main.target_row, {0, 4, 3}));
+    CHECK(holds(batch.main.target, {11, 13, 16}));
+    CHECK(holds(batch.main.token_T, rank == 0 ? std::vector<int64_t>{100, 101, 200, 300} : std::vector<int64_t>{102, 103, 301, 0}));
+    CHECK(batch.main.angles[1].cos_TA.size(0) == 3);
+    // Rows 10 11 | 12 15 of the MTP stream.
+    CHECK(batch.mtp.num_gathered_rows == 4);
+    CHECK(holds(batch.mtp_row, rank == 0 ? std::vector<int64_t>{0, 1} : std::vector<int64_t>{4, 3}));
+    CHECK(holds(batch.mtp_next_token, {11, 12, 13, 16}));
+    CHECK(holds(batch.mtp.target_row, {1}));
+  }
 }
 
 TEST_CASE("a rank without documents has one empty slice", "[step_batch]") {

@@ -67,6 +67,6 @@ TEST_CASE("the catalogue is what a model is built from", "[export]") {
       }
     }
     CHECK(frozen == expected);
-    for (const auto& [name, tensor] : model->plain) CHECK(held.at(name) == (name.find("gate.weight") != std::string::npos ? Held::kStored : Held::kCompute));
+    for (const PlainTensor& tensor : model->plain) CHECK(held.at(tensor.name) == (tensor.name.find("gate.weight") != std::string::npos ? Held::kStored : Held::kCompute));
   }
 }

@@ -57,6 +57,18 @@ TEST_CASE("validate: every mistake at once, with its place") {
   CHECK(contains(all, "no linear map of this model matches q_proj"));
   CHECK(contains(all, "3 ranks do not divide the model's 256 routed experts"));
   CHECK(contains(place.mistakes({"mesh.ep=8"}, 12), "12 ranks cannot be divided"));
+  const std::string mesh = place.mistakes({"mesh.tp=3", "mesh.ep=5"}, 16);
+  CHECK(contains(mesh, "mesh.ep: 5 ranks do not divide the model's 256 routed experts"));
+  CHECK(contains(mesh, "mesh.tp: 3 ranks do not divide the model's 128 attention heads"));
+  CHECK(contains(mesh, "3 ranks do not divide the model's 2048 features of the shared expert"));
+  CHECK(contains(mesh, "16 ranks cannot be divided"));
+  CHECK(!contains(mesh, "dense MLP"));
+  // 2048 and 18432 inputs in 64 parts: 32 and 288 numbers, no whole blocks.
+  const std::string blocks = place.mistakes({"mesh.tp=64"}, 64);
+  CHECK(contains(blocks, "mlp.shared_experts.down_proj: a matrix of 7168 x 2048 numbers cut into 64 parts by its inputs would cut NF4 blocks"));
+  CHECK(contains(blocks, "mlp.down_proj: a matrix of 7168 x 18432 numbers cut into 64 parts by its inputs would cut NF4 blocks"));
+  CHECK(!contains(blocks, "self_attn"));
+  CHECK(validate(place.recipe({"mesh.tp=64", "model.base=bf16"}), "r.yaml", 64).size() > 0);
   CHECK(contains(place.mistakes({"adapter.from=" + (place.folder / "adapter")}), "adapter_config.json"));
   CHECK(contains(place.mistakes({"model.weights=pretrained"}), "model.safetensors"));
   CHECK(contains(place.mistakes({"model.path=/nowhere"}), "/nowhere/config.json"));

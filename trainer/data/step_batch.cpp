@@ -7,11 +7,18 @@ namespace {
 
 at::Tensor on_device(const std::vector<int64_t>& values, at::Device device) { return at::tensor(values, at::kLong).to(device); }
 
-void set_targets(Stream& stream, const std::vector<int64_t>& target_of_row, at::Device device) {
+/// A value for each row of the documents, put where the rows are among all rows.
+std::vector<int64_t> placed(const Stream& stream, const std::vector<int64_t>& places, const std::vector<int64_t>& values, int64_t padding) {
+  std::vector<int64_t> all(stream.num_gathered_rows, padding);
+  for (size_t row = 0; row < values.size(); ++row) all[places[row]] = values[row];
+  return all;
+}
+
+void set_targets(Stream& stream, const std::vector<int64_t>& places, const std::vector<int64_t>& target_of_row, at::Device device) {
   std::vector<int64_t> rows, targets;
   for (size_t row = 0; row < target_of_row.size(); ++row) {
     if (target_of_row[row] == kNotTrained) continue;
-    rows.push_back(static_cast<int64_t>(row));
+    rows.push_back(places[row]);
     targets.push_back(target_of_row[row]);
   }
   stream.target_row = on_device(rows, device);
@@ -21,10 +28,15 @@ void set_targets(Stream& stream, const std::vector<int64_t>& target_of_row, at::
 Stream make_stream(const std::vector<int64_t>& lengths, const std::vector<int64_t>& positions, const std::vector<int64_t>& tokens,
                    const Model& model, int64_t slice_tokens, at::Device device, at::ScalarType compute) {
   Stream stream;
-  stream.slices = make_slices(lengths, positions, tokens, slice_tokens, device);
-  for (const Slice& slice : stream.slices) stream.angles.push_back(model.rope.angles(slice.position_T, compute));
-  stream.token_T = on_device(tokens, device);
+  stream.slices = make_slices(lengths, positions, tokens, slice_tokens, device, model.axis);
+  std::vector<at::Tensor> own_tokens;
+  for (const Slice& slice : stream.slices) {
+    stream.angles.push_back(model.rope.angles(slice.position_U, compute));
+    own_tokens.push_back(slice.token_T);
+  }
+  stream.token_T = at::cat(own_tokens);
   stream.num_rows = static_cast<int64_t>(tokens.size());
+  stream.num_gathered_rows = model.axis.size() * stream.token_T.size(0);
   return stream;
 }
 
@@ -33,11 +45,13 @@ Stream make_stream(const std::vector<int64_t>& lengths, const std::vector<int64_
 StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t slice_tokens, at::Device device, at::ScalarType compute) {
   StepBatch batch;
   batch.global = local.global;
-  batch.input_T = on_device({local.tokens.begin(), local.tokens.end()}, device);
   std::vector<int64_t> lengths;
   for (size_t i = 0; i + 1 < local.document_begins.size(); ++i) lengths.push_back(local.document_begins[i + 1] - local.document_begins[i]);
   batch.main = make_stream(lengths, {local.positions.begin(), local.positions.end()}, local.global_tokens, model, slice_tokens, device, compute);
-  set_targets(batch.main, {local.targets.begin(), local.targets.end()}, device);
+  const std::vector<int64_t> places = gathered_places(batch.main.slices);
+  batch.main.place = on_device(places, device);
+  batch.input_U = on_device(placed(batch.main, places, {local.tokens.begin(), local.tokens.end()}, -1), device);
+  set_targets(batch.main, places, {local.targets.begin(), local.targets.end()}, device);
   batch.main.global_targets = local.global.targets;
   if (!model.mtp) return batch;
 
@@ -45,7 +59,7 @@ StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t sl
   int64_t begin = 0;
   for (int64_t length : lengths) {
     for (int64_t row = begin; row + 1 < begin + length; ++row) {
-      rows.push_back(row);
+      rows.push_back(places[row]);
       next_tokens.push_back(local.tokens[row + 1]);
       positions.push_back(local.positions[row]);
       tokens.push_back(local.global_tokens[row]);
@@ -56,10 +70,13 @@ StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t sl
     begin += length;
   }
   batch.mtp = make_stream(mtp_lengths, positions, tokens, model, slice_tokens, device, compute);
-  set_targets(batch.mtp, targets, device);
+  const std::vector<int64_t> mtp_places = gathered_places(batch.mtp.slices);
+  batch.mtp.place = on_device(mtp_places, device);
+  set_targets(batch.mtp, mtp_places, targets, device);
   batch.mtp.global_targets = local.global.mtp_targets;
-  batch.mtp_row = on_device(rows, device);
-  batch.mtp_next_token = on_device(next_tokens, device);
+  const int64_t own_rows = batch.mtp.token_T.size(0);
+  batch.mtp_row = on_device(placed(batch.mtp, mtp_places, rows, 0), device).narrow(0, model.axis.index() * own_rows, own_rows);
+  batch.mtp_next_token = on_device(placed(batch.mtp, mtp_places, next_tokens, -1), device);
   return batch;
 }
 

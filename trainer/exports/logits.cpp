@@ -14,7 +14,7 @@ namespace moetune {
 void write_logits(const std::string& run_path, const std::string& data, int64_t num_documents, const std::string& to, Launch& launch) {
   const SavedRun saved(run_path);
   Recipe recipe = saved.recipe();
-  recipe.mesh.ep = 1;
+  recipe.mesh.ep = recipe.mesh.tp = 1;
   recipe.mesh.dp.reset();
   Assembly run = assemble(recipe, launch);
   load_weights(saved.state(), *run.model);
@@ -26,10 +26,10 @@ void write_logits(const std::string& run_path, const std::string& data, int64_t 
   Batches batches(documents, options);
   const StepBatch batch = make_step_batch(batches.local(0, 0, 1), *run.model, run.slice_tokens, run.device, run.compute);
   Sweep sweep(*run.model, run.sweep_options);
-  at::Tensor positions = at::empty_like(batch.input_T);
-  for (const Slice& slice : batch.main.slices) positions.narrow(0, slice.first_row, slice.num_rows).copy_(slice.position_T);
-  write_tensors(to, {{"input_ids", batch.input_T.cpu()}, {"positions", positions.cpu()}, {"logits", sweep.logits(batch).to(at::kCPU, at::kFloat)}}, {});
-  log_info(str(to, ": logits of ", batch.input_T.size(0), " tokens of ", options.batch, " documents"));
+  std::vector<at::Tensor> positions;
+  for (const Slice& slice : batch.main.slices) positions.push_back(slice.position_U);
+  write_tensors(to, {{"input_ids", batch.input_U.cpu()}, {"positions", at::cat(positions).cpu()}, {"logits", sweep.logits(batch).to(at::kCPU, at::kFloat)}}, {});
+  log_info(str(to, ": logits of ", batch.main.num_rows, " tokens of ", options.batch, " documents"));
 }
 
 }  // namespace moetune

@@ -44,6 +44,7 @@ class Planner {
         local_experts_(config.experts / mesh.ep), data_ranks_(mesh.dp * mesh.ep) {
     plan_.device = machine.device;
     plan_.rows = rows.value_or((recipe.train.batch + data_ranks_ - 1) / data_ranks_ * recipe.data.max_tokens);
+    plan_.held_rows = (plan_.rows + mesh.tp - 1) / mesh.tp;
     AdapterTargets targets = adapter_targets(recipe);
     for (int64_t layer = 0; layer < config.num_layers + (with_mtp_ ? 1 : 0); ++layer) {
       blocks_.push_back(block_maps(config, layer, trains_weights_ ? nullptr : &targets));
@@ -65,20 +66,21 @@ class Planner {
     if (bytes > 0) plan_.parts.push_back({name, bytes, plan_.device == at::kCPU, span, formula});
   }
 
+  /// visit(map, what of it a rank of the tensor axis holds)
   template <typename Visit>
   void for_each_map(const Visit& visit) const {
     for (const auto& maps : blocks_) {
-      for (const LinearMap& map : maps) visit(map);
+      for (const LinearMap& map : maps) visit(map, map.part(mesh_.tp));
     }
-    if (with_mtp_) visit(mtp_projection(config_));
+    if (with_mtp_) visit(mtp_projection(config_), mtp_projection(config_));
   }
 
   void add_plain() {
-    const PlainNumbers plain = plain_numbers(config_, with_mtp_);
+    const PlainNumbers plain = plain_numbers(config_, with_mtp_, mesh_.tp), whole = plain_numbers(config_, with_mtp_);
     plan_.plain_bytes = plain.router_bias * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute_)));
     if (trains_weights_) {
-      trained_.add("embedding", plain.embedding);
-      trained_.add("head", plain.head);
+      trained_.add("embedding", whole.embedding);
+      trained_.add("head", whole.head);
       trained_.add("norms", plain.norms);
       trained_.add("router", plain.router);
       plan_.trained_numbers += plain.total() - plain.router_bias;
@@ -98,7 +100,7 @@ class Planner {
     plan_.weights = place_weights(config_, recipe_, mesh_, machine_, plan_.device_bytes());
     const WeightPlacement& placed = plan_.weights;
     Sums numbers;
-    for_each_map([&](const LinearMap& map) { numbers.add(map.stack > 0 ? "" : map.group, map.units(local_experts_) * map.outputs * map.inputs); });
+    for_each_map([&](const LinearMap& map, const LinearMap& held) { numbers.add(map.stack > 0 ? "" : map.group, map.units(local_experts_) * held.outputs * held.inputs); });
     std::string dense;
     for (const auto& [group, count] : numbers.all()) {
       if (!group.empty()) dense += str(dense.empty() ? "" : ", ", group, " ", short_count(count));
@@ -117,16 +119,17 @@ class Planner {
   }
 
   void add_trained() {
-    for_each_map([&](const LinearMap& map) {
-      auto numbers = [&](int64_t experts) {
+    for_each_map([&](const LinearMap& map, const LinearMap& held) {
+      auto numbers = [&](const LinearMap& shape, int64_t experts) {
         const int64_t units = map.units(experts);
-        if (trains_weights_) return units * map.outputs * map.inputs;
-        return map.adapter ? Adapter::numbers(map.adapter->rank, units, map.outputs, map.inputs) : 0;
+        if (trains_weights_) return units * shape.outputs * shape.inputs;
+        return map.adapter ? Adapter::numbers(map.adapter->rank, units, shape.outputs, shape.inputs) : 0;
       };
-      if (numbers(config_.experts) == 0) return;
-      trained_.add(map.group, numbers(config_.experts));
-      plan_.trained_numbers += numbers(local_experts_);
-      by_layer_[{map.group == "mtp" ? turn_layer(config_) : map.layer, map.stack > 0 ? Replicas::kExpertReplicas : Replicas::kEverywhere}] += numbers(local_experts_);
+      if (numbers(map, config_.experts) == 0) return;
+      trained_.add(map.group, numbers(map, config_.experts));
+      plan_.trained_numbers += numbers(held, local_experts_);
+      // Cut halves of adapters are reduced over fewer ranks than whole ones: counted together they are a bound.
+      by_layer_[{map.group == "mtp" ? turn_layer(config_) : map.layer, map.stack > 0 ? Replicas::kExpertReplicas : Replicas::kEverywhere}] += numbers(held, local_experts_);
     });
     plan_.trained_by_group = trained_.all();
     const std::string numbers = str(short_count(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
@@ -144,7 +147,9 @@ class Planner {
     chunk_experts_ = experts_at_a_time(config_, compute_, ModelOptions().expert_chunk_bytes, local_experts_);
     if (!trains_weights_) {
       for (const auto& maps : blocks_) {
-        plan_.scratch_elements = std::max(plan_.scratch_elements, block_scratch_elements(maps, base_, compute_, chunk_experts_));
+        std::vector<LinearMap> held;
+        for (const LinearMap& map : maps) held.push_back(map.part(mesh_.tp));
+        plan_.scratch_elements = std::max(plan_.scratch_elements, block_scratch_elements(held, base_, compute_, chunk_experts_));
       }
       if (with_mtp_) plan_.scratch_elements = std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(config_)}, base_, compute_, 0));
     }
@@ -160,12 +165,14 @@ class Planner {
   }
 
   void add_step() {
-    const int64_t T = plan_.rows, D = config_.width, K = config_.top_k;
+    // U rows of the documents, of which a rank of the tensor axis holds T.
+    const int64_t U = plan_.rows, T = plan_.held_rows, D = config_.width, K = config_.top_k;
+    const std::string rows_of_all = mesh_.tp > 1 ? str(mesh_.tp, " T") : "T";
     const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
     const int64_t moe_blocks = num_blocks - config_.num_dense_layers;
     const int64_t first_trained = trains_weights_ ? 0 : first_adapted();
     const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
-    add("tokens and positions", T * (9 * 8 + config_.rope_dim * size_), "T x (nine indices + rotary angles)");
+    add("tokens and positions", U * (9 * 8 + config_.rope_dim * size_), str(rows_of_all, " x (nine indices + rotary angles)"));
     const int64_t kept_blocks = num_blocks - first_trained;
     const int64_t inputs = kept_blocks * T * D * size_, routing = moe_blocks * T * (2 * K + 4 * sends);
     if (recipe_.offload.activations == ActivationTier::kNone) {
@@ -176,7 +183,7 @@ class Planner {
       plan_.parts.push_back({"kept block inputs", inputs, true, Span::kRun, str(kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
     }
 
-    PassTraits traits{compute_, plan_.device, trains_weights_, mesh_.ep > 1, recipe_.router.balance_loss > 0.0};
+    PassTraits traits{compute_, plan_.device, trains_weights_, mesh_.ep > 1, recipe_.router.balance_loss > 0.0, mesh_.tp};
     // Tokens whose rows are at the experts at a time, and the rows they make here if experts are chosen evenly.
     int64_t tokens = T;
     const int64_t buffer = recipe_.exchange.buffer_rows.value_or(0);
@@ -184,7 +191,7 @@ class Planner {
     const int64_t received = tokens * std::max<int64_t>(1, sends);
     const int64_t chunk_rows = (tokens * K * chunk_experts_ + local_experts_ - 1) / local_experts_;
     const int64_t slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(at::Device(plan_.device)));
-    const int64_t slice_rows = std::min(T, slice_tokens + recipe_.data.max_tokens - 1);
+    const int64_t slice_rows = (std::min(U, slice_tokens + recipe_.data.max_tokens - 1) + mesh_.tp - 1) / mesh_.tp;
     const int64_t sent = sends > 0 ? tokens * sends * D * size_ : 0;
 
     const int64_t kept = std::min(num_kept_layers(recipe_.train.keep, num_blocks), num_blocks - first_trained);
@@ -203,11 +210,11 @@ class Planner {
     const int64_t block = (kept > 0 ? std::max<int64_t>(0, graph - kept_bytes) : graph) + between + std::max(mixing, experts);
     const std::string flight = mixing > experts ? str(short_count(slice_rows), " rows of mixing") : str(short_count(chunk_rows), " routed rows");
     add("one block, way up", block + sent, str("T x ", bytes_text(T > 0 ? (graph + between) / T : 0), " + ", flight, sends > 0 ? str(" + ", short_count(received), " received") : ""), Span::kPhase);
-    const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, T);
-    const int64_t head = Head::chunk_bytes(head_rows, config_.vocab, compute_) + 2 * T * D * size_;
-    add("head", head, str(head_rows, " rows of logits, T x ", D, " and its gradient"), Span::kPhase);
+    const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, U), vocab = (config_.vocab + mesh_.tp - 1) / mesh_.tp;
+    const int64_t head = Head::chunk_bytes(head_rows, vocab, compute_) + 2 * U * D * size_ + (mesh_.tp > 1 ? T * D * size_ : 0);
+    add("head", head, str(head_rows, " rows of logits, ", rows_of_all, " x ", D, " and its gradient"), Span::kPhase);
     // The module's block stands on the last block's output, the head's gradient and the projection's graph.
-    if (with_mtp_) add("MTP block, way up", block + sent + 6 * T * D * size_, "as a block, on six more T x D", Span::kPhase);
+    if (with_mtp_) add("MTP block, way up", block + sent + (5 * T + U) * D * size_, "as a block, on six more T x D", Span::kPhase);
     int64_t reduction = 0, reduced = 0;
     for (const auto& [place, count] : by_layer_) {
       reduction = std::max(reduction, GradientReducer::bytes(count, num_replicas(mesh_, place.second), compute_));
@@ -291,7 +298,7 @@ std::string memory_table(const MemoryPlan& plan, bool with_formulas) {
       }
     }
   }
-  const std::string note = str("T = ", plan.rows, " tokens; of (a) only the largest counts");
+  const std::string note = str("T = ", plan.held_rows, " rows; of (a) only the largest counts");
   if (gpu) line("device, at the most", plan.device_bytes(), note);
   line("host, at the most", plan.host_bytes(), gpu ? "" : note);
   std::string text = out.str();

@@ -35,7 +35,8 @@ struct MemoryPart {
 
 struct MemoryPlan {
   at::DeviceType device = at::kCPU;  ///< on a CPU its memory is the host's
-  int64_t rows = 0;                  ///< T: tokens of the fullest rank in its fullest step
+  int64_t rows = 0;                  ///< tokens of the fullest rank's documents in its fullest step
+  int64_t held_rows = 0;             ///< T: of these a rank's own, where a tensor axis shares them
   WeightPlacement weights;           ///< where the packed linear weights lie, and what they move
   int64_t plain_bytes = 0;           ///< embedding, head, norms, router
   int64_t trained_numbers = 0;       ///< on this rank
@@ -48,7 +49,7 @@ struct MemoryPlan {
   int64_t host_bytes() const;
 };
 
-/// The plan for one rank of a resolved mesh. `rows`: tokens of the fullest rank where the data is known; otherwise the bound that
+/// The plan for one rank of a resolved mesh. `rows`: tokens of the fullest rank's documents where the data is known; otherwise the bound that
 /// train.batch and data.max_tokens give. Throws UserError where targets match nothing.
 MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
                        std::optional<int64_t> rows = std::nullopt);

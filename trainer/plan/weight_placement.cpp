@@ -32,7 +32,7 @@ class Placer {
       std::array<int64_t, 2> bytes{};
       for (const LinearMap& map : maps) {
         const int64_t units = map.units(local_experts);
-        bytes[map.stack > 0] += units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs}.unit_bytes();
+        bytes[map.stack > 0] += units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, {map.cut, 0, mesh.tp}}.unit_bytes();
         if (map.adapter) lowest_layer_ = std::min(lowest_layer_, layer);
       }
       for (const int lane : {0, 1}) {

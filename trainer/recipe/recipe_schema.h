@@ -154,7 +154,7 @@ void visit_keys(Visitor& v, S& mesh) {
            .unit = "ranks", .range = {1, 65536}, .empty_word = "auto"});
   v.field("ep", mesh.ep, {.doc = "Ranks that share the experts of a layer.", .unit = "ranks", .range = {1, 65536}});
   v.field("tp", mesh.tp,
-          {.doc = "Ranks that share each attention and dense matrix.", .unit = "ranks", .range = {1, 1}});
+          {.doc = "Ranks that share each attention, dense, embedding and head matrix, and the rows between them.", .unit = "ranks", .range = {1, 1024}});
   v.field("shard", mesh.shard,
           {.doc = "Frozen weights of which several ranks would hold copies: each rank holds them whole, or an equal part among the "
                   "ranks of its node, or among all; what it lacks is gathered ahead of each use (ZeRO-3)."});
