@@ -39,7 +39,7 @@ class Run {
         num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)), 
         peak_(batches_.fullest_step(num_steps_, data_ranks())), run_(assemble(recipe, launch, peak_.tokens)),
         optimizer_(run_.model->parameters, {recipe.train.optimizer.lr_b_ratio, recipe.train.optimizer.betas, recipe.train.optimizer.eps, recipe.train.optimizer.weight_decay}),
-        reducer_(run_.model->parameters, *run_.mesh), sweep_(*run_.model, run_.sweep_options), checkpoints_(folder_ / "checkpoints", *run_.mesh) {
+        reducer_(run_.model->parameters, *run_.mesh), sweep_(*run_.model, run_.sweep_options, &launch.progress()), checkpoints_(folder_ / "checkpoints", *run_.mesh) {
     if (recipe.data.eval) {
       eval_documents_.emplace(load_documents(recipe, *recipe.data.eval, config_.vocab, launch, tools_));
       eval_batches_.emplace(*eval_documents_, BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, false});
@@ -68,7 +68,7 @@ class Run {
     for (; step < num_steps_ && last.stop_signal == 0; ++step) {
       StepReport report = train_step(step);
       const int64_t done = step + 1;
-      last = decide(signals);
+      last = decide(done, signals);
       report.ranks = last.ranks;
       reporter_->step(report);
       const bool ends = done == num_steps_ || last.stop_signal != 0;
@@ -127,6 +127,7 @@ class Run {
 
   /// Runs the step with the most tokens once and forgets it: a lack of memory shows in the first minute.
   void probe(int64_t fullest_step) {
+    const RankProgress::Place place = watched("trial of the fullest step");
     sweep_.train(batch_of(batches_, fullest_step), StepRandom{}, [](int64_t) {});
     for (Parameter& parameter : run_.model->parameters.all()) parameter.clear_gradient();
     meter_.take();
@@ -134,10 +135,14 @@ class Run {
 
   /// One optimizer step: way down, turn, way up with gradients leaving layer by layer; then norm, clip, update.
   StepReport train_step(int64_t step) {
+    const RankProgress::Place place = watched(str("step ", step + 1));
     const auto start = std::chrono::steady_clock::now();
     const StepBatch batch = batch_of(batches_, step);
     const StepRandom random{static_cast<uint64_t>(recipe_.run.seed), step, true};
-    const SweepResult result = sweep_.train(batch, random, [&](int64_t layer) { reducer_.reduce(layer); });
+    const SweepResult result = sweep_.train(batch, random, [&](int64_t layer) {
+      const RankProgress::Place at(&launch_.progress(), str("gradients of layer ", layer));
+      reducer_.reduce(layer);
+    });
     StepReport report;
     report.step = step + 1;
     reduce_losses(result, batch, report);
@@ -174,7 +179,8 @@ class Run {
     }
   }
 
-  Decision decide(SignalWatch& signals) {
+  Decision decide(int64_t done, SignalWatch& signals) {
+    const RankProgress::Place place = watched(str("end of step ", done));
     const double minutes = std::chrono::duration<double>(std::chrono::steady_clock::now() - saved_at_).count() / 60.0;
     const bool due = recipe_.checkpoint.every_minutes > 0.0 && minutes >= recipe_.checkpoint.every_minutes;
     const RankFigures own = meter_.take();
@@ -186,6 +192,7 @@ class Run {
   }
 
   void evaluate(int64_t done) {
+    const RankProgress::Place place = watched(str("evaluation after step ", done));
     double loss_sum = 0.0;
     int64_t targets = 0, sequences = 0;
     const int64_t most = recipe_.eval.max_sequences;
@@ -202,6 +209,9 @@ class Run {
     reporter_->evaluation(done, loss_sum / static_cast<double>(std::max<int64_t>(1, targets)), targets);
   }
 
+  /// Computes together with the other ranks: the watchdog may expect progress. What is not in such a place waits for disks.
+  RankProgress::Place watched(const std::string& place) { return {&launch_.progress(), place, RankProgress::Pace::kWatched}; }
+
   void require_frozen(const TrainingState& state) {
     const std::string now = frozen_digest(*run_.model, *run_.mesh);
     MT_CHECK(now == state.frozen_digest, "the frozen weights changed: digest ", state.frozen_digest, " at the start, ", now, " now; nothing was saved");
@@ -209,6 +219,7 @@ class Run {
 
   void save(int64_t done, TrainingState& state) {
     const auto start = std::chrono::steady_clock::now();
+    const RankProgress::Place place(&launch_.progress(), str("saving step ", done), RankProgress::Pace::kPatient);
     require_frozen(state);
     checkpoints_.save(done, state, recipe_.checkpoint.keep_last);
     saved_at_ = std::chrono::steady_clock::now();
@@ -239,6 +250,9 @@ class Run {
 
 }  // namespace
 
-int train(const Recipe& recipe, const TrainOptions& options, Launch& launch) { return Run(recipe, options, launch).go(); }
+int train(const Recipe& recipe, const TrainOptions& options, Launch& launch) {
+  launch.watch(recipe.run.stall_timeout_s);
+  return Run(recipe, options, launch).go();
+}
 
 }  // namespace moetune
