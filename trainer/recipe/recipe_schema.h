@@ -56,7 +56,7 @@ void visit_keys(Visitor& v, S& run) {
   v.field("threads", run.threads, {.doc = "CPU threads per rank; 0 chooses.", .unit = "threads", .range = {0, 1024}});
   v.field("stall_timeout_s", run.stall_timeout_s,
           {.doc = "A rank that stands still for so long while others wait for it ends the job; 0: the job waits for ever. Must "
-                  "exceed the longest single matrix product.",
+                  "exceed what some dozens of operators take.",
            .unit = "s", .range = {0, 86400}});
 }
 
