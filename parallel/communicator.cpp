@@ -53,6 +53,7 @@ void Communicator::all_reduce(const char* operation, const at::Tensor& tensor, R
   MT_CHECK(op == ReduceOp::kSum ? can_sum(type) : can_max(type), operation, " on group ", name_, ": dtype ",
            at::toString(type), " has no such reduction");
   if (tensor.numel() == 0) return;
+  const auto call = enter(operation, static_cast<int64_t>(tensor.nbytes()));
   do_all_reduce(tensor, op);
   bytes_sent_ += 2 * (size_ - 1) * static_cast<int64_t>(tensor.nbytes()) / size_;
 }
@@ -65,6 +66,7 @@ void Communicator::broadcast(const at::Tensor& tensor, int root) {
   check_tensor("broadcast", tensor);
   MT_CHECK(root >= 0 && root < size_, "broadcast on group ", name_, ": root ", root, " of ", size_, " ranks");
   if (tensor.numel() == 0) return;
+  const auto call = enter("broadcast", static_cast<int64_t>(tensor.nbytes()));
   do_broadcast(tensor, root);
   if (rank_ == root) bytes_sent_ += (size_ - 1) * static_cast<int64_t>(tensor.nbytes());
 }
@@ -76,6 +78,7 @@ void Communicator::all_gather(const at::Tensor& out, const at::Tensor& in) {
            " of ", size_, ": out is ", at::toString(out.scalar_type()), " ", out.sizes(), ", in is ",
            at::toString(in.scalar_type()), " ", in.sizes());
   if (in.numel() == 0) return;
+  const auto call = enter("all_gather", static_cast<int64_t>(out.nbytes()));
   do_all_gather(out, in);
   bytes_sent_ += (size_ - 1) * static_cast<int64_t>(in.nbytes());
 }
@@ -87,6 +90,7 @@ void Communicator::reduce_scatter_sum(const at::Tensor& out, const at::Tensor& i
            "reduce_scatter_sum on group ", name_, " of ", size_, ": out is ", at::toString(out.scalar_type()), " ",
            out.sizes(), ", in is ", at::toString(in.scalar_type()), " ", in.sizes());
   if (in.numel() == 0) return;
+  const auto call = enter("reduce_scatter_sum", static_cast<int64_t>(in.nbytes()));
   do_reduce_scatter_sum(out, in);
   bytes_sent_ += (size_ - 1) * static_cast<int64_t>(out.nbytes());
 }
@@ -110,6 +114,7 @@ void Communicator::all_to_all_v(const at::Tensor& out, const at::Tensor& in, con
   MT_CHECK(recv_counts[rank_] == send_counts[rank_], "all_to_all_v on group ", name_, ": rank ", rank_, " sends itself ",
            send_counts[rank_], " rows and expects ", recv_counts[rank_]);
   const int64_t row_bytes = c10::multiply_integers(in.sizes().slice(1)) * static_cast<int64_t>(in.element_size());
+  const auto call = enter("all_to_all_v", static_cast<int64_t>(in.nbytes() + out.nbytes()));
   do_all_to_all_v(out, in, times(recv_counts, row_bytes), times(send_counts, row_bytes));
   bytes_sent_ += (in.size(0) - send_counts[rank_]) * row_bytes;
 }
@@ -117,9 +122,15 @@ void Communicator::all_to_all_v(const at::Tensor& out, const at::Tensor& in, con
 std::vector<int64_t> Communicator::all_to_all_counts(const std::vector<int64_t>& send) {
   MT_CHECK(send.size() == static_cast<size_t>(size_), "all_to_all_counts on group ", name_, " of ", size_, ": ",
            send.size(), " counts");
+  const auto call = enter("all_to_all_counts", static_cast<int64_t>(send.size() * sizeof(int64_t)));
   std::vector<int64_t> received = do_all_to_all_counts(send);
   bytes_sent_ += (size_ - 1) * static_cast<int64_t>(sizeof(int64_t));
   return received;
+}
+
+void Communicator::barrier() {
+  const auto call = enter("barrier", 0);
+  do_barrier();
 }
 
 void LocalCommunicator::do_all_gather(const at::Tensor& out, const at::Tensor& in) {

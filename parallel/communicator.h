@@ -15,9 +15,12 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "parallel/rank_progress.h"
 
 namespace moetune {
 
@@ -58,18 +61,27 @@ class Communicator {
   /// Sends send[r] to rank r and returns what each rank sent here. Host data: waits on every backend.
   std::vector<int64_t> all_to_all_counts(const std::vector<int64_t>& send);
   /// Returns when the host of every rank has come here. Does not wait for any CUDA stream.
-  virtual void barrier() = 0;
+  void barrier();
 
   /// Payload bytes from this rank to others so far, whatever the backend sends on the wire: all_to_all_v and
   /// all_to_all_counts what goes to others; all_gather (P-1) * bytes of `in`; reduce_scatter_sum (P-1)/P * bytes of `in`;
   /// all_reduce 2 (P-1)/P * bytes (a ring, rounded down); broadcast (P-1) * bytes at the root and nothing elsewhere.
   int64_t bytes_sent() const { return bytes_sent_; }
 
+  /// From now on the watchdog knows of this group's collectives.
+  void report_to(std::unique_ptr<GroupProgress> progress) { progress_ = std::move(progress); }
+  /// Tells the watchdog that this rank is in a collective of the group, as long as the object lives. The collectives above do it
+  /// themselves; a rank that skips one with nothing to send must not count it.
+  GroupProgress::Call enter(const std::string& operation, int64_t bytes) { return {progress_.get(), operation, bytes}; }
+
  protected:
   enum class ReduceOp { kSum, kMax };
 
   Communicator(std::string name, int rank, int size, at::Device device)
       : name_(std::move(name)), rank_(rank), size_(size), device_(device) {}
+
+  /// What the watchdog knows of the group; null where nobody asked.
+  const GroupProgress* progress() const { return progress_.get(); }
 
   // The transports, called with checked arguments. Element counts are above zero where every rank has the same count.
   virtual void do_all_reduce(const at::Tensor& tensor, ReduceOp op) = 0;
@@ -80,6 +92,7 @@ class Communicator {
   virtual void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                                const std::vector<int64_t>& send_bytes) = 0;
   virtual std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) = 0;
+  virtual void do_barrier() = 0;
 
  private:
   void all_reduce(const char* operation, const at::Tensor& tensor, ReduceOp op);
@@ -90,6 +103,7 @@ class Communicator {
   int size_;
   at::Device device_;
   int64_t bytes_sent_ = 0;
+  std::unique_ptr<GroupProgress> progress_;
 };
 
 /// The group of one rank: reductions do nothing, outputs are copies of inputs. Needs neither MPI nor NCCL.
@@ -97,7 +111,6 @@ class LocalCommunicator final : public Communicator {
  public:
   explicit LocalCommunicator(std::string name, at::Device device = at::kCPU)
       : Communicator(std::move(name), 0, 1, device) {}
-  void barrier() override {}
 
  private:
   void do_all_reduce(const at::Tensor&, ReduceOp) override {}
@@ -107,6 +120,7 @@ class LocalCommunicator final : public Communicator {
   void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>&,
                        const std::vector<int64_t>&) override;
   std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override { return send; }
+  void do_barrier() override {}
 };
 
 }  // namespace moetune

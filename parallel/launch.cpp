@@ -12,11 +12,16 @@
 #include <exception>
 #include <new>
 #include <thread>
+#include <type_traits>
+#include <vector>
 
+#include "parallel/base/cpus.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/nccl_communicator.h"
+#include "parallel/nccl_watch.h"
+#include "parallel/watchdog.h"
 
 namespace moetune {
 namespace {
@@ -67,6 +72,9 @@ std::chrono::milliseconds patience(int rank, ExitCode code) {
 
 Launch::Launch() : exceptions_at_birth_(std::uncaught_exceptions()) {
   uses_mpi_ = started_by_mpirun();
+  const CpuSet own_cpus = allowed_cpus();
+  static_assert(std::is_trivially_copyable_v<CpuSet>);
+  std::vector<CpuSet> sets{own_cpus};
   if (uses_mpi_) {
     int initialized = 0;
     MPI_Initialized(&initialized);
@@ -82,20 +90,37 @@ Launch::Launch() : exceptions_at_birth_(std::uncaught_exceptions()) {
     MPI_Comm_size(host_ranks, &local_size_);
     int leader = rank_;
     MPI_Bcast(&leader, 1, MPI_INT, 0, host_ranks);
+    sets.resize(static_cast<size_t>(local_size_));
+    MPI_Allgather(&own_cpus, sizeof own_cpus, MPI_BYTE, sets.data(), sizeof own_cpus, MPI_BYTE, host_ranks);
     MPI_Comm_free(&host_ranks);
     host_leaders_.resize(world_size_);
     MPI_Allgather(&leader, 1, MPI_INT, host_leaders_.data(), 1, MPI_INT, MPI_COMM_WORLD);
     host_world_ = MpiCommunicator::split_world(0, rank_, "world (host)");
+    host_world_->report_to(std::make_unique<GroupProgress>(progress_, make_group_id(0), host_world_->name(), world_size_));
   } else {
     host_world_ = std::make_unique<LocalCommunicator>("world (host)");
   }
+  num_cpus_ = static_cast<int>(cpu_share(sets, static_cast<size_t>(local_rank_), cpu_quota()));
   log_init(rank_, world_size_);
 }
 
 Launch::~Launch() {
+  // Who watches over others stays until the last is done.
+  if (watchdog_ && std::uncaught_exceptions() == exceptions_at_birth_) host_world_->barrier();
+  nccl_watch_.reset();
+  watchdog_.reset();
   host_world_.reset();
   if (uses_mpi_ && std::uncaught_exceptions() == exceptions_at_birth_) MPI_Finalize();
 }
+
+void Launch::watch(double stall_timeout_s) {
+  MT_CHECK(!watchdog_, "a second watchdog");
+  if (world_size_ == 1 || stall_timeout_s <= 0.0) return;
+  watchdog_ = std::make_unique<Watchdog>(rank_, world_size_, stall_timeout_s, progress_,
+                                         [this](const std::string& text, int root) { return broadcast_string(text, root); });
+}
+
+std::string Launch::make_group_id(int color) { return str(num_groups_++, ".", color); }
 
 void Launch::use_device(const std::string& kind) {
   MT_CHECK(kind == "cpu" || kind == "cuda", "device kind ", kind);
@@ -120,10 +145,20 @@ void Launch::use_device(const std::string& kind) {
 
 std::unique_ptr<Communicator> Launch::make_group(int color, int key, const std::string& name) {
   if (!uses_mpi_) return std::make_unique<LocalCommunicator>(name, device_);
+  const auto call = host_world_->enter("make_group " + name, 0);
+  const std::string id = make_group_id(color);
   auto host = MpiCommunicator::split_world(color, key, name);
   if (host->size() == 1) return std::make_unique<LocalCommunicator>(name, device_);
-  if (device_.is_cuda()) return std::make_unique<NcclCommunicator>(std::move(host), device_);
-  return host;
+  auto progress = std::make_unique<GroupProgress>(progress_, id, name, host->size());
+  std::unique_ptr<Communicator> group;
+  if (device_.is_cuda()) {
+    if (watchdog_ && !nccl_watch_) nccl_watch_ = std::make_unique<NcclWatch>(progress_, device_);
+    group = std::make_unique<NcclCommunicator>(std::move(host), device_, nccl_watch_.get());
+  } else {
+    group = std::move(host);
+  }
+  group->report_to(std::move(progress));
+  return group;
 }
 
 int64_t Launch::max_over_world(int64_t value) {
@@ -132,16 +167,22 @@ int64_t Launch::max_over_world(int64_t value) {
   return largest.item<int64_t>();
 }
 
-std::string Launch::broadcast_string(const std::string& text) {
+std::string Launch::broadcast_string(const std::string& text, int root) {
   const at::Tensor length = at::full({1}, static_cast<int64_t>(text.size()), at::kLong);
-  host_world_->broadcast(length, 0);
+  host_world_->broadcast(length, root);
   const at::Tensor bytes = at::empty({length.item<int64_t>()}, at::kByte);
-  if (rank_ == 0 && !text.empty()) std::memcpy(bytes.data_ptr(), text.data(), text.size());
-  host_world_->broadcast(bytes, 0);
+  if (rank_ == root && !text.empty()) std::memcpy(bytes.data_ptr(), text.data(), text.size());
+  host_world_->broadcast(bytes, root);
   return std::string(static_cast<const char*>(bytes.data_ptr()), bytes.numel());
 }
 
+void Launch::failing() {
+  if (watchdog_) watchdog_->failing();
+}
+
 void Launch::abort(int code) {
+  // Told to end by mpirun, ranks in a collective would wait for its SIGKILL, which may be a minute away.
+  if (watchdog_) watchdog_->end_others(code);
   if (uses_mpi_) MPI_Abort(MPI_COMM_WORLD, code);
   std::_Exit(code);
 }
@@ -150,7 +191,10 @@ int run_guarded(Launch& launch, const std::function<int()>& program) {
   try {
     return program();
   } catch (...) {
-    const Failure failure = current_failure();
+    launch.failing();
+    Failure failure = current_failure();
+    const std::string where = launch.progress().where();
+    if (failure.code != ExitCode::kUserError && !where.empty()) failure.message += str("\n  rank ", launch.rank(), " of ", launch.world_size(), " was at ", where);
     if (launch.world_size() > 1) std::this_thread::sleep_for(patience(launch.rank(), failure.code));
     log_error(failure.message);
     if (launch.world_size() > 1) launch.abort(static_cast<int>(failure.code));

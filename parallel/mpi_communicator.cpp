@@ -79,7 +79,7 @@ void MpiCommunicator::check(int mpi_result, const char* operation, int64_t bytes
                           ") failed in MPI: ", error_text(mpi_result)));
 }
 
-void MpiCommunicator::barrier() { check(MPI_Barrier(handle_->comm), "barrier", 0); }
+void MpiCommunicator::do_barrier() { check(MPI_Barrier(handle_->comm), "barrier", 0); }
 
 void MpiCommunicator::do_all_reduce(const at::Tensor& tensor, ReduceOp op) {
   if (tensor.scalar_type() == at::kBFloat16 || tensor.scalar_type() == at::kHalf) {

@@ -25,8 +25,6 @@ class MpiCommunicator final : public Communicator {
   /// Leaves the group (all ranks of it do). While an exception is under way it does not: the peers may never come.
   ~MpiCommunicator() override;
 
-  void barrier() override;
-
  private:
   struct Handle;
   MpiCommunicator(std::string name, int rank, int size, std::unique_ptr<Handle> handle, int64_t max_count);
@@ -38,6 +36,7 @@ class MpiCommunicator final : public Communicator {
   void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                        const std::vector<int64_t>& send_bytes) override;
   std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override;
+  void do_barrier() override;
 
   /// Throws RankLostError unless the MPI call succeeded.
   void check(int mpi_result, const char* operation, int64_t bytes) const;

@@ -10,6 +10,7 @@
 #include <exception>
 
 #include "parallel/base/error.h"
+#include "parallel/nccl_watch.h"
 
 namespace moetune {
 namespace {
@@ -46,10 +47,11 @@ struct NcclCommunicator::Handle {
   ncclComm_t comm = nullptr;
 };
 
-NcclCommunicator::NcclCommunicator(std::unique_ptr<MpiCommunicator> host, at::Device device)
+NcclCommunicator::NcclCommunicator(std::unique_ptr<MpiCommunicator> host, at::Device device, NcclWatch* watch)
     : Communicator(host->name(), host->rank(), host->size(), device),
       host_(std::move(host)),
       handle_(std::make_unique<Handle>()),
+      watch_(watch),
       exceptions_at_birth_(std::uncaught_exceptions()) {
   MT_CHECK(device.is_cuda() && device.has_index(), "NCCL group ", name(), " on ", device);
   const c10::cuda::CUDAGuard guard(device);
@@ -62,10 +64,12 @@ NcclCommunicator::NcclCommunicator(std::unique_ptr<MpiCommunicator> host, at::De
   std::memcpy(id.internal, id_bytes.data_ptr(), NCCL_UNIQUE_ID_BYTES);
   check(id_result, "ncclGetUniqueId", NCCL_UNIQUE_ID_BYTES);
   check(ncclCommInitRank(&handle_->comm, size(), id, rank()), "ncclCommInitRank", 0);
+  if (watch_ != nullptr) watch_->add(handle_->comm, name());
 }
 
 NcclCommunicator::~NcclCommunicator() {
   if (handle_->comm == nullptr) return;
+  if (watch_ != nullptr) watch_->remove(handle_->comm);
   if (std::uncaught_exceptions() == exceptions_at_birth_) {
     ncclCommDestroy(handle_->comm);
   } else {
@@ -81,11 +85,16 @@ void NcclCommunicator::check(int nccl_result, const char* operation, int64_t byt
                           ncclGetLastError(handle_->comm), "; NCCL_DEBUG=WARN says more"));
 }
 
+void NcclCommunicator::watch_enqueued() {
+  if (watch_ != nullptr && progress() != nullptr) watch_->enqueued(progress()->under_way(), current_stream(device()));
+}
+
 void NcclCommunicator::do_all_reduce(const at::Tensor& tensor, ReduceOp op) {
   const c10::cuda::CUDAGuard guard(device());
   check(ncclAllReduce(tensor.data_ptr(), tensor.data_ptr(), tensor.numel(), nccl_type(tensor.scalar_type()),
                       op == ReduceOp::kSum ? ncclSum : ncclMax, handle_->comm, current_stream(device())),
         "all_reduce", tensor.nbytes());
+  watch_enqueued();
 }
 
 void NcclCommunicator::do_broadcast(const at::Tensor& tensor, int root) {
@@ -93,12 +102,14 @@ void NcclCommunicator::do_broadcast(const at::Tensor& tensor, int root) {
   check(ncclBroadcast(tensor.data_ptr(), tensor.data_ptr(), tensor.nbytes(), ncclUint8, root, handle_->comm,
                       current_stream(device())),
         "broadcast", tensor.nbytes());
+  watch_enqueued();
 }
 
 void NcclCommunicator::do_all_gather(const at::Tensor& out, const at::Tensor& in) {
   const c10::cuda::CUDAGuard guard(device());
   check(ncclAllGather(in.data_ptr(), out.data_ptr(), in.nbytes(), ncclUint8, handle_->comm, current_stream(device())),
         "all_gather", in.nbytes());
+  watch_enqueued();
 }
 
 void NcclCommunicator::do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) {
@@ -137,6 +148,7 @@ void NcclCommunicator::do_all_to_all_v(const at::Tensor& out, const at::Tensor& 
   const ncclResult_t end_result = ncclGroupEnd();
   check(result, "all_to_all_v", in.nbytes());
   check(end_result, "all_to_all_v", in.nbytes());
+  watch_enqueued();
   if (send_bytes[rank()] > 0) {
     C10_CUDA_CHECK(cudaMemcpyAsync(own_out, own_in, send_bytes[rank()], cudaMemcpyDeviceToDevice, stream));
   }

@@ -14,15 +14,16 @@
 
 namespace moetune {
 
+class NcclWatch;
+
 class NcclCommunicator final : public Communicator {
  public:
-  /// Joins the ranks of `host`, each with a GPU of its own. All of them construct it at the same time; waits for them.
-  NcclCommunicator(std::unique_ptr<MpiCommunicator> host, at::Device device);
+  /// Joins the ranks of `host`, each with a GPU of its own. All of them construct it at the same time; waits for them. `watch`
+  /// outlives the group, or is null.
+  NcclCommunicator(std::unique_ptr<MpiCommunicator> host, at::Device device, NcclWatch* watch = nullptr);
   /// Waits for what was enqueued and leaves. While an exception is under way it aborts instead: a kernel may be waiting
   /// for a peer that never comes.
   ~NcclCommunicator() override;
-
-  void barrier() override { host_->barrier(); }
 
  private:
   struct Handle;
@@ -36,12 +37,16 @@ class NcclCommunicator final : public Communicator {
   std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override {
     return host_->all_to_all_counts(send);
   }
+  void do_barrier() override { host_->barrier(); }
 
+  /// The watch looks when what was enqueued on the current stream is finished.
+  void watch_enqueued();
   /// Throws RankLostError unless the NCCL call (its result as an integer) succeeded.
   void check(int nccl_result, const char* operation, int64_t bytes) const;
 
   std::unique_ptr<MpiCommunicator> host_;
   std::unique_ptr<Handle> handle_;
+  NcclWatch* watch_;
   int exceptions_at_birth_;
 };
 

@@ -5,7 +5,6 @@
 
 #include <chrono>
 #include <cstdlib>
-#include <thread>
 
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
@@ -19,9 +18,8 @@ namespace {
 void choose_device_and_threads(const Recipe& recipe, Launch& launch) {
   const bool cuda = device_type(recipe) == at::kCUDA;
   launch.use_device(cuda ? "cuda" : "cpu");
-  // Ranks of a host share its cores; more threads than cores only wait for each other.
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  at::set_num_threads(recipe.run.threads > 0 ? static_cast<int>(recipe.run.threads) : std::max(1, cores / launch.local_size()));
+  // More threads than CPUs only wait for each other.
+  at::set_num_threads(recipe.run.threads > 0 ? static_cast<int>(recipe.run.threads) : launch.num_cpus());
   // cuDNN is the one fused attention with different widths of keys and values (192 and 128 in DeepSeek-V3).
   if (cuda) at::globalContext().setSDPPriorityOrder({static_cast<int64_t>(at::SDPBackend::cudnn_attention), static_cast<int64_t>(at::SDPBackend::flash_attention),
                                                      static_cast<int64_t>(at::SDPBackend::efficient_attention), static_cast<int64_t>(at::SDPBackend::math)});

@@ -43,7 +43,7 @@ class Run {
         peak_(batches_.fullest_step(num_steps_, data_ranks())), resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
         run_(start_of_training(recipe, launch, peak_.tokens, resumes_)), partition_(run_.model->parameters, *run_.mesh), reducer_(partition_, *run_.mesh),
         optimizer_(partition_, {recipe.train.optimizer.lr_b_ratio, recipe.train.optimizer.betas, recipe.train.optimizer.eps, recipe.train.optimizer.weight_decay}),
-        sweep_(*run_.model, sweep_options()), checkpoints_(folder_ / "checkpoints", *run_.mesh) {
+        sweep_(*run_.model, sweep_options(), &launch.progress()), checkpoints_(folder_ / "checkpoints", *run_.mesh) {
     if (recipe.data.eval) {
       eval_documents_.emplace(load_documents(recipe, *recipe.data.eval, config_.vocab, launch, tools_));
       eval_batches_.emplace(*eval_documents_, BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, false});
@@ -68,7 +68,7 @@ class Run {
     for (; step < num_steps_ && last.stop_signal == 0; ++step) {
       StepReport report = train_step(step);
       const int64_t done = step + 1;
-      last = decide(signals, report.ranks.optimizer_wait_s);
+      last = decide(done, signals, report.ranks.optimizer_wait_s);
       report.ranks = last.ranks;
       reporter_->step(report);
       const bool ends = done == num_steps_ || last.stop_signal != 0;
@@ -142,6 +142,7 @@ class Run {
 
   /// Runs the step with the most tokens once and forgets it: a lack of memory shows in the first minute.
   void probe(int64_t fullest_step) {
+    const RankProgress::Place place = watched("trial of the fullest step");
     sweep_.train(batch_of(batches_, fullest_step), StepRandom{}, [&](int64_t layer) { reducer_.reduce(layer); });
     reducer_.forget();
     meter_.take();
@@ -150,10 +151,14 @@ class Run {
   /// One optimizer step: way down, as far as each layer's last update is there, turn, way up with gradients leaving layer by layer; then
   /// norm and clip, and the update is on its way.
   StepReport train_step(int64_t step) {
+    const RankProgress::Place place = watched(str("step ", step + 1));
     const auto start = std::chrono::steady_clock::now();
     const StepBatch batch = batch_of(batches_, step);
     const StepRandom random{static_cast<uint64_t>(recipe_.run.seed), step, true};
-    const SweepResult result = sweep_.train(batch, random, [&](int64_t layer) { reducer_.reduce(layer); });
+    const SweepResult result = sweep_.train(batch, random, [&](int64_t layer) {
+      const RankProgress::Place at(&launch_.progress(), str("gradients of layer ", layer));
+      reducer_.reduce(layer);
+    });
     StepReport report;
     report.step = step + 1;
     reduce_losses(result, batch, report);
@@ -194,7 +199,8 @@ class Run {
     }
   }
 
-  Decision decide(SignalWatch& signals, double optimizer_wait_s) {
+  Decision decide(int64_t done, SignalWatch& signals, double optimizer_wait_s) {
+    const RankProgress::Place place = watched(str("end of step ", done));
     const bool due = recipe_.checkpoint.every_minutes > 0.0 && seconds_since(saved_at_) / 60.0 >= recipe_.checkpoint.every_minutes;
     RankFigures own = meter_.take();
     own.optimizer_wait_s = optimizer_wait_s;
@@ -206,6 +212,7 @@ class Run {
   }
 
   void evaluate(int64_t done) {
+    const RankProgress::Place place = watched(str("evaluation after step ", done));
     optimizer_.flush();
     double loss_sum = 0.0;
     int64_t targets = 0, sequences = 0;
@@ -223,6 +230,9 @@ class Run {
     reporter_->evaluation(done, loss_sum / static_cast<double>(std::max<int64_t>(1, targets)), targets);
   }
 
+  /// Computes together with the other ranks: the watchdog may expect progress. What is not in such a place waits for disks.
+  RankProgress::Place watched(const std::string& place) { return {&launch_.progress(), place, RankProgress::Pace::kWatched}; }
+
   void require_frozen(const TrainingState& state) {
     const std::string now = frozen_digest(*run_.model, *run_.mesh);
     MT_CHECK(now == state.frozen_digest, "the frozen weights changed: digest ", state.frozen_digest, " at the start, ", now, " now; nothing was saved");
@@ -230,6 +240,7 @@ class Run {
 
   void save(int64_t done, TrainingState& state) {
     const auto start = std::chrono::steady_clock::now();
+    const RankProgress::Place place(&launch_.progress(), str("saving step ", done), RankProgress::Pace::kPatient);
     require_frozen(state);
     checkpoints_.save(done, state, recipe_.checkpoint.keep_last);
     saved_at_ = std::chrono::steady_clock::now();
@@ -262,6 +273,9 @@ class Run {
 
 }  // namespace
 
-int train(const Recipe& recipe, const TrainOptions& options, Launch& launch) { return Run(recipe, options, launch).go(); }
+int train(const Recipe& recipe, const TrainOptions& options, Launch& launch) {
+  launch.watch(recipe.run.stall_timeout_s);
+  return Run(recipe, options, launch).go();
+}
 
 }  // namespace moetune

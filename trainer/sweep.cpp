@@ -13,8 +13,8 @@ at::Tensor joined(const std::vector<at::Tensor>& parts) { return parts.size() ==
 
 }  // namespace
 
-Sweep::Sweep(Model& model, const SweepOptions& options)
-    : model_(model), options_(options), scratch_(model.parameters.device(), model.parameters.compute()),
+Sweep::Sweep(Model& model, const SweepOptions& options, RankProgress* progress)
+    : model_(model), options_(options), progress_(progress), scratch_(model.parameters.device(), model.parameters.compute()),
       lowest_trained_(model.parameters.lowest_layer(turn_layer(model.config))), mixing_parameters_(model.blocks.size()), states_(model.blocks.size()),
       stash_(model.parameters.device()) {
   scratch_.reserve(model.scratch_elements());
@@ -40,6 +40,7 @@ bool Sweep::balances(int64_t layer) const {
 }
 
 at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode) {
+  const RankProgress::Place place(progress_, str("layer ", layer, " on its way down"));
   options_.before_layer(layer);
   Block& block = model_.blocks[layer];
   LayerState state;
@@ -87,6 +88,7 @@ at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stre
 }
 
 at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass, int64_t num_documents) {
+  const RankProgress::Place place(progress_, str("layer ", layer, " on its way up"));
   Block& block = model_.blocks[layer];
   LayerState state = std::move(states_[layer]);
   states_[layer] = LayerState();
@@ -149,6 +151,7 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
 
 at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result,
                        const std::function<void(int64_t)>& layer_done) {
+  const RankProgress::Place place(progress_, "turn");
   const TensorAxis& axis = model_.axis;
   at::Tensor x_UD = axis.gather_rows(x_TD, batch.main.num_gathered_rows);
   HeadResult head = model_.head->loss(x_UD, batch.main.target_row, batch.main.target, 1.0 / static_cast<double>(batch.main.global_targets), true);

@@ -19,6 +19,7 @@
 
 #include "moe/model.h"
 #include "parallel/host_stash.h"
+#include "parallel/rank_progress.h"
 #include "trainer/data/step_batch.h"
 
 namespace moetune {
@@ -45,7 +46,8 @@ struct SweepResult {
 
 class Sweep {
  public:
-  Sweep(Model& model, const SweepOptions& options);
+  /// `progress`, if given, is told which layer is at work.
+  Sweep(Model& model, const SweepOptions& options, RankProgress* progress = nullptr);
 
   /// One step's forward and backward: gradients of (loss + mtp_weight * mtp_loss + balance_loss), each over its global divisor, are
   /// added to the parameters of this rank. `layer_done(l)` is called on the way up when the gradients of layer l are complete (turn
@@ -87,6 +89,7 @@ class Sweep {
 
   Model& model_;
   SweepOptions options_;
+  RankProgress* progress_;
   Scratch scratch_;
   DequantCounters dequantised_;
   int64_t lowest_trained_;

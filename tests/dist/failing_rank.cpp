@@ -1,10 +1,13 @@
-// A job that fails as told, for failure_test.py: failing_rank DEVICE WHO KIND, WHO being a rank, `all` or `none`. Ranks that
-// do not fail wait for the others in a collective, as they would in training.
+// A job that fails or stalls as told, for failure_test.py: failing_rank DEVICE WHO KIND, WHO being a rank, `all` or `none`. Ranks
+// that do not fail wait for the others in a collective, as they would in training.
 #include <ATen/ATen.h>
 
 #include <iostream>
+#include <chrono>
+#include <csignal>
 #include <new>
 #include <stdexcept>
+#include <thread>
 
 #include "parallel/base/error.h"
 #include "parallel/communicator.h"
@@ -13,6 +16,8 @@
 using namespace moetune;
 
 namespace {
+
+constexpr std::chrono::seconds kStallTimeout(3);
 
 void fail(const std::string& kind) {
   if (kind == "user") throw UserError("the recipe is wrong");
@@ -27,6 +32,24 @@ void fail(const std::string& kind) {
   throw UserError("unknown kind " + kind);
 }
 
+/// Stands still, as told, for ever or for longer than the watchdog would let a rank stand still.
+void stall(const std::string& kind) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [&] { return std::chrono::steady_clock::now() - start; };
+  if (kind == "stop") {
+    std::this_thread::sleep_for(std::chrono::seconds(1));  // so that the others were told of the step and its group
+    raise(SIGSTOP);
+  }
+  while (kind == "sleep" || (kind == "nap" && elapsed() < 2 * kStallTimeout)) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  for (volatile int64_t turns = 0; kind == "loop";) turns = turns + 1;
+  // Slow but healthy: one operator after the other.
+  at::Tensor x = at::ones({64, 64});
+  while (kind == "slow" && elapsed() < 3 * kStallTimeout) {
+    for (int i = 0; i < 50; ++i) x = x.mm(x).clamp(-1, 1);
+    std::this_thread::sleep_for(kStallTimeout / 8);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -36,9 +59,14 @@ int main(int argc, char** argv) {
     const std::string who = argv[2];
     const std::string kind = argv[3];
     launch.use_device(argv[1]);
+    launch.watch(static_cast<double>(kStallTimeout.count()));
     // The group is destroyed while the exception passes: that must not wait for the other ranks.
     const auto world = launch.make_group(0, launch.rank(), "world");
-    if (who == "all" || who == std::to_string(launch.rank())) fail(kind);
+    // In a step, but for those that take a nap: they wait for a disk, say, which is no stall.
+    const RankProgress::Place place(&launch.progress(), "step 3", kind == "nap" ? RankProgress::Pace::kPatient : RankProgress::Pace::kWatched);
+    if (who == std::to_string(launch.rank()) && (kind == "stop" || kind == "sleep" || kind == "nap" || kind == "loop" || kind == "slow")) {
+      stall(kind);
+    } else if (who == "all" || who == std::to_string(launch.rank())) fail(kind);
     // A lost rank is noticed by another rank at once, and must not speak before the rank that has the cause.
     if (kind == "user_then_lost" && launch.rank() == 0) throw RankLostError("rank 1 does not answer");
     if (kind == "user_then_lost" && launch.rank() == 1) throw UserError("the recipe is wrong");

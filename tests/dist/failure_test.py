@@ -61,6 +61,27 @@ class FailureTest(unittest.TestCase):
             with self.subTest(kind):
                 self.check(0, 0, kind, code, message)
 
+    def test_a_stall_is_told_by_who_watches(self):
+        """Stopped, asleep for ever, in an endless loop: exit code 5, and the rank, the collective and who waits are named."""
+        for kind, ranks, who, what in [("stop", 3, 2, "silent for 3 s"), ("stop", 3, 0, "silent for 3 s"), ("sleep", 2, 1, "stalls: without progress for 3 s, asleep"),
+                                       ("loop", 3, 1, "stalls: without progress for 3 s, busy"), ("sleep", 3, 0, "stalls: without progress for 3 s, asleep")]:
+            with self.subTest(kind, who=who):
+                job = self.run_job(ranks, who, kind)
+                everything = job.stdout + job.stderr
+                self.assertEqual(job.returncode, 5, everything)
+                self.assertEqual(everything.count("error: "), 1, everything)
+                speaker = 1 if (kind, who) == ("stop", 0) else 0
+                self.assertRegex(everything, rf"\[rank {speaker}\] error: rank {who} of {ranks} \(host .*, process \d+\) {what.replace('3 s', '[34] s')}")
+                others = [str(rank) for rank in range(ranks) if rank != who]
+                self.assertRegex(everything, rf"ranks? {' and '.join(others)} waits? for it, at step 3, in all_reduce_sum #1 of group world \({ranks} ranks\), 4 bytes")
+
+    def test_a_slow_rank_is_waited_for(self):
+        for kind in ("slow", "nap"):
+            with self.subTest(kind):
+                job = self.run_job(2, 1, kind)
+                self.assertEqual(job.returncode, 0, job.stdout + job.stderr)
+                self.assertEqual(job.stdout.count("is done"), 2)
+
     def test_a_job_without_failure(self):
         for ranks in (0, 1, 2):
             job = self.run_job(ranks, "none", "user")

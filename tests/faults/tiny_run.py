@@ -51,8 +51,8 @@ class TinyRun:
                        "mtp.loss_weight": 0.3, "checkpoint.every_steps": 10, "checkpoint.keep_last": 2} | changes
         self.log = self.folder / "run" / "log.jsonl"
 
-    def start(self, ranks=1, resume=False, command="train"):
-        """The running process; with more ranks it is mpirun."""
+    def arguments(self, command, resume=False):
+        """Writes the recipe and returns what starts the program on it."""
         sections = {}
         for key, value in self.values.items():
             place, names = sections, key.split(".")
@@ -61,9 +61,12 @@ class TinyRun:
             place[names[-1]] = value
         recipe = self.folder / "recipe.yaml"
         recipe.write_text(as_yaml(sections))
+        return [str(program()), command, str(recipe)] + (["--resume"] if resume else [])
+
+    def start(self, ranks=1, resume=False, command="train"):
+        """The running process; with more ranks it is mpirun."""
         launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
-        arguments = [*launch, str(program()), command, str(recipe)] + (["--resume"] if resume else [])
-        return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return subprocess.Popen([*launch, *self.arguments(command, resume)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
     def finish(self, ranks=1, resume=False, expect=0):
         """Runs to the end and returns the output; fails when the exit code is another."""

@@ -83,6 +83,7 @@ struct RunRecipe {
   int64_t seed = 17;
   DeviceChoice device = DeviceChoice::kAuto;
   int64_t threads = 0;  ///< CPU threads per rank; 0: automatic
+  double stall_timeout_s = 30.0;  ///< 0: no watchdog
   bool operator==(const RunRecipe&) const = default;
 };
 

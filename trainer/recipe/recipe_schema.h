@@ -54,6 +54,10 @@ void visit_keys(Visitor& v, S& run) {
            .range = {.min = 0}});
   v.field("device", run.device, {.doc = "Where to compute; `auto` is CUDA where there is a GPU."});
   v.field("threads", run.threads, {.doc = "CPU threads per rank; 0 chooses.", .unit = "threads", .range = {0, 1024}});
+  v.field("stall_timeout_s", run.stall_timeout_s,
+          {.doc = "A rank that stands still for so long while others wait for it ends the job; 0: the job waits for ever. Must "
+                  "exceed what some dozens of operators take.",
+           .unit = "s", .range = {0, 86400}});
 }
 
 template <typename Visitor, SectionOf<ModelRecipe> S>
