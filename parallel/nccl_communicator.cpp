@@ -116,7 +116,8 @@ void NcclCommunicator::do_reduce_scatter_sum(const at::Tensor& out, const at::Te
   const c10::cuda::CUDAGuard guard(device());
   check(ncclReduceScatter(in.data_ptr(), out.data_ptr(), out.numel(), nccl_type(in.scalar_type()), ncclSum, handle_->comm,
                           current_stream(device())),
-        "reduce_scatter", in.nbytes());
+        "reduce_scatter_sum", in.nbytes());
+  watch_enqueued();
 }
 
 void NcclCommunicator::do_all_to_all_v(const at::Tensor& out, const at::Tensor& in,
