@@ -85,12 +85,6 @@ int run(const std::string& path, Launch& launch) {
   options.placement = {mesh.here().ep * local_experts, local_experts, model_config.experts};
   options.exchange = exchange.get();
   options.axis = TensorAxis(mesh.tp());
-  WeightStore store(launch.device());
-  SlabPlacement slab_placement;
-  slab_placement.first_dense_copy = mesh.data().rank() == 0;
-  slab_placement.first_expert_copy = mesh.expert_replicas().rank() == 0;
-  FrozenSlabs slabs(store, slab_placement);
-  options.slabs = &slabs;
   options.with_mtp = config.value("mtp_loss_weight", 0.0) > 0.0;
   WeightStore store(launch.device());
   const ShardGroups shards(launch, mesh, config.value("shard", "none") == "all" ? ShardScope::kAll : ShardScope::kNone);
