@@ -80,8 +80,8 @@ at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scra
     view.absmax_codes = packed_[1].const_data_ptr<uint8_t>();
     view.nested_absmax = packed_[2].const_data_ptr<float>();
     view.offset = packed_[3].const_data_ptr<float>();
-    if (shape_.cut.dim == MatrixCut::Dim::kOutputs) view.first_block = shape_.cut.index * shape_.held_elements() / kNf4Block;
-    if (shape_.cut.dim == MatrixCut::Dim::kInputs) {
+    if (shape_.cut.cuts_outputs()) view.first_block = shape_.cut.index * shape_.held_elements() / kNf4Block;
+    if (shape_.cut.cuts_inputs()) {
       view.blocks_per_row = shape_.held_inputs() / kNf4Block;
       view.whole_blocks_per_row = shape_.inputs / kNf4Block;
       view.first_block = shape_.cut.index * view.blocks_per_row;

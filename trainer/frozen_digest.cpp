@@ -46,7 +46,7 @@ class PartDigest {
       : slab_(slab), part_(part), type_(word_type(part)), word_bytes_(static_cast<int64_t>(c10::elementSize(type_))), first_expert_(first_expert), sum_(sum),
         key_(stream_key(0, str(held.name, "/", part.name))), begin_(held.offset + part.offset), words_(part.bytes() / word_bytes_) {
     const FrozenShape& shape = held.weight->shape();
-    if (!part.of_whole && shape.cut.dim != MatrixCut::Dim::kNone && shape.cut.parts > 1) cut_ = shape.cut;
+    if (!part.of_whole && (shape.cut.cuts_outputs() || shape.cut.cuts_inputs())) cut_ = shape.cut;
     whole_words_ = words_ * cut_.parts;
     row_words_ = cut_.dim == MatrixCut::Dim::kInputs ? words_ / shape.outputs : words_;
   }

@@ -112,7 +112,7 @@ TEST_CASE("one unit is a matrix, odd sizes too; what does not fit is refused", "
   scratch.reserve(1000);
   DequantCounters counters;
   for (const BaseFormat format : kFormats) {
-    FrozenWeight weight({format, 1, 5, 7}, at::kCPU, at::kFloat);
+    FrozenWeight weight({format, 1, 5, 7, {MatrixCut::Dim::kInputs, 0, 1}}, at::kCPU, at::kFloat);  // one part: the whole
     const at::Tensor values = random_normal({5, 7}, 1, at::kFloat);
     weight.set(0, values.t().contiguous().t());
     weight.use(scratch, counters);
