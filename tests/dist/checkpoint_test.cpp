@@ -19,16 +19,17 @@ namespace {
 /// A model of this rank on a mesh of its own, with the state to save.
 struct Run {
   explicit Run(const MeshShape& shape)
-      : mesh(test_launch(), shape), tiny(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kBFloat16, .targets = {"o_proj", "experts.up_proj"}}, &mesh),
+      : mesh(test_launch(), shape), tiny(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kBFloat16, .targets = {"q_a_proj", "q_b_proj", "o_proj", "experts.up_proj"}}, &mesh),
         partition(tiny.model->parameters, mesh), optimizer(partition, {}), state{*tiny.model, optimizer, "run: {}\n", "frozen", "data", 17, 4} {}
 
   /// What this rank holds of a tensor whose numbers, over all ranks, count up from one that its name gives.
   static at::Tensor expected(const Parameter& parameter) {
     const ParameterInfo& info = parameter.info();
-    std::vector<int64_t> whole = parameter.working.sizes().vec();
+    std::vector<int64_t> whole = info.part.whole_shape(parameter.working.sizes());
     if (info.num_experts > 0) whole[0] = info.num_experts;
     const at::Tensor numbers = at::arange(c10::multiply_integers(whole), at::kFloat).view(whole) + static_cast<double>(info.name.size() * 1000 + info.layer);
-    return info.num_experts > 0 ? numbers.narrow(0, info.first_expert, parameter.working.size(0)) : numbers;
+    const at::Tensor part = info.part.of(numbers, parameter.working.sizes());
+    return info.num_experts > 0 ? part.narrow(0, info.first_expert, parameter.working.size(0)) : part;
   }
   /// Calls visit(tensor of the optimizer's, what it should hold) for masters and moments of this rank.
   template <typename Visit>
@@ -69,7 +70,7 @@ struct SharedFolder {
 TEST_CASE("a checkpoint of one mesh is that of another, number by number", "[checkpoint]") {
   if (test_launch().device().is_cuda()) return;  // the tiny model is built on the CPU
   const int64_t P = test_launch().world_size();
-  const std::vector<MeshShape> shapes = {{1, P, 1, 1}, {1, 1, P, 1}, {1, P / 2, 2, 1}};
+  const std::vector<MeshShape> shapes = {{1, P, 1, 1}, {1, 1, P, 1}, {1, P / 2, 2, 1}, {1, 1, P / 2, 2}};
   for (const MeshShape& from : shapes) {
     SharedFolder folder;
     {

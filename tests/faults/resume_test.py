@@ -123,16 +123,16 @@ class ResumeTest(unittest.TestCase):
 
     def test_another_mesh(self):
         """Other ranks go on with what some saved, experts and shards cut anew: the same to rounding."""
-        settings = {"train.steps": 20, "checkpoint.every_steps": 10}
+        settings = {"train.steps": 20, "checkpoint.every_steps": 10, "model.base": "bf16"}
         whole = self.whole(2, **settings, **{"mesh.ep": 2})
         first = TinyRun(self.folder / "moved", **settings, **{"mesh.ep": 2})
         first.finish(2)
         shutil.rmtree(first.checkpoints()[-1])
         saved, log = self.folder / "saved", first.log.read_text()
         shutil.copytree(first.checkpoints()[-1], saved)
-        for ranks, ep in ((4, 4), (4, 2), (4, 1), (1, 1)):
-            with self.subTest(ranks=ranks, ep=ep):
-                moved = TinyRun(self.folder / "moved", **settings, **{"mesh.ep": ep})
+        for ranks, ep, tp in ((4, 4, 1), (4, 2, 1), (4, 1, 1), (1, 1, 1), (4, 2, 2), (2, 1, 2)):
+            with self.subTest(ranks=ranks, ep=ep, tp=tp):
+                moved = TinyRun(self.folder / "moved", **settings, **{"mesh.ep": ep, "mesh.tp": tp})
                 moved.finish(ranks, resume=True)
                 self.assertEqual(sorted(moved.losses()), list(range(1, 21)))
                 for step, loss in whole.losses().items():

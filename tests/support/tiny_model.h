@@ -67,7 +67,7 @@ struct TinyModel {
     options.exchange = exchange.get();
     options.seed = tiny.seed;
     options.with_mtp = tiny.with_mtp;
-    options.axis = tiny.axis;
+    options.axis = mesh == nullptr ? tiny.axis : TensorAxis(mesh->tp());
     options.expert_chunk_bytes = 1;  // one expert at a time
     model = build_model(config, *make_random_weights(config, tiny.seed, at::kCPU), options);
     // B of zeros would leave A without a gradient.

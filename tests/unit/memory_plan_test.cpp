@@ -131,14 +131,14 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     for (const Block& block : model.blocks) {
       if (block.is_moe()) plain += static_cast<int64_t>(block.router()->bias().nbytes());
     }
-    // By layer: gradients that exist at a time, and a rank's shards of what all ranks hold (one in ep) and of stacks (dp is 1: all).
+    // By layer: gradients that exist at a time, and a rank's shards of each kind (dp is 1).
     std::map<int64_t, int64_t> by_layer;
-    int64_t everywhere = 0;
+    std::map<Replicas, int64_t> by_replicas;
     for (Parameter& parameter : model.parameters.all()) {
       trained += parameter.numel();
       working += static_cast<int64_t>(parameter.working.nbytes());
       if (parameter.info().group != "norms" && parameter.info().group != "router") by_layer[parameter.info().layer] += static_cast<int64_t>(parameter.gradient().nbytes());
-      if (parameter.info().replicas == Replicas::kEverywhere) everywhere += parameter.numel();
+      by_replicas[parameter.info().replicas] += parameter.numel();
       parameter.clear_gradient();
     }
     for (const auto& [layer, bytes] : by_layer) gradients = std::max(gradients, bytes);
@@ -153,10 +153,11 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     CHECK(part(plan, "trained, working copies") == working);
     CHECK(part(plan, "gradients") == gradients);
     // Rounded up to whole shards, a group at a time.
-    const int64_t exact = (trained - everywhere + everywhere / one.ep) * a_number;
+    const int64_t exact = (by_replicas[Replicas::kEverywhere] / (one.ep * one.tp) + by_replicas[Replicas::kTensorIndex] / one.ep +
+                           by_replicas[Replicas::kExpertReplicas] / one.tp) * a_number;
     CHECK(part(plan, "optimizer") >= exact);
-    CHECK(part(plan, "optimizer") <= exact + (one.ep - 1) * 20 * a_number);
-    if (one.ep == 1) {
+    CHECK(part(plan, "optimizer") <= exact + (one.ep * one.tp - 1) * 20 * a_number);
+    if (one.ep * one.tp == 1) {
       Launch launch;
       Mesh mesh(launch, {1, 1, 1, 1});
       Partition partition(model.parameters, mesh);

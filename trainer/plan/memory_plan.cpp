@@ -84,8 +84,9 @@ class Planner {
       trained_.add("norms", plain.norms);
       trained_.add("router", plain.router);
       plan_.trained_numbers += plain.total() - plain.router_bias;
-      by_layer_[{-1, Replicas::kEverywhere}] = plain.embedding;
-      by_layer_[{turn_layer(config_), Replicas::kEverywhere}] = plain.head;
+      const Replicas vocabulary = mesh_.tp > 1 ? Replicas::kTensorIndex : Replicas::kEverywhere;
+      by_layer_[{-1, vocabulary}] = plain.embedding;
+      by_layer_[{turn_layer(config_), vocabulary}] = plain.head;
       spread_numbers_ = plain.norms + plain.router;
     } else {
       plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ + plain.router * 2;
@@ -128,8 +129,17 @@ class Planner {
       if (numbers(map, config_.experts) == 0) return;
       trained_.add(map.group, numbers(map, config_.experts));
       plan_.trained_numbers += numbers(held, local_experts_);
-      // Cut halves of adapters are reduced over fewer ranks than whole ones: counted together they are a bound.
-      by_layer_[{map.group == "mtp" ? turn_layer(config_) : map.layer, map.stack > 0 ? Replicas::kExpertReplicas : Replicas::kEverywhere}] += numbers(held, local_experts_);
+      const int64_t layer = map.group == "mtp" ? turn_layer(config_) : map.layer, units = map.units(local_experts_);
+      auto add_numbers = [&](bool cut, int64_t count) {
+        const Replicas dense = cut && mesh_.tp > 1 ? Replicas::kTensorIndex : Replicas::kEverywhere;
+        by_layer_[{layer, map.stack > 0 ? Replicas::kExpertReplicas : dense}] += units * count;
+      };
+      if (trains_weights_) {
+        add_numbers(map.cut != MatrixCut::Dim::kNone, held.outputs * held.inputs);
+      } else {
+        add_numbers(map.cut == MatrixCut::Dim::kInputs, map.adapter->rank * held.inputs);
+        add_numbers(map.cut == MatrixCut::Dim::kOutputs, map.adapter->rank * held.outputs);
+      }
     });
     plan_.trained_by_group = trained_.all();
     const std::string numbers = str(short_count(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
