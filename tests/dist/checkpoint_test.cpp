@@ -103,8 +103,8 @@ TEST_CASE("what one rank finds damaged is damaged for all", "[checkpoint]") {
   checkpoints.save(1, run.state, 3);
   checkpoints.save(2, run.state, 3);
   auto damage = [&](const char* step) {
-    // The last file, which rank 0 does not read.
-    if (test_launch().rank() == 0) std::ofstream(folder.path / step / str("state-0000", P - 1, "-of-0000", P, ".safetensors"), std::ios::app) << "x";
+    // The second of the files (recipe.yaml is the first): rank 1 reads it.
+    if (test_launch().rank() == 0) std::ofstream(folder.path / step / str("state-00000-of-0000", P, ".safetensors"), std::ios::app) << "x";
     folder.wait_for_all();
   };
   damage("step-00000002");
