@@ -81,11 +81,13 @@ int64_t rank_at(const MeshShape& shape, const MeshCoordinates& place) {
   return ((place.pp * shape.dp + place.dp) * shape.ep + place.ep) * shape.tp + place.tp;
 }
 
-Mesh::Mesh(Launch& launch, const MeshShape& shape) : shape_(shape), here_(coordinates_of(shape, launch.rank())) {
-  MT_CHECK(shape.num_ranks() == launch.world_size(), "mesh ", to_string(shape), " on ", launch.world_size(), " ranks");
+Mesh::Mesh(Launch& launch, const MeshShape& shape)
+    : first_rank_(launch.rank() < shape.num_ranks() ? 0 : launch.rank()), shape_(first_rank_ == 0 ? shape : MeshShape{1, 1, 1, 1}),
+      here_(coordinates_of(shape_, launch.rank() - first_rank_)) {
+  MT_CHECK(shape.num_ranks() <= launch.world_size(), "mesh ", to_string(shape), " on ", launch.world_size(), " ranks");
   // A group is named by its first rank: this rank's place with the group's own axes at zero.
   const auto group = [&](MeshCoordinates first, const char* name) {
-    return launch.make_group(static_cast<int>(rank_at(shape, first)), launch.rank(), name);
+    return launch.make_group(static_cast<int>(first_rank_ + rank_at(shape_, first)), launch.rank(), name);
   };
   const auto [pp, dp, ep, tp] = here_;
   world_ = group({}, "world");

@@ -52,10 +52,13 @@ int64_t rank_at(const MeshShape& shape, const MeshCoordinates& place);
 
 class Mesh {
  public:
-  /// Makes the groups, on launch.device(). All ranks of the job call it. The mesh must not outlive the launch.
+  /// Makes the groups, on launch.device(). All ranks of the job call it. A shape of fewer ranks than the job has is made of the first
+  /// ones; each other rank gets a mesh of its own, of one rank. The mesh must not outlive the launch.
   Mesh(Launch& launch, const MeshShape& shape);
 
   const MeshShape& shape() const { return shape_; }
+  /// The job's number of the mesh's rank 0.
+  int64_t first_rank() const { return first_rank_; }
   /// Where this rank stands.
   const MeshCoordinates& here() const { return here_; }
 
@@ -76,6 +79,7 @@ class Mesh {
   Communicator& stage() { return *stage_; }
 
  private:
+  int64_t first_rank_;
   MeshShape shape_;
   MeshCoordinates here_;
   std::unique_ptr<Communicator> world_;

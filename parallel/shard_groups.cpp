@@ -28,7 +28,7 @@ ShardGroups::ShardGroups(Launch& launch, const Mesh& mesh, ShardScope scope) {
     return scope == ShardScope::kNone ? rank : scope == ShardScope::kNode ? launch.host_leader_of(rank) : first;
   };
   const auto make = [&](bool experts, const char* name, bool& first_copy) -> std::unique_ptr<Communicator> {
-    const int64_t first = first_holder(mesh.shape(), mesh.here(), experts);
+    const int64_t first = mesh.first_rank() + first_holder(mesh.shape(), mesh.here(), experts);
     const int64_t part = part_of(launch.rank(), first);
     first_copy = part == part_of(first, first);
     if (scope == ShardScope::kNone) return nullptr;

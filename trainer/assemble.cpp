@@ -69,6 +69,63 @@ SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& 
   return placement;
 }
 
+/// Makes the parts in the order in which they need each other.
+class Assembler {
+ public:
+  Assembler(const Recipe& recipe, const ModelConfig& config, Launch& launch, bool speaks) : recipe_(recipe), config_(config), launch_(launch), speaks_(speaks) {}
+
+  Assembly assemble(std::unique_ptr<Mesh> mesh, std::optional<int64_t> rows) {
+    Assembly run;
+    run.config = config_;
+    run.device = launch_.device();
+    run.compute = scalar_type(recipe_.model.compute);
+    run.slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(run.device));
+    const MeshShape shape = mesh->shape();
+    run.mesh = std::move(mesh);
+    run.exchange = shape.ep == 1 ? make_local_exchange() : make_token_exchange(run.mesh->ep(), recipe_.exchange.buffer_rows.value_or(0));
+    run.targets = std::make_unique<AdapterTargets>(adapter_targets(recipe_));
+    run.store = std::make_unique<WeightStore>(run.device);
+    // The smallest of the GPUs and the fullest of the hosts decide for all: ranks that share weights place them alike.
+    const Machine machine{run.device.type(), -launch_.max_over_world(-device_memory_bytes(run.device.type())), launch_.max_over_world(launch_.local_size())};
+    run.plan = plan_memory(run.config, recipe_, shape, machine, rows);
+    run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, shard_scope(recipe_.mesh.shard));
+    run.slabs = std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards));
+
+    ModelOptions options;
+    options.device = run.device;
+    options.compute = run.compute;
+    options.base = base_format(recipe_.model.base);
+    options.train_weights = !recipe_.adapter.has_value();
+    options.targets = recipe_.adapter ? run.targets.get() : nullptr;
+    const int64_t local_experts = run.config.experts / shape.ep;
+    options.placement = {run.mesh->here().ep * local_experts, local_experts, run.config.experts};
+    options.exchange = run.exchange.get();
+    options.slabs = run.slabs.get();
+    options.axis = TensorAxis(run.mesh->tp());
+    options.seed = static_cast<uint64_t>(recipe_.run.seed);
+    options.with_mtp = recipe_.mtp.loss_weight > 0.0;
+    const bool random = recipe_.model.weights == WeightOrigin::kRandom;
+    auto source = random ? make_random_weights(run.config, options.seed, run.device) : open_pretrained(recipe_.model.path);
+    LoadProgress progress(*source, run.config.num_layers + (options.with_mtp ? 1 : 0));
+    if (speaks_) options.loaded = [&](int64_t layer) { progress(layer); };
+    run.model = build_model(run.config, *source, options);
+    if (speaks_) log_info(str("weights ", random ? "drawn from the seed" : str("read: ", bytes_text(source->bytes_read()), " on this rank, ", progress.rate()), " in ",
+                 duration_text(progress.elapsed_s())));
+
+    run.sweep_options.keep_layers = num_kept_layers(recipe_.train.keep, static_cast<int64_t>(run.model->blocks.size()));
+    run.sweep_options.stash_inputs = recipe_.offload.activations == ActivationTier::kHost;
+    run.sweep_options.mtp_weight = recipe_.mtp.loss_weight;
+    run.sweep_options.balance_weight = recipe_.router.balance_loss;
+    return run;
+  }
+
+ private:
+  const Recipe& recipe_;
+  const ModelConfig& config_;
+  Launch& launch_;
+  bool speaks_;
+};
+
 }  // namespace
 
 at::ScalarType scalar_type(ComputeType compute) {
@@ -126,51 +183,20 @@ int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks) {
 
 int64_t automatic_slice_tokens(at::Device device) { return device.is_cuda() ? 8192 : 2048; }
 
-Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows) {
-  Assembly run;
+void set_up_process(const Recipe& recipe, Launch& launch) {
   choose_device_and_threads(recipe, launch);
   choose_determinism(recipe);
-  run.config = load_model_config(recipe.model.path);
-  run.device = launch.device();
-  run.compute = scalar_type(recipe.model.compute);
-  run.slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(run.device));
-  const MeshShape shape = mesh_shape(recipe, run.config, launch.world_size());
-  run.mesh = std::make_unique<Mesh>(launch, shape);
-  run.exchange = shape.ep == 1 ? make_local_exchange() : make_token_exchange(run.mesh->ep(), recipe.exchange.buffer_rows.value_or(0));
-  run.targets = std::make_unique<AdapterTargets>(adapter_targets(recipe));
-  run.store = std::make_unique<WeightStore>(run.device);
-  // The smallest of the GPUs and the fullest of the hosts decide for all: ranks that share weights place them alike.
-  const Machine machine{run.device.type(), -launch.max_over_world(-device_memory_bytes(run.device.type())), launch.max_over_world(launch.local_size())};
-  run.plan = plan_memory(run.config, recipe, shape, machine, rows);
-  run.shards = std::make_unique<ShardGroups>(launch, *run.mesh, shard_scope(recipe.mesh.shard));
-  run.slabs = std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards));
+}
 
-  ModelOptions options;
-  options.device = run.device;
-  options.compute = run.compute;
-  options.base = base_format(recipe.model.base);
-  options.train_weights = !recipe.adapter.has_value();
-  options.targets = recipe.adapter ? run.targets.get() : nullptr;
-  const int64_t local_experts = run.config.experts / shape.ep;
-  options.placement = {run.mesh->here().ep * local_experts, local_experts, run.config.experts};
-  options.exchange = run.exchange.get();
-  options.slabs = run.slabs.get();
-  options.axis = TensorAxis(run.mesh->tp());
-  options.seed = static_cast<uint64_t>(recipe.run.seed);
-  options.with_mtp = recipe.mtp.loss_weight > 0.0;
-  const bool random = recipe.model.weights == WeightOrigin::kRandom;
-  auto source = random ? make_random_weights(run.config, options.seed, run.device) : open_pretrained(recipe.model.path);
-  LoadProgress progress(*source, run.config.num_layers + (options.with_mtp ? 1 : 0));
-  options.loaded = [&](int64_t layer) { progress(layer); };
-  run.model = build_model(run.config, *source, options);
-  log_info(str("weights ", random ? "drawn from the seed" : str("read: ", bytes_text(source->bytes_read()), " on this rank, ", progress.rate()), " in ",
-               duration_text(progress.elapsed_s())));
+Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows) {
+  set_up_process(recipe, launch);
+  const ModelConfig config = load_model_config(recipe.model.path);
+  auto mesh = std::make_unique<Mesh>(launch, mesh_shape(recipe, config, launch.world_size()));
+  return Assembler(recipe, config, launch, /*speaks=*/true).assemble(std::move(mesh), rows);
+}
 
-  run.sweep_options.keep_layers = num_kept_layers(recipe.train.keep, static_cast<int64_t>(run.model->blocks.size()));
-  run.sweep_options.stash_inputs = recipe.offload.activations == ActivationTier::kHost;
-  run.sweep_options.mtp_weight = recipe.mtp.loss_weight;
-  run.sweep_options.balance_weight = recipe.router.balance_loss;
-  return run;
+Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const ModelConfig& config, Launch& launch) {
+  return Assembler(recipe, config, launch, /*speaks=*/false).assemble(std::move(mesh), std::nullopt);
 }
 
 }  // namespace moetune

@@ -51,5 +51,9 @@ int64_t automatic_slice_tokens(at::Device device);
 /// of the fullest rank in its fullest step, where they are known. Collective over the job. Throws UserError for what recipe, checkpoint
 /// and mesh do not agree on.
 Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows = std::nullopt);
+/// The same for a model and a mesh that are not the recipe's own, saying nothing.
+Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const ModelConfig& config, Launch& launch);
+/// Chooses device, threads and determinism as the recipe says. Once, before anything is made on the device.
+void set_up_process(const Recipe& recipe, Launch& launch);
 
 }  // namespace moetune

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <cmath>
 #include <csignal>
 #include <filesystem>
 
@@ -14,15 +13,11 @@
 #include "trainer/assemble.h"
 #include "trainer/checkpoint.h"
 #include "trainer/data/dataset.h"
-#include "trainer/data/step_batch.h"
 #include "trainer/frozen_digest.h"
-#include "trainer/gradients.h"
 #include "trainer/manifest.h"
-#include "trainer/optimizer.h"
-#include "trainer/rank_meter.h"
 #include "trainer/reporter.h"
-#include "trainer/schedule.h"
 #include "trainer/signals.h"
+#include "trainer/stepper.h"
 
 namespace moetune {
 namespace {
@@ -41,9 +36,8 @@ class Run {
         batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, recipe.data.shuffle, true}),
         num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)),
         peak_(batches_.fullest_step(num_steps_, data_ranks())), resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
-        run_(start_of_training(recipe, launch, peak_.tokens, resumes_)), partition_(run_.model->parameters, *run_.mesh), reducer_(partition_, *run_.mesh),
-        optimizer_(partition_, {recipe.train.optimizer.lr_b_ratio, recipe.train.optimizer.betas, recipe.train.optimizer.eps, recipe.train.optimizer.weight_decay}),
-        sweep_(*run_.model, sweep_options(), &launch.progress()), checkpoints_(folder_ / "checkpoints", *run_.mesh) {
+        run_(start_of_training(recipe, launch, peak_.tokens, resumes_)), stepper_(recipe, run_, &launch.progress()),
+        checkpoints_(folder_ / "checkpoints", *run_.mesh) {
     if (recipe.data.eval) {
       eval_documents_.emplace(load_documents(recipe, *recipe.data.eval, config_.vocab, launch, tools_));
       eval_batches_.emplace(*eval_documents_, BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, false});
@@ -51,7 +45,7 @@ class Run {
   }
 
   int go() {
-    TrainingState state{*run_.model, optimizer_, dump_resolved(recipe_), frozen_digest(*run_.model, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
+    TrainingState state{*run_.model, stepper_.optimizer(), dump_resolved(recipe_), frozen_digest(*run_.model, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
     const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
     // Only now is it known that a resumed run fits what was saved: a mistake writes over nothing.
     if (launch_.rank() == 0) write_text_atomically((folder_ / "recipe.yaml").string(), state.recipe_text);
@@ -118,12 +112,6 @@ class Run {
     return run;
   }
 
-  SweepOptions sweep_options() {
-    SweepOptions options = run_.sweep_options;
-    options.before_layer = [this](int64_t layer) { optimizer_.before_layer(layer); };
-    return options;
-  }
-
   DataSummary summary() {
     DataSummary data;
     data.documents = train_documents_.size();
@@ -135,68 +123,16 @@ class Run {
     return data;
   }
 
-  StepBatch batch_of(Batches& batches, int64_t step) {
-    Communicator& data = run_.mesh->data();
-    return make_step_batch(batches.local(step, data.rank(), data.size()), *run_.model, run_.slice_tokens, run_.device, run_.compute);
-  }
-
   /// Runs the step with the most tokens once and forgets it: a lack of memory shows in the first minute.
   void probe(int64_t fullest_step) {
     const RankProgress::Place place = watched("trial of the fullest step");
-    sweep_.train(batch_of(batches_, fullest_step), StepRandom{}, [&](int64_t layer) { reducer_.reduce(layer); });
-    reducer_.forget();
+    stepper_.rehearse(batches_, fullest_step);
     meter_.take();
   }
 
-  /// One optimizer step: way down, as far as each layer's last update is there, turn, way up with gradients leaving layer by layer; then
-  /// norm and clip, and the update is on its way.
   StepReport train_step(int64_t step) {
     const RankProgress::Place place = watched(str("step ", step + 1));
-    const auto start = std::chrono::steady_clock::now();
-    const StepBatch batch = batch_of(batches_, step);
-    const StepRandom random{static_cast<uint64_t>(recipe_.run.seed), step, true};
-    const SweepResult result = sweep_.train(batch, random, [&](int64_t layer) {
-      const RankProgress::Place at(&launch_.progress(), str("gradients of layer ", layer));
-      reducer_.reduce(layer);
-    });
-    StepReport report;
-    report.step = step + 1;
-    reduce_losses(result, batch, report);
-    if (!std::isfinite(report.loss)) throw NonFiniteError(str("step ", step + 1, ": the loss is ", report.loss, "; nothing was updated"));
-    // The losses have waited for the device: from here on the optimizer alone is waited for.
-    const auto summed = std::chrono::steady_clock::now();
-    report.grad_norm = reducer_.global_norm(step + 1);
-    report.lr = recipe_.train.optimizer.lr * learning_rate_factor(recipe_.train.schedule, step, num_steps_);
-    const double clip = recipe_.train.clip;
-    const double norm_s = seconds_since(summed);
-    optimizer_.step(report.lr, clip > 0.0 && report.grad_norm > clip ? clip / (report.grad_norm + 1e-6) : 1.0, reducer_.gradients());
-    report.ranks.optimizer_wait_s = norm_s + optimizer_.take_exposed_s();
-    if (recipe_.router.bias == RouterBias::kUpdate) update_router_bias(report.load_LE);
-    report.tokens = batch.global.tokens;
-    report.target_tokens = batch.global.targets;
-    report.step_s = seconds_since(start);
-    return report;
-  }
-
-  void reduce_losses(const SweepResult& result, const StepBatch& batch, StepReport& report) {
-    auto number = [&](const at::Tensor& value) { return value.defined() ? value.to(at::kDouble).reshape({1}) : at::zeros({1}, at::TensorOptions(at::kDouble).device(run_.device)); };
-    at::Tensor sums = at::cat({number(result.loss_sum), number(result.mtp_loss_sum), number(result.balance_loss)});
-    run_.mesh->data().all_reduce_sum(sums);
-    if (result.load_LE.defined()) {
-      run_.mesh->data().all_reduce_sum(result.load_LE);
-      report.load_LE = result.load_LE;
-    }
-    sums = sums.cpu();
-    report.loss = sums[0].item<double>() / static_cast<double>(batch.global.targets);
-    if (result.mtp_loss_sum.defined()) report.mtp_loss = sums[1].item<double>() / static_cast<double>(std::max<int64_t>(1, batch.global.mtp_targets));
-    if (result.balance_loss.defined()) report.balance_loss = sums[2].item<double>();
-  }
-
-  void update_router_bias(const at::Tensor& load_LE) {
-    int64_t row = 0;
-    for (Block& block : run_.model->blocks) {
-      if (block.is_moe()) block.router()->update_bias(load_LE[row++], recipe_.router.bias_rate);
-    }
+    return stepper_.train(batches_, step, num_steps_);
   }
 
   Decision decide(int64_t done, SignalWatch& signals, double optimizer_wait_s) {
@@ -213,18 +149,15 @@ class Run {
 
   void evaluate(int64_t done) {
     const RankProgress::Place place = watched(str("evaluation after step ", done));
-    optimizer_.flush();
     double loss_sum = 0.0;
     int64_t targets = 0, sequences = 0;
     const int64_t most = recipe_.eval.max_sequences;
     for (int64_t step = 0; most == 0 || sequences < most; ++step) {
-      const StepBatch batch = batch_of(*eval_batches_, step);
-      if (batch.global.sequences == 0) break;
-      at::Tensor sum = sweep_.evaluate(batch).loss_sum.to(at::kDouble).reshape({1});
-      run_.mesh->data().all_reduce_sum(sum);
-      loss_sum += sum.item<double>();
-      targets += batch.global.targets;
-      sequences += batch.global.sequences;
+      const auto [sum, totals] = stepper_.evaluate(*eval_batches_, step);
+      if (totals.sequences == 0) break;
+      loss_sum += sum;
+      targets += totals.targets;
+      sequences += totals.sequences;
     }
     meter_.take();  // the figures of a step are its own
     reporter_->evaluation(done, loss_sum / static_cast<double>(std::max<int64_t>(1, targets)), targets);
@@ -259,10 +192,7 @@ class Run {
   Batches::Peak peak_;
   bool resumes_;  ///< goes on from a checkpoint
   Assembly run_;
-  Partition partition_;
-  GradientReducer reducer_;
-  Optimizer optimizer_;
-  Sweep sweep_;
+  Stepper stepper_;
   RankMeter meter_{run_};
   Checkpoints checkpoints_;
   std::optional<Documents> eval_documents_;

@@ -16,6 +16,7 @@
 #include "trainer/plan/validate.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/recipe/recipe_shelf.h"
+#include "trainer/verify/verify_layout.h"
 
 namespace moetune {
 namespace {
@@ -82,6 +83,10 @@ class CommandLine {
     takes_recipe(add_text(app_, "validate", "Check a recipe and say the bytes that each rank would hold",
                           [this] { return validate(recipe(), recipe_, ranks_); }));
     app_.get_subcommand("validate")->add_option("--ranks", ranks_, "ranks of the job; 0: as many as the recipe's mesh asks for")->check(CLI::NonNegativeNumber);
+    CLI::App* verify_command = add_launched("verify-layout", "Show that the mesh changes nothing: a tiny twin of the run in fp64, on one rank and on many layouts",
+                                            [this](Launch& launch) { return verify_layout(recipe(), layouts_, launch); });
+    takes_recipe(verify_command);
+    verify_command->add_option("--layout", layouts_, "dp=N,ep=N,tp=N,shard=none|all,offload=none|all,buffer_rows=N; may be repeated")->allow_extra_args(false);
     CLI::App* prepare_command = add(app_, "prepare", "Tokenise and mask the data and show samples", [this] { return prepare(); });
     takes_recipe(prepare_command);
     prepare_command->add_option("--show", show_, "documents to show")->check(CLI::Range(0, 1000));
@@ -140,7 +145,7 @@ class CommandLine {
   CLI::App app_{"Fine-tunes mixture-of-experts models that are far larger than the GPUs at hand. docs/tour.md shows how.", "moetune"};
   std::function<int()> action_;
   std::string recipe_, run_, data_, to_, name_, reader_ = "peft", base_name_;
-  std::vector<std::string> overrides_;
+  std::vector<std::string> overrides_, layouts_;
   bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;
   int64_t ranks_ = 0, show_ = 3, documents_ = 4;
 };

@@ -16,22 +16,9 @@
 #include "trainer/metrics/progress.h"
 #include "trainer/metrics/tensorboard.h"
 #include "trainer/plan/memory_plan.h"
-#include "trainer/rank_meter.h"
+#include "trainer/step_report.h"
 
 namespace moetune {
-
-/// The figures of one step, already summed over the mesh.
-struct StepReport {
-  int64_t step = 0;  ///< steps done, from 1
-  double loss = 0.0;
-  std::optional<double> mtp_loss, balance_loss;
-  int64_t tokens = 0, target_tokens = 0;
-  double grad_norm = 0.0;
-  double lr = 0.0;
-  double step_s = 0.0;
-  RankFigures ranks;
-  at::Tensor load_LE;        ///< int64 [MoE layers, E]; undefined for a dense model
-};
 
 class Reporter {
  public:

@@ -1,0 +1,164 @@
+#include "trainer/verify/verify_layout.h"
+
+#include <cmath>
+#include <cstdio>
+#include <iostream>
+#include <optional>
+#include <sstream>
+
+#include "parallel/base/error.h"
+#include "trainer/frozen_digest.h"
+#include "trainer/stepper.h"
+#include "trainer/verify/twin.h"
+#include "trainer/verify/whole_tensors.h"
+
+namespace moetune {
+namespace {
+
+constexpr double kTolerance = 1e-9;
+
+struct Layout {
+  MeshShape mesh{1, 1, 1, 1};
+  ShardChoice shard = ShardChoice::kNone;
+  bool streamed = false;
+  int64_t buffer_rows = 0;
+
+  std::string text() const {
+    return str("dp ", mesh.dp, " x ep ", mesh.ep, " x tp ", mesh.tp, shard == ShardChoice::kAll ? ", sharded" : "", streamed ? ", from host" : "",
+               buffer_rows > 0 ? str(", rounds of ", buffer_rows) : "");
+  }
+};
+
+/// One of each kind of trouble: every axis alone and with each other, shards, streaming and rounds.
+const std::vector<Layout>& usual_layouts() {
+  constexpr ShardChoice kNone = ShardChoice::kNone, kAll = ShardChoice::kAll;
+  static const std::vector<Layout> kLayouts = {
+      {{1, 1, 1, 1}, kNone, true, 0},  {{1, 2, 1, 1}, kAll, false, 0},  {{1, 1, 2, 1}, kNone, false, 5}, {{1, 1, 1, 2}, kNone, true, 0},
+      {{1, 2, 1, 1}, kAll, true, 0},   {{1, 1, 1, 2}, kAll, false, 0},  {{1, 4, 1, 1}, kAll, false, 0},  {{1, 1, 4, 1}, kNone, false, 0},
+      {{1, 1, 1, 4}, kAll, true, 0},   {{1, 2, 2, 1}, kAll, false, 7},  {{1, 2, 1, 2}, kAll, true, 0},   {{1, 1, 2, 2}, kNone, false, 5},
+      {{1, 2, 2, 2}, kAll, false, 0},  {{1, 1, 8, 1}, kAll, false, 0},  {{1, 1, 4, 2}, kNone, true, 9},  {{1, 4, 2, 1}, kAll, true, 0},
+      {{1, 2, 1, 4}, kAll, false, 0},
+  };
+  return kLayouts;
+}
+
+Layout parse_layout(const std::string& text) {
+  Layout layout;
+  std::istringstream items(text);
+  for (std::string item; std::getline(items, item, ',');) {
+    const size_t equals = item.find('=');
+    const std::string key = item.substr(0, equals), value = equals == std::string::npos ? "" : item.substr(equals + 1);
+    const bool is_number = !value.empty() && value.size() < 9 && value.find_first_not_of("0123456789") == std::string::npos;
+    int64_t* number = key == "dp" ? &layout.mesh.dp : key == "ep" ? &layout.mesh.ep : key == "tp" ? &layout.mesh.tp : key == "buffer_rows" ? &layout.buffer_rows : nullptr;
+    const bool on = value == "all";
+    if (number != nullptr && is_number) *number = std::stoll(value);
+    else if (key == "shard" && (on || value == "none")) layout.shard = on ? ShardChoice::kAll : ShardChoice::kNone;
+    else if (key == "offload" && (on || value == "none")) layout.streamed = on;
+    else throw UserError(str("--layout ", text, ": '", item, "' is not understood; allowed: dp=N, ep=N, tp=N, buffer_rows=N, shard=none|all, offload=none|all, joined by commas"));
+  }
+  return layout;
+}
+
+std::vector<Layout> layouts(const Recipe& recipe, const std::vector<std::string>& asked, int64_t world_size) {
+  std::vector<Layout> chosen;
+  for (const std::string& text : asked) {
+    chosen.push_back(parse_layout(text));
+    if (chosen.back().mesh.num_ranks() > world_size) {
+      throw UserError(str("--layout ", text, ": ", chosen.back().mesh.num_ranks(), " ranks; the job has ", world_size, ", start more with mpirun -np"));
+    }
+  }
+  if (!asked.empty()) return chosen;
+  const MeshShape own{1, recipe.mesh.dp.value_or(1), recipe.mesh.ep, recipe.mesh.tp};
+  if (own.num_ranks() > 1 && own.num_ranks() <= world_size) chosen.push_back({own, recipe.mesh.shard, false, 0});
+  for (const Layout& layout : usual_layouts()) {
+    if (layout.mesh.num_ranks() <= world_size) chosen.push_back(layout);
+  }
+  return chosen;
+}
+
+/// What a twin's run leaves, whole, on every rank of its mesh.
+struct Outcome {
+  std::vector<double> losses;
+  std::map<std::string, at::Tensor> gradients, trained;
+  std::vector<at::Tensor> biases;
+  std::string digest;
+};
+
+Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
+  Recipe recipe = twin.recipe;
+  recipe.mesh = {1, layout.mesh.dp, layout.mesh.ep, layout.mesh.tp, layout.shard};
+  if (layout.streamed) recipe.offload = {{OffloadFrozen::Kind::kAll, 0}, ActivationTier::kHost};
+  if (layout.buffer_rows > 0) recipe.exchange.buffer_rows = layout.buffer_rows;
+  Assembly run = assemble_on(std::make_unique<Mesh>(launch, layout.mesh), recipe, twin.config, launch);
+  Stepper stepper(recipe, run, nullptr);
+  Batches batches(twin.documents, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, recipe.data.shuffle, true});
+  Outcome outcome;
+  for (int64_t step = 0; step < twin.steps; ++step) outcome.losses.push_back(stepper.train(batches, step, twin.steps).loss);
+  outcome.gradients = whole_tensors(stepper.partition(), stepper.gradients(), *run.mesh);
+  stepper.optimizer().flush();
+  std::vector<at::Tensor> masters;
+  for (const Optimizer::Shard& shard : stepper.optimizer().shards()) masters.push_back(shard.master);
+  outcome.trained = whole_tensors(stepper.partition(), masters, *run.mesh);
+  for (const Block& block : run.model->blocks) {
+    if (block.is_moe()) outcome.biases.push_back(block.router()->bias().cpu());
+  }
+  outcome.digest = frozen_digest(*run.model, *run.mesh);
+  return outcome;
+}
+
+/// ||a - b|| / ||b||; 0 where both are zero.
+double distance(const at::Tensor& a, const at::Tensor& b) {
+  const double difference = (a - b).norm().item<double>(), size = b.norm().item<double>();
+  return difference == 0.0 ? 0.0 : difference / size;
+}
+
+struct Worst {
+  double distance = 0.0;
+  std::string name;
+};
+
+Worst worst(const std::map<std::string, at::Tensor>& a, const std::map<std::string, at::Tensor>& b) {
+  Worst found;
+  for (const auto& [name, tensor] : b) {
+    const double far = distance(a.at(name), tensor);
+    if (!(far <= found.distance)) found = {far, name};  // a NaN is the farthest
+  }
+  return found;
+}
+
+}  // namespace
+
+int verify_layout(const Recipe& recipe, const std::vector<std::string>& asked, Launch& launch) {
+  set_up_process(recipe, launch);
+  const Twin twin = make_twin(recipe, load_model_config(recipe.model.path));
+  const bool speaks = launch.rank() == 0;
+  const std::vector<Layout> chosen = layouts(recipe, asked, launch.world_size());
+  const Outcome expected = run_twin(twin, Layout(), launch);
+  if (speaks) {
+    std::printf("a tiny twin of the run: %ld trained tensors, %ld steps in fp64, on one rank loss %.6f -> %.6f\n\n", static_cast<long>(expected.trained.size()),
+                static_cast<long>(twin.steps), expected.losses.front(), expected.losses.back());
+    std::printf("%-44s %5s  %-8s %-9s %-8s %-8s %s\n", "largest relative difference from one rank", "ranks", "losses", "gradients", "trained", "biases", "frozen weights");
+  }
+  int64_t failed = 0;
+  for (const Layout& layout : chosen) {
+    const Outcome outcome = run_twin(twin, layout, launch);
+    double losses = 0.0, biases = 0.0;
+    for (size_t i = 0; i < expected.losses.size(); ++i) losses = std::max(losses, std::abs(outcome.losses[i] - expected.losses[i]) / std::abs(expected.losses[i]));
+    for (size_t i = 0; i < expected.biases.size(); ++i) biases = std::max(biases, distance(outcome.biases[i], expected.biases[i]));
+    const Worst gradients = worst(outcome.gradients, expected.gradients), trained = worst(outcome.trained, expected.trained);
+    const bool same_frozen = outcome.digest == expected.digest;
+    const bool agrees = losses <= kTolerance && gradients.distance <= kTolerance && trained.distance <= kTolerance && biases <= kTolerance && same_frozen;
+    failed += !agrees;
+    if (!speaks) continue;
+    std::printf("%-44s %5ld  %-8.1e %-9.1e %-8.1e %-8.1e %s%s\n", layout.text().c_str(), static_cast<long>(layout.mesh.num_ranks()), losses, gradients.distance, trained.distance,
+                biases, same_frozen ? "same" : "DIFFER", agrees ? "" : "   <- WRONG");
+    if (!agrees && !(gradients.distance <= kTolerance)) std::printf("    farthest gradient: %s\n", gradients.name.c_str());
+    if (!agrees && !(trained.distance <= kTolerance)) std::printf("    farthest trained tensor: %s\n", trained.name.c_str());
+    std::fflush(stdout);
+  }
+  if (speaks && failed == 0) std::printf("\nall %ld layouts compute what one rank computes (to %.0e)\n", static_cast<long>(chosen.size()), kTolerance);
+  if (speaks && failed > 0) std::printf("\n%ld of %ld layouts compute something else: a defect of moetune; nothing trained on them can be relied on\n", static_cast<long>(failed), static_cast<long>(chosen.size()));
+  return failed == 0 ? 0 : static_cast<int>(ExitCode::kDefect);
+}
+
+}  // namespace moetune

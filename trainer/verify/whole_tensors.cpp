@@ -1,0 +1,36 @@
+#include "trainer/verify/whole_tensors.h"
+
+#include <ATen/ATen.h>
+
+namespace moetune {
+namespace {
+
+/// The whole of which the ranks of `group` hold parts: each puts its own into zeros, and they are summed.
+at::Tensor put_together(const at::Tensor& own, int64_t dim, int64_t first, int64_t total, Communicator& group) {
+  std::vector<int64_t> shape = own.sizes().vec();
+  shape[dim] = total;
+  at::Tensor whole = at::zeros(shape, own.options());
+  whole.narrow(dim, first, own.size(dim)).copy_(own);
+  group.all_reduce_sum(whole);
+  return whole;
+}
+
+}  // namespace
+
+std::map<std::string, at::Tensor> whole_tensors(const Partition& partition, const std::vector<at::Tensor>& shards, Mesh& mesh) {
+  std::map<std::string, at::Tensor> whole;
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const FlatGroup& group = partition.groups()[i];
+    const at::Tensor flat = group.gathered(shards[i]);
+    for (const FlatGroup::Member& member : group.members()) {
+      const ParameterInfo& info = member.parameter->info();
+      at::Tensor tensor = FlatGroup::view(flat, member);
+      if (!info.part.is_whole()) tensor = put_together(tensor, info.part.dim, info.part.first, info.part.total, mesh.tp());
+      if (info.num_experts > 0) tensor = put_together(tensor, 0, info.first_expert, info.num_experts, mesh.ep());
+      whole[info.name] = tensor.cpu().clone();
+    }
+  }
+  return whole;
+}
+
+}  // namespace moetune
