@@ -43,6 +43,7 @@ void OrderedWorker::wait(int64_t ticket) {
 }
 
 void OrderedWorker::work(int num_threads) {
+  at::get_num_threads();  // a thread's first question gives it the number of all: it must not come after its own
   at::set_num_threads(num_threads);
   at::NoGradGuard no_grad;
   std::unique_lock lock(mutex_);
