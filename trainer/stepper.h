@@ -27,7 +27,7 @@ class Stepper {
 
   Optimizer& optimizer() { return optimizer_; }
   const Partition& partition() const { return partition_; }
-  /// By group of the partition: this rank's shard of the last step's gradient, before clipping.
+  /// By group of the partition: this rank's shard of the last step's gradient, clipped. Flush before reading: the update scales it in place.
   const std::vector<at::Tensor>& gradients() const { return reducer_.gradients(); }
 
  private:

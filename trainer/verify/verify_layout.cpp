@@ -94,8 +94,8 @@ Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   Batches batches(twin.documents, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, recipe.data.shuffle, true});
   Outcome outcome;
   for (int64_t step = 0; step < twin.steps; ++step) outcome.losses.push_back(stepper.train(batches, step, twin.steps).loss);
-  outcome.gradients = whole_tensors(stepper.partition(), stepper.gradients(), *run.mesh);
   stepper.optimizer().flush();
+  outcome.gradients = whole_tensors(stepper.partition(), stepper.gradients(), *run.mesh);
   std::vector<at::Tensor> masters;
   for (const Optimizer::Shard& shard : stepper.optimizer().shards()) masters.push_back(shard.master);
   outcome.trained = whole_tensors(stepper.partition(), masters, *run.mesh);
@@ -156,7 +156,7 @@ int verify_layout(const Recipe& recipe, const std::vector<std::string>& asked, L
     if (!agrees && !(trained.distance <= kTolerance)) std::printf("    farthest trained tensor: %s\n", trained.name.c_str());
     std::fflush(stdout);
   }
-  if (speaks && failed == 0) std::printf("\nall %ld layouts compute what one rank computes (to %.0e)\n", static_cast<long>(chosen.size()), kTolerance);
+  if (speaks && failed == 0) std::printf("\n%ld of %ld layouts compute what one rank computes (to %.0e)\n", static_cast<long>(chosen.size()), static_cast<long>(chosen.size()), kTolerance);
   if (speaks && failed > 0) std::printf("\n%ld of %ld layouts compute something else: a defect of moetune; nothing trained on them can be relied on\n", static_cast<long>(failed), static_cast<long>(chosen.size()));
   return failed == 0 ? 0 : static_cast<int>(ExitCode::kDefect);
 }

@@ -1,0 +1,58 @@
+"""Contract: `moetune verify-layout` finds that every layout computes what one rank computes, and says so when one does not parse.
+
+    .venv/bin/python tests/parity/layouts_test.py [BUILD_FOLDER] [unittest arguments]
+
+Seventeen layouts over eight ranks in fp64, LoRA on every target with dropout, MTP, balance loss and bias update on a double-quantised base.
+"""
+
+import re
+import subprocess
+import unittest
+
+import program
+from fixture import ParityCase
+
+RECIPE = """
+run: {{dir: {folder}/run, device: cpu}}
+model: {{path: {model}, base: nf4_double}}
+adapter: {{rank: 4, alpha: 8, dropout: 0.1, targets: [all_linear]}}
+data: {{train: {folder}/train.jsonl}}
+train: {{steps: 1, clip: 0.5}}
+mesh: {{ep: 1}}
+router: {{bias: update, balance_loss: 0.01}}
+mtp: {{loss_weight: 0.3}}
+"""
+
+
+class LayoutsTest(ParityCase):
+    def verify(self, ranks, *arguments):
+        recipe = self.folder / "recipe.yaml"
+        recipe.write_text(RECIPE.format(folder=self.folder, model=self.model("mtp")))
+        launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
+        return subprocess.run([*launch, str(program.build / "moetune"), "verify-layout", str(recipe), *arguments], capture_output=True, text=True, timeout=600)
+
+    def test_every_layout_computes_the_same(self):
+        done = self.verify(8)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        lines = re.findall(r"^dp (\d) x ep (\d) x tp (\d)(.*?) +(\d)  (\S+) +(\S+) +(\S+) +(\S+) +same$", done.stdout, re.MULTILINE)
+        self.assertGreaterEqual(len(lines), 12, done.stdout)
+        for dp, ep, tp, _, ranks, *distances in lines:
+            self.assertEqual(int(dp) * int(ep) * int(tp), int(ranks))
+            for distance in distances:
+                self.assertLessEqual(float(distance), 1e-9)
+        # Orders of summation differ: equal bits everywhere would mean that every layout ran on one rank.
+        self.assertGreater(max(float(line[6]) for line in lines), 0.0)
+        said = "\n".join(line[3] for line in lines)
+        for word in ("sharded", "from host", "rounds"):
+            self.assertIn(word, said)
+
+    def test_layouts_that_cannot_be(self):
+        for layout, reason in (("dp=2", "2 ranks; the job has 1"), ("dq=2", "'dq=2' is not understood"), ("shard=some", "'shard=some' is not understood")):
+            done = self.verify(1, "--layout", layout)
+            self.assertEqual(done.returncode, 2)
+            self.assertIn(reason, done.stderr)
+
+
+if __name__ == "__main__":
+    program.choose_build()
+    unittest.main()
