@@ -27,7 +27,8 @@ class Embedding {
   Embedding(at::Tensor weight_VD, Parameter* parameter, VocabularyPart part, const TensorAxis& axis)
       : weight_VD_(weight_VD), parameter_(parameter), part_(part), axis_(axis) {}
 
-  /// token_U: int64, tokens of the ranks' rows, one rank's after the other, -1 for padding (rows of zeros). -> this rank's rows, without
+  /// token_U: int64, tokens of the ranks' rows, one rank's after the other, -1 for padding (rows of zeros; there is none on
+  /// an axis of one). -> this rank's rows, without
   /// a graph. Collective over the axis.
   at::Tensor embed(const at::Tensor& token_U) const;
   /// Adds the gradient in the rows of embed(token_U). Collective over the axis.

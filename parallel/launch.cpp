@@ -136,8 +136,8 @@ void Launch::use_device(const std::string& kind) {
   if (num_gpus < local_size_) {
     throw UserError(str("device cuda: ", local_size_, " ranks were started on host ", host_name(), ", where a process sees ",
                         num_gpus, " GPUs; each rank needs one of its own: start at most ", num_gpus,
-                        " ranks there (mpirun --map-by ppr:", num_gpus,
-                        ":node), or let CUDA_VISIBLE_DEVICES show every rank all GPUs"));
+                        " ranks there (slots=", num_gpus,
+                        " in mpirun's hostfile), or let CUDA_VISIBLE_DEVICES show every rank all GPUs"));
   }
   device_ = c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(local_rank_));
   c10::cuda::set_device(device_.index());

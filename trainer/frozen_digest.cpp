@@ -10,7 +10,8 @@
 namespace moetune {
 namespace {
 
-constexpr int64_t kWordsAtATime = int64_t{1} << 20;  // temporaries of a few times 8 MiB
+/// Temporaries are some five times as many numbers of 8 bytes: few MiB of a host's memory, and enough work for each launch on a GPU.
+int64_t words_at_a_time(at::Device device) { return int64_t{1} << (device.is_cuda() ? 22 : 18); }
 
 /// An odd multiplier for each place, so that a changed word always changes the sum. `place` is used up.
 at::Tensor multipliers(uint64_t key, at::Tensor place) {
@@ -44,7 +45,7 @@ class PartDigest {
  public:
   PartDigest(const FrozenSlab& slab, const FrozenSlab::Held& held, const PackedPart& part, int64_t first_expert, DigestSum& sum)
       : slab_(slab), part_(part), type_(word_type(part)), word_bytes_(static_cast<int64_t>(c10::elementSize(type_))), first_expert_(first_expert), sum_(sum),
-        key_(stream_key(0, str(held.name, "/", part.name))), begin_(held.offset + part.offset), words_(part.bytes() / word_bytes_) {
+        key_(stream_key(0, str(held.name, "/", part.name))), begin_(held.offset + part.offset), words_(part.bytes() / word_bytes_), most_(words_at_a_time(slab.device())) {
     const FrozenShape& shape = held.weight->shape();
     if (!part.of_whole && (shape.cut.cuts_outputs() || shape.cut.cuts_inputs())) cut_ = shape.cut;
     whole_words_ = words_ * cut_.parts;
@@ -58,16 +59,16 @@ class PartDigest {
       const int64_t place = unit * stride + begin_;
       // Units that are here whole go together, as many as may be at a time.
       int64_t whole = place >= first ? (end - place - part_.bytes() >= 0 ? (end - place - part_.bytes()) / stride + 1 : 0) : 0;
-      whole = std::min({whole, slab_.units() - unit, std::max<int64_t>(1, kWordsAtATime / words_)});
-      if (whole > 0 && words_ <= kWordsAtATime) {
+      whole = std::min({whole, slab_.units() - unit, std::max<int64_t>(1, most_ / words_)});
+      if (whole > 0 && words_ <= most_) {
         const at::Tensor run = bytes.narrow(0, place - first, (whole - 1) * stride + part_.bytes()).view(type_);
         add_words(unit, 0, run.as_strided({whole, words_}, {stride / word_bytes_, 1}, run.storage_offset()));
         unit += whole;
         continue;
       }
       const int64_t from = std::max(place, first), to = std::min(place + part_.bytes(), end);
-      for (int64_t at = from; at < to; at += kWordsAtATime * word_bytes_) {
-        const int64_t count = std::min(kWordsAtATime * word_bytes_, to - at);
+      for (int64_t at = from; at < to; at += most_ * word_bytes_) {
+        const int64_t count = std::min(most_ * word_bytes_, to - at);
         add_words(unit, (at - place) / word_bytes_, bytes.narrow(0, at - first, count).view(type_).unsqueeze(0));
       }
       ++unit;
@@ -95,6 +96,7 @@ class PartDigest {
   DigestSum& sum_;
   uint64_t key_;
   int64_t begin_, words_;  // of a unit: first byte in its record, words held
+  int64_t most_;           // words at a time
   MatrixCut cut_;
   int64_t whole_words_ = 0, row_words_ = 0;
 };
@@ -113,8 +115,9 @@ uint64_t tensor_digest(const std::string& name, const at::Tensor& tensor, int64_
     sum.add(key, words, at::arange(first_word, first_word + words.numel(), words.options()));
   };
   at::Tensor words = bytes.narrow(0, 0, whole_words * 8).view(at::kLong);
-  for (int64_t first = 0; first < whole_words; first += kWordsAtATime) {
-    add_words(words.narrow(0, first, std::min(kWordsAtATime, whole_words - first)), first_byte / 8 + first);
+  const int64_t most = words_at_a_time(words.device());
+  for (int64_t first = 0; first < whole_words; first += most) {
+    add_words(words.narrow(0, first, std::min(most, whole_words - first)), first_byte / 8 + first);
   }
   if (bytes.numel() % 8 != 0) {
     at::Tensor tail = at::zeros({8}, bytes.options());
