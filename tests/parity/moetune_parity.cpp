@@ -21,6 +21,7 @@
 #include "trainer/frozen_digest.h"
 #include "trainer/gradients.h"
 #include "trainer/optimizer.h"
+#include "trainer/verify/whole_tensors.h"
 
 using namespace moetune;
 using nlohmann::json;
@@ -32,34 +33,11 @@ struct Output {
   void add(const std::string& name, const at::Tensor& tensor) { tensors.emplace_back(name, tensor.detach().cpu().clone(at::MemoryFormat::Contiguous)); }
 };
 
-/// The whole tensor of which the ranks of the tensor axis hold parts: each puts its own into zeros, and they are summed.
-at::Tensor whole_tensor(const TensorPart& part, const at::Tensor& local, Communicator& tp) {
-  if (part.is_whole()) return local;
-  at::Tensor whole = at::zeros(part.whole_shape(local.sizes()), local.options().device(tp.device()));
-  whole.narrow(part.dim, part.first, local.size(part.dim)).copy_(local);
-  tp.all_reduce_sum(whole);
-  return whole;
-}
-
-/// Adds a parameter-shaped tensor under its Hugging Face names, parts put together, experts gathered over the expert group.
-void add_parameter(Output& output, const std::string& prefix, const ParameterInfo& info, const at::Tensor& local, Mesh& mesh) {
-  if (info.num_experts == 0) {
-    output.add(prefix + info.name, whole_tensor(info.part, local, mesh.tp()));
-    return;
-  }
-  std::vector<int64_t> shape = local.sizes().vec();
-  shape[0] = info.num_experts;
-  at::Tensor all = at::empty(shape, local.options().device(mesh.ep().device()));
-  mesh.ep().all_gather(all, local.to(mesh.ep().device()).contiguous());
-  for (int64_t e = 0; e < info.num_experts; ++e) output.add(prefix + expert_name(info.name, e), all[e].clone());
-}
-
-/// Adds all parameters from the ranks' shards, given by group of the partition.
-void add_shards(Output& output, const std::string& prefix, const Partition& partition, const std::vector<at::Tensor>& shards, Mesh& mesh) {
-  for (size_t i = 0; i < shards.size(); ++i) {
-    const FlatGroup& group = partition.groups()[i];
-    const at::Tensor flat = group.gathered(shards[i]);
-    for (const FlatGroup::Member& member : group.members()) add_parameter(output, prefix, member.parameter->info(), FlatGroup::view(flat, member), mesh);
+/// Adds all parameters, put together from the ranks' shards, under their Hugging Face names: a stack expert by expert.
+void add_parameters(Output& output, const std::string& prefix, const Partition& partition, const std::vector<at::Tensor>& shards, Mesh& mesh) {
+  for (const auto& [name, tensor] : whole_tensors(partition, shards, mesh)) {
+    if (name.find('*') == std::string::npos) output.add(prefix + name, tensor);
+    else for (int64_t e = 0; e < tensor.size(0); ++e) output.add(prefix + expert_name(name, e), tensor[e]);
   }
 }
 
@@ -181,7 +159,7 @@ int run(const std::string& path, Launch& launch) {
       if (result.mtp_loss_sum.defined()) output.add("mtp_loss", at::tensor({mean(result.mtp_loss_sum, static_cast<double>(local.global.mtp_targets))}, at::kDouble));
       if (result.balance_loss.defined()) output.add("balance_loss", at::tensor({mean(result.balance_loss, 1.0)}, at::kDouble));
       if (diagnostics || invariants) output.add("load", load);
-      add_shards(output, "grad/", partition, reducer.gradients(), mesh);
+      add_parameters(output, "grad/", partition, reducer.gradients(), mesh);
     }
     if (steps == 0) break;
     losses.push_back(loss);
@@ -199,7 +177,7 @@ int run(const std::string& path, Launch& launch) {
     optimizer.flush();
     std::vector<at::Tensor> masters;
     for (const Optimizer::Shard& shard : optimizer.shards()) masters.push_back(shard.master);
-    add_shards(output, options.train_weights ? "weight/" : "adapter/", partition, masters, mesh);
+    add_parameters(output, options.train_weights ? "weight/" : "adapter/", partition, masters, mesh);
   }
   for (size_t block = 0; block < model->blocks.size(); ++block) {
     if (model->blocks[block].is_moe()) output.add(str("router_bias/", block), model->blocks[block].router()->bias());
