@@ -65,7 +65,7 @@ at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scra
   const int64_t outputs = shape_.held_outputs(), inputs = shape_.held_inputs();
   const bool quantised = is_quantised(shape_.format);
   const at::Tensor held = quantised ? at::Tensor() : packed_[0].narrow(0, first, count).unflatten(1, {outputs, inputs});
-  if (scratch_elements() == 0 && !quantised) return held;
+  if (scratch_elements() == 0) return held;
   at::Tensor out = scratch.take({count, outputs, inputs});
   counters.elements += count * outputs * inputs;
   counters.calls += 1;
