@@ -50,20 +50,23 @@ std::vector<FrozenSlab*> Block::slabs() const {
 Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,
                  const PassContext& pass) const {
   at::Tensor normed_TD = rms_norm(x_TD, parts_.input_norm, config_.norm_eps);
-  at::Tensor h_TD = x_TD + parts_.attention->forward(normed_TD, slice, angles, pass.random);
-  at::Tensor z_TD = rms_norm(h_TD, parts_.post_attention_norm, config_.norm_eps);
   Mixed mixed;
-  mixed.residual_TD = parts_.mlp ? h_TD + parts_.mlp->forward(z_TD, slice, pass.random) : h_TD;
+  mixed.residual_TD = x_TD + parts_.attention->forward(normed_TD, slice, angles, pass.random);
+  mixed.z_TD = rms_norm(mixed.residual_TD, parts_.post_attention_norm, config_.norm_eps);
   if (!is_moe()) return mixed;
-  at::Tensor score_TE = parts_.router->scores(z_TD);
+  at::Tensor score_TE = parts_.router->scores(mixed.z_TD);
   if (!expert_TK.defined()) {
     expert_TK = parts_.router->choose(score_TE);
     expert_TK.narrow(0, slice.num_rows - slice.num_padding, slice.num_padding).fill_(config_.experts);
   }
   mixed.weight_TK = parts_.router->weights(score_TE, expert_TK).to(x_TD.scalar_type());
-  mixed.z_TD = z_TD;
   if (balance) mixed.balance_loss = parts_.router->balance_loss(score_TE, slice);
   return mixed;
+}
+
+void Block::add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) const {
+  if (parts_.mlp) mixed.residual_TD = mixed.residual_TD + parts_.mlp->forward(mixed.z_TD, slice, pass.random);
+  if (!is_moe()) mixed.z_TD = at::Tensor();
 }
 
 }  // namespace moetune

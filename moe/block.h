@@ -2,8 +2,10 @@
 //
 //   block.use(pass);                                            // dense forms of this layer's frozen maps
 //   Mixed mixed = block.mix(x_TD, slice, angles, expert_TK, /*balance=*/false, pass);
+//   ... sent = block.experts()->send(...) ...                   // over all slices together: rows leave for their experts
+//   block.add_mlp(mixed, slice, pass);                          // dense MLP, or the shared expert while they travel
 //   block.use_experts();
-//   ... routed = block.experts()->forward(...) ...              // over all slices together
+//   ... routed = block.experts()->forward(...) ...
 //   block.release_experts();
 //   x_next = mixed.residual_TD + routed
 //   block.release(pass);
@@ -22,8 +24,8 @@ namespace moetune {
 
 /// What mixing a slice gives; differentiable when computed with grad mode on.
 struct Mixed {
-  at::Tensor residual_TD;  ///< the block's output but for the routed experts: h + dense MLP, or h + shared expert
-  at::Tensor z_TD;         ///< input of the routed experts; undefined in a dense block
+  at::Tensor residual_TD;  ///< x + attention; with add_mlp() the block's output but for the routed experts
+  at::Tensor z_TD;         ///< input of MLP and routed experts; undefined behind add_mlp() in a dense block
   at::Tensor weight_TK;    ///< routing weights in compute dtype; undefined in a dense block
   at::Tensor balance_loss; ///< of this rank's rows, summed over the slice's documents; undefined unless asked for
 };
@@ -52,10 +54,12 @@ class Block {
   /// What a pass uses, in order: that of mixing, that of the experts.
   std::vector<FrozenSlab*> slabs() const;
 
-  /// Mixing of one slice. `expert_TK` (int64): chosen here when undefined, obeyed when defined; E, which is no expert, for padding.
+  /// Mixing of one slice up to the choice of experts. `expert_TK` (int64): chosen here when undefined, obeyed when defined; E, which is no expert, for padding.
   /// `balance`: compute the balance loss. Collective over the tensor axis, its backward pass too.
   Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,
             const PassContext& pass) const;
+  /// Adds to the residual the slice's dense MLP or shared expert. Collective over the tensor axis, its backward pass too.
+  void add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) const;
 
   bool is_moe() const { return parts_.experts != nullptr; }
   RoutedExperts* experts() const { return parts_.experts.get(); }

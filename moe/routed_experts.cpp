@@ -36,20 +36,7 @@ bool RoutedExperts::drops(const StepRandom& random) const {
 
 RoutingRecord RoutedExperts::route(const at::Tensor& expert_TK) const {
   at::NoGradGuard no_grad;
-  RoutingRecord record;
-  record.expert_TK = expert_TK.to(at::kShort);
-  // Rows of padding want the rank behind the last.
-  const int64_t ranks = exchange_.num_ranks();
-  at::Tensor rank_TK = expert_TK.floor_divide(placement_.count);
-  at::Tensor wanted = at::zeros({expert_TK.size(0), ranks + 1}, expert_TK.options().dtype(at::kBool)).scatter_(1, rank_TK, true);
-  record.rounds = exchange_.plan(wanted.narrow(1, 0, ranks));
-  for (const ExchangeRound& round : record.rounds) {
-    at::Tensor local = exchange_.out(round, record.expert_TK).to(at::kLong).sub_(placement_.first);
-    at::Tensor held = local.masked_select(local.ge(0).logical_and_(local.lt(placement_.count)));
-    at::Tensor counts = held.bincount({}, placement_.count).cpu();
-    record.rows_of_expert.emplace_back(counts.data_ptr<int64_t>(), counts.data_ptr<int64_t>() + counts.numel());
-  }
-  return record;
+  return {expert_TK.to(at::kShort), exchange_.plan(expert_TK, placement_.total)};
 }
 
 std::vector<ExpertChunk> RoutedExperts::chunks(const std::vector<int64_t>& rows_of_expert, at::Device device) const {
@@ -62,33 +49,53 @@ std::vector<ExpertChunk> RoutedExperts::chunks(const std::vector<int64_t>& rows_
   return result;
 }
 
-KeptExperts::Round RoutedExperts::receive(const RoutingRecord& record, size_t index, const at::Tensor& z_TD, const at::Tensor& weight_TK,
-                                          const at::Tensor& token_T, const PassContext& pass) const {
+std::vector<at::Tensor> RoutedExperts::columns(const RoutingRecord& record, const Dispatch& sent, const PassContext& pass) const {
+  const RoutedInputs& inputs = sent.inputs;
+  std::vector<at::Tensor> columns;
+  if (inputs.d_routed_TD.defined()) columns.push_back(inputs.d_routed_TD);
+  if (sent.gradient_only) return columns;
+  columns.insert(columns.end(), {inputs.z_TD, inputs.weight_TK, record.expert_TK});
+  if (drops(pass.random)) columns.push_back(inputs.token_T.unsqueeze(1));
+  return columns;
+}
+
+Dispatch RoutedExperts::send(const RoutingRecord& record, RoutedInputs inputs, const PassContext& pass, const KeptExperts* kept) const {
+  at::NoGradGuard no_grad;
+  Dispatch sent{std::move(inputs), kept != nullptr, {}};
+  sent.first = exchange_.send(record.rounds.front(), columns(record, sent, pass));
+  return sent;
+}
+
+RoutedExperts::Received RoutedExperts::receive(const RoutingRecord& record, size_t index, Dispatch& sent, const PassContext& pass) const {
   const ExchangeRound& round = record.rounds[index];
-  KeptExperts::Round rows;
-  rows.y_YD = exchange_.out(round, z_TD);
-  at::Tensor weight_YK = exchange_.out(round, weight_TK);
-  at::Tensor local_YK = exchange_.out(round, record.expert_TK).to(at::kLong).sub_(placement_.first);
+  const std::vector<at::Tensor> arrived =
+      exchange_.receive(index == 0 ? std::move(sent.first) : exchange_.send(round, columns(record, sent, pass)));
+  auto next = arrived.begin();  // in the order of columns()
+  Received received;
+  if (sent.inputs.d_routed_TD.defined()) received.d_sum_YD = *next++;
+  if (sent.gradient_only) return received;
+  KeptExperts::Round& rows = received.rows;
+  rows.y_YD = *next++;
+  const at::Tensor weight_YK = *next++;
+  at::Tensor local_YK = (*next++).to(at::kLong).sub_(placement_.first);
   // Slots of other ranks' experts sort behind those of the last local expert and are cut off.
   at::Tensor foreign = local_YK.lt(0).logical_or_(local_YK.ge(placement_.count));
-  const auto& counts = record.rows_of_expert[index];
-  const int64_t num_routed = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  const int64_t num_routed = std::accumulate(round.rows_of_expert.begin(), round.rows_of_expert.end(), int64_t{0});
   rows.slot_X = std::get<1>(local_YK.masked_fill_(foreign, placement_.count).flatten().sort(/*stable=*/true, 0, false)).narrow(0, 0, num_routed);
   rows.row_X = rows.slot_X.floor_divide(record.expert_TK.size(1));
   rows.weight_X = weight_YK.flatten().index_select(0, rows.slot_X);
-  if (drops(pass.random)) rows.token_X = exchange_.out(round, token_T.unsqueeze(1)).squeeze(1).index_select(0, rows.row_X);
-  return rows;
+  if (drops(pass.random)) rows.token_X = (*next++).squeeze(1).index_select(0, rows.row_X);
+  return received;
 }
 
-at::Tensor RoutedExperts::forward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK,
-                                  const at::Tensor& token_T, PassContext& pass, KeptExperts* kept) const {
+at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, PassContext& pass, KeptExperts* kept) const {
   at::NoGradGuard no_grad;
-  at::Tensor routed_TD = at::zeros_like(z_TD);
+  at::Tensor routed_TD = at::zeros_like(sent.inputs.z_TD);
   const int64_t mark = pass.scratch.mark();
   for (size_t index = 0; index < record.rounds.size(); ++index) {
-    KeptExperts::Round rows = receive(record, index, z_TD, weight_TK, token_T, pass);
+    KeptExperts::Round rows = receive(record, index, sent, pass).rows;
     at::Tensor sum_YD = at::zeros_like(rows.y_YD);
-    for (const ExpertChunk& chunk : chunks(record.rows_of_expert[index], z_TD.device())) {
+    for (const ExpertChunk& chunk : chunks(record.rounds[index].rows_of_expert, routed_TD.device())) {
       auto dense = [&](const GroupedLinear& map) { return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised); };
       at::Tensor row_X = part(rows.row_X, chunk), token_X = part(rows.token_X, chunk);
       at::Tensor x_XD = rows.y_YD.index_select(0, row_X);
@@ -105,20 +112,19 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, const at::Tensor&
   return routed_TD;
 }
 
-ExpertGradients RoutedExperts::backward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK,
-                                        const at::Tensor& token_T, const at::Tensor& d_routed_TD, PassContext& pass,
-                                        const KeptExperts* kept) const {
+ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch sent, PassContext& pass, const KeptExperts* kept) const {
   at::NoGradGuard no_grad;
-  ExpertGradients gradients{at::zeros_like(z_TD), at::zeros_like(weight_TK)};
+  ExpertGradients gradients{at::zeros_like(sent.inputs.z_TD), at::zeros_like(sent.inputs.weight_TK)};
   const int64_t mark = pass.scratch.mark();
   for (size_t index = 0; index < record.rounds.size(); ++index) {
     const ExchangeRound& round = record.rounds[index];
-    const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : receive(record, index, z_TD, weight_TK, token_T, pass);
-    at::Tensor d_sum_YD = exchange_.out(round, d_routed_TD);
+    Received received = receive(record, index, sent, pass);
+    const at::Tensor d_sum_YD = std::move(received.d_sum_YD);
+    const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : std::move(received.rows);
     at::Tensor d_y_YD = at::zeros_like(rows.y_YD);
-    at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), weight_TK.size(1)}, weight_TK.options());
+    at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), record.expert_TK.size(1)}, gradients.d_weight_TK.options());
     size_t chunk_index = 0;
-    for (const ExpertChunk& chunk : chunks(record.rows_of_expert[index], z_TD.device())) {
+    for (const ExpertChunk& chunk : chunks(round.rows_of_expert, d_sum_YD.device())) {
       auto dense = [&](const GroupedLinear& map) { return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised); };
       at::Tensor row_X = part(rows.row_X, chunk), token_X = part(rows.token_X, chunk);
       at::Tensor x_XD = rows.y_YD.index_select(0, row_X);

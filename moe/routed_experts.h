@@ -1,8 +1,11 @@
 // The routed experts of one layer: rows go to the ranks of their experts, through SwiGLU MLPs grouped by expert, and back as a sum.
 //
-//   RoutingRecord record = experts.route(expert_TK);                                 // way down: the choice and its exchange, kept
-//   at::Tensor routed_TD = experts.forward(record, z_TD, weight_TK, token_T, pass);
-//   ExpertGradients d = experts.backward(record, z_TD, weight_TK, token_T, d_routed_TD, pass);   // way up: recomputes, never re-routes
+//   RoutingRecord record = experts.route(expert_TK);                              // way down: the choice and its exchange, kept
+//   Dispatch sent = experts.send(record, {z_TD, weight_TK, token_T}, pass);          // rows travel; the shared expert computes meanwhile
+//   at::Tensor routed_TD = experts.forward(record, std::move(sent), pass);
+//   ...
+//   Dispatch again = experts.send(record, {z_TD, weight_TK, token_T, d_routed_TD}, pass);   // way up: recomputes, never re-routes
+//   ExpertGradients d = experts.backward(record, std::move(again), pass);
 //
 // Forward and backward are plain functions over the whole local batch. Experts go through in chunks: a chunk's weights are made dense
 // once and serve every row, on the way up for recomputation and input gradient alike. The routing weight multiplies the hidden
@@ -30,7 +33,21 @@ struct ExpertPlacement {
 struct RoutingRecord {
   at::Tensor expert_TK;  ///< int16
   std::vector<ExchangeRound> rounds;
-  std::vector<std::vector<int64_t>> rows_of_expert;  ///< by round: rows of each local expert
+};
+
+/// What the ranks of a layer's experts need of each token.
+struct RoutedInputs {
+  at::Tensor z_TD;
+  at::Tensor weight_TK;
+  at::Tensor token_T;      ///< global numbers of the tokens; sent under dropout only
+  at::Tensor d_routed_TD;  ///< gradient of the routed sum, on the way up; undefined on the way down
+};
+
+/// Inputs on their way: those of the first round already, those of later rounds when their turn comes.
+struct Dispatch {
+  RoutedInputs inputs;
+  bool gradient_only = false;  ///< the rest stayed there on the way down
+  RowsUnderway first;
 };
 
 /// Intermediates of a layer that keeps them instead of recomputing.
@@ -56,12 +73,14 @@ class RoutedExperts {
 
   /// Fixes the exchange of expert_TK (int64; the total number of experts for a row that goes nowhere). Collective over the expert group.
   RoutingRecord route(const at::Tensor& expert_TK) const;
+  /// Begins to send the first round of inputs, beside what the current stream does from here on. `kept`: what the way down kept, if it
+  /// did; then d_routed alone travels. Collective.
+  Dispatch send(const RoutingRecord& record, RoutedInputs inputs, const PassContext& pass, const KeptExperts* kept = nullptr) const;
   /// sum over the chosen experts of weight * expert(z): [T, D]. Collective. `kept` receives intermediates where it is not null.
-  at::Tensor forward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& token_T,
-                     PassContext& pass, KeptExperts* kept = nullptr) const;
-  /// Gradients in z and in the weights; those of adapters (or trained weights) are added to their parameters. Collective.
-  ExpertGradients backward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& token_T,
-                           const at::Tensor& d_routed_TD, PassContext& pass, const KeptExperts* kept = nullptr) const;
+  at::Tensor forward(const RoutingRecord& record, Dispatch sent, PassContext& pass, KeptExperts* kept = nullptr) const;
+  /// Gradients in z and in the weights; those of adapters (or trained weights) are added to their parameters. `kept` as send() had it.
+  /// Collective.
+  ExpertGradients backward(const RoutingRecord& record, Dispatch sent, PassContext& pass, const KeptExperts* kept = nullptr) const;
 
   const ExpertPlacement& placement() const { return placement_; }
   std::vector<GroupedLinear*> linears() const { return {gate_.get(), up_.get(), down_.get()}; }
@@ -70,8 +89,13 @@ class RoutedExperts {
 
  private:
   std::vector<ExpertChunk> chunks(const std::vector<int64_t>& rows_of_expert, at::Device device) const;
-  KeptExperts::Round receive(const RoutingRecord& record, size_t round, const at::Tensor& z_TD, const at::Tensor& weight_TK,
-                             const at::Tensor& token_T, const PassContext& pass) const;
+  /// What a round has brought here.
+  struct Received {
+    KeptExperts::Round rows;  ///< undefined where the gradient alone was sent
+    at::Tensor d_sum_YD;      ///< undefined on the way down
+  };
+  std::vector<at::Tensor> columns(const RoutingRecord& record, const Dispatch& sent, const PassContext& pass) const;
+  Received receive(const RoutingRecord& record, size_t index, Dispatch& sent, const PassContext& pass) const;
   bool drops(const StepRandom& random) const;
 
   std::unique_ptr<GroupedLinear> gate_, up_, down_;

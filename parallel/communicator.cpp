@@ -119,15 +119,6 @@ void Communicator::all_to_all_v(const at::Tensor& out, const at::Tensor& in, con
   bytes_sent_ += (in.size(0) - send_counts[rank_]) * row_bytes;
 }
 
-std::vector<int64_t> Communicator::all_to_all_counts(const std::vector<int64_t>& send) {
-  MT_CHECK(send.size() == static_cast<size_t>(size_), "all_to_all_counts on group ", name_, " of ", size_, ": ",
-           send.size(), " counts");
-  const auto call = enter("all_to_all_counts", static_cast<int64_t>(send.size() * sizeof(int64_t)));
-  std::vector<int64_t> received = do_all_to_all_counts(send);
-  bytes_sent_ += (size_ - 1) * static_cast<int64_t>(sizeof(int64_t));
-  return received;
-}
-
 void Communicator::barrier() {
   const auto call = enter("barrier", 0);
   do_barrier();

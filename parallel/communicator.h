@@ -1,7 +1,6 @@
 // Collectives over one group of ranks, the same on CPUs (MPI) and on GPUs (NCCL).
 //
 //   std::unique_ptr<Communicator> group = launch.make_group(color, key, "ep");   // every rank of the job
-//   auto recv_counts = group->all_to_all_counts(send_counts);                    // host integers, waits
 //   group->all_to_all_v(rows_out, rows_in, recv_counts, send_counts);            // rows of dim 0
 //   group->all_reduce_sum(gradient);                                             // in place
 //
@@ -58,14 +57,11 @@ class Communicator {
   /// MPI reports a difference (or waits for ever where only one side is zero), NCCL does not notice one.
   void all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_counts,
                     const std::vector<int64_t>& send_counts);
-  /// Sends send[r] to rank r and returns what each rank sent here. Host data: waits on every backend.
-  std::vector<int64_t> all_to_all_counts(const std::vector<int64_t>& send);
   /// Returns when the host of every rank has come here. Does not wait for any CUDA stream.
   void barrier();
 
-  /// Payload bytes from this rank to others so far, whatever the backend sends on the wire: all_to_all_v and
-  /// all_to_all_counts what goes to others; all_gather (P-1) * bytes of `in`; reduce_scatter_sum (P-1)/P * bytes of `in`;
-  /// all_reduce 2 (P-1)/P * bytes (a ring, rounded down); broadcast (P-1) * bytes at the root and nothing elsewhere.
+  /// Payload bytes from this rank to others so far, whatever the backend sends on the wire: all_to_all_v what
+  /// goes to others; all_gather (P-1) * bytes of `in`; reduce_scatter_sum (P-1)/P * bytes of `in`; all_reduce 2 (P-1)/P * bytes (a ring, rounded down); broadcast (P-1) * bytes at the root and nothing elsewhere.
   int64_t bytes_sent() const { return bytes_sent_; }
 
   /// From now on the watchdog knows of this group's collectives.
@@ -91,7 +87,6 @@ class Communicator {
   /// Counts in bytes.
   virtual void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                                const std::vector<int64_t>& send_bytes) = 0;
-  virtual std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) = 0;
   virtual void do_barrier() = 0;
 
  private:
@@ -119,7 +114,6 @@ class LocalCommunicator final : public Communicator {
   void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) override;
   void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>&,
                        const std::vector<int64_t>&) override;
-  std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override { return send; }
   void do_barrier() override {}
 };
 

@@ -163,13 +163,6 @@ void MpiCommunicator::do_all_to_all_v(const at::Tensor& out, const at::Tensor& i
   exchange("all_to_all_v", receives, sends);
 }
 
-std::vector<int64_t> MpiCommunicator::do_all_to_all_counts(const std::vector<int64_t>& send) {
-  std::vector<int64_t> received(send.size());
-  check(MPI_Alltoall(send.data(), 1, MPI_INT64_T, received.data(), 1, MPI_INT64_T, handle_->comm), "all_to_all_counts",
-        static_cast<int64_t>(send.size() * sizeof(int64_t)));
-  return received;
-}
-
 void MpiCommunicator::exchange(const char* operation, const std::vector<Message>& receives,
                                const std::vector<Message>& sends) {
   // Pieces between the same two ranks arrive in the order they were sent, so they need no tags of their own.

@@ -35,7 +35,6 @@ class MpiCommunicator final : public Communicator {
   void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) override;
   void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                        const std::vector<int64_t>& send_bytes) override;
-  std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override;
   void do_barrier() override;
 
   /// Throws RankLostError unless the MPI call succeeded.

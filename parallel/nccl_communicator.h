@@ -34,9 +34,6 @@ class NcclCommunicator final : public Communicator {
   void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) override;
   void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                        const std::vector<int64_t>& send_bytes) override;
-  std::vector<int64_t> do_all_to_all_counts(const std::vector<int64_t>& send) override {
-    return host_->all_to_all_counts(send);
-  }
   void do_barrier() override { host_->barrier(); }
 
   /// The watch looks when what was enqueued on the current stream is finished.

@@ -1,14 +1,15 @@
 // Rows out to the ranks that hold their experts, and rows back: a linear map and its transpose.
 //
-//   std::vector<ExchangeRound> rounds = exchange.plan(wanted_TP);       // collective; once a layer, on the way down
+//   std::vector<ExchangeRound> rounds = exchange.plan(expert_TK, num_experts);   // collective; once a layer, on the way down
 //   for (const ExchangeRound& round : rounds) {
-//     at::Tensor y_YC = exchange.out(round, x_TC);                       // each token goes to a rank once, whatever it wants there
-//     ...
-//     exchange.back(round, y_YC, sum_TC);                                // sum_TC[token] += every row that came back for it
+//     RowsUnderway underway = exchange.send(round, {x_TC, weight_TK});            // each token goes to a rank once, whatever it wants there
+//     ...                                                                         // work that does not need what others send
+//     std::vector<at::Tensor> received = exchange.receive(std::move(underway));   // [Y, C], [Y, K]
+//     exchange.back(round, y_YC, sum_TC);                                         // sum_TC[token] += every row that came back for it
 //   }
 //
-// `out` and `back` are each other's transpose, so gradients travel by the same two calls. They are plain functions, called between
-// autograd segments: no collective hides in a graph that ranks could prune differently.
+// `send` with `receive`, and `back`, are each other's transpose, so gradients travel by the same calls. They are plain functions, called
+// between autograd segments: no collective hides in a graph that ranks could prune differently.
 #pragma once
 
 #include <torch/types.h>
@@ -17,16 +18,26 @@
 #include <memory>
 #include <vector>
 
+#include "parallel/side_stream.h"
+
 namespace moetune {
 
 class Communicator;
 
 /// What one round of an exchange sends where; kept from the way down and replayed on the way up without exchanging counts.
 struct ExchangeRound {
-  at::Tensor sent_token_S;            ///< int32: local token of each row sent, ordered by destination rank, then token
-  std::vector<int64_t> send_counts;   ///< rows to each rank
-  std::vector<int64_t> recv_counts;   ///< rows from each rank
-  int64_t num_received = 0;           ///< Y, rows this rank holds after out()
+  at::Tensor sent_token_S;               ///< int32: local token of each row sent, ordered by destination rank, then token
+  std::vector<int64_t> send_counts;      ///< rows to each rank
+  std::vector<int64_t> recv_counts;      ///< rows from each rank
+  int64_t num_received = 0;              ///< Y, rows this rank holds after receive()
+  std::vector<int64_t> rows_of_expert;   ///< of each local expert: how many of the received rows chose it
+};
+
+/// Rows on their way.
+struct RowsUnderway {
+  std::vector<at::Tensor> sent;      ///< what is read until `arrived`
+  std::vector<at::Tensor> received;
+  StreamPoint arrived;
 };
 
 class TokenExchange {
@@ -34,15 +45,18 @@ class TokenExchange {
   virtual ~TokenExchange() = default;
   /// Ranks of the group; experts are spread over them in equal runs.
   virtual int64_t num_ranks() const = 0;
-  /// Rounds of tokens x ranks: wanted_TP [T, P] bool says which rank each local token goes to. All ranks of the group get the
-  /// same number of rounds. Rounds keep the rows received at a time within the buffer: one round when every rank's rows fit, else
-  /// as many as bound them for any routing. Collective over the group.
-  virtual std::vector<ExchangeRound> plan(const at::Tensor& wanted_TP) = 0;
-  /// rows_TC (any dtype) -> rows received [Y, C], ordered by source rank, then its token. Collective.
-  virtual at::Tensor out(const ExchangeRound& round, const at::Tensor& rows_TC) = 0;
+  /// Rounds of the exchange in which each local token goes to the ranks of its experts: expert_TK [T, K] int64, `num_experts` for a choice
+  /// that goes nowhere. All ranks of the group get the same number of rounds. Rounds keep the rows received at a time within the buffer:
+  /// one round when every rank's rows fit, else as many as bound them for any routing. Collective over the group. Counts are made and
+  /// exchanged on the device; the host waits once for those of a round.
+  virtual std::vector<ExchangeRound> plan(const at::Tensor& expert_TK, int64_t num_experts) = 0;
+  /// Matrices of rows [T, C] of any dtypes begin to travel, beside whatever is given to the current stream from here on. Collective.
+  virtual RowsUnderway send(const ExchangeRound& round, std::vector<at::Tensor> rows_TC) = 0;
+  /// The rows received [Y, C], ordered by source rank, then its token: what the current stream does from here on finds them there.
+  virtual std::vector<at::Tensor> receive(RowsUnderway underway) = 0;
   /// Adds to sum_TC each row of rows_YC at the token it came from. Collective.
   virtual void back(const ExchangeRound& round, const at::Tensor& rows_YC, at::Tensor& sum_TC) = 0;
-  /// Seconds that exchanges took on the device's current stream since the last call, waiting for other ranks included.
+  /// Seconds that the device's current stream stood for exchanges since the last call, waiting for other ranks included.
   virtual double take_s() = 0;
 };
 

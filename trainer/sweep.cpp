@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "parallel/base/error.h"
+#include "parallel/tally.h"
 
 namespace moetune {
 namespace {
@@ -10,6 +11,13 @@ namespace {
 at::Tensor rows_of(const at::Tensor& x, const Slice& slice) { return x.narrow(0, slice.first_row, slice.num_rows); }
 
 at::Tensor joined(const std::vector<at::Tensor>& parts) { return parts.size() == 1 ? parts[0] : at::cat(parts); }
+
+/// One of the slices' tensors, all rows, without their graphs.
+at::Tensor joined(const std::vector<Mixed>& slices, at::Tensor Mixed::* tensor) {
+  std::vector<at::Tensor> parts;
+  for (const Mixed& slice : slices) parts.push_back((slice.*tensor).detach());
+  return joined(parts);
+}
 
 }  // namespace
 
@@ -47,33 +55,37 @@ at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stre
   const bool keep = mode == Mode::kTrain && keeps_graph(layer);
   const bool balance = mode == Mode::kTrain && balances(layer);
   block.use(pass);
-  std::vector<at::Tensor> residual, z, weight, expert;
+  std::vector<Mixed> mixed;
+  std::vector<at::Tensor> expert;
   for (size_t s = 0; s < stream.slices.size(); ++s) {
     at::AutoGradMode with_graph(keep);
     at::Tensor x = rows_of(x_TD, stream.slices[s]).detach();
     if (keep) x.requires_grad_(needs_input_gradient(layer));
     at::Tensor expert_TK;
-    Mixed mixed = block.mix(x, stream.slices[s], stream.angles[s], expert_TK, balance, pass);
-    residual.push_back(mixed.residual_TD.detach());
-    if (block.is_moe()) {
-      z.push_back(mixed.z_TD.detach());
-      weight.push_back(mixed.weight_TK.detach());
-      expert.push_back(expert_TK);
-    }
-    if (mixed.balance_loss.defined()) balance_loss_ = balance_loss_.defined() ? balance_loss_ + mixed.balance_loss.detach() : mixed.balance_loss.detach();
-    if (keep) {
-      state.leaf_x.push_back(x);
-      state.mixed.push_back(std::move(mixed));
-    }
+    mixed.push_back(block.mix(x, stream.slices[s], stream.angles[s], expert_TK, balance, pass));
+    if (block.is_moe()) expert.push_back(expert_TK);
+    if (keep) state.leaf_x.push_back(x);
   }
-  at::Tensor y_TD = joined(residual);
+  Dispatch sent;
   if (block.is_moe()) {
-    block.use_experts();
     const at::Tensor expert_TK = joined(expert);
     state.routing = block.experts()->route(expert_TK);
-    if (mode == Mode::kTrain) loads_.push_back(expert_TK.flatten().bincount({}, model_.config.experts + 1).narrow(0, 0, model_.config.experts));
+    if (mode == Mode::kTrain) loads_.push_back(tally(expert_TK, model_.config.experts));
+    sent = block.experts()->send(state.routing, {joined(mixed, &Mixed::z_TD), joined(mixed, &Mixed::weight_TK), stream.token_T, {}}, pass);
+  }
+  for (size_t s = 0; s < stream.slices.size(); ++s) {
+    at::AutoGradMode with_graph(keep);
+    block.add_mlp(mixed[s], stream.slices[s], pass);
+    const at::Tensor& loss = mixed[s].balance_loss;
+    if (loss.defined()) balance_loss_ = balance_loss_.defined() ? balance_loss_ + loss.detach() : loss.detach();
+  }
+  at::Tensor y_TD = joined(mixed, &Mixed::residual_TD);
+  if (keep) state.mixed = std::move(mixed);
+  mixed.clear();
+  if (block.is_moe()) {
+    block.use_experts();
     if (keep) state.experts = std::make_unique<KeptExperts>();
-    at::Tensor routed = block.experts()->forward(state.routing, joined(z), joined(weight), stream.token_T, pass, state.experts.get());
+    at::Tensor routed = block.experts()->forward(state.routing, std::move(sent), pass, state.experts.get());
     y_TD = keep ? y_TD + routed : y_TD.add_(routed);
     block.release_experts();
   }
@@ -95,7 +107,8 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
   if (stashes(layer)) state.x_TD = stash_.take(layer);
   if (layer > 0 && layer <= model_.config.num_layers && stashes(layer - 1)) stash_.fetch(layer - 1);
   block.use(pass);
-  if (state.mixed.empty()) {
+  const bool recompute = state.mixed.empty();
+  if (recompute) {
     at::AutoGradMode with_graph(true);
     for (size_t s = 0; s < stream.slices.size(); ++s) {
       const Slice& slice = stream.slices[s];
@@ -106,15 +119,19 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
       state.leaf_x.push_back(x);
     }
   }
+  Dispatch sent;
+  if (block.is_moe()) {
+    sent = block.experts()->send(state.routing, {joined(state.mixed, &Mixed::z_TD), joined(state.mixed, &Mixed::weight_TK), stream.token_T, d_y_TD}, pass,
+                                 state.experts.get());
+  }
+  if (recompute) {
+    at::AutoGradMode with_graph(true);
+    for (size_t s = 0; s < stream.slices.size(); ++s) block.add_mlp(state.mixed[s], stream.slices[s], pass);
+  }
   ExpertGradients routed;
   if (block.is_moe()) {
-    std::vector<at::Tensor> z, weight;
-    for (const Mixed& mixed : state.mixed) {
-      z.push_back(mixed.z_TD.detach());
-      weight.push_back(mixed.weight_TK.detach());
-    }
     block.use_experts();
-    routed = block.experts()->backward(state.routing, joined(z), joined(weight), stream.token_T, d_y_TD, pass, state.experts.get());
+    routed = block.experts()->backward(state.routing, std::move(sent), pass, state.experts.get());
     block.release_experts();
   }
   std::vector<at::Tensor> d_x;

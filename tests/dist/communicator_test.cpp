@@ -228,18 +228,6 @@ TEST_CASE("collectives of zero elements return", "[communicator]") {
   CHECK(world->bytes_sent() == 0);
 }
 
-TEST_CASE("all_to_all_counts transposes the matrix of counts", "[communicator]") {
-  const auto world = make_world();
-  std::vector<int64_t> send;
-  std::vector<int64_t> expected;
-  const int64_t large = int64_t{1} << 40;  // needs 64 bits
-  for (int r = 0; r < world->size(); ++r) {
-    send.push_back(large * world->rank() + r);
-    expected.push_back(large * r + world->rank());
-  }
-  CHECK(world->all_to_all_counts(send) == expected);
-}
-
 TEST_CASE("bytes sent are the payload to other ranks", "[communicator]") {
   const auto world = make_world();
   const int P = world->size();
@@ -258,8 +246,6 @@ TEST_CASE("bytes sent are the payload to other ranks", "[communicator]") {
   CHECK(sent_since() == (P - 1) * 16 * P);
   world->reduce_scatter_sum(at::zeros({4}, test_options(at::kFloat)), value);
   CHECK(sent_since() == (P - 1) * 16);
-  world->all_to_all_counts(std::vector<int64_t>(P, 1));
-  CHECK(sent_since() == (P - 1) * 8);
   check_all_to_all(*world, at::kBFloat16, 3);
   const int64_t others = total(rows_sent_by(world->rank(), P, 1).counts) - rows_between(world->rank(), world->rank());
   CHECK(sent_since() == others * 3 * 2);
@@ -292,7 +278,6 @@ TEST_CASE("groups are the ranks of one color, ordered by key", "[communicator]")
   alone->reduce_scatter_sum(out, value + 1);
   CHECK(to_vector<double>(out) == std::vector<double>(2, launch.rank() + 1));
   alone->all_to_all_v(out, value, {2}, {2});
-  CHECK(alone->all_to_all_counts({5}) == std::vector<int64_t>{5});
   alone->barrier();
   CHECK(alone->bytes_sent() == 0);
 }

@@ -109,19 +109,21 @@ TEST_CASE("routed experts equal a loop over tokens, forward and backward", "[rou
       INFO("trained " << (kind == Case::Kind::kTrained) << ", experts a chunk " << chunk << ", dropout " << dropout);
       Case c(kind, chunk, dropout);
       const RoutingRecord record = c.experts->route(expert_TK);
-      CHECK(record.rows_of_expert.at(0).at(kEmptyExpert) == 0);
-      CHECK(std::accumulate(record.rows_of_expert.at(0).begin(), record.rows_of_expert.at(0).end(), int64_t{0}) == (T - 1) * K);
+      const std::vector<int64_t>& loads = record.rounds.at(0).rows_of_expert;
+      CHECK(loads.at(kEmptyExpert) == 0);
+      CHECK(std::accumulate(loads.begin(), loads.end(), int64_t{0}) == (T - 1) * K);
+      const RoutedInputs way_down{z_TD.detach(), weight_TK.detach(), token_T, {}}, way_up{z_TD.detach(), weight_TK.detach(), token_T, d_TD};
 
       const at::Tensor expected = plain_sum(c, z_TD, weight_TK, expert_TK, token_T);
       KeptExperts kept;
-      const at::Tensor routed = c.experts->forward(record, z_TD.detach(), weight_TK.detach(), token_T, c.pass, &kept);
+      const at::Tensor routed = c.experts->forward(record, c.experts->send(record, way_down, c.pass), c.pass, &kept);
       CHECK(distance(routed, expected) < 1e-13);
       CHECK(!routed.requires_grad());
 
       std::vector<at::Tensor> inputs{z_TD, weight_TK};
       for (Parameter& parameter : c.parameters.all()) inputs.push_back(parameter.working);
       const auto wanted = torch::autograd::grad({expected}, inputs, {d_TD});
-      const ExpertGradients got = c.experts->backward(record, z_TD.detach(), weight_TK.detach(), token_T, d_TD, c.pass);
+      const ExpertGradients got = c.experts->backward(record, c.experts->send(record, way_up, c.pass), c.pass);
       const std::vector<at::Tensor> gradients = c.parameter_gradients();
       CHECK(distance(got.d_z_TD, wanted[0]) < 1e-13);
       CHECK(distance(got.d_weight_TK, wanted[1]) < 1e-13);
@@ -130,7 +132,7 @@ TEST_CASE("routed experts equal a loop over tokens, forward and backward", "[rou
         CHECK(gradients[i][kEmptyExpert].count_nonzero().item<int64_t>() == 0);
       }
 
-      const ExpertGradients again = c.experts->backward(record, z_TD.detach(), weight_TK.detach(), token_T, d_TD, c.pass, &kept);
+      const ExpertGradients again = c.experts->backward(record, c.experts->send(record, way_up, c.pass, &kept), c.pass, &kept);
       const std::vector<at::Tensor> kept_gradients = c.parameter_gradients();
       CHECK(at::equal(again.d_z_TD, got.d_z_TD));
       CHECK(at::equal(again.d_weight_TK, got.d_weight_TK));
@@ -144,10 +146,10 @@ TEST_CASE("each expert is made dense once a way, whatever the rows", "[routed_ex
     Case c(Case::Kind::kAdapters, 2, 0.0);
     const RoutingRecord record = c.experts->route(choice().narrow(0, 0, rows));
     const at::Tensor z = random_normal({rows, D}, 10), weight = random_normal({rows, K}, 11), token = at::arange(rows, at::kLong);
-    const at::Tensor routed = c.experts->forward(record, z, weight, token, c.pass);
+    const at::Tensor routed = c.experts->forward(record, c.experts->send(record, {z, weight, token, {}}, c.pass), c.pass);
     CHECK(routed.sizes() == at::IntArrayRef({rows, D}));
     CHECK(c.counters.elements == E * 3 * D * F);
-    const ExpertGradients got = c.experts->backward(record, z, weight, token, routed, c.pass);
+    const ExpertGradients got = c.experts->backward(record, c.experts->send(record, {z, weight, token, routed}, c.pass), c.pass);
     CHECK(got.d_weight_TK.sizes() == at::IntArrayRef({rows, K}));
     CHECK(c.counters.elements == 2 * E * 3 * D * F);
   }
