@@ -16,6 +16,7 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace moetune {
@@ -46,8 +47,12 @@ class TensorAxis {
   void sum(const at::Tensor& tensor) const;
   void max(const at::Tensor& tensor) const;
 
+  /// Seconds that gathers and sums took on the device's current stream since the last call, of all copies of the axis, their backward
+  /// passes and the wait for other ranks included.
+  double take_s() const;
+
  private:
-  Communicator* group_ = nullptr;  // null: one rank
+  std::shared_ptr<struct AxisGroup> group_;  // null: one rank
   int64_t size_ = 1;
   int64_t index_ = 0;
 };

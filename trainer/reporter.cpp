@@ -79,6 +79,7 @@ void Reporter::step(const StepReport& report) {
                     {"grad_norm", report.grad_norm}, {"lr", report.lr}, {"step_s", report.step_s}, {"tokens_per_s", figures.tokens_per_s}, {"memory_bytes", report.ranks.memory_bytes},
                     {"weights_copied_bytes", report.ranks.weights_copied_bytes}, {"weights_gathered_bytes", report.ranks.weights_gathered_bytes},
                     {"weights_wait_s", report.ranks.weights_wait_s}, {"exchange_sent_bytes", report.ranks.exchange_sent_bytes}, {"exchange_s", report.ranks.exchange_s},
+                    {"tensor_axis_sent_bytes", report.ranks.tensor_axis_sent_bytes}, {"tensor_axis_s", report.ranks.tensor_axis_s},
                     {"optimizer_wait_s", report.ranks.optimizer_wait_s}};
   std::vector<std::pair<std::string, float>> scalars{{"train/loss", report.loss}, {"train/grad_norm", report.grad_norm}, {"train/lr", report.lr}, {"speed/tokens_per_s", figures.tokens_per_s}, {"memory/peak_bytes", report.ranks.memory_bytes}};
   if (!imbalance.empty()) {
