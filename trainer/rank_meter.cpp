@@ -16,13 +16,14 @@ int64_t microseconds(double seconds) { return static_cast<int64_t>(std::llround(
 }  // namespace
 
 at::Tensor RankFigures::as_tensor() const {
-  return at::tensor({memory_bytes, weights_copied_bytes, weights_gathered_bytes, exchange_sent_bytes, microseconds(weights_wait_s), microseconds(exchange_s),
-                     microseconds(optimizer_wait_s)}, at::kLong);
+  return at::tensor({memory_bytes, weights_copied_bytes, weights_gathered_bytes, exchange_sent_bytes, tensor_axis_sent_bytes, microseconds(weights_wait_s),
+                     microseconds(exchange_s), microseconds(optimizer_wait_s)}, at::kLong);
 }
 
 RankFigures RankFigures::of_tensor(const at::Tensor& figures) {
   const auto* value = figures.const_data_ptr<int64_t>();
-  return {value[0], value[1], value[2], value[3], 1e-6 * static_cast<double>(value[4]), 1e-6 * static_cast<double>(value[5]), 1e-6 * static_cast<double>(value[6])};
+  const auto seconds = [](int64_t microseconds) { return 1e-6 * static_cast<double>(microseconds); };
+  return {value[0], value[1], value[2], value[3], value[4], seconds(value[5]), seconds(value[6]), seconds(value[7])};
 }
 
 RankFigures RankMeter::take() {
@@ -32,6 +33,7 @@ RankFigures RankMeter::take() {
   figures.weights_copied_bytes = since(copied_, run_.store->traffic().copied);
   figures.weights_gathered_bytes = since(gathered_, run_.store->traffic().gathered);
   figures.exchange_sent_bytes = since(sent_, run_.mesh->ep().bytes_sent());
+  figures.tensor_axis_sent_bytes = since(axis_sent_, run_.mesh->tp().bytes_sent());
   figures.weights_wait_s = run_.store->take_exposed_s();
   figures.exchange_s = run_.exchange->take_s();
   return figures;

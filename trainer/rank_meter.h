@@ -17,6 +17,7 @@ struct RankFigures {
   int64_t weights_copied_bytes = 0;    ///< frozen weights, from host to device
   int64_t weights_gathered_bytes = 0;  ///< frozen weights, received from other ranks
   int64_t exchange_sent_bytes = 0;     ///< tokens to and from experts on other ranks, and their counts
+  int64_t tensor_axis_sent_bytes = 0;  ///< rows and sums, to the other ranks of the tensor axis
   double weights_wait_s = 0.0;         ///< the device's current stream stood waiting for frozen weights
   double exchange_s = 0.0;             ///< it was busy with the exchange of tokens, waiting for other ranks included
   double optimizer_wait_s = 0.0;       ///< the main thread waited for norm, update and new working copies; the loop fills it in
@@ -34,7 +35,7 @@ class RankMeter {
 
  private:
   const Assembly& run_;
-  int64_t copied_ = 0, gathered_ = 0, sent_ = 0;
+  int64_t copied_ = 0, gathered_ = 0, sent_ = 0, axis_sent_ = 0;
 };
 
 }  // namespace moetune

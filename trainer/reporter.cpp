@@ -59,7 +59,8 @@ void Reporter::start(const MemoryPlan& plan, const DataSummary& data) {
   log_->append({{"kind", "start"}, {"step", resumed_.value_or(0)}, {"steps", num_steps_}, {"model", run_.config.model_type},
                 {"parameters", count_parameters(run_.config)}, {"trained_parameters", trained}, {"mesh", to_string(run_.mesh->shape())},
                 {"ranks", run_.mesh->shape().num_ranks()}, {"device", run_.device.str()}, {"frozen_digest", frozen_digest_},
-                {"planned_bytes", planned_bytes_}, {"host_peak_bytes", peak_memory_bytes(at::kCPU)}, {"documents", data.documents}, {"tokens", data.tokens}});
+                {"planned_bytes", planned_bytes_}, {"planned_weights_copied_bytes", plan.weights.copied_bytes_per_step},
+                {"planned_weights_gathered_bytes", plan.weights.gathered_bytes_per_step}, {"host_peak_bytes", peak_memory_bytes(at::kCPU)}, {"documents", data.documents}, {"tokens", data.tokens}});
 }
 
 std::vector<double> Reporter::max_over_mean(const at::Tensor& load_LE) {
@@ -79,7 +80,7 @@ void Reporter::step(const StepReport& report) {
                     {"grad_norm", report.grad_norm}, {"lr", report.lr}, {"step_s", report.step_s}, {"tokens_per_s", figures.tokens_per_s}, {"memory_bytes", report.ranks.memory_bytes},
                     {"weights_copied_bytes", report.ranks.weights_copied_bytes}, {"weights_gathered_bytes", report.ranks.weights_gathered_bytes},
                     {"weights_wait_s", report.ranks.weights_wait_s}, {"exchange_sent_bytes", report.ranks.exchange_sent_bytes}, {"exchange_s", report.ranks.exchange_s},
-                    {"optimizer_wait_s", report.ranks.optimizer_wait_s}};
+                    {"tensor_axis_sent_bytes", report.ranks.tensor_axis_sent_bytes}, {"optimizer_wait_s", report.ranks.optimizer_wait_s}};
   std::vector<std::pair<std::string, float>> scalars{{"train/loss", report.loss}, {"train/grad_norm", report.grad_norm}, {"train/lr", report.lr}, {"speed/tokens_per_s", figures.tokens_per_s}, {"memory/peak_bytes", report.ranks.memory_bytes}};
   if (!imbalance.empty()) {
     figures.expert_max_over_mean = *std::max_element(imbalance.begin(), imbalance.end());
