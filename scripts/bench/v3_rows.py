@@ -54,8 +54,8 @@ def add_options(parser, tokens):
     """What a program takes that measures rows."""
     parser.add_argument("--tokens", type=lambda text: [int(word) for word in text.split(",")], default=tokens, help="of a step on each rank")
     parser.add_argument("--document", type=int, default=4096, help="tokens of a document")
-    parser.add_argument("--steps", type=int, help="of each run, 20 if not given (rehearsed: 5)")
-    parser.add_argument("--warm-up", type=int, help="of them, not counted: 3 if not given (rehearsed: 2)")
+    parser.add_argument("--steps", type=int, help="of each run, 20 if not given (rehearsed: 4)")
+    parser.add_argument("--warm-up", type=int, help="of them, not counted: 3 if not given (rehearsed: 1)")
     parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="JSONL file for the rows; what it has is not run again")
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="start no row when so much time has passed")
     parser.add_argument("--program", type=pathlib.Path, default=PROGRAM)
@@ -67,7 +67,7 @@ class Rows:
     def __init__(self, options):
         """`options`: those of add_options; the deadline counts from now."""
         self.machine, self.document, self.words, self.out = Machine(options.program, options.rehearse), options.document, options.words, options.out
-        self.steps, self.warm_up = options.steps or (5 if options.rehearse else 20), options.warm_up if options.warm_up is not None else 2 if options.rehearse else 3
+        self.steps, self.warm_up = options.steps or (4 if options.rehearse else 20), options.warm_up if options.warm_up is not None else 1 if options.rehearse else 3
         self.end = time.monotonic() + options.deadline if options.deadline is not None else None
         self.rows = [json.loads(line) for line in self.out.read_text().splitlines()] if self.out and self.out.exists() else []
         self.failed, self.left_out = [], []

@@ -108,6 +108,7 @@ class Run:
         """`tokens` of a step on each rank, in documents of `document`; `values`: keys of the recipe; `words`: what stands behind it on the command line."""
         self.folder, self.machine, self.layers, self.ranks, self.words = pathlib.Path(folder), machine, layers, ranks, list(words)
         self.tokens, self.document = machine.tokens(tokens), machine.tokens(document)
+        self.mtp_rows = layers.mtp * (1 - 1 / self.document)  # of the module, over those of a layer: the last token of a document has none
         self.log = self.folder / "run" / "log.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_model()
@@ -170,18 +171,17 @@ class Run:
 def exchange_bytes(run, ep):
     """What a rank of `ep` sends to experts on others in a step where loads are even and every token goes to as many ranks as the routing allows
     (docs/parallelism.md, What an exchange sends; every layer recomputed, bf16)."""
-    dims, layers = run.machine.dims, run.layers.moe + run.layers.mtp
+    dims, layers = run.machine.dims, run.layers.moe + run.mtp_rows
     chosen, ranks_of_groups = dims["num_experts_per_tok"], dims["topk_group"] * max(1, ep // dims["n_group"])
     return layers * run.tokens * min(chosen, ep - 1, ranks_of_groups) * (10 * dims["hidden_size"] + 12 * chosen)
 
 
 def tensor_axis_bytes(run, tp):
     """What a rank of `tp` sends to the others of its axis in a step (docs/parallelism.md, What a tensor axis sends; bf16)."""
-    dims, layers = run.machine.dims, run.layers.dense + run.layers.moe + run.layers.mtp
+    dims, layers, turns = run.machine.dims, run.layers.dense + run.layers.moe + run.mtp_rows, 1 + run.mtp_rows
     width, latents = dims["hidden_size"], dims["q_lora_rank"] + dims["kv_lora_rank"] + dims["qk_rope_head_dim"]
-    heads = 1 + run.layers.mtp
-    numbers = run.tokens * (3 * layers * (latents + width + 2 * width) + heads * 2 * width + heads * width)
-    all_reduces = 2 / tp * 3 * 4 * heads * run.tokens * tp  # bytes: three fp32 numbers of each of the axis's targets
+    numbers = run.tokens * (3 * layers * (latents + width + 2 * width) + turns * (2 * width + width))
+    all_reduces = 2 * 3 * 4 * turns * run.tokens  # bytes: three fp32 numbers of each target of the axis
     return (tp - 1) * (2 * numbers + all_reduces)
 
 
