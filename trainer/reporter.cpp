@@ -59,7 +59,8 @@ void Reporter::start(const MemoryPlan& plan, const DataSummary& data) {
   log_->append({{"kind", "start"}, {"step", resumed_.value_or(0)}, {"steps", num_steps_}, {"model", run_.config.model_type},
                 {"parameters", count_parameters(run_.config)}, {"trained_parameters", trained}, {"mesh", to_string(run_.mesh->shape())},
                 {"ranks", run_.mesh->shape().num_ranks()}, {"device", run_.device.str()}, {"frozen_digest", frozen_digest_},
-                {"planned_bytes", planned_bytes_}, {"host_peak_bytes", peak_memory_bytes(at::kCPU)}, {"documents", data.documents}, {"tokens", data.tokens}});
+                {"planned_bytes", planned_bytes_}, {"planned_weights_copied_bytes", plan.weights.copied_bytes_per_step},
+                {"planned_weights_gathered_bytes", plan.weights.gathered_bytes_per_step}, {"host_peak_bytes", peak_memory_bytes(at::kCPU)}, {"documents", data.documents}, {"tokens", data.tokens}});
 }
 
 std::vector<double> Reporter::max_over_mean(const at::Tensor& load_LE) {
