@@ -18,13 +18,13 @@ import time
 from v3_runs import PROGRAM, Machine, Run, RunFailed, figures
 
 COLUMNS = {
-    "layout": "layout", "tokens": "tokens a GPU", "speed": "tokens/s a GPU (min - max)", "ratio": "times one GPU", "step": "step, s", "exchange": "exchange, s",
+    "layout": "layout", "tokens": "tokens a GPU", "speed": "tokens/s a GPU (min - max)", "ratio": "times one GPU", "step": "step, s", "exchange": "exchange, s", "axis_s": "tensor axis, s",
     "weights": "weights, s", "optimizer": "optimizer, s", "busiest": "busiest expert", "copied": "copied (formula)", "gathered": "gathered (formula)",
     "exchanged": "exchanged (formula)", "axis": "tensor axis (formula)", "memory": "peak (planned)", "besides": "besides, s",
 }
 LEGEND = """Tokens/s: median of the counted steps of one run. Times one GPU: tokens/s of all ranks over those of the one-GPU row of as many tokens a GPU.
-Exposed seconds of a step, medians, of the slowest rank: `exchange` of tokens, waiting for other ranks included; `weights` copied or gathered that the
-computing stream stood waiting for; `optimizer`: norm, update, new values. Bytes of a step, of the busiest rank; formula of the exchange: even loads.
+Exposed seconds of a step, medians, of the slowest rank: `exchange` of tokens and gathers and sums of the `tensor axis`, waiting for other ranks
+included; `weights` copied or gathered that the computing stream stood waiting for; `optimizer`: norm, update, new values. Bytes of a step, of the busiest rank; formula of the exchange: even loads.
 Busiest expert: its load over the mean one's. Peak and planned: memory of the fullest rank. Besides: seconds of the run that were no step: start,
 drawing and packing weights, saving at the end."""
 
@@ -148,7 +148,7 @@ class Rows:
         cells = {
             "layout": str(layout), "tokens": f"{self.machine.tokens(row['tokens']):,}",
             "speed": f"{row['tokens_per_s']:,.0f} ({row['tokens_per_s_min']:,.0f} - {row['tokens_per_s_max']:,.0f})", "ratio": f"{ratio:.2f}" if ratio else "-",
-            "step": f"{row['step_s']:.3f}", "exchange": f"{row['exchange_s']:.3f}", "weights": f"{row['weights_wait_s']:.3f}", "optimizer": f"{row['optimizer_wait_s']:.3f}",
+            "step": f"{row['step_s']:.3f}", "exchange": f"{row['exchange_s']:.3f}", "axis_s": f"{row['tensor_axis_s']:.3f}", "weights": f"{row['weights_wait_s']:.3f}", "optimizer": f"{row['optimizer_wait_s']:.3f}",
             "busiest": f"{row['expert_max_over_mean']:.2f}", "copied": moved("weights_copied_bytes"), "gathered": moved("weights_gathered_bytes"),
             "exchanged": moved("exchange_sent_bytes"), "axis": moved("tensor_axis_sent_bytes"),
             "memory": f"{size_text(row['peak_bytes'])} ({size_text(row['planned_bytes'])})", "besides": f"{row['besides_s']:.0f}",

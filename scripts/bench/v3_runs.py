@@ -173,7 +173,8 @@ def exchange_bytes(run, ep):
     (docs/parallelism.md, What an exchange sends; every layer recomputed, bf16)."""
     dims, layers = run.machine.dims, run.layers.moe + run.mtp_rows
     chosen, ranks_of_groups = dims["num_experts_per_tok"], dims["topk_group"] * max(1, ep // dims["n_group"])
-    return layers * run.tokens * min(chosen, ep - 1, ranks_of_groups) * (10 * dims["hidden_size"] + 12 * chosen)
+    counts = layers * 8 * (ep - 1) * (1 + dims["n_routed_experts"] // ep)
+    return layers * run.tokens * min(chosen, ep - 1, ranks_of_groups) * (10 * dims["hidden_size"] + 10 * chosen) + counts
 
 
 def tensor_axis_bytes(run, tp):
@@ -191,7 +192,7 @@ def figures(run, warm_up):
     counted = steps[warm_up:]
     speed = [line["tokens_per_s"] / run.ranks for line in counted]
     result = {"tokens_per_s": statistics.median(speed), "tokens_per_s_min": min(speed), "tokens_per_s_max": max(speed), "counted_steps": len(counted)}
-    for key in ("step_s", "exchange_s", "weights_wait_s", "optimizer_wait_s", "weights_copied_bytes", "weights_gathered_bytes", "exchange_sent_bytes",
+    for key in ("step_s", "exchange_s", "tensor_axis_s", "weights_wait_s", "optimizer_wait_s", "weights_copied_bytes", "weights_gathered_bytes", "exchange_sent_bytes",
                 "tensor_axis_sent_bytes", "expert_max_over_mean"):
         result[key] = statistics.median(line.get(key, 0.0) for line in counted)
     for key in ("mesh", "planned_bytes", "planned_weights_copied_bytes", "planned_weights_gathered_bytes"):
