@@ -48,6 +48,8 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+AxisGroup& group_of(AutogradContext* context) { return *reinterpret_cast<AxisGroup*>(context->saved_data["group"].toInt()); }
+
 struct GatherRows : torch::autograd::Function<GatherRows> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_TC, int64_t group) {
     context->saved_data["group"] = group;
