@@ -16,9 +16,9 @@ at::Tensor part(const at::Tensor& rows, const ExpertChunk& chunk) {
 }  // namespace
 
 RoutedExperts::RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up, std::unique_ptr<GroupedLinear> down,
-                             ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange)
+                             ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange, const TensorAxis& axis)
     : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), placement_(placement),
-      chunk_experts_(std::min(chunk_experts, placement.count)), exchange_(exchange) {
+      chunk_experts_(std::min(chunk_experts, placement.count)), exchange_(exchange), axis_(axis) {
   MT_CHECK(placement.count * exchange.num_ranks() == placement.total, placement.count, " experts on each of ", exchange.num_ranks(),
            " ranks, of ", placement.total);
 }
@@ -37,14 +37,15 @@ bool RoutedExperts::drops(const StepRandom& random) const {
 RoutingRecord RoutedExperts::route(const at::Tensor& expert_TK) const {
   at::NoGradGuard no_grad;
   RoutingRecord record;
-  record.expert_TK = expert_TK.to(at::kShort);
+  record.expert_UK = gathered(expert_TK.to(at::kShort));
+  record.expert_TK = record.expert_UK.narrow(0, axis_.index() * expert_TK.size(0), expert_TK.size(0));
   // Rows of padding want the rank behind the last.
   const int64_t ranks = exchange_.num_ranks();
-  at::Tensor rank_TK = expert_TK.floor_divide(placement_.count);
-  at::Tensor wanted = at::zeros({expert_TK.size(0), ranks + 1}, expert_TK.options().dtype(at::kBool)).scatter_(1, rank_TK, true);
+  at::Tensor rank_UK = record.expert_UK.to(at::kLong).floor_divide_(placement_.count);
+  at::Tensor wanted = at::zeros({rank_UK.size(0), ranks + 1}, rank_UK.options().dtype(at::kBool)).scatter_(1, rank_UK, true);
   record.rounds = exchange_.plan(wanted.narrow(1, 0, ranks));
   for (const ExchangeRound& round : record.rounds) {
-    at::Tensor local = exchange_.out(round, record.expert_TK).to(at::kLong).sub_(placement_.first);
+    at::Tensor local = exchange_.out(round, record.expert_UK).to(at::kLong).sub_(placement_.first);
     at::Tensor held = local.masked_select(local.ge(0).logical_and_(local.lt(placement_.count)));
     at::Tensor counts = held.bincount({}, placement_.count).cpu();
     record.rows_of_expert.emplace_back(counts.data_ptr<int64_t>(), counts.data_ptr<int64_t>() + counts.numel());
@@ -62,31 +63,35 @@ std::vector<ExpertChunk> RoutedExperts::chunks(const std::vector<int64_t>& rows_
   return result;
 }
 
-KeptExperts::Round RoutedExperts::receive(const RoutingRecord& record, size_t index, const at::Tensor& z_TD, const at::Tensor& weight_TK,
-                                          const at::Tensor& token_T, const PassContext& pass) const {
+RoutedExperts::Rows RoutedExperts::gathered(const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& token_T, const PassContext& pass) const {
+  return {gathered(z_TD), gathered(weight_TK), drops(pass.random) ? gathered(token_T) : at::Tensor()};
+}
+
+KeptExperts::Round RoutedExperts::receive(const RoutingRecord& record, size_t index, const Rows& all) const {
   const ExchangeRound& round = record.rounds[index];
   KeptExperts::Round rows;
-  rows.y_YD = exchange_.out(round, z_TD);
-  at::Tensor weight_YK = exchange_.out(round, weight_TK);
-  at::Tensor local_YK = exchange_.out(round, record.expert_TK).to(at::kLong).sub_(placement_.first);
+  rows.y_YD = exchange_.out(round, all.z_UD);
+  at::Tensor weight_YK = exchange_.out(round, all.weight_UK);
+  at::Tensor local_YK = exchange_.out(round, record.expert_UK).to(at::kLong).sub_(placement_.first);
   // Slots of other ranks' experts sort behind those of the last local expert and are cut off.
   at::Tensor foreign = local_YK.lt(0).logical_or_(local_YK.ge(placement_.count));
   const auto& counts = record.rows_of_expert[index];
   const int64_t num_routed = std::accumulate(counts.begin(), counts.end(), int64_t{0});
   rows.slot_X = std::get<1>(local_YK.masked_fill_(foreign, placement_.count).flatten().sort(/*stable=*/true, 0, false)).narrow(0, 0, num_routed);
-  rows.row_X = rows.slot_X.floor_divide(record.expert_TK.size(1));
+  rows.row_X = rows.slot_X.floor_divide(record.expert_UK.size(1));
   rows.weight_X = weight_YK.flatten().index_select(0, rows.slot_X);
-  if (drops(pass.random)) rows.token_X = exchange_.out(round, token_T.unsqueeze(1)).squeeze(1).index_select(0, rows.row_X);
+  if (all.token_U.defined()) rows.token_X = exchange_.out(round, all.token_U.unsqueeze(1)).squeeze(1).index_select(0, rows.row_X);
   return rows;
 }
 
 at::Tensor RoutedExperts::forward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK,
                                   const at::Tensor& token_T, PassContext& pass, KeptExperts* kept) const {
   at::NoGradGuard no_grad;
-  at::Tensor routed_TD = at::zeros_like(z_TD);
+  const Rows all = gathered(z_TD, weight_TK, token_T, pass);
+  at::Tensor routed_UD = at::zeros_like(all.z_UD);
   const int64_t mark = pass.scratch.mark();
   for (size_t index = 0; index < record.rounds.size(); ++index) {
-    KeptExperts::Round rows = receive(record, index, z_TD, weight_TK, token_T, pass);
+    KeptExperts::Round rows = receive(record, index, all);
     at::Tensor sum_YD = at::zeros_like(rows.y_YD);
     for (const ExpertChunk& chunk : chunks(record.rows_of_expert[index], z_TD.device())) {
       auto dense = [&](const GroupedLinear& map) { return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised); };
@@ -99,22 +104,26 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, const at::Tensor&
       if (kept != nullptr) rows.gate_up.emplace_back(gate_XF, up_XF);
       pass.scratch.release_to(mark);
     }
-    exchange_.back(record.rounds[index], sum_YD, routed_TD);
+    exchange_.back(record.rounds[index], sum_YD, routed_UD);
     if (kept != nullptr) kept->rounds.push_back(std::move(rows));
   }
-  return routed_TD;
+  return axis_.reduce_scatter_rows(routed_UD);
 }
 
 ExpertGradients RoutedExperts::backward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK,
                                         const at::Tensor& token_T, const at::Tensor& d_routed_TD, PassContext& pass,
                                         const KeptExperts* kept) const {
   at::NoGradGuard no_grad;
-  ExpertGradients gradients{at::zeros_like(z_TD), at::zeros_like(weight_TK)};
+  // Rows that were kept need not come again.
+  const Rows all = kept != nullptr ? Rows() : gathered(z_TD, weight_TK, token_T, pass);
+  const at::Tensor d_routed_UD = gathered(d_routed_TD);
+  const int64_t num_rows = d_routed_UD.size(0);
+  at::Tensor d_z_UD = at::zeros({num_rows, z_TD.size(1)}, z_TD.options()), d_weight_UK = at::zeros({num_rows, weight_TK.size(1)}, weight_TK.options());
   const int64_t mark = pass.scratch.mark();
   for (size_t index = 0; index < record.rounds.size(); ++index) {
     const ExchangeRound& round = record.rounds[index];
-    const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : receive(record, index, z_TD, weight_TK, token_T, pass);
-    at::Tensor d_sum_YD = exchange_.out(round, d_routed_TD);
+    const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : receive(record, index, all);
+    at::Tensor d_sum_YD = exchange_.out(round, d_routed_UD);
     at::Tensor d_y_YD = at::zeros_like(rows.y_YD);
     at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), weight_TK.size(1)}, weight_TK.options());
     size_t chunk_index = 0;
@@ -145,10 +154,10 @@ ExpertGradients RoutedExperts::backward(const RoutingRecord& record, const at::T
       d_y_YD.index_add_(0, row_X, d_x_XD);
       pass.scratch.release_to(mark);
     }
-    exchange_.back(round, d_y_YD, gradients.d_z_TD);
-    exchange_.back(round, d_weight_YK, gradients.d_weight_TK);
+    exchange_.back(round, d_y_YD, d_z_UD);
+    exchange_.back(round, d_weight_YK, d_weight_UK);
   }
-  return gradients;
+  return {axis_.reduce_scatter_rows(d_z_UD), axis_.reduce_scatter_rows(d_weight_UK)};
 }
 
 }  // namespace moetune

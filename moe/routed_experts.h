@@ -8,6 +8,10 @@
 // once and serve every row, on the way up for recomputation and input gradient alike. The routing weight multiplies the hidden
 // activation, where w down(h) = down(w h) costs F numbers a row instead of D and d w = <d(w h), h> needs no expert output: K numbers
 // a token come home.
+//
+// Ranks of an axis may share each expert: gate and up cut by outputs, down by inputs. Then they go through all of this together, with the
+// U rows of all of them and their own features of the hidden activation: rows are gathered before they go out, and output, d z and d weight,
+// sums over the features, are completed where a row belongs. On an axis of one rank U is T and nothing is gathered.
 #pragma once
 
 #include <memory>
@@ -15,6 +19,7 @@
 
 #include "lora/grouped_linear.h"
 #include "moe/pass_context.h"
+#include "parallel/tensor_axis.h"
 #include "parallel/token_exchange.h"
 
 namespace moetune {
@@ -28,7 +33,8 @@ struct ExpertPlacement {
 
 /// The routing of one layer, decided on the way down and replayed on the way up: 2 K bytes a token and 4 bytes a row sent.
 struct RoutingRecord {
-  at::Tensor expert_TK;  ///< int16
+  at::Tensor expert_UK;  ///< int16, of all rows that go out from here
+  at::Tensor expert_TK;  ///< of this rank's own, a view
   std::vector<ExchangeRound> rounds;
   std::vector<std::vector<int64_t>> rows_of_expert;  ///< by round: rows of each local expert
 };
@@ -52,9 +58,10 @@ struct ExpertGradients {
 class RoutedExperts {
  public:
   RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up, std::unique_ptr<GroupedLinear> down,
-                ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange);
+                ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange, const TensorAxis& axis = {});
 
-  /// Fixes the exchange of expert_TK (int64; the total number of experts for a row that goes nowhere). Collective over the expert group.
+  /// Fixes the exchange of expert_TK (int64; the total number of experts for a row that goes nowhere). Collective over the expert group
+  /// and the axis, as all that follows.
   RoutingRecord route(const at::Tensor& expert_TK) const;
   /// sum over the chosen experts of weight * expert(z): [T, D]. Collective. `kept` receives intermediates where it is not null.
   at::Tensor forward(const RoutingRecord& record, const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& token_T,
@@ -69,15 +76,22 @@ class RoutedExperts {
   int64_t scratch_elements() const;
 
  private:
+  /// What goes out, of all ranks of the axis.
+  struct Rows {
+    at::Tensor z_UD, weight_UK;
+    at::Tensor token_U;  ///< undefined without dropout
+  };
+  Rows gathered(const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& token_T, const PassContext& pass) const;
+  at::Tensor gathered(const at::Tensor& rows_TC) const { return axis_.gather_rows(rows_TC, axis_.size() * rows_TC.size(0)); }
   std::vector<ExpertChunk> chunks(const std::vector<int64_t>& rows_of_expert, at::Device device) const;
-  KeptExperts::Round receive(const RoutingRecord& record, size_t round, const at::Tensor& z_TD, const at::Tensor& weight_TK,
-                             const at::Tensor& token_T, const PassContext& pass) const;
+  KeptExperts::Round receive(const RoutingRecord& record, size_t round, const Rows& rows) const;
   bool drops(const StepRandom& random) const;
 
   std::unique_ptr<GroupedLinear> gate_, up_, down_;
   ExpertPlacement placement_;
   int64_t chunk_experts_;
   TokenExchange& exchange_;
+  TensorAxis axis_;
 };
 
 }  // namespace moetune
