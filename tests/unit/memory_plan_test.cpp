@@ -47,7 +47,7 @@ class NoExchange final : public TokenExchange {
 
 /// A model of random weights as trainer/assemble builds it.
 struct Built {
-  Built(const ModelConfig& config, const Recipe& recipe, int64_t ep, int64_t tp = 1) : targets(adapter_targets(recipe)), group(0, static_cast<int>(tp)) {
+  Built(const ModelConfig& config, const Recipe& recipe, int64_t ep, int64_t tp = 1, int64_t expert_tp = 1) : targets(adapter_targets(recipe)), group(0, static_cast<int>(tp)) {
     exchange = ep == 1 ? make_local_exchange() : std::make_unique<NoExchange>(ep);
     ModelOptions options;
     options.compute = scalar_type(recipe.model.compute);
@@ -57,6 +57,7 @@ struct Built {
     options.placement = {0, config.experts / ep, config.experts};
     options.exchange = exchange.get();
     options.axis = TensorAxis(group);
+    if (expert_tp > 1) options.expert_axis = options.axis;
     options.with_mtp = recipe.mtp.loss_weight > 0.0;
     model = build_model(config, *make_random_weights(config, 3, at::kCPU), options);
   }
@@ -99,7 +100,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     std::vector<std::string> overrides;
     json change;
     int64_t ep;
-    int64_t tp = 1;
+    int64_t tp = 1, expert_tp = 1;
   };
   const std::vector<Case> cases = {
       {{}, {}, 1},
@@ -114,6 +115,9 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
       {{"adapter.targets=[all_linear]", "model.base=bf16", "mtp.loss_weight=0.1", "mesh.tp=4"}, {{"vocab_size", 321}}, 1, 4},
       {{"adapter.targets=[experts, o_proj, up_proj]", "adapter.ranks={o_proj: 3}", "model.base=nf4_double", "mesh.ep=2", "mesh.tp=2"}, {{"q_lora_rank", nullptr}, {"v_head_dim", 32}, {"intermediate_size", 128}, {"n_shared_experts", 4}}, 2, 2},
       {{"adapter=none", "model.base=bf16", "model.compute=fp32", "mesh.tp=2"}, {}, 1, 2},
+      // Half of each expert.
+      {{"adapter.targets=[experts, o_proj]", "model.base=nf4_double", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"}, {{"moe_intermediate_size", 128}, {"v_head_dim", 32}, {"intermediate_size", 128}}, 2, 2, 2},
+      {{"adapter=none", "model.base=bf16", "model.compute=bf16", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"}, {}, 2, 2, 2},
   };
   for (const Case& one : cases) {
     json object = kTiny;
@@ -121,8 +125,8 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     const ModelConfig config = parse_model_config(object, "config.json");
     const Recipe recipe = recipe_of(one.overrides);
     INFO(dump_resolved(recipe));
-    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, one.ep, one.tp}, {at::kCPU});
-    Built built(config, recipe, one.ep, one.tp);
+    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, one.ep, one.tp, one.expert_tp}, {at::kCPU});
+    Built built(config, recipe, one.ep, one.tp, one.expert_tp);
     Model& model = *built.model;
 
     int64_t plain = 0, trained = 0, working = 0, gradients = 0;
@@ -154,7 +158,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     CHECK(part(plan, "gradients") == gradients);
     // Rounded up to whole shards, a group at a time.
     const int64_t exact = (by_replicas[Replicas::kEverywhere] / (one.ep * one.tp) + by_replicas[Replicas::kTensorIndex] / one.ep +
-                           by_replicas[Replicas::kExpertReplicas] / one.tp) * a_number;
+                           by_replicas[Replicas::kExpertReplicas] / one.tp + by_replicas[Replicas::kExpertTensorIndex]) * a_number;
     CHECK(part(plan, "optimizer") >= exact);
     CHECK(part(plan, "optimizer") <= exact + (one.ep * one.tp - 1) * 20 * a_number);
     if (one.ep * one.tp == 1) {
@@ -272,6 +276,14 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
   CHECK(halves.weights.copied_bytes_per_step == 0);
   // Experts are shared over EP: only what is dense has copies.
   CHECK(planned({"mesh.shard=all", "mesh.ep=2"}, {1, 1, 2, 1}, 0).weights.expert_shards == 1);
+  // Each expert shared by two ranks: half its bytes, and no copy of them but over DP.
+  const auto quarters = planned({"mesh.shard=all"}, {1, 2, 1, 2}, 0), shared = planned({"mesh.shard=all"}, {1, 2, 1, 2, 2}, 0), alone = planned({"mesh.shard=all"}, {1, 1, 1, 2, 2}, 0);
+  CHECK(quarters.weights.expert_shards == 4);
+  CHECK(shared.weights.expert_shards == 2);
+  CHECK(part(shared, "frozen experts") == 58 * layer / 4);
+  CHECK(quarters.weights.gathered_bytes_per_step - shared.weights.gathered_bytes_per_step == 2 * 56 * (layer / 4 * 3 - layer / 4));
+  CHECK(alone.weights.expert_shards == 1);
+  CHECK(part(alone, "frozen experts") == 58 * layer / 2);
   // One GPU of 140 GB: the fewest layers leave that make the rest fit; evenly spread, the copies as many as two ways less the turns.
   const int64_t memory = 140'000'000'000;
   const MemoryPlan streamed = planned({}, {1, 1, 1, 1}, memory);

@@ -37,7 +37,7 @@ const std::vector<Layout>& usual_layouts() {
       {{1, 2, 1, 1}, kAll, true, 0},   {{1, 1, 1, 2}, kAll, false, 0},  {{1, 4, 1, 1}, kAll, false, 0},  {{1, 1, 4, 1}, kNone, false, 0},
       {{1, 1, 1, 4}, kAll, true, 0},   {{1, 2, 2, 1}, kAll, false, 7},  {{1, 2, 1, 2}, kAll, true, 0},   {{1, 1, 2, 2}, kNone, false, 5},
       {{1, 2, 2, 2}, kAll, false, 0},  {{1, 1, 8, 1}, kAll, false, 0},  {{1, 1, 4, 2}, kNone, true, 9},  {{1, 4, 2, 1}, kAll, true, 0},
-      {{1, 2, 1, 4}, kAll, false, 0},  {{1, 1, 1, 2, 2}, kNone, false, 0}, {{1, 1, 2, 2, 2}, kNone, false, 5}, {{1, 1, 1, 4, 4}, kAll, true, 0},
+      {{1, 2, 1, 4}, kAll, false, 0},  {{1, 1, 1, 2, 2}, kNone, false, 0}, {{1, 1, 2, 2, 2}, kNone, false, 5}, {{1, 1, 1, 4, 4}, kNone, true, 0},
       {{1, 2, 2, 2, 2}, kAll, false, 0},
   };
   return kLayouts;
