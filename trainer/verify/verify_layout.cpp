@@ -43,6 +43,11 @@ const std::vector<Layout>& usual_layouts() {
   return kLayouts;
 }
 
+void require_sound_experts(const MeshShape& mesh, const std::string& place) {
+  if (mesh.expert_tp == 1 || mesh.expert_tp == mesh.tp) return;
+  throw UserError(str(place, ": expert_tp is ", mesh.expert_tp, "; allowed is 1, or tp, which is ", mesh.tp));
+}
+
 Layout parse_layout(const std::string& text) {
   Layout layout;
   std::istringstream items(text);
@@ -57,9 +62,7 @@ Layout parse_layout(const std::string& text) {
     else if (key == "offload" && (on || value == "none")) layout.streamed = on;
     else throw UserError(str("--layout ", text, ": '", item, "' is not understood; allowed: dp=N, ep=N, tp=N, expert_tp=N, buffer_rows=N, shard=none|all, offload=none|all, joined by commas"));
   }
-  if (layout.mesh.expert_tp != 1 && layout.mesh.expert_tp != layout.mesh.tp) {
-    throw UserError(str("--layout ", text, ": expert_tp is ", layout.mesh.expert_tp, "; allowed is 1, or tp, which is ", layout.mesh.tp));
-  }
+  require_sound_experts(layout.mesh, "--layout " + text);
   return layout;
 }
 
@@ -73,6 +76,7 @@ std::vector<Layout> layouts(const Recipe& recipe, const std::vector<std::string>
   }
   if (!asked.empty()) return chosen;
   const MeshShape own{1, recipe.mesh.dp.value_or(1), recipe.mesh.ep, recipe.mesh.tp, recipe.mesh.expert_tp};
+  require_sound_experts(own, recipe.origin("mesh.expert_tp") + ": mesh");
   if (own.num_ranks() > 1 && own.num_ranks() <= world_size) chosen.push_back({own, recipe.mesh.shard, false, 0});
   for (const Layout& layout : usual_layouts()) {
     if (layout.mesh.num_ranks() <= world_size) chosen.push_back(layout);
