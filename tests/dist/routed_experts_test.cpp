@@ -2,6 +2,7 @@
 // padded loads, rounds, dropout, in fp64.
 #include "moe/routed_experts.h"
 
+#include "parallel/base/error.h"
 #include "parallel/mesh.h"
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"
