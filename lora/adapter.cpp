@@ -64,18 +64,18 @@ Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t loc
   b_info.name = info.name + ".lora_B.weight";
   b_info.role = Role::kAdapterB;
   const bool stacked = info.num_experts > 0;
-  MT_CHECK(!stacked || cut.dim == MatrixCut::Dim::kNone, info.name, ": a stack over experts is not cut");
-  if (cut.cuts_inputs()) a_info.hold_part(1, first_input_, inputs);
-  if (cut.cuts_outputs()) b_info.hold_part(0, cut.first_output(outputs), outputs);
+  const int64_t held_inputs = cut.inputs(inputs), held_outputs = cut.outputs(outputs);
+  if (cut.cuts_inputs()) a_info.hold_part(stacked ? 2 : 1, first_input_, inputs);
+  if (cut.cuts_outputs()) b_info.hold_part(stacked ? 1 : 0, cut.first_output(outputs), outputs);
   at::Tensor a;
   if (stacked) {
-    a = at::empty({local_experts, spec.rank, inputs});
-    for (int64_t e = 0; e < local_experts; ++e) a[e].copy_(initial_a(expert_name(a_info.name, info.first_expert + e)));
+    a = at::empty({local_experts, spec.rank, held_inputs});
+    for (int64_t e = 0; e < local_experts; ++e) a[e].copy_(initial_a(expert_name(a_info.name, info.first_expert + e)).narrow(1, first_input_, held_inputs));
   } else {
-    a = initial_a(a_info.name).narrow(1, first_input_, cut.inputs(inputs));
+    a = initial_a(a_info.name).narrow(1, first_input_, held_inputs);
   }
   a_ = &parameters.add(a_info, a);
-  b_ = &parameters.add(b_info, stacked ? at::zeros({local_experts, outputs, spec.rank}) : at::zeros({cut.outputs(outputs), spec.rank}));
+  b_ = &parameters.add(b_info, stacked ? at::zeros({local_experts, held_outputs, spec.rank}) : at::zeros({held_outputs, spec.rank}));
 }
 
 at::Tensor Adapter::drop(const at::Tensor& x, const at::Tensor& global_token, const StepRandom& random) const {

@@ -62,8 +62,9 @@ struct StepRandom {
 class Adapter {
  public:
   /// Adds its two parameters to `parameters`. `info` carries name (of the map, without ".lora_A.weight"), layer, group and,
-  /// for a stack, first_expert and num_experts; expert e of a stack starts as the stream of its own name says. outputs and inputs are
-  /// those of the whole map; `cut`, of a plain map alone: the part held here, which starts as that part of the whole does.
+  /// for a stack, replicas, first_expert and num_experts; expert e of a stack starts as the stream of its own name says. outputs and
+  /// inputs are those of the whole map; `cut`: the part of it, of a stack the part of each map, held here, which starts as that part of
+  /// the whole does.
   Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t local_experts, int64_t outputs, int64_t inputs, uint64_t seed,
           ParameterSet& parameters, const MatrixCut& cut = {});
 

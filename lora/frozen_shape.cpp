@@ -75,7 +75,7 @@ void FrozenShape::check() const {
   const bool at_borders = by_outputs ? held_elements() % kNf4Block == 0 : inputs % kNf4Block == 0 && held_inputs() % kNf4Block == 0;
   if (cut.dim != MatrixCut::Dim::kNone && cut.parts > 1 && !at_borders) {
     throw UserError(::moetune::str("a matrix of ", outputs, " x ", inputs, " numbers cut into ", cut.parts, " parts by its ", by_outputs ? "outputs" : "inputs",
-                                   " would cut NF4 blocks of ", kNf4Block, " numbers; use base: bf16, or fewer tensor-parallel ranks"));
+                                   " would cut NF4 blocks of ", kNf4Block, " numbers; use base: bf16, or fewer parts"));
   }
 }
 

@@ -21,9 +21,10 @@ enum class Role { kAdapterA, kAdapterB, kWeight };
 /// Where copies of a parameter live. A rank's gradient is what its own rows and its own parts of matrices give; over the copies it
 /// adds up to the whole.
 enum class Replicas {
-  kEverywhere,      ///< on every rank
-  kTensorIndex,     ///< on the ranks at one place of the tensor axis; those at other places hold other parts (`part`)
-  kExpertReplicas,  ///< on the ranks that hold the same experts; other ranks hold other experts' rows of the same stack
+  kEverywhere,         ///< on every rank
+  kTensorIndex,        ///< on the ranks at one place of the tensor axis; those at other places hold other parts (`part`)
+  kExpertReplicas,     ///< on the ranks that hold the same experts; other ranks hold other experts' rows of the same stack
+  kExpertTensorIndex,  ///< of those on the ones at one place of the tensor axis; those at other places hold other parts of each expert's rows
 };
 
 /// The part of a tensor that this rank holds where the tensor axis cuts it: elements first .. first + size - 1 along `dim`.
@@ -34,6 +35,8 @@ struct TensorPart {
   bool is_whole() const { return dim < 0; }
   /// The part of `whole` that has `shape`, a view.
   at::Tensor of(const at::Tensor& whole, at::IntArrayRef shape) const { return is_whole() ? whole : whole.narrow(dim, first, shape[dim]); }
+  /// Of one row of a stack, this being the part of the stack: the same a dim lower.
+  TensorPart of_row() const { return is_whole() ? *this : TensorPart{dim - 1, first, total}; }
   /// Shape of the tensor of which a part has `shape`.
   std::vector<int64_t> whole_shape(at::IntArrayRef shape) const;
 };
@@ -48,9 +51,9 @@ struct ParameterInfo {
   int64_t num_experts = 0;   ///< of a stack: experts of the whole layer; 0 for a plain tensor
   TensorPart part;           ///< of the tensor called `name`
 
-  /// Holds a part only: at the ranks of one place of the tensor axis.
+  /// Holds a part only: at the ranks of one place of the tensor axis. Of a stack, known by num_experts, the part of each expert.
   void hold_part(int64_t dim, int64_t first, int64_t total) {
-    replicas = Replicas::kTensorIndex;
+    replicas = num_experts > 0 ? Replicas::kExpertTensorIndex : Replicas::kTensorIndex;
     part = {dim, first, total};
   }
 };

@@ -114,7 +114,7 @@ void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parame
     if (info.num_experts == 0) {
       read(info.name, parameter.master(), info.part);
     } else {
-      for (int64_t e = 0; e < parameter.master().size(0); ++e) read(expert_name(info.name, info.first_expert + e), parameter.master()[e], {});
+      for (int64_t e = 0; e < parameter.master().size(0); ++e) read(expert_name(info.name, info.first_expert + e), parameter.master()[e], info.part.of_row());
       for (int64_t e = 0; e < info.num_experts; ++e) used.insert(peft_key(expert_name(info.name, e)));
     }
     parameter.refresh_working();

@@ -40,7 +40,7 @@ BlockMemory block_memory(const ModelConfig& c, const std::vector<LinearMap>& map
   const Kept keeps(maps, traits.train_weights);
   const int64_t size = static_cast<int64_t>(c10::elementSize(traits.compute));
   const int64_t wide = static_cast<int64_t>(c10::elementSize(accumulate_dtype(traits.compute)));
-  const int64_t D = c.width, K = c.top_k, P = traits.parts;
+  const int64_t D = c.width, K = c.top_k, P = traits.parts.dense;
   const bool moe = std::any_of(maps.begin(), maps.end(), [](const LinearMap& map) { return map.stack > 0; });
   int64_t mlp = 0;  // width of the dense MLP or of the shared expert
   for (const LinearMap& map : maps) {
@@ -72,15 +72,15 @@ BlockMemory block_memory(const ModelConfig& c, const std::vector<LinearMap>& map
   memory.saved += c.experts * wide * (traits.balance_loss ? 4 : 1) + K * (8 + 3 * wide + size);
   // Gradient of the rows; copies of rows and of their gradients where they came from other ranks; slot and weight of each routed row.
   memory.received = size * D * (traits.exchanged ? 3 : 1) + K * (8 + size);
-  const int64_t F = c.expert_width;
+  const int64_t F = c.expert_width / traits.parts.experts;
   const int64_t in_down = 2 * D + 7 * F, in_gate_and_up = (keeps.adapts_experts() ? 5 : 4) * D + 6 * F;
   memory.expert = size * std::max(in_down, in_gate_and_up) + 8 + size;         // and row and weight of each
   memory.kept_expert = size * 2 * F + 8 + size;
   return memory;
 }
 
-int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts) {
-  const int64_t expert_bytes = 3 * config.expert_width * config.width * static_cast<int64_t>(c10::elementSize(compute));
+int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts, int64_t parts) {
+  const int64_t expert_bytes = 3 * (config.expert_width / parts) * config.width * static_cast<int64_t>(c10::elementSize(compute));
   return std::min(local_experts, std::max<int64_t>(1, chunk_bytes / expert_bytes));
 }
 

@@ -26,7 +26,7 @@ struct PassTraits {
   bool train_weights = false;  ///< every map's own weight trains: its input is kept
   bool exchanged = false;      ///< rows are copies from other ranks, not the local batch itself
   bool balance_loss = false;
-  int64_t parts = 1;           ///< ranks of the tensor axis, which share matrices and rows
+  TensorParts parts;           ///< ranks of the tensor axis, which share matrices and rows, and those of them that share each expert
 };
 
 struct BlockMemory {
@@ -40,8 +40,9 @@ struct BlockMemory {
 /// `maps`: all of one block, with their adapters.
 BlockMemory block_memory(const ModelConfig& config, const std::vector<LinearMap>& maps, const PassTraits& traits);
 
-/// Experts whose dense weights are in use at a time: as many of `local_experts` as fit into `chunk_bytes`, at least one.
-int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts);
+/// Experts, or `parts`-th parts of experts, whose dense weights are in use at a time: as many of `local_experts` as fit into `chunk_bytes`,
+/// at least one.
+int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts, int64_t parts);
 /// Scratch elements of one pass through a block: all maps of mixing and one chunk of experts.
 int64_t block_scratch_elements(const std::vector<LinearMap>& maps, BaseFormat base, at::ScalarType compute, int64_t chunk_experts);
 

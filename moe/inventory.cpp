@@ -18,10 +18,9 @@ class BlockMaps {
     maps_.push_back(std::move(map));
   }
   void add_mlp(const std::string& path, const std::string& group, int64_t model_width, int64_t width, int64_t stack = 0) {
-    const bool cut = stack == 0;  // experts go whole to their ranks
-    add(path + ".gate_proj", group, width, model_width, cut ? MatrixCut::Dim::kOutputs : MatrixCut::Dim::kNone, stack);
-    add(path + ".up_proj", group, width, model_width, cut ? MatrixCut::Dim::kOutputs : MatrixCut::Dim::kNone, stack);
-    add(path + ".down_proj", group, model_width, width, cut ? MatrixCut::Dim::kInputs : MatrixCut::Dim::kNone, stack);
+    add(path + ".gate_proj", group, width, model_width, MatrixCut::Dim::kOutputs, stack);
+    add(path + ".up_proj", group, width, model_width, MatrixCut::Dim::kOutputs, stack);
+    add(path + ".down_proj", group, model_width, width, MatrixCut::Dim::kInputs, stack);
   }
   std::vector<LinearMap> take() { return std::move(maps_); }
 
@@ -31,14 +30,29 @@ class BlockMaps {
   std::vector<LinearMap> maps_;
 };
 
+/// What borders of blocks forbid of cutting those maps, dense or stacked, into `parts`; layers are alike.
+void add_block_mistakes(const ModelConfig& c, BaseFormat base, int64_t parts, bool stacked, std::vector<std::string>& mistakes) {
+  std::set<std::string> seen;
+  for (const LinearMap& map : linear_maps(c, false)) {
+    if (map.cut == MatrixCut::Dim::kNone || (map.stack > 0) != stacked || !seen.insert(map.path).second) continue;
+    try {
+      FrozenShape{base, 1, map.outputs, map.inputs, {map.cut, 0, parts}}.check();
+    } catch (const UserError& error) {
+      mistakes.push_back(str(map.path, ": ", error.what()));
+    }
+  }
+}
+
 }  // namespace
+
+int64_t TensorParts::of(const LinearMap& map) const { return map.stack > 0 ? experts : dense; }
 
 std::string LinearMap::name() const { return str("model.layers.", layer, ".", path); }
 
 std::string LinearMap::leaf() const { return (stack > 0 ? "experts." : "") + path.substr(path.rfind('.') + 1); }
 
-LinearMap LinearMap::part(int64_t parts) const {
-  const MatrixCut held{cut, 0, parts};
+LinearMap LinearMap::part(const TensorParts& parts) const {
+  const MatrixCut held{cut, 0, parts.of(*this)};
   LinearMap map = *this;
   map.outputs = held.outputs(outputs);
   map.inputs = held.inputs(inputs);
@@ -76,16 +90,15 @@ std::vector<std::string> cut_mistakes(const ModelConfig& c, BaseFormat base, int
   if (c.num_dense_layers > 0) even = divides(c.dense_width, "features of a dense MLP (intermediate_size)") && even;
   if (c.shared_experts > 0) even = divides(c.shared_experts * c.expert_width, "features of the shared expert") && even;
   if ((parts - 1) * ((c.vocab + parts - 1) / parts) >= c.vocab) mistakes.push_back(str("a vocabulary of ", c.vocab, " leaves some of ", parts, " ranks without a token"));
-  if (!even) return mistakes;
-  std::set<std::string> seen;  // layers are alike
-  for (const LinearMap& map : linear_maps(c, false)) {
-    if (map.cut == MatrixCut::Dim::kNone || !seen.insert(map.path).second) continue;
-    try {
-      FrozenShape{base, 1, map.outputs, map.inputs, {map.cut, 0, parts}}.check();
-    } catch (const UserError& error) {
-      mistakes.push_back(str(map.path, ": ", error.what()));
-    }
-  }
+  if (even) add_block_mistakes(c, base, parts, /*stacked=*/false, mistakes);
+  return mistakes;
+}
+
+std::vector<std::string> expert_cut_mistakes(const ModelConfig& c, BaseFormat base, int64_t parts) {
+  if (parts <= 1) return {};
+  if (c.expert_width % parts != 0) return {str(parts, " ranks do not divide the model's ", c.expert_width, " features of an expert (moe_intermediate_size)")};
+  std::vector<std::string> mistakes;
+  add_block_mistakes(c, base, parts, /*stacked=*/true, mistakes);
   return mistakes;
 }
 

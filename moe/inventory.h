@@ -17,6 +17,14 @@
 
 namespace moetune {
 
+struct LinearMap;
+
+/// How many ranks share a matrix: of a dense map those of the tensor axis, of an expert's either those too or one.
+struct TensorParts {
+  int64_t dense = 1, experts = 1;
+  int64_t of(const LinearMap& map) const;
+};
+
 /// A linear map [outputs, inputs], or the stack of a layer's routed experts with one such map an expert.
 struct LinearMap {
   int64_t layer = 0;        ///< config.num_layers: the MTP module
@@ -26,21 +34,23 @@ struct LinearMap {
   int64_t inputs = 0;       ///< I
   int64_t stack = 0;        ///< E of a stack, all ranks together; 0: a plain map
   std::optional<AdapterSpec> adapter;
-  MatrixCut::Dim cut = MatrixCut::Dim::kNone;  ///< how the ranks of a tensor axis share it; kNone: each holds it whole
+  MatrixCut::Dim cut = MatrixCut::Dim::kNone;  ///< how ranks that share it cut it, each map of a stack; kNone: each holds it whole
 
   std::string name() const;  ///< "model.layers.3.self_attn.q_a_proj"
   std::string leaf() const;  ///< as adapter.targets says it: "q_a_proj", "experts.up_proj"
   /// Matrices that a rank with `local_experts` experts of each layer holds.
   int64_t units(int64_t local_experts) const { return stack > 0 ? local_experts : 1; }
-  /// The map with the outputs or inputs that each of `parts` ranks of a tensor axis holds.
-  LinearMap part(int64_t parts) const;
+  /// The map with the outputs or inputs that each of the ranks that share it holds.
+  LinearMap part(const TensorParts& parts) const;
 };
 
 /// The maps of one block in the order of their use; layer config.num_layers is the MTP module's block. `targets` gives adapters and
 /// counts its matches; null: none.
 std::vector<LinearMap> block_maps(const ModelConfig& config, int64_t layer, AdapterTargets* targets = nullptr);
-/// What keeps `parts` ranks from sharing the matrices of this model in format `base`, a line each; none: nothing.
+/// What keeps `parts` ranks from sharing the matrices of this model but for its experts in format `base`, a line each; none: nothing.
 std::vector<std::string> cut_mistakes(const ModelConfig& config, BaseFormat base, int64_t parts);
+/// The same of sharing each expert.
+std::vector<std::string> expert_cut_mistakes(const ModelConfig& config, BaseFormat base, int64_t parts);
 /// The MTP module's projection, eh_proj.
 LinearMap mtp_projection(const ModelConfig& config);
 /// The maps of all blocks, and with_mtp those of the MTP module, its projection last.

@@ -92,10 +92,13 @@ class Builder {
   /// A new slab for frozen weights; null where weights train.
   FrozenSlab* slab(SlabKind kind, int64_t layer, int64_t units) { return options_.train_weights ? nullptr : &model_.slabs->add(kind, layer, units); }
 
-  MatrixCut cut_of(const LinearMap& map) const { return {map.cut, options_.axis.index(), options_.axis.size()}; }
+  MatrixCut cut_of(const LinearMap& map) const {
+    const TensorAxis& axis = map.stack > 0 ? options_.expert_axis : options_.axis;
+    return {map.cut, axis.index(), axis.size()};
+  }
 
-  std::unique_ptr<FrozenWeight> frozen(const LinearMap& map, int64_t units, const MatrixCut& cut, FrozenSlab& slab) {
-    const FrozenShape shape{held_format(map, options_.base), units, map.outputs, map.inputs, cut};
+  std::unique_ptr<FrozenWeight> frozen(const LinearMap& map, int64_t units, FrozenSlab& slab) {
+    const FrozenShape shape{held_format(map, options_.base), units, map.outputs, map.inputs, cut_of(map)};
     auto weight = std::make_unique<FrozenWeight>(shape, options_.device, options_.compute);
     slab.hold(*weight, map.name() + ".weight");
     return weight;
@@ -127,7 +130,7 @@ class Builder {
       if (cut.cuts_inputs()) info.hold_part(1, cut.first_input(map.inputs), map.inputs);
       return std::make_unique<Linear>(model_.parameters.add(info, cut.part_of(source_.read(info.name, {map.outputs, map.inputs}))));
     }
-    auto weight = frozen(map, 1, cut, *slab);
+    auto weight = frozen(map, 1, *slab);
     std::unique_ptr<Adapter> adapter;
     if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, 0, map.outputs, map.inputs, options_.seed, model_.parameters, cut);
     return std::make_unique<Linear>(std::move(weight), std::move(adapter));
@@ -148,15 +151,20 @@ class Builder {
     info.replicas = Replicas::kExpertReplicas;
     info.first_expert = placement.first;
     info.num_experts = placement.total;
+    const MatrixCut cut = cut_of(map);
     if (options_.train_weights) {
       info.name += ".weight";
-      at::Tensor stack = at::empty({placement.count, map.outputs, map.inputs}, accumulate_dtype(options_.compute));
-      for (int64_t e = 0; e < placement.count; ++e) stack[e].copy_(source_.read(expert_name(info.name, placement.first + e), {map.outputs, map.inputs}));
+      if (cut.cuts_outputs()) info.hold_part(1, cut.first_output(map.outputs), map.outputs);
+      if (cut.cuts_inputs()) info.hold_part(2, cut.first_input(map.inputs), map.inputs);
+      at::Tensor stack = at::empty({placement.count, cut.outputs(map.outputs), cut.inputs(map.inputs)}, accumulate_dtype(options_.compute));
+      for (int64_t e = 0; e < placement.count; ++e) {
+        stack[e].copy_(cut.part_of(source_.read(expert_name(info.name, placement.first + e), {map.outputs, map.inputs})));
+      }
       return std::make_unique<GroupedLinear>(model_.parameters.add(info, stack));
     }
-    auto weight = frozen(map, placement.count, {}, *slab);
+    auto weight = frozen(map, placement.count, *slab);
     std::unique_ptr<Adapter> adapter;
-    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, map.outputs, map.inputs, options_.seed, model_.parameters);
+    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, map.outputs, map.inputs, options_.seed, model_.parameters, cut);
     return std::make_unique<GroupedLinear>(std::move(weight), std::move(adapter));
   }
 
@@ -196,8 +204,9 @@ class Builder {
       auto gate = grouped(maps.at("mlp.experts.*.gate_proj"), parts.expert_slab);
       auto up = grouped(maps.at("mlp.experts.*.up_proj"), parts.expert_slab);
       auto down = grouped(maps.at("mlp.experts.*.down_proj"), parts.expert_slab);
-      const int64_t chunk = experts_at_a_time(config_, options_.compute, options_.expert_chunk_bytes, options_.placement.count);
-      parts.experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement, chunk, *options_.exchange);
+      const int64_t chunk = experts_at_a_time(config_, options_.compute, options_.expert_chunk_bytes, options_.placement.count, options_.expert_axis.size());
+      parts.experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement, chunk, *options_.exchange,
+                                                      options_.expert_axis);
     }
     load(parts.dense_slab);
     load(parts.expert_slab);

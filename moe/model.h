@@ -33,6 +33,7 @@ struct ModelOptions {
   TokenExchange* exchange = nullptr;
   FrozenSlabs* slabs = nullptr;     ///< where frozen weights lie; null: whole on the device, in slabs of the model's own
   TensorAxis axis;                  ///< the ranks that hold the other parts of cut matrices
+  TensorAxis expert_axis;           ///< those that hold the other parts of these experts: the axis, or this rank alone
   uint64_t seed = 0;
   bool with_mtp = false;
   int64_t head_chunk_rows = 1024;

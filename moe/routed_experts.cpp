@@ -16,9 +16,9 @@ at::Tensor part(const at::Tensor& rows, const ExpertChunk& chunk) {
 }  // namespace
 
 RoutedExperts::RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up, std::unique_ptr<GroupedLinear> down,
-                             ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange)
+                             ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange, const TensorAxis& axis)
     : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), placement_(placement),
-      chunk_experts_(std::min(chunk_experts, placement.count)), exchange_(exchange) {
+      chunk_experts_(std::min(chunk_experts, placement.count)), exchange_(exchange), axis_(axis) {
   MT_CHECK(placement.count * exchange.num_ranks() == placement.total, placement.count, " experts on each of ", exchange.num_ranks(),
            " ranks, of ", placement.total);
 }
@@ -36,7 +36,11 @@ bool RoutedExperts::drops(const StepRandom& random) const {
 
 RoutingRecord RoutedExperts::route(const at::Tensor& expert_TK) const {
   at::NoGradGuard no_grad;
-  return {expert_TK.to(at::kShort), exchange_.plan(expert_TK, placement_.total)};
+  RoutingRecord record;
+  record.expert_UK = gathered(expert_TK.to(at::kShort));
+  record.expert_TK = record.expert_UK.narrow(0, axis_.index() * expert_TK.size(0), expert_TK.size(0));
+  record.rounds = exchange_.plan(record.expert_UK.to(at::kLong), placement_.total);
+  return record;
 }
 
 std::vector<ExpertChunk> RoutedExperts::chunks(const std::vector<int64_t>& rows_of_expert, at::Device device) const {
@@ -49,53 +53,46 @@ std::vector<ExpertChunk> RoutedExperts::chunks(const std::vector<int64_t>& rows_
   return result;
 }
 
-std::vector<at::Tensor> RoutedExperts::columns(const RoutingRecord& record, const Dispatch& sent, const PassContext& pass) const {
-  const RoutedInputs& inputs = sent.inputs;
-  std::vector<at::Tensor> columns;
-  if (inputs.d_routed_TD.defined()) columns.push_back(inputs.d_routed_TD);
-  if (sent.gradient_only) return columns;
-  columns.insert(columns.end(), {inputs.z_TD, inputs.weight_TK, record.expert_TK});
-  if (drops(pass.random)) columns.push_back(inputs.token_T.unsqueeze(1));
-  return columns;
-}
-
-Dispatch RoutedExperts::send(const RoutingRecord& record, RoutedInputs inputs, const PassContext& pass, const KeptExperts* kept) const {
+Dispatch RoutedExperts::send(const RoutingRecord& record, const RoutedInputs& inputs, const PassContext& pass, const KeptExperts* kept) const {
   at::NoGradGuard no_grad;
-  Dispatch sent{std::move(inputs), kept != nullptr, {}};
-  sent.first = exchange_.send(record.rounds.front(), columns(record, sent, pass));
+  Dispatch sent;
+  if (kept == nullptr) {
+    sent.rows_UC = {gathered(inputs.z_TD), gathered(inputs.weight_TK), record.expert_UK};
+    if (drops(pass.random)) sent.rows_UC.push_back(gathered(inputs.token_T).unsqueeze(1));
+  }
+  if (inputs.d_routed_TD.defined()) sent.rows_UC.push_back(gathered(inputs.d_routed_TD));
+  sent.first = exchange_.send(record.rounds.front(), sent.rows_UC);
   return sent;
 }
 
-RoutedExperts::Received RoutedExperts::receive(const RoutingRecord& record, size_t index, Dispatch& sent, const PassContext& pass) const {
-  const ExchangeRound& round = record.rounds[index];
-  const std::vector<at::Tensor> arrived =
-      exchange_.receive(index == 0 ? std::move(sent.first) : exchange_.send(round, columns(record, sent, pass)));
-  auto next = arrived.begin();  // in the order of columns()
-  Received received;
-  if (sent.inputs.d_routed_TD.defined()) received.d_sum_YD = *next++;
-  if (sent.gradient_only) return received;
-  KeptExperts::Round& rows = received.rows;
-  rows.y_YD = *next++;
-  const at::Tensor weight_YK = *next++;
-  at::Tensor local_YK = (*next++).to(at::kLong).sub_(placement_.first);
+std::vector<at::Tensor> RoutedExperts::receive(const RoutingRecord& record, size_t index, Dispatch& sent) const {
+  return exchange_.receive(index == 0 ? std::move(sent.first) : exchange_.send(record.rounds[index], sent.rows_UC));
+}
+
+KeptExperts::Round RoutedExperts::grouped(const ExchangeRound& round, const std::vector<at::Tensor>& received_YC, const PassContext& pass) const {
+  KeptExperts::Round rows;
+  rows.y_YD = received_YC[0];
+  const at::Tensor& weight_YK = received_YC[1];
+  at::Tensor local_YK = received_YC[2].to(at::kLong).sub_(placement_.first);
   // Slots of other ranks' experts sort behind those of the last local expert and are cut off.
   at::Tensor foreign = local_YK.lt(0).logical_or_(local_YK.ge(placement_.count));
   const int64_t num_routed = std::accumulate(round.rows_of_expert.begin(), round.rows_of_expert.end(), int64_t{0});
   rows.slot_X = std::get<1>(local_YK.masked_fill_(foreign, placement_.count).flatten().sort(/*stable=*/true, 0, false)).narrow(0, 0, num_routed);
-  rows.row_X = rows.slot_X.floor_divide(record.expert_TK.size(1));
+  rows.row_X = rows.slot_X.floor_divide(weight_YK.size(1));
   rows.weight_X = weight_YK.flatten().index_select(0, rows.slot_X);
-  if (drops(pass.random)) rows.token_X = (*next++).squeeze(1).index_select(0, rows.row_X);
-  return received;
+  if (drops(pass.random)) rows.token_X = received_YC[3].squeeze(1).index_select(0, rows.row_X);
+  return rows;
 }
 
 at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, PassContext& pass, KeptExperts* kept) const {
   at::NoGradGuard no_grad;
-  at::Tensor routed_TD = at::zeros_like(sent.inputs.z_TD);
+  at::Tensor routed_UD = at::zeros_like(sent.rows_UC.front());
   const int64_t mark = pass.scratch.mark();
   for (size_t index = 0; index < record.rounds.size(); ++index) {
-    KeptExperts::Round rows = receive(record, index, sent, pass).rows;
+    const ExchangeRound& round = record.rounds[index];
+    KeptExperts::Round rows = grouped(round, receive(record, index, sent), pass);
     at::Tensor sum_YD = at::zeros_like(rows.y_YD);
-    for (const ExpertChunk& chunk : chunks(record.rounds[index].rows_of_expert, routed_TD.device())) {
+    for (const ExpertChunk& chunk : chunks(round.rows_of_expert, routed_UD.device())) {
       auto dense = [&](const GroupedLinear& map) { return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised); };
       at::Tensor row_X = part(rows.row_X, chunk), token_X = part(rows.token_X, chunk);
       at::Tensor x_XD = rows.y_YD.index_select(0, row_X);
@@ -106,23 +103,25 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, Pa
       if (kept != nullptr) rows.gate_up.emplace_back(gate_XF, up_XF);
       pass.scratch.release_to(mark);
     }
-    exchange_.back(record.rounds[index], sum_YD, routed_TD);
+    exchange_.back(round, sum_YD, routed_UD);
     if (kept != nullptr) kept->rounds.push_back(std::move(rows));
   }
-  return routed_TD;
+  return axis_.reduce_scatter_rows(routed_UD);
 }
 
 ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch sent, PassContext& pass, const KeptExperts* kept) const {
   at::NoGradGuard no_grad;
-  ExpertGradients gradients{at::zeros_like(sent.inputs.z_TD), at::zeros_like(sent.inputs.weight_TK)};
+  const at::Tensor d_routed_UD = sent.rows_UC.back();
+  const int64_t top_k = record.expert_UK.size(1);
+  at::Tensor d_z_UD = at::zeros_like(d_routed_UD), d_weight_UK = at::zeros({d_routed_UD.size(0), top_k}, d_routed_UD.options());
   const int64_t mark = pass.scratch.mark();
   for (size_t index = 0; index < record.rounds.size(); ++index) {
     const ExchangeRound& round = record.rounds[index];
-    Received received = receive(record, index, sent, pass);
-    const at::Tensor d_sum_YD = std::move(received.d_sum_YD);
-    const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : std::move(received.rows);
+    const std::vector<at::Tensor> received_YC = receive(record, index, sent);
+    const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : grouped(round, received_YC, pass);
+    const at::Tensor& d_sum_YD = received_YC.back();
     at::Tensor d_y_YD = at::zeros_like(rows.y_YD);
-    at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), record.expert_TK.size(1)}, gradients.d_weight_TK.options());
+    at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), top_k}, d_sum_YD.options());
     size_t chunk_index = 0;
     for (const ExpertChunk& chunk : chunks(round.rows_of_expert, d_sum_YD.device())) {
       auto dense = [&](const GroupedLinear& map) { return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised); };
@@ -151,10 +150,10 @@ ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch se
       d_y_YD.index_add_(0, row_X, d_x_XD);
       pass.scratch.release_to(mark);
     }
-    exchange_.back(round, d_y_YD, gradients.d_z_TD);
-    exchange_.back(round, d_weight_YK, gradients.d_weight_TK);
+    exchange_.back(round, d_y_YD, d_z_UD);
+    exchange_.back(round, d_weight_YK, d_weight_UK);
   }
-  return gradients;
+  return {axis_.reduce_scatter_rows(d_z_UD), axis_.reduce_scatter_rows(d_weight_UK)};
 }
 
 }  // namespace moetune

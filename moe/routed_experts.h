@@ -11,6 +11,10 @@
 // once and serve every row, on the way up for recomputation and input gradient alike. The routing weight multiplies the hidden
 // activation, where w down(h) = down(w h) costs F numbers a row instead of D and d w = <d(w h), h> needs no expert output: K numbers
 // a token come home.
+//
+// Ranks of an axis may share each expert: gate and up cut by outputs, down by inputs. Then they go through all of this together, with the
+// U rows of all of them and their own features of the hidden activation: rows are gathered before they go out, and output, d z and d weight,
+// sums over the features, are completed where a row belongs. On an axis of one rank U is T and nothing is gathered.
 #pragma once
 
 #include <memory>
@@ -18,6 +22,7 @@
 
 #include "lora/grouped_linear.h"
 #include "moe/pass_context.h"
+#include "parallel/tensor_axis.h"
 #include "parallel/token_exchange.h"
 
 namespace moetune {
@@ -31,7 +36,8 @@ struct ExpertPlacement {
 
 /// The routing of one layer, decided on the way down and replayed on the way up: 2 K bytes a token and 4 bytes a row sent.
 struct RoutingRecord {
-  at::Tensor expert_TK;  ///< int16
+  at::Tensor expert_UK;  ///< int16, of all rows that go out from here
+  at::Tensor expert_TK;  ///< of this rank's own, a view
   std::vector<ExchangeRound> rounds;
 };
 
@@ -45,8 +51,7 @@ struct RoutedInputs {
 
 /// Inputs on their way: those of the first round already, those of later rounds when their turn comes.
 struct Dispatch {
-  RoutedInputs inputs;
-  bool gradient_only = false;  ///< the rest stayed there on the way down
+  std::vector<at::Tensor> rows_UC;  ///< z, weights, numbers of experts, under dropout of tokens; d_routed last. Of kept rows d_routed alone
   RowsUnderway first;
 };
 
@@ -69,13 +74,14 @@ struct ExpertGradients {
 class RoutedExperts {
  public:
   RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up, std::unique_ptr<GroupedLinear> down,
-                ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange);
+                ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange, const TensorAxis& axis = {});
 
-  /// Fixes the exchange of expert_TK (int64; the total number of experts for a row that goes nowhere). Collective over the expert group.
+  /// Fixes the exchange of expert_TK (int64; the total number of experts for a row that goes nowhere). Collective over the expert group
+  /// and the axis, as all that follows.
   RoutingRecord route(const at::Tensor& expert_TK) const;
   /// Begins to send the first round of inputs, beside what the current stream does from here on. `kept`: what the way down kept, if it
   /// did; then d_routed alone travels. Collective.
-  Dispatch send(const RoutingRecord& record, RoutedInputs inputs, const PassContext& pass, const KeptExperts* kept = nullptr) const;
+  Dispatch send(const RoutingRecord& record, const RoutedInputs& inputs, const PassContext& pass, const KeptExperts* kept = nullptr) const;
   /// sum over the chosen experts of weight * expert(z): [T, D]. Collective. `kept` receives intermediates where it is not null.
   at::Tensor forward(const RoutingRecord& record, Dispatch sent, PassContext& pass, KeptExperts* kept = nullptr) const;
   /// Gradients in z and in the weights; those of adapters (or trained weights) are added to their parameters. `kept` as send() had it.
@@ -89,19 +95,18 @@ class RoutedExperts {
 
  private:
   std::vector<ExpertChunk> chunks(const std::vector<int64_t>& rows_of_expert, at::Device device) const;
-  /// What a round has brought here.
-  struct Received {
-    KeptExperts::Round rows;  ///< undefined where the gradient alone was sent
-    at::Tensor d_sum_YD;      ///< undefined on the way down
-  };
-  std::vector<at::Tensor> columns(const RoutingRecord& record, const Dispatch& sent, const PassContext& pass) const;
-  Received receive(const RoutingRecord& record, size_t index, Dispatch& sent, const PassContext& pass) const;
+  at::Tensor gathered(const at::Tensor& rows_TC) const { return axis_.gather_rows(rows_TC, axis_.size() * rows_TC.size(0)); }
+  /// What a round brings here of rows_UC.
+  std::vector<at::Tensor> receive(const RoutingRecord& record, size_t index, Dispatch& sent) const;
+  /// Its rows by local expert.
+  KeptExperts::Round grouped(const ExchangeRound& round, const std::vector<at::Tensor>& received_YC, const PassContext& pass) const;
   bool drops(const StepRandom& random) const;
 
   std::unique_ptr<GroupedLinear> gate_, up_, down_;
   ExpertPlacement placement_;
   int64_t chunk_experts_;
   TokenExchange& exchange_;
+  TensorAxis axis_;
 };
 
 }  // namespace moetune

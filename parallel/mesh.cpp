@@ -22,7 +22,8 @@ std::string divisors_of(int64_t number) {
 }  // namespace
 
 std::string to_string(const MeshShape& shape) {
-  return str("pp ", shape.pp, " x dp ", shape.dp > 0 ? str(shape.dp) : "auto", " x ep ", shape.ep, " x tp ", shape.tp);
+  return str("pp ", shape.pp, " x dp ", shape.dp > 0 ? str(shape.dp) : "auto", " x ep ", shape.ep, " x tp ", shape.tp,
+             shape.expert_tp > 1 ? str(" (expert tp ", shape.expert_tp, ")") : "");
 }
 
 MeshShape resolve_mesh(MeshShape requested, int64_t world_size, std::vector<std::string> mistakes) {
@@ -82,9 +83,10 @@ int64_t rank_at(const MeshShape& shape, const MeshCoordinates& place) {
 }
 
 Mesh::Mesh(Launch& launch, const MeshShape& shape)
-    : first_rank_(launch.rank() < shape.num_ranks() ? 0 : launch.rank()), shape_(first_rank_ == 0 ? shape : MeshShape{1, 1, 1, 1}),
+    : first_rank_(launch.rank() < shape.num_ranks() ? 0 : launch.rank()), shape_(first_rank_ == 0 ? shape : MeshShape{1, 1, 1, 1, 1}),
       here_(coordinates_of(shape_, launch.rank() - first_rank_)) {
   MT_CHECK(shape.num_ranks() <= launch.world_size(), "mesh ", to_string(shape), " on ", launch.world_size(), " ranks");
+  MT_CHECK(shape.expert_tp == 1 || shape.expert_tp == shape.tp, "mesh ", to_string(shape));
   // A group is named by its first rank: this rank's place with the group's own axes at zero.
   const auto group = [&](MeshCoordinates first, const char* name) {
     return launch.make_group(static_cast<int>(first_rank_ + rank_at(shape_, first)), launch.rank(), name);
@@ -93,6 +95,7 @@ Mesh::Mesh(Launch& launch, const MeshShape& shape)
   world_ = group({}, "world");
   ep_ = group({.pp = pp, .dp = dp, .ep = 0, .tp = tp}, "ep");
   tp_ = group({.pp = pp, .dp = dp, .ep = ep, .tp = 0}, "tp");
+  dp_ = group({.pp = pp, .dp = 0, .ep = ep, .tp = tp}, "dp");
   expert_replicas_ = group({.pp = pp, .dp = 0, .ep = ep, .tp = 0}, "expert_replicas");
   data_ = group({.pp = pp, .dp = 0, .ep = 0, .tp = tp}, "data");
   stage_ = group({.pp = pp, .dp = 0, .ep = 0, .tp = 0}, "stage");

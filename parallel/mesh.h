@@ -27,11 +27,12 @@ struct MeshShape {
   int64_t dp = 0;  ///< 0 in a request: auto, as many as the other axes leave
   int64_t ep = 1;
   int64_t tp = 1;
+  int64_t expert_tp = 1;  ///< ranks of a tensor-parallel group that share each expert: 1, or all of them (tp)
   int64_t num_ranks() const { return pp * dp * ep * tp; }
   bool operator==(const MeshShape&) const = default;
 };
 
-/// "pp 1 x dp 2 x ep 4 x tp 1"
+/// "pp 1 x dp 2 x ep 4 x tp 1"; with "(expert tp 2)" behind it where experts are shared.
 std::string to_string(const MeshShape& shape);
 
 /// The requested shape with dp filled in, for world_size ranks. UserError, naming the recipe's keys and all mistakes at
@@ -71,7 +72,10 @@ class Mesh {
   Communicator& ep() { return *ep_; }
   /// Ranks that hold parts of the same matrices and walk the same documents: TP varies; rank() is here().tp.
   Communicator& tp() { return *tp_; }
-  /// Ranks that hold the same experts: DP and TP vary.
+  /// Ranks at the same place of the expert and the tensor axis: DP varies; rank() is here().dp. Where a tensor-parallel group shares each
+  /// expert, they hold the same part of the same experts.
+  Communicator& dp() { return *dp_; }
+  /// Ranks that hold the same experts, or parts of them: DP and TP vary.
   Communicator& expert_replicas() { return *expert_replicas_; }
   /// Ranks that take different data: DP and EP vary; rank() is the index of this rank's share of the batch.
   Communicator& data() { return *data_; }
@@ -85,6 +89,7 @@ class Mesh {
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<Communicator> ep_;
   std::unique_ptr<Communicator> tp_;
+  std::unique_ptr<Communicator> dp_;
   std::unique_ptr<Communicator> expert_replicas_;
   std::unique_ptr<Communicator> data_;
   std::unique_ptr<Communicator> stage_;

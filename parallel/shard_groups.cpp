@@ -9,7 +9,7 @@ namespace {
 
 /// The first rank that would hold the same dense weights (or experts) as the one at `place`.
 int64_t first_holder(const MeshShape& shape, const MeshCoordinates& place, bool experts) {
-  return rank_at(shape, {.pp = place.pp, .dp = 0, .ep = experts ? place.ep : 0, .tp = experts ? 0 : place.tp});
+  return rank_at(shape, {.pp = place.pp, .dp = 0, .ep = experts ? place.ep : 0, .tp = experts && shape.expert_tp == 1 ? 0 : place.tp});
 }
 
 int64_t num_ranks(const MeshShape& shape, ShardScope scope, int64_t ranks_per_host, bool experts) {

@@ -58,17 +58,6 @@ class LoadProgress {
   double printed_s_ = 0.0;
 };
 
-SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& shards) {
-  SlabPlacement placement;
-  placement.dense_replicas = shards.dense();
-  placement.expert_replicas = shards.experts();
-  placement.first_dense_copy = shards.first_dense_copy();
-  placement.first_expert_copy = shards.first_expert_copy();
-  placement.host_layers = weights.host_layers;
-  placement.dense_on_host = weights.dense_on_host;
-  return placement;
-}
-
 /// Makes the parts in the order in which they need each other.
 class Assembler {
  public:
@@ -102,6 +91,7 @@ class Assembler {
     options.exchange = run.exchange.get();
     options.slabs = run.slabs.get();
     options.axis = TensorAxis(run.mesh->tp());
+    options.expert_axis = expert_axis(*run.mesh);
     options.seed = static_cast<uint64_t>(recipe_.run.seed);
     options.with_mtp = recipe_.mtp.loss_weight > 0.0;
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;
@@ -163,8 +153,28 @@ MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t wo
   for (const std::string& mistake : cut_mistakes(config, base_format(recipe.model.base), recipe.mesh.tp)) {
     mistakes.push_back(str(recipe.origin("mesh.tp"), ": mesh.tp: ", mistake));
   }
-  return resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, recipe.mesh.tp}, world_size, std::move(mistakes));
+  const int64_t tp = recipe.mesh.tp, expert_tp = recipe.mesh.expert_tp;
+  const std::string expert_place = str(recipe.origin("mesh.expert_tp"), ": mesh.expert_tp: ");
+  if (expert_tp != 1 && expert_tp != tp) {
+    mistakes.push_back(str(expert_place, expert_tp, tp > 1 ? str("; allowed is 1, or mesh.tp, which is ", tp) : str("; allowed is 1 where mesh.tp is 1")));
+  } else {
+    for (const std::string& mistake : expert_cut_mistakes(config, base_format(recipe.model.base), expert_tp)) mistakes.push_back(expert_place + mistake);
+  }
+  return resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, tp, expert_tp}, world_size, std::move(mistakes));
 }
+
+SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& shards) {
+  SlabPlacement placement;
+  placement.dense_replicas = shards.dense();
+  placement.expert_replicas = shards.experts();
+  placement.first_dense_copy = shards.first_dense_copy();
+  placement.first_expert_copy = shards.first_expert_copy();
+  placement.host_layers = weights.host_layers;
+  placement.dense_on_host = weights.dense_on_host;
+  return placement;
+}
+
+TensorAxis expert_axis(Mesh& mesh) { return mesh.shape().expert_tp > 1 ? TensorAxis(mesh.tp()) : TensorAxis(); }
 
 at::DeviceType device_type(const Recipe& recipe) {
   const bool cuda = recipe.run.device == DeviceChoice::kCuda || (recipe.run.device == DeviceChoice::kAuto && at::hasCUDA());

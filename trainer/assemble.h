@@ -37,9 +37,13 @@ at::ScalarType scalar_type(ComputeType compute);
 BaseFormat base_format(BaseChoice base);
 /// What the recipe asks of adapters; matches nothing for `adapter: none`.
 AdapterTargets adapter_targets(const Recipe& recipe);
-/// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the experts, heads and
-/// matrices: all mistakes in one.
+/// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the experts, heads
+/// and matrices: all mistakes in one.
 MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size);
+/// Who shares slabs, and which of them lie in host memory, as `weights` decided. `shards` must outlive its users.
+SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& shards);
+/// The ranks that share each of this rank's experts: its tensor axis, or itself alone.
+TensorAxis expert_axis(Mesh& mesh);
 /// What the recipe computes on, as this machine is.
 at::DeviceType device_type(const Recipe& recipe);
 /// Blocks, counted from the last, that keep their graph.

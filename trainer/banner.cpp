@@ -76,7 +76,7 @@ std::string banner_of_model(const Recipe& recipe, const ModelConfig& config, con
          (with_mtp ? banner_line("mtp", str("one module, loss weight ", number("%g", recipe.mtp.loss_weight))) : "") +
          banner_line("base", str(recipe.adapter ? to_string(recipe.model.base) : "trained weights", ", compute ", to_string(recipe.model.compute))) +
          banner_line("adapter", adapter_text(recipe)) + banner_line("trains", trained_text(plan, count_parameters(config, with_mtp))) +
-         banner_line("mesh", str(to_string(mesh), ": ", mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank" : " ranks", ", ", config.experts / mesh.ep, " experts of each layer a rank"));
+         banner_line("mesh", str(to_string(mesh), ": ", mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank" : " ranks", ", ", config.experts / mesh.ep, " experts of each layer a rank", mesh.expert_tp > 1 ? str(", 1/", mesh.expert_tp, " of each") : ""));
 }
 
 std::string banner(const Recipe& recipe, const Assembly& run, const MemoryPlan& plan, const DataSummary& data) {

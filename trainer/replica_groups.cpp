@@ -9,6 +9,7 @@ Communicator& replica_group(Mesh& mesh, Replicas replicas) {
     case Replicas::kEverywhere: return mesh.stage();
     case Replicas::kTensorIndex: return mesh.data();
     case Replicas::kExpertReplicas: return mesh.expert_replicas();
+    case Replicas::kExpertTensorIndex: return mesh.dp();
   }
   throw InternalError("replicas of no kind");
 }
@@ -18,6 +19,7 @@ int64_t num_replicas(const MeshShape& shape, Replicas replicas) {
     case Replicas::kEverywhere: return shape.dp * shape.ep * shape.tp;
     case Replicas::kTensorIndex: return shape.dp * shape.ep;
     case Replicas::kExpertReplicas: return shape.dp * shape.tp;
+    case Replicas::kExpertTensorIndex: return shape.dp;
   }
   throw InternalError("replicas of no kind");
 }

@@ -19,7 +19,7 @@ namespace {
 /// A model of this rank on a mesh of its own, with the state to save.
 struct Run {
   explicit Run(const MeshShape& shape)
-      : mesh(test_launch(), shape), tiny(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kBFloat16, .targets = {"q_a_proj", "q_b_proj", "o_proj", "experts.up_proj"}}, &mesh),
+      : mesh(test_launch(), shape), tiny(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kBFloat16, .targets = {"q_a_proj", "q_b_proj", "o_proj", "experts.up_proj", "experts.down_proj"}}, &mesh),
         partition(tiny.model->parameters, mesh), optimizer(partition, {}), state{*tiny.model, optimizer, "run: {}\n", "frozen", "data", 17, 4} {}
 
   /// What this rank holds of a tensor whose numbers, over all ranks, count up from one that its name gives.
@@ -70,7 +70,7 @@ struct SharedFolder {
 TEST_CASE("a checkpoint of one mesh is that of another, number by number", "[checkpoint]") {
   if (test_launch().device().is_cuda()) return;  // the tiny model is built on the CPU
   const int64_t P = test_launch().world_size();
-  const std::vector<MeshShape> shapes = {{1, P, 1, 1}, {1, 1, P, 1}, {1, P / 2, 2, 1}, {1, 1, P / 2, 2}};
+  const std::vector<MeshShape> shapes = {{1, P, 1, 1}, {1, 1, P, 1}, {1, P / 2, 2, 1}, {1, 1, P / 2, 2}, {1, 1, P / 2, 2, 2}, {1, P / 2, 1, 2, 2}};
   for (const MeshShape& from : shapes) {
     SharedFolder folder;
     {

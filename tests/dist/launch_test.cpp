@@ -38,7 +38,8 @@ TEST_CASE("a mesh holds the groups of its axes", "[mesh]") {
     CHECK(mesh.ep().rank() == mesh.here().ep);
     CHECK(mesh.tp().rank() == mesh.here().tp);
 
-    // The members of a group: neighbours in tp, every tp-th rank of one replica in ep, those of one place in ep in expert_replicas.
+    // The members of a group: neighbours in tp, every tp-th rank of one replica in ep, those of one place in ep in expert_replicas, of one in ep and
+    // tp in dp.
     const auto members = [&](Communicator& group) {
       const at::Tensor ranks = at::empty({group.size()}, test_options(at::kInt));
       group.all_gather(ranks, at::full({1}, me, test_options(at::kInt)));
@@ -54,6 +55,7 @@ TEST_CASE("a mesh holds the groups of its axes", "[mesh]") {
     const int64_t own_tp = me % tp, own_ep = me / tp % ep, own_dp = me / tp / ep;
     CHECK(members(mesh.tp()) == ranks_where([&](int64_t, int64_t e, int64_t d) { return e == own_ep && d == own_dp; }));
     CHECK(members(mesh.ep()) == ranks_where([&](int64_t t, int64_t, int64_t d) { return t == own_tp && d == own_dp; }));
+    CHECK(members(mesh.dp()) == ranks_where([&](int64_t t, int64_t e, int64_t) { return t == own_tp && e == own_ep; }));
     CHECK(members(mesh.expert_replicas()) == ranks_where([&](int64_t, int64_t e, int64_t) { return e == own_ep; }));
     CHECK(members(mesh.data()) == ranks_where([&](int64_t t, int64_t, int64_t) { return t == own_tp; }));
     CHECK(members(mesh.stage()) == ranks_where([](int64_t, int64_t, int64_t) { return true; }));

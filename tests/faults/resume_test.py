@@ -130,9 +130,9 @@ class ResumeTest(unittest.TestCase):
         shutil.rmtree(first.checkpoints()[-1])
         saved, log = self.folder / "saved", first.log.read_text()
         shutil.copytree(first.checkpoints()[-1], saved)
-        for ranks, ep, tp in ((4, 4, 1), (4, 2, 1), (4, 1, 1), (1, 1, 1), (4, 2, 2), (2, 1, 2)):
-            with self.subTest(ranks=ranks, ep=ep, tp=tp):
-                moved = TinyRun(self.folder / "moved", **settings, **{"mesh.ep": ep, "mesh.tp": tp})
+        for ranks, ep, tp, expert_tp in ((4, 4, 1, 1), (4, 2, 1, 1), (4, 1, 1, 1), (1, 1, 1, 1), (4, 2, 2, 1), (2, 1, 2, 2)):
+            with self.subTest(ranks=ranks, ep=ep, tp=tp, expert_tp=expert_tp):
+                moved = TinyRun(self.folder / "moved", **settings, **{"mesh.ep": ep, "mesh.tp": tp, "mesh.expert_tp": expert_tp})
                 moved.finish(ranks, resume=True)
                 self.assertEqual(sorted(moved.losses()), list(range(1, 21)))
                 for step, loss in whole.losses().items():

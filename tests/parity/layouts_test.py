@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/parity/layouts_test.py [BUILD_FOLDER] [unittest arguments]
 
-Seventeen layouts over eight ranks in fp64, LoRA on every target with dropout, MTP, balance loss and bias update on a double-quantised base.
+Twenty-one layouts over eight ranks in fp64, LoRA on every target with dropout, MTP, balance loss and bias update on a double-quantised base.
 """
 
 import re
@@ -43,11 +43,12 @@ class LayoutsTest(ParityCase):
         # Orders of summation differ: equal bits everywhere would mean that every layout ran on one rank.
         self.assertGreater(max(float(line[6]) for line in lines), 0.0)
         said = "\n".join(line[3] for line in lines)
-        for word in ("sharded", "from host", "rounds"):
+        for word in ("sharded", "from host", "rounds", "experts too"):
             self.assertIn(word, said)
 
     def test_layouts_that_cannot_be(self):
-        for layout, reason in (("dp=2", "2 ranks; the job has 1"), ("dq=2", "'dq=2' is not understood"), ("shard=some", "'shard=some' is not understood")):
+        for layout, reason in (("dp=2", "2 ranks; the job has 1"), ("dq=2", "'dq=2' is not understood"), ("shard=some", "'shard=some' is not understood"),
+                               ("tp=4,expert_tp=2", "expert_tp is 2; allowed is 1, or tp, which is 4")):
             done = self.verify(1, "--layout", layout)
             self.assertEqual(done.returncode, 2)
             self.assertIn(reason, done.stderr)

@@ -51,6 +51,14 @@ class MeshTest(ParityCase):
             with self.subTest(targets=targets):
                 self.check(config, [(1, 1, 2)])
 
+    def test_experts_in_parts(self):
+        """Each expert shared by a tensor axis: adapters with dropout on every map, in rounds too, and weights that train."""
+        adapter = self.adapter("groups", ["all_linear"]) | {"dropout": 0.2}
+        config = self.config("groups", adapter, documents=cases.documents(lengths=LENGTHS), batch=ROWS, steps=2, keep=1)
+        self.check(config, [(1, 2, 2), (2, 1, 2)], expert_tp=2)
+        self.check(config, [(1, 2, 2)], expert_tp=2, buffer_rows=9, shard="all")
+        self.check(self.config("groups", None, steps=2), [(2, 1, 2)], expert_tp=2)
+
     def test_quantised_in_parts(self):
         """Matrices are quantised whole and then cut: dense forms and digest are those of one rank."""
         adapter = self.adapter("blocks", ["attention", "shared_expert"])

@@ -46,7 +46,7 @@ int run(const std::string& path, Launch& launch) {
   launch.use_device(config.value("device", "cpu"));
   at::set_num_threads(1);
   const json mesh_json = config.value("mesh", json::object());
-  Mesh mesh(launch, resolve_mesh({1, mesh_json.value("dp", int64_t{0}), mesh_json.value("ep", int64_t{1}), mesh_json.value("tp", int64_t{1})}, launch.world_size()));
+  Mesh mesh(launch, resolve_mesh({1, mesh_json.value("dp", int64_t{0}), mesh_json.value("ep", int64_t{1}), mesh_json.value("tp", int64_t{1}), config.value("expert_tp", int64_t{1})}, launch.world_size()));
 
   const std::string folder = config.at("model");
   const ModelConfig model_config = load_model_config(folder);
@@ -63,17 +63,14 @@ int run(const std::string& path, Launch& launch) {
   options.placement = {mesh.here().ep * local_experts, local_experts, model_config.experts};
   options.exchange = exchange.get();
   options.axis = TensorAxis(mesh.tp());
+  options.expert_axis = expert_axis(mesh);
   options.with_mtp = config.value("mtp_loss_weight", 0.0) > 0.0;
   WeightStore store(launch.device());
   const ShardGroups shards(launch, mesh, config.value("shard", "none") == "all" ? ShardScope::kAll : ShardScope::kNone);
-  SlabPlacement placement;
-  placement.dense_replicas = shards.dense();
-  placement.expert_replicas = shards.experts();
-  placement.first_dense_copy = shards.first_dense_copy();
-  placement.first_expert_copy = shards.first_expert_copy();
-  placement.dense_on_host = config.value("offload", "none") == "all";
-  for (int64_t layer = 0; placement.dense_on_host && layer <= model_config.num_layers; ++layer) placement.host_layers.push_back(layer);
-  FrozenSlabs slabs(store, placement);
+  WeightPlacement weights;
+  weights.dense_on_host = config.value("offload", "none") == "all";
+  for (int64_t layer = 0; weights.dense_on_host && layer <= model_config.num_layers; ++layer) weights.host_layers.push_back(layer);
+  FrozenSlabs slabs(store, slab_placement(weights, shards));
   options.slabs = &slabs;
   // Two experts at a time, so that the chunks of experts are walked too.
   options.expert_chunk_bytes = 2 * 3 * model_config.width * model_config.expert_width * static_cast<int64_t>(c10::elementSize(options.compute));

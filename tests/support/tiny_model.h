@@ -11,6 +11,7 @@
 #include "parallel/mesh.h"
 #include "parallel/token_exchange.h"
 #include "tests/support/numbers.h"
+#include "trainer/assemble.h"
 #include "trainer/data/step_batch.h"
 
 namespace moetune {
@@ -68,6 +69,7 @@ struct TinyModel {
     options.seed = tiny.seed;
     options.with_mtp = tiny.with_mtp;
     options.axis = mesh == nullptr ? tiny.axis : TensorAxis(mesh->tp());
+    if (mesh != nullptr) options.expert_axis = expert_axis(*mesh);
     options.expert_chunk_bytes = 1;  // one expert at a time
     model = build_model(config, *make_random_weights(config, tiny.seed, at::kCPU), options);
     // B of zeros would leave A without a gradient.

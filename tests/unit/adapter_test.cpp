@@ -78,6 +78,33 @@ TEST_CASE("a part of an adapter starts and drops as that part of the whole", "[a
   }
 }
 
+TEST_CASE("a part of a stack's adapters starts and drops as that part of the whole", "[adapter]") {
+  const OneAdapter whole("m.experts.*.down_proj", 0.25, 17, 2, 3, 6);
+  const at::Tensor x = random_normal({40, I}, 5, at::kFloat), token = at::arange(100, 140, at::kLong), whole_a = whole.adapter.a().master();
+  const StepRandom random{17, 3, true};
+  ParameterInfo info = OneAdapter::info_of("m.experts.*.down_proj", 2, 6);
+  info.replicas = Replicas::kExpertReplicas;
+  for (int64_t index = 0; index < 2; ++index) {
+    ParameterSet parameters(at::kCPU, at::kFloat);
+    const Adapter by_inputs({R, 1.0, 0.25}, info, 3, O, I, 17, parameters, {MatrixCut::Dim::kInputs, index, 2});
+    CHECK(at::equal(by_inputs.a().master(), whole_a.narrow(2, index * I / 2, I / 2)));
+    CHECK(at::equal(by_inputs.a().info().part.of(whole_a, {3, R, I / 2}), by_inputs.a().master()));
+    CHECK(at::equal(by_inputs.a().info().part.of_row().of(whole_a[1], {R, I / 2}), by_inputs.a().master()[1]));
+    CHECK(by_inputs.a().info().replicas == Replicas::kExpertTensorIndex);
+    CHECK(by_inputs.b().master().sizes() == at::IntArrayRef({3, O, R}));
+    CHECK(by_inputs.b().info().replicas == Replicas::kExpertReplicas);
+    CHECK(at::equal(by_inputs.drop(x.narrow(1, index * I / 2, I / 2), token, random), whole.adapter.drop(x, token, random).narrow(1, index * I / 2, I / 2)));
+
+    const Adapter by_outputs({R, 1.0, 0.25}, info, 3, O, I, 17, parameters, {MatrixCut::Dim::kOutputs, index, 2});
+    CHECK(at::equal(by_outputs.a().master(), whole_a));
+    CHECK(by_outputs.a().info().replicas == Replicas::kExpertReplicas);
+    CHECK(by_outputs.b().master().sizes() == at::IntArrayRef({3, O / 2, R}));
+    CHECK(by_outputs.b().info().replicas == Replicas::kExpertTensorIndex);
+    CHECK(by_outputs.b().info().part.dim == 1);
+    CHECK(by_outputs.b().info().part.first == index * O / 2);
+  }
+}
+
 TEST_CASE("a dropout mask depends on seed, step, name, token and feature alone", "[adapter]") {
   const OneAdapter one("m.q_a_proj", 0.25), same("m.q_a_proj", 0.25, 99), other("m.o_proj", 0.25);
   const at::Tensor x = at::ones({40, I}), token = at::arange(100, 140, at::kLong);

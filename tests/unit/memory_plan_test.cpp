@@ -48,7 +48,7 @@ class NoExchange final : public TokenExchange {
 
 /// A model of random weights as trainer/assemble builds it.
 struct Built {
-  Built(const ModelConfig& config, const Recipe& recipe, int64_t ep, int64_t tp = 1) : targets(adapter_targets(recipe)), group(0, static_cast<int>(tp)) {
+  Built(const ModelConfig& config, const Recipe& recipe, int64_t ep, int64_t tp = 1, int64_t expert_tp = 1) : targets(adapter_targets(recipe)), group(0, static_cast<int>(tp)) {
     exchange = ep == 1 ? make_local_exchange() : std::make_unique<NoExchange>(ep);
     ModelOptions options;
     options.compute = scalar_type(recipe.model.compute);
@@ -58,6 +58,7 @@ struct Built {
     options.placement = {0, config.experts / ep, config.experts};
     options.exchange = exchange.get();
     options.axis = TensorAxis(group);
+    if (expert_tp > 1) options.expert_axis = options.axis;
     options.with_mtp = recipe.mtp.loss_weight > 0.0;
     model = build_model(config, *make_random_weights(config, 3, at::kCPU), options);
   }
@@ -100,7 +101,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     std::vector<std::string> overrides;
     json change;
     int64_t ep;
-    int64_t tp = 1;
+    int64_t tp = 1, expert_tp = 1;
   };
   const std::vector<Case> cases = {
       {{}, {}, 1},
@@ -115,6 +116,9 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
       {{"adapter.targets=[all_linear]", "model.base=bf16", "mtp.loss_weight=0.1", "mesh.tp=4"}, {{"vocab_size", 321}}, 1, 4},
       {{"adapter.targets=[experts, o_proj, up_proj]", "adapter.ranks={o_proj: 3}", "model.base=nf4_double", "mesh.ep=2", "mesh.tp=2"}, {{"q_lora_rank", nullptr}, {"v_head_dim", 32}, {"intermediate_size", 128}, {"n_shared_experts", 4}}, 2, 2},
       {{"adapter=none", "model.base=bf16", "model.compute=fp32", "mesh.tp=2"}, {}, 1, 2},
+      // Half of each expert.
+      {{"adapter.targets=[experts, o_proj]", "model.base=nf4_double", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"}, {{"moe_intermediate_size", 128}, {"v_head_dim", 32}, {"intermediate_size", 128}}, 2, 2, 2},
+      {{"adapter=none", "model.base=bf16", "model.compute=bf16", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"}, {}, 2, 2, 2},
   };
   for (const Case& one : cases) {
     json object = kTiny;
@@ -122,8 +126,8 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     const ModelConfig config = parse_model_config(object, "config.json");
     const Recipe recipe = recipe_of(one.overrides);
     INFO(dump_resolved(recipe));
-    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, one.ep, one.tp}, {at::kCPU});
-    Built built(config, recipe, one.ep, one.tp);
+    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, one.ep, one.tp, one.expert_tp}, {at::kCPU});
+    Built built(config, recipe, one.ep, one.tp, one.expert_tp);
     Model& model = *built.model;
 
     int64_t plain = 0, trained = 0, working = 0, gradients = 0;
@@ -155,7 +159,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     CHECK(part(plan, "gradients") == gradients);
     // Rounded up to whole shards, a group at a time.
     const int64_t exact = (by_replicas[Replicas::kEverywhere] / (one.ep * one.tp) + by_replicas[Replicas::kTensorIndex] / one.ep +
-                           by_replicas[Replicas::kExpertReplicas] / one.tp) * a_number;
+                           by_replicas[Replicas::kExpertReplicas] / one.tp + by_replicas[Replicas::kExpertTensorIndex]) * a_number;
     CHECK(part(plan, "optimizer") >= exact);
     CHECK(part(plan, "optimizer") <= exact + (one.ep * one.tp - 1) * 20 * a_number);
     if (one.ep * one.tp == 1) {
@@ -184,6 +188,7 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
       {"model.compute=fp32", "adapter.targets=[all_linear]", "train.keep=all"},
       {"model.compute=fp32", "adapter.targets=[all_linear]", "mtp.loss_weight=0.3"},
       {"model.compute=fp32", "adapter=none", "model.base=fp32", "train.slice_tokens=200"},
+      {"model.compute=fp32", "adapter.targets=[all_linear]", "mesh.tp=2", "mesh.expert_tp=2", "train.slice_tokens=200"},
   };
   for (std::vector<std::string> overrides : cases) {
     overrides.insert(overrides.end(), {"train.batch=4", "data.max_tokens=400"});
@@ -203,7 +208,8 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
 
     auto count = std::make_shared<MemoryCount>();
     c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, count);
-    Built built(config, recipe, 1);
+    const MeshShape shape{1, 1, 1, recipe.mesh.tp, recipe.mesh.expert_tp};
+    Built built(config, recipe, 1, shape.tp, shape.expert_tp);
     const int64_t slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(at::kCPU));
     const StepBatch batch = make_step_batch(batches.local(0, 0, 1), *built.model, slice_tokens, at::kCPU, scalar_type(recipe.model.compute));
     Launch launch;
@@ -218,9 +224,10 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     const int64_t resting = count->peak = count->now;
     sweep.train(batch, {17, 1, true}, [&](int64_t layer) { reducer.reduce(layer); });
 
-    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, 1, 1}, {at::kCPU});
-    REQUIRE(plan.rows == batch.main.num_rows);
-    const int64_t peak = count->peak + held_bytes(optimizer, reducer);
+    const MemoryPlan plan = plan_memory(config, recipe, shape, {at::kCPU});
+    REQUIRE(plan.held_rows == batch.main.num_rows);
+    // The other ranks of the tensor axis, which only sizes stand for, take no part of the optimizer's work.
+    const int64_t held = held_bytes(optimizer, reducer), peak = count->peak + (shape.tp > 1 ? part(plan, "optimizer") : held);
     const double ratio = static_cast<double>(plan.host_bytes()) / static_cast<double>(peak);
     INFO("peak " << peak << ", of it at rest " << resting << "\n" << memory_table(plan, true));
     CHECK(ratio > 0.95);
@@ -273,6 +280,14 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
   CHECK(halves.weights.copied_bytes_per_step == 0);
   // Experts are shared over EP: only what is dense has copies.
   CHECK(planned({"mesh.shard=all", "mesh.ep=2"}, {1, 1, 2, 1}, 0).weights.expert_shards == 1);
+  // Each expert shared by two ranks: half its bytes, and no copy of them but over DP.
+  const auto quarters = planned({"mesh.shard=all"}, {1, 2, 1, 2}, 0), shared = planned({"mesh.shard=all"}, {1, 2, 1, 2, 2}, 0), alone = planned({"mesh.shard=all"}, {1, 1, 1, 2, 2}, 0);
+  CHECK(quarters.weights.expert_shards == 4);
+  CHECK(shared.weights.expert_shards == 2);
+  CHECK(part(shared, "frozen experts") == 58 * layer / 4);
+  CHECK(quarters.weights.gathered_bytes_per_step - shared.weights.gathered_bytes_per_step == 2 * 56 * (layer / 4 * 3 - layer / 4));
+  CHECK(alone.weights.expert_shards == 1);
+  CHECK(part(alone, "frozen experts") == 58 * layer / 2);
   // One GPU of 140 GB: the fewest layers leave that make the rest fit; evenly spread, the copies as many as two ways less the turns.
   const int64_t memory = 140'000'000'000;
   const MemoryPlan streamed = planned({}, {1, 1, 1, 1}, memory);

@@ -88,6 +88,26 @@ TEST_CASE("each rank reads its experts, masters in full precision", "[peft_files
   }
 }
 
+TEST_CASE("a rank that shares experts reads its part of each", "[peft_files]") {
+  Files files;
+  ParameterInfo info;
+  info.name = "model.layers.1.mlp.experts.*.up_proj";
+  info.first_expert = 2;
+  info.num_experts = 4;
+  files.write({tensors_of_maps().begin() + 2, tensors_of_maps().end()});
+  for (const auto dim : {MatrixCut::Dim::kOutputs, MatrixCut::Dim::kInputs}) {
+    ParameterSet parameters(at::kCPU, at::kFloat);
+    const Adapter adapter(AdapterSpec{4, kScale, 0.0}, info, 2, 6, 8, 1, parameters, {dim, 1, 2});
+    load_peft_adapter(files.folder.path(), parameters, kAlpha, /*rslora=*/false);
+    const auto tensors = tensors_of_maps();
+    for (int64_t e = 0; e < 2; ++e) {
+      const at::Tensor a = tensors[2 + 2 * (2 + e)].second, b = tensors[3 + 2 * (2 + e)].second;
+      CHECK(at::equal(adapter.a().master()[e], dim == MatrixCut::Dim::kInputs ? a.narrow(1, 4, 4) : a));
+      CHECK(at::equal(adapter.b().master()[e], dim == MatrixCut::Dim::kOutputs ? b.narrow(0, 3, 3) : b));
+    }
+  }
+}
+
 TEST_CASE("the configuration comes back, whole numbers as such", "[peft_files]") {
   Files files;
   const PeftConfig config = read_peft_config(files.folder.path());

@@ -14,7 +14,7 @@ namespace moetune {
 void write_logits(const std::string& run_path, const std::string& data, int64_t num_documents, const std::string& to, Launch& launch) {
   const SavedRun saved(run_path);
   Recipe recipe = saved.recipe();
-  recipe.mesh.ep = recipe.mesh.tp = 1;
+  recipe.mesh.ep = recipe.mesh.tp = recipe.mesh.expert_tp = 1;
   recipe.mesh.dp.reset();
   Assembly run = assemble(recipe, launch);
   load_weights(saved.state(), *run.model);

@@ -41,7 +41,7 @@ class Planner {
   Planner(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine, std::optional<int64_t> rows)
       : config_(config), recipe_(recipe), mesh_(mesh), machine_(machine), compute_(scalar_type(recipe.model.compute)), base_(base_format(recipe.model.base)),
         size_(static_cast<int64_t>(c10::elementSize(compute_))), with_mtp_(recipe.mtp.loss_weight > 0.0), trains_weights_(!recipe.adapter),
-        local_experts_(config.experts / mesh.ep), data_ranks_(mesh.dp * mesh.ep) {
+        local_experts_(config.experts / mesh.ep), data_ranks_(mesh.dp * mesh.ep), parts_{mesh.tp, mesh.expert_tp} {
     plan_.device = machine.device;
     plan_.rows = rows.value_or((recipe.train.batch + data_ranks_ - 1) / data_ranks_ * recipe.data.max_tokens);
     plan_.held_rows = (plan_.rows + mesh.tp - 1) / mesh.tp;
@@ -66,11 +66,11 @@ class Planner {
     if (bytes > 0) plan_.parts.push_back({name, bytes, plan_.device == at::kCPU, span, formula});
   }
 
-  /// visit(map, what of it a rank of the tensor axis holds)
+  /// visit(map, what of it a rank of those that share it holds)
   template <typename Visit>
   void for_each_map(const Visit& visit) const {
     for (const auto& maps : blocks_) {
-      for (const LinearMap& map : maps) visit(map, map.part(mesh_.tp));
+      for (const LinearMap& map : maps) visit(map, map.part(parts_));
     }
     if (with_mtp_) visit(mtp_projection(config_), mtp_projection(config_));
   }
@@ -107,7 +107,7 @@ class Planner {
       if (!group.empty()) dense += str(dense.empty() ? "" : ", ", group, " ", short_count(count));
     }
     const auto share = [](int64_t shards) { return shards > 1 ? str(", 1/", shards, " of each") : ""; };
-    const std::string experts = str(local_experts_, " of ", config_.experts, " experts a layer in ", to_string(base_), share(placed.expert_shards));
+    const std::string experts = str(parts_.experts > 1 ? str("1/", parts_.experts, " of each of ") : "", local_experts_, " of ", config_.experts, " experts a layer in ", to_string(base_), share(placed.expert_shards));
     std::vector<MemoryPart> rest = std::exchange(plan_.parts, {});
     add("frozen dense maps", placed.dense_bytes, str(dense, share(placed.dense_shards)));
     add("frozen experts", placed.expert_bytes, placed.host_layers.empty() ? experts : str(experts, ", but for ", placed.host_layers.size(), " layers"));
@@ -131,8 +131,9 @@ class Planner {
       plan_.trained_numbers += numbers(held, local_experts_);
       const int64_t layer = map.group == "mtp" ? turn_layer(config_) : map.layer, units = map.units(local_experts_);
       auto add_numbers = [&](bool cut, int64_t count) {
-        const Replicas dense = cut && mesh_.tp > 1 ? Replicas::kTensorIndex : Replicas::kEverywhere;
-        by_layer_[{layer, map.stack > 0 ? Replicas::kExpertReplicas : dense}] += units * count;
+        const bool part = cut && parts_.of(map) > 1;
+        const Replicas replicas = map.stack > 0 ? (part ? Replicas::kExpertTensorIndex : Replicas::kExpertReplicas) : part ? Replicas::kTensorIndex : Replicas::kEverywhere;
+        by_layer_[{layer, replicas}] += units * count;
       };
       if (trains_weights_) {
         add_numbers(map.cut != MatrixCut::Dim::kNone, held.outputs * held.inputs);
@@ -154,11 +155,11 @@ class Planner {
   }
 
   void add_scratch() {
-    chunk_experts_ = experts_at_a_time(config_, compute_, ModelOptions().expert_chunk_bytes, local_experts_);
+    chunk_experts_ = experts_at_a_time(config_, compute_, ModelOptions().expert_chunk_bytes, local_experts_, parts_.experts);
     if (!trains_weights_) {
       for (const auto& maps : blocks_) {
         std::vector<LinearMap> held;
-        for (const LinearMap& map : maps) held.push_back(map.part(mesh_.tp));
+        for (const LinearMap& map : maps) held.push_back(map.part(parts_));
         plan_.scratch_elements = std::max(plan_.scratch_elements, block_scratch_elements(held, base_, compute_, chunk_experts_));
       }
       if (with_mtp_) plan_.scratch_elements = std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(config_)}, base_, compute_, 0));
@@ -175,8 +176,8 @@ class Planner {
   }
 
   void add_step() {
-    // U rows of the documents, of which a rank of the tensor axis holds T.
-    const int64_t U = plan_.rows, T = plan_.held_rows, D = config_.width, K = config_.top_k;
+    // U rows of the documents, of which a rank of the tensor axis holds T; those of all ranks that share experts go out from each.
+    const int64_t U = plan_.rows, T = plan_.held_rows, routed = T * parts_.experts, D = config_.width, K = config_.top_k;
     const std::string rows_of_all = mesh_.tp > 1 ? str(mesh_.tp, " T") : "T";
     const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
     const int64_t moe_blocks = num_blocks - config_.num_dense_layers;
@@ -184,7 +185,7 @@ class Planner {
     const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
     add("tokens and positions", U * (9 * 8 + config_.rope_dim * size_), str(rows_of_all, " x (nine indices + rotary angles)"));
     const int64_t kept_blocks = num_blocks - first_trained;
-    const int64_t inputs = kept_blocks * T * D * size_, routing = moe_blocks * T * (2 * K + 4 * sends);
+    const int64_t inputs = kept_blocks * T * D * size_, routing = moe_blocks * routed * (2 * K + 4 * sends);
     if (recipe_.offload.activations == ActivationTier::kNone) {
       add("kept block inputs", inputs + routing, str(kept_blocks, " blocks x T x (", D, " x ", size_, " B + routing)"));
     } else {
@@ -193,33 +194,37 @@ class Planner {
       plan_.parts.push_back({"kept block inputs", inputs, true, Span::kRun, str(kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
     }
 
-    PassTraits traits{compute_, plan_.device, trains_weights_, mesh_.ep > 1, recipe_.router.balance_loss > 0.0, mesh_.tp};
+    PassTraits traits{compute_, plan_.device, trains_weights_, mesh_.ep > 1, recipe_.router.balance_loss > 0.0, parts_};
     // Tokens whose rows are at the experts at a time, and the rows they make here if experts are chosen evenly.
-    int64_t tokens = T;
+    int64_t tokens = routed;
     const int64_t buffer = recipe_.exchange.buffer_rows.value_or(0);
-    if (sends > 0 && buffer > 0 && T * sends > buffer) tokens = std::max<int64_t>(1, buffer / mesh_.ep);
+    if (sends > 0 && buffer > 0 && routed * sends > buffer) tokens = std::max<int64_t>(1, buffer / mesh_.ep);
     const int64_t received = tokens * std::max<int64_t>(1, sends);
     const int64_t chunk_rows = (tokens * K * chunk_experts_ + local_experts_ - 1) / local_experts_;
     const int64_t slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(at::Device(plan_.device)));
     const int64_t slice_rows = (std::min(U, slice_tokens + recipe_.data.max_tokens - 1) + mesh_.tp - 1) / mesh_.tp;
     const int64_t sent = sends > 0 ? tokens * sends * D * size_ : 0;
+    // Rows, their weights and the gradients of their sums as they go out, the gradients of both as they come home.
+    const int64_t gathered = parts_.experts > 1 ? routed * (3 * D + 2 * K) * size_ : 0;
 
     const int64_t kept = std::min(num_kept_layers(recipe_.train.keep, num_blocks), num_blocks - first_trained);
     int64_t kept_bytes = 0, graph = 0, mixing = 0, experts = 0;
     for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
       const BlockMemory row = block_memory(config_, blocks_[layer], traits);
-      if (layer >= num_blocks - kept) kept_bytes += T * row.saved + (row.expert > 0 ? T * K * row.kept_expert + received * (K * (8 + size_) + (sends > 0 ? D * size_ : 0)) : 0);
+      if (layer >= num_blocks - kept) kept_bytes += T * row.saved + (row.expert > 0 ? routed * K * row.kept_expert + received * (K * (8 + size_) + (sends > 0 || gathered > 0 ? D * size_ : 0)) : 0);
       else graph = std::max(graph, T * row.saved);
       mixing = std::max(mixing, slice_rows * row.mixing);
-      experts = std::max(experts, received * row.received + chunk_rows * row.expert);
-      if (trains_weights_ && row.expert > 0) experts = std::max(experts, received * row.received + chunk_rows * row.expert + chunk_experts_ * config_.expert_width * D * size_);
+      if (row.expert == 0) continue;
+      const int64_t outer = trains_weights_ ? chunk_experts_ * (config_.expert_width / parts_.experts) * D * size_ : 0;
+      experts = std::max(experts, gathered + received * row.received + chunk_rows * row.expert + outer);
     }
     add("kept graphs", kept_bytes, str("of the last ", kept, " blocks"));
     // A block on the way up: its graph, gradients of its output and input and of the experts' input, and what is in flight.
     const int64_t between = 3 * T * D * size_;
     const int64_t block = (kept > 0 ? std::max<int64_t>(0, graph - kept_bytes) : graph) + between + std::max(mixing, experts);
     const std::string flight = mixing > experts ? str(short_count(slice_rows), " rows of mixing") : str(short_count(chunk_rows), " routed rows");
-    add("one block, way up", block + sent, str("T x ", bytes_text(T > 0 ? (graph + between) / T : 0), " + ", flight, sends > 0 ? str(" + ", short_count(received), " received") : ""), Span::kPhase);
+    add("one block, way up", block + sent,
+        str("T x ", bytes_text(T > 0 ? (graph + between) / T : 0), " + ", flight, gathered > 0 ? str(" + ", short_count(routed), " gathered") : "", sends > 0 ? str(" + ", short_count(received), " received") : ""), Span::kPhase);
     const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, U), vocab = (config_.vocab + mesh_.tp - 1) / mesh_.tp;
     const int64_t head = Head::chunk_bytes(head_rows, vocab, compute_) + 2 * U * D * size_ + (mesh_.tp > 1 ? T * D * size_ : 0);
     add("head", head, str(head_rows, " rows of logits, ", rows_of_all, " x ", D, " and its gradient"), Span::kPhase);
@@ -261,6 +266,7 @@ class Planner {
   int64_t size_;
   bool with_mtp_, trains_weights_;
   int64_t local_experts_, data_ranks_;
+  TensorParts parts_;
   int64_t chunk_experts_ = 0;
   std::vector<std::vector<LinearMap>> blocks_;
   Sums trained_;

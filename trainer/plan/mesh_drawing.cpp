@@ -35,11 +35,15 @@ class Drawing {
  private:
   /// A row for each replica of each part of the experts, a column for each tensor-parallel part.
   std::string grid() const {
-    const size_t cell = std::max(str("rank ", shape_.num_ranks() - 1).size(), str("heads ", run_of(shape_.tp - 1, shape_.tp, config_.heads)).size()) + 2;
-    std::string header = padded("", 16), heads = padded("", 16), rows;
+    const bool parts = shape_.expert_tp > 1;
+    const auto heads_of = [&](int64_t tp) { return str("heads ", run_of(tp, shape_.tp, config_.heads)); };
+    const auto features_of = [&](int64_t tp) { return str("features ", run_of(tp, shape_.tp, config_.expert_width)); };
+    const size_t cell = std::max({str("rank ", shape_.num_ranks() - 1).size(), heads_of(shape_.tp - 1).size(), parts ? features_of(shape_.tp - 1).size() : 0}) + 2;
+    std::string header = padded("", 16), heads = padded("", 16), features = padded("", 16), rows;
     for (int64_t tp = 0; tp < shape_.tp; ++tp) {
       header += padded(str("tp ", tp), cell);
-      heads += padded(str("heads ", run_of(tp, shape_.tp, config_.heads)), cell);
+      heads += padded(heads_of(tp), cell);
+      features += padded(features_of(tp), cell);
     }
     const int64_t num_rows = shape_.dp * shape_.ep;
     for (int64_t row = 0; row < std::min(num_rows, kMostRowsDrawn); ++row) {
@@ -49,7 +53,7 @@ class Drawing {
       rows += str("experts ", run_of(ep, shape_.ep, config_.experts), "\n");
     }
     if (num_rows > kMostRowsDrawn) rows += str("  ... and ", num_rows - kMostRowsDrawn, " rows more\n");
-    return header + "\n" + rows + heads + "\n";
+    return header + "\n" + rows + heads + "\n" + (parts ? features + "of each expert\n" : "");
   }
 
   /// The ranks for which `same` holds, of the group that rank 0 is in.
@@ -66,17 +70,18 @@ class Drawing {
 
   std::string groups() const {
     const auto data = [](const MeshCoordinates& place) { return place.tp == 0; };
-    const auto experts = [](const MeshCoordinates& place) { return place.ep == 0; };
+    const bool parts = shape_.expert_tp > 1;
+    const auto experts = [&](const MeshCoordinates& place) { return place.ep == 0 && (place.tp == 0 || !parts); };
     const auto exchange = [](const MeshCoordinates& place) { return place.dp == 0 && place.tp == 0; };
     return banner_line("data", str("a step's sequences are dealt out over dp x ep = ", shape_.dp * shape_.ep, " parts; the ranks of a tp group work on the same")) +
            banner_line("dense", str("the same weights on ", ranks_where(data))) + banner_line("experts", str("the same on ", ranks_where(experts))) +
-           banner_line("exchange", str("tokens travel among ", ranks_where(exchange)));
+           banner_line("exchange", str(parts ? "those of a whole tp group travel among " : "tokens travel among ", ranks_where(exchange)));
   }
 
   std::string weights() const {
     const WeightPlacement& placed = plan_.weights;
     const auto shared = [](int64_t shards) { return shards == 1 ? std::string("whole") : str("1/", shards, " of each layer's"); };
-    std::string text = banner_line("holds", str("of dense maps ", shared(placed.dense_shards), ", ", bytes_text(placed.dense_bytes), "; of its experts ", shared(placed.expert_shards),
+    std::string text = banner_line("holds", str("of dense maps ", shared(placed.dense_shards), ", ", bytes_text(placed.dense_bytes), shape_.expert_tp > 1 ? "; of its parts of experts " : "; of its experts ", shared(placed.expert_shards),
                                                 ", ", bytes_text(placed.expert_bytes)));
     if (placed.host_bytes > 0) {
       text += banner_line("", str("in host memory ", bytes_text(placed.host_bytes), ": experts of ", placed.host_layers.size(), " layers", placed.dense_on_host ? ", all dense maps" : ""));

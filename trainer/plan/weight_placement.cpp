@@ -26,13 +26,14 @@ class Placer {
     shards_ = {ShardGroups::dense_ranks(mesh, shard_scope(recipe.mesh.shard), per_host), ShardGroups::expert_ranks(mesh, shard_scope(recipe.mesh.shard), per_host)};
     const BaseFormat base = base_format(recipe.model.base);
     const int64_t local_experts = config.experts / mesh.ep;
+    const TensorParts parts{mesh.tp, mesh.expert_tp};
     AdapterTargets targets = adapter_targets(recipe);
     lowest_layer_ = config.num_layers + 1;
     auto add = [&](int64_t layer, const std::vector<LinearMap>& maps) {
       std::array<int64_t, 2> bytes{};
       for (const LinearMap& map : maps) {
         const int64_t units = map.units(local_experts);
-        bytes[map.stack > 0] += units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, {map.cut, 0, mesh.tp}}.unit_bytes();
+        bytes[map.stack > 0] += units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, {map.cut, 0, parts.of(map)}}.unit_bytes();
         if (map.adapter) lowest_layer_ = std::min(lowest_layer_, layer);
       }
       for (const int lane : {0, 1}) {

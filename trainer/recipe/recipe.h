@@ -150,6 +150,7 @@ struct MeshRecipe {
   std::optional<int64_t> dp;  ///< empty: auto
   int64_t ep = 1;
   int64_t tp = 1;
+  int64_t expert_tp = 1;
   ShardChoice shard = ShardChoice::kNone;
   bool operator==(const MeshRecipe&) const = default;
 };

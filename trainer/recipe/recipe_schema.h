@@ -159,6 +159,10 @@ void visit_keys(Visitor& v, S& mesh) {
   v.field("ep", mesh.ep, {.doc = "Ranks that share the experts of a layer.", .unit = "ranks", .range = {1, 65536}});
   v.field("tp", mesh.tp,
           {.doc = "Ranks that share each attention, dense, embedding and head matrix, and the rows between them.", .unit = "ranks", .range = {1, 1024}});
+  v.field("expert_tp", mesh.expert_tp,
+          {.doc = "Ranks that share each expert: 1, or the `tp` ranks together, for experts too large for one rank. They go through the "
+                  "experts with the rows of all of them.",
+           .unit = "ranks", .range = {1, 1024}});
   v.field("shard", mesh.shard,
           {.doc = "Frozen weights of which several ranks would hold copies: each rank holds them whole, or an equal part among the "
                   "ranks of its node, or among all; what it lacks is gathered ahead of each use (ZeRO-3)."});

@@ -24,7 +24,7 @@ struct Layout {
   int64_t buffer_rows = 0;
 
   std::string text() const {
-    return str("dp ", mesh.dp, " x ep ", mesh.ep, " x tp ", mesh.tp, shard == ShardChoice::kAll ? ", sharded" : "", streamed ? ", from host" : "",
+    return str("dp ", mesh.dp, " x ep ", mesh.ep, " x tp ", mesh.tp, mesh.expert_tp > 1 ? ", experts too" : "", shard == ShardChoice::kAll ? ", sharded" : "", streamed ? ", from host" : "",
                buffer_rows > 0 ? str(", rounds of ", buffer_rows) : "");
   }
 };
@@ -37,9 +37,15 @@ const std::vector<Layout>& usual_layouts() {
       {{1, 2, 1, 1}, kAll, true, 0},   {{1, 1, 1, 2}, kAll, false, 0},  {{1, 4, 1, 1}, kAll, false, 0},  {{1, 1, 4, 1}, kNone, false, 0},
       {{1, 1, 1, 4}, kAll, true, 0},   {{1, 2, 2, 1}, kAll, false, 7},  {{1, 2, 1, 2}, kAll, true, 0},   {{1, 1, 2, 2}, kNone, false, 5},
       {{1, 2, 2, 2}, kAll, false, 0},  {{1, 1, 8, 1}, kAll, false, 0},  {{1, 1, 4, 2}, kNone, true, 9},  {{1, 4, 2, 1}, kAll, true, 0},
-      {{1, 2, 1, 4}, kAll, false, 0},
+      {{1, 2, 1, 4}, kAll, false, 0},  {{1, 1, 1, 2, 2}, kNone, false, 0}, {{1, 1, 2, 2, 2}, kNone, false, 5}, {{1, 1, 1, 4, 4}, kNone, true, 0},
+      {{1, 2, 2, 2, 2}, kAll, false, 0},
   };
   return kLayouts;
+}
+
+void require_sound_experts(const MeshShape& mesh, const std::string& place) {
+  if (mesh.expert_tp == 1 || mesh.expert_tp == mesh.tp) return;
+  throw UserError(str(place, ": expert_tp is ", mesh.expert_tp, "; allowed is 1, or tp, which is ", mesh.tp));
 }
 
 Layout parse_layout(const std::string& text) {
@@ -49,13 +55,14 @@ Layout parse_layout(const std::string& text) {
     const size_t equals = item.find('=');
     const std::string key = item.substr(0, equals), value = equals == std::string::npos ? "" : item.substr(equals + 1);
     const bool is_number = !value.empty() && value.size() < 9 && value.find_first_not_of("0123456789") == std::string::npos;
-    int64_t* number = key == "dp" ? &layout.mesh.dp : key == "ep" ? &layout.mesh.ep : key == "tp" ? &layout.mesh.tp : key == "buffer_rows" ? &layout.buffer_rows : nullptr;
+    int64_t* number = key == "dp" ? &layout.mesh.dp : key == "ep" ? &layout.mesh.ep : key == "tp" ? &layout.mesh.tp : key == "expert_tp" ? &layout.mesh.expert_tp : key == "buffer_rows" ? &layout.buffer_rows : nullptr;
     const bool on = value == "all";
     if (number != nullptr && is_number) *number = std::stoll(value);
     else if (key == "shard" && (on || value == "none")) layout.shard = on ? ShardChoice::kAll : ShardChoice::kNone;
     else if (key == "offload" && (on || value == "none")) layout.streamed = on;
-    else throw UserError(str("--layout ", text, ": '", item, "' is not understood; allowed: dp=N, ep=N, tp=N, buffer_rows=N, shard=none|all, offload=none|all, joined by commas"));
+    else throw UserError(str("--layout ", text, ": '", item, "' is not understood; allowed: dp=N, ep=N, tp=N, expert_tp=N, buffer_rows=N, shard=none|all, offload=none|all, joined by commas"));
   }
+  require_sound_experts(layout.mesh, "--layout " + text);
   return layout;
 }
 
@@ -68,7 +75,8 @@ std::vector<Layout> layouts(const Recipe& recipe, const std::vector<std::string>
     }
   }
   if (!asked.empty()) return chosen;
-  const MeshShape own{1, recipe.mesh.dp.value_or(1), recipe.mesh.ep, recipe.mesh.tp};
+  const MeshShape own{1, recipe.mesh.dp.value_or(1), recipe.mesh.ep, recipe.mesh.tp, recipe.mesh.expert_tp};
+  require_sound_experts(own, recipe.origin("mesh.expert_tp") + ": mesh");
   if (own.num_ranks() > 1 && own.num_ranks() <= world_size) chosen.push_back({own, recipe.mesh.shard, false, 0});
   for (const Layout& layout : usual_layouts()) {
     if (layout.mesh.num_ranks() <= world_size) chosen.push_back(layout);
@@ -86,7 +94,7 @@ struct Outcome {
 
 Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   Recipe recipe = twin.recipe;
-  recipe.mesh = {1, layout.mesh.dp, layout.mesh.ep, layout.mesh.tp, layout.shard};
+  recipe.mesh = {1, layout.mesh.dp, layout.mesh.ep, layout.mesh.tp, layout.mesh.expert_tp, layout.shard};
   if (layout.streamed) recipe.offload = {{OffloadFrozen::Kind::kAll, 0}, ActivationTier::kHost};
   if (layout.buffer_rows > 0) recipe.exchange.buffer_rows = layout.buffer_rows;
   Assembly run = assemble_on(std::make_unique<Mesh>(launch, layout.mesh), recipe, twin.config, launch);

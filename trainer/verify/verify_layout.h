@@ -16,7 +16,7 @@
 
 namespace moetune {
 
-/// Prints a table, one line a layout, and returns 0 where all agree, 1 otherwise. `asked`: keys dp, ep, tp (1), shard (none, all), offload
+/// Prints a table, one line a layout, and returns 0 where all agree, 1 otherwise. `asked`: keys dp, ep, tp, expert_tp (1), shard (none, all), offload
 /// (none, all: frozen weights and block inputs in host memory), buffer_rows (0: one round) joined by commas; none: the recipe's own mesh
 /// and a set of others, as far as the job has ranks. Throws UserError for a layout that does not parse or has more ranks than the job.
 /// Collective over the job.
