@@ -1,5 +1,6 @@
 #include "lora/fp8.h"
 
+#include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -11,9 +12,9 @@ at::Tensor fp8_blocks_dequantise(const at::Tensor& weight, const at::Tensor& sca
   const int64_t num_rows = weight.size(0), num_columns = weight.size(1);
   const int64_t end_row = first_row + num_rows;
   if (scale_inv.scalar_type() != at::kFloat || scale_inv.dim() != 2 || scale_inv.size(0) * kBlock < end_row ||
-      scale_inv.size(1) != (num_columns + kBlock - 1) / kBlock) {
+      scale_inv.size(1) != ceil_div(num_columns, kBlock)) {
     throw UserError(::moetune::str("FP8 weight: scale_inv is ", scale_inv.toString(), " ", scale_inv.sizes(), ", but rows up to ", end_row, " of ", num_columns,
-                                   " columns need fp32 [", (end_row + kBlock - 1) / kBlock, " or more, ", (num_columns + kBlock - 1) / kBlock,
+                                   " columns need fp32 [", ceil_div(end_row, kBlock), " or more, ", ceil_div(num_columns, kBlock),
                                    "]: one scale for 128 x 128 weights. Do weight and weight_scale_inv belong together?"));
   }
   const int64_t num_nan = (weight.view(at::kByte).bitwise_and(0x7f) == 0x7f).sum().item<int64_t>();

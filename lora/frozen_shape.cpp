@@ -1,6 +1,7 @@
 #include "lora/frozen_shape.h"
 
 #include "lora/nf4_blocks.h"
+#include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -8,8 +9,7 @@ namespace {
 
 constexpr int64_t kAlignment = 16;  // what the widest access of a kernel wants
 
-int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
 
 }  // namespace
 

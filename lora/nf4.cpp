@@ -11,6 +11,7 @@
 #include "lora/nf4_blocks.h"
 #include "lora/nf4_cpu.h"
 #include "lora/nf4_kernels.h"
+#include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -19,7 +20,6 @@ namespace {
 constexpr int64_t kBlocksPerTask = 1024;  // 64k elements: some 30 us of a thread
 constexpr int64_t kGridPoints = 1 << 16;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// The code of every point of a grid over [-1, 1]: number of midpoints of the map below it.
 const at::Tensor& grid_codes() {

@@ -7,14 +7,11 @@
 #include <exception>
 #include <utility>
 
+#include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
 namespace {
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 double seconds_of(clockid_t clock) {
   timespec time{};

@@ -3,6 +3,8 @@
 #include <ATen/cuda/CUDAEvent.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "parallel/base/clock.h"
+
 namespace moetune {
 
 /// Begin and end of each piece, in a row; kept for the next round.
@@ -29,7 +31,7 @@ void StreamTimer::begin() {
 
 void StreamTimer::end() {
   if (events_) events_->record(device_);
-  else seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begun_).count();
+  else seconds_ += seconds_since(begun_);
 }
 
 double StreamTimer::take_s() {

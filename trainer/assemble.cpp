@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "moe/inventory.h"
+#include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/device_memory.h"
@@ -49,7 +50,7 @@ class LoadProgress {
                  duration_text(left), " left"));
   }
   std::string rate() const { return str(bytes_text(static_cast<int64_t>(static_cast<double>(source_.bytes_read()) / std::max(1e-9, elapsed_s()))), "/s"); }
-  double elapsed_s() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  double elapsed_s() const { return seconds_since(start_); }
 
  private:
   const WeightSource& source_;

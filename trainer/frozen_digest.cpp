@@ -10,27 +10,6 @@
 namespace moetune {
 namespace {
 
-/// Temporaries are some five times as many numbers of 8 bytes: few MiB of a host's memory, and enough work for each launch on a GPU.
-int64_t words_at_a_time(at::Device device) { return int64_t{1} << (device.is_cuda() ? 22 : 18); }
-
-/// An odd multiplier for each place, so that a changed word always changes the sum. `place` is used up.
-at::Tensor multipliers(uint64_t key, at::Tensor place) {
-  place.mul_(static_cast<int64_t>(0x9e3779b97f4a7c15ull)).add_(static_cast<int64_t>(key));
-  return place.bitwise_xor(place.bitwise_right_shift(29)).mul_(static_cast<int64_t>(0xbf58476d1ce4e5b9ull)).bitwise_or_(1);
-}
-
-/// Sums of products, added up on the device: the host waits once.
-class DigestSum {
- public:
-  explicit DigestSum(at::Device device) : sum_(at::zeros({}, at::TensorOptions(at::kLong).device(device))) {}
-  /// words: any integer type; place: int64 of the same shape.
-  void add(uint64_t key, const at::Tensor& words, at::Tensor place) { sum_.add_((words.to(at::kLong) * multipliers(key, std::move(place))).sum()); }
-  uint64_t value() const { return static_cast<uint64_t>(sum_.item<int64_t>()); }
-
- private:
-  at::Tensor sum_;
-};
-
 /// The words that a packed part is digested in. A rank's share begins at a whole word of each: blocks and shards are aligned.
 at::ScalarType word_type(const PackedPart& part) {
   switch (c10::elementSize(part.dtype)) {
@@ -45,7 +24,7 @@ class PartDigest {
  public:
   PartDigest(const FrozenSlab& slab, const FrozenSlab::Held& held, const PackedPart& part, int64_t first_expert, DigestSum& sum)
       : slab_(slab), part_(part), type_(word_type(part)), word_bytes_(static_cast<int64_t>(c10::elementSize(type_))), first_expert_(first_expert), sum_(sum),
-        key_(stream_key(0, str(held.name, "/", part.name))), begin_(held.offset + part.offset), words_(part.bytes() / word_bytes_), most_(words_at_a_time(slab.device())) {
+        key_(stream_key(0, str(held.name, "/", part.name))), begin_(held.offset + part.offset), words_(part.bytes() / word_bytes_), most_(DigestSum::words_at_a_time(slab.device())) {
     const FrozenShape& shape = held.weight->shape();
     if (!part.of_whole && (shape.cut.cuts_outputs() || shape.cut.cuts_inputs())) cut_ = shape.cut;
     whole_words_ = words_ * cut_.parts;
@@ -103,65 +82,61 @@ class PartDigest {
 
 }  // namespace
 
-uint64_t tensor_digest(const std::string& name, const at::Tensor& tensor, int64_t first_byte) {
-  const uint64_t key = stream_key(0, name);
-  at::Tensor bytes = tensor.contiguous().view({-1}).view(at::kByte);
-  // Parts may be cut within a word: each counts its own bytes of it and zeros for the others', and the products add up. Only stacks of
-  // odd numbers of statistics are cut so, small beside the codes: a copy does no harm.
-  if (first_byte % 8 != 0 || bytes.storage_offset() % 8 != 0) bytes = at::cat({at::zeros({first_byte % 8}, bytes.options()), bytes});
-  const int64_t whole_words = bytes.numel() / 8;
-  DigestSum sum(tensor.device());
-  auto add_words = [&](const at::Tensor& words, int64_t first_word) {
-    sum.add(key, words, at::arange(first_word, first_word + words.numel(), words.options()));
-  };
-  at::Tensor words = bytes.narrow(0, 0, whole_words * 8).view(at::kLong);
-  const int64_t most = words_at_a_time(words.device());
-  for (int64_t first = 0; first < whole_words; first += most) {
-    add_words(words.narrow(0, first, std::min(most, whole_words - first)), first_byte / 8 + first);
+std::vector<HeldDigest> plain_digests(const Model& model, Mesh& mesh) {
+  at::NoGradGuard no_grad;
+  std::vector<HeldDigest> held;
+  for (const PlainTensor& tensor : model.plain) {
+    // Parts are runs of rows.
+    const int64_t row_bytes = static_cast<int64_t>(tensor.held.nbytes()) / std::max<int64_t>(1, tensor.held.size(0));
+    const bool whole = tensor.part.is_whole();
+    held.push_back({tensor.name, str("rows from ", tensor.part.first), whole ? Replicas::kEverywhere : Replicas::kTensorIndex, true,
+                    mesh.data().rank() == 0 && (!whole || mesh.here().tp == 0), tensor_digest(tensor.name, tensor.held, tensor.part.first * row_bytes)});
   }
-  if (bytes.numel() % 8 != 0) {
-    at::Tensor tail = at::zeros({8}, bytes.options());
-    tail.narrow(0, 0, bytes.numel() % 8).copy_(bytes.narrow(0, whole_words * 8, bytes.numel() % 8));
-    add_words(tail.view(at::kLong), first_byte / 8 + whole_words);
-  }
-  return sum.value();
+  return held;
 }
 
-uint64_t slab_digest(const FrozenSlab& slab, int64_t first_expert) {
-  DigestSum sum(slab.device());
+std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_expert) {
+  at::NoGradGuard no_grad;
   const auto [first, bytes] = slab.kept();
+  const bool experts = slab.kind() == SlabKind::kExperts;
+  std::vector<HeldDigest> digests;
   for (const FrozenSlab::Held& held : slab.held()) {
     const FrozenShape& shape = held.weight->shape();
     for (const PackedPart& part : shape.parts()) {
-      const bool copied = part.of_whole || shape.cut.dim == MatrixCut::Dim::kNone;
-      if (copied && shape.cut.index > 0) continue;  // the first rank of the cut counts it
+      // What the tensor axis does not cut is the same at all its places, and counts at the first.
+      const bool copied = part.of_whole || !(shape.cut.cuts_outputs() || shape.cut.cuts_inputs());
+      const Replicas replicas = experts ? (copied ? Replicas::kExpertReplicas : Replicas::kExpertTensorIndex) : copied ? Replicas::kEverywhere : Replicas::kTensorIndex;
+      DigestSum sum(slab.device());
       PartDigest(slab, held, part, first_expert, sum).add(first, bytes);
+      digests.push_back({str(held.name, "/", part.name), str(bytes.numel(), " bytes from ", first, ", expert ", first_expert, copied ? "" : str(", part ", shape.cut.index)),
+                         replicas, bytes.numel() == slab.bytes(),
+                         slab.first_copy() && !(copied && shape.cut.index > 0), sum.value()});
     }
   }
-  return sum.value();
+  return digests;
 }
 
-std::string frozen_digest(Model& model, Mesh& mesh) {
-  at::NoGradGuard no_grad;
-  if (model.slabs->all().empty() && model.plain.empty()) return "";
-  uint64_t digest = 0;
+std::vector<HeldDigest> frozen_digests(Model& model, Mesh& mesh) {
+  std::vector<HeldDigest> held = plain_digests(model, mesh);
   const int64_t first_expert = mesh.here().ep * (model.config.experts / mesh.shape().ep);
   for (const FrozenSlab& slab : model.slabs->all()) {
-    if (slab.first_copy()) digest += slab_digest(slab, slab.kind() == SlabKind::kExperts ? first_expert : 0);
+    for (HeldDigest& one : slab_digests(slab, slab.kind() == SlabKind::kExperts ? first_expert : 0)) held.push_back(std::move(one));
   }
-  if (mesh.data().rank() == 0) {
-    for (const PlainTensor& tensor : model.plain) {
-      // Parts are runs of rows; of what every rank of the tensor axis holds the first's counts.
-      if (tensor.part.is_whole() && mesh.here().tp > 0) continue;
-      const int64_t row_bytes = static_cast<int64_t>(tensor.held.nbytes()) / std::max<int64_t>(1, tensor.held.size(0));
-      digest += tensor_digest(tensor.name, tensor.held, tensor.part.first * row_bytes);
-    }
-  }
-  at::Tensor total = at::tensor({static_cast<int64_t>(digest)}, at::kLong).to(mesh.world().device());
+  return held;
+}
+
+std::string frozen_digest(const std::vector<HeldDigest>& held, Mesh& mesh) {
+  if (held.empty()) return "";
+  std::vector<int64_t> counts;
+  for (const HeldDigest& one : held) counts.push_back(one.counts ? 1 : 0);
+  const at::Tensor digests = stacked(held);
+  at::Tensor total = (digests * at::tensor(counts, at::kLong).to(digests.device())).sum().reshape({1});
   mesh.world().all_reduce_sum(total);
   std::ostringstream hex;
   hex << std::hex << std::setw(16) << std::setfill('0') << static_cast<uint64_t>(total.item<int64_t>());
   return hex.str();
 }
+
+std::string frozen_digest(Model& model, Mesh& mesh) { return frozen_digest(frozen_digests(model, mesh), mesh); }
 
 }  // namespace moetune

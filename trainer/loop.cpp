@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "lora/peft_files.h"
+#include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/log.h"
@@ -15,6 +16,7 @@
 #include "trainer/data/dataset.h"
 #include "trainer/frozen_digest.h"
 #include "trainer/manifest.h"
+#include "trainer/replica_check.h"
 #include "trainer/reporter.h"
 #include "trainer/signals.h"
 #include "trainer/stepper.h"
@@ -23,8 +25,6 @@ namespace moetune {
 namespace {
 
 namespace fs = std::filesystem;
-
-double seconds_since(std::chrono::steady_clock::time_point start) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
 
 /// Everything of one run, made in the order in which it is needed.
 class Run {
@@ -45,8 +45,10 @@ class Run {
   }
 
   int go() {
-    TrainingState state{*run_.model, stepper_.optimizer(), dump_resolved(recipe_), frozen_digest(*run_.model, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
+    const std::vector<HeldDigest> frozen = frozen_digests(*run_.model, *run_.mesh);
+    TrainingState state{*run_.model, stepper_.optimizer(), dump_resolved(recipe_), frozen_digest(frozen, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
     const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
+    require_equal_replicas(frozen, "at the start", "nothing was trained");
     // Only now is it known that a resumed run fits what was saved: a mistake writes over nothing.
     if (launch_.rank() == 0) write_text_atomically((folder_ / "recipe.yaml").string(), state.recipe_text);
     if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
@@ -73,7 +75,7 @@ class Run {
       }
     }
     if (saved_step < 0) save(step, state);
-    require_frozen(state);
+    require_sound(state, "at the end", "what was saved was sound when it was saved");
     reporter_->end(step, last.stop_signal);
     return last.stop_signal == 0 ? 0 : 128 + last.stop_signal;
   }
@@ -166,18 +168,30 @@ class Run {
   /// Computes together with the other ranks: the watchdog may expect progress. What is not in such a place waits for disks.
   RankProgress::Place watched(const std::string& place) { return {&launch_.progress(), place, RankProgress::Pace::kWatched}; }
 
-  void require_frozen(const TrainingState& state) {
-    const std::string now = frozen_digest(*run_.model, *run_.mesh);
-    MT_CHECK(now == state.frozen_digest, "the frozen weights changed: digest ", state.frozen_digest, " at the start, ", now, " now; nothing was saved");
+  /// Of these frozen weights and of what trains. Collective.
+  void require_equal_replicas(std::vector<HeldDigest> frozen, const std::string& when, const std::string& outcome) {
+    for (HeldDigest& trained : trained_digests(*run_.model)) frozen.push_back(std::move(trained));
+    moetune::require_equal_replicas(frozen, *run_.mesh, when, outcome);
+  }
+
+  /// The same on all ranks that hold copies, and the frozen weights as they were at the start. Nothing may be pending.
+  void require_sound(const TrainingState& state, const std::string& when, const std::string& outcome) {
+    const std::vector<HeldDigest> frozen = frozen_digests(*run_.model, *run_.mesh);
+    require_equal_replicas(frozen, when, outcome);
+    const std::string now = frozen_digest(frozen, *run_.mesh);
+    MT_CHECK(now == state.frozen_digest, when, ": the frozen weights changed: digest ", state.frozen_digest, " at the start, ", now, " now; ", outcome);
   }
 
   void save(int64_t done, TrainingState& state) {
     const auto start = std::chrono::steady_clock::now();
     const RankProgress::Place place(&launch_.progress(), str("saving step ", done), RankProgress::Pace::kPatient);
-    require_frozen(state);
+    stepper_.optimizer().flush();
+    const auto flushed = std::chrono::steady_clock::now();
+    require_sound(state, str("before saving step ", done), "nothing was saved");
+    const double check_s = seconds_since(flushed);
     checkpoints_.save(done, state, recipe_.checkpoint.keep_last);
     saved_at_ = std::chrono::steady_clock::now();
-    reporter_->saved(done, seconds_since(start));
+    reporter_->saved(done, seconds_since(start), check_s);
   }
 
   const Recipe& recipe_;

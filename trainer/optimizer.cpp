@@ -6,6 +6,7 @@
 #include <chrono>
 #include <utility>
 
+#include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -15,7 +16,7 @@ namespace {
 class Timer {
  public:
   explicit Timer(double& sum_s) : sum_s_(sum_s) {}
-  ~Timer() { sum_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+  ~Timer() { sum_s_ += seconds_since(start_); }
 
  private:
   double& sum_s_;

@@ -8,6 +8,7 @@
 #include <map>
 
 #include "moe/inventory.h"
+#include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/device_memory.h"
@@ -48,7 +49,7 @@ Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesys
   progress_ = std::make_unique<Progress>(std::cout, options);
 }
 
-double Reporter::elapsed_s() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+double Reporter::elapsed_s() const { return seconds_since(start_); }
 
 void Reporter::start(const MemoryPlan& plan, const DataSummary& data) {
   if (!speaks_) return;
@@ -89,6 +90,7 @@ void Reporter::step(const StepReport& report) {
     line["expert_max_over_mean_of_layers"] = imbalance;
     for (size_t layer = 0; layer < imbalance.size(); ++layer) scalars.emplace_back(str("experts/max_over_mean_", layer), imbalance[layer]);
   }
+  if (report.replica_check_s) line["replica_check_s"] = *report.replica_check_s;
   if (report.mtp_loss) {
     line["mtp_loss"] = *report.mtp_loss;
     scalars.emplace_back("train/mtp_loss", *report.mtp_loss);
@@ -111,9 +113,9 @@ void Reporter::evaluation(int64_t step, double loss, int64_t target_tokens) {
   board_->write(step, {{"eval/loss", static_cast<float>(loss)}});
 }
 
-void Reporter::saved(int64_t step, double seconds) {
+void Reporter::saved(int64_t step, double seconds, double check_s) {
   if (!speaks_) return;
-  log_->append({{"kind", "save"}, {"step", step}, {"save_s", seconds}, {"frozen_digest", frozen_digest_}});
+  log_->append({{"kind", "save"}, {"step", step}, {"save_s", seconds}, {"replica_check_s", check_s}, {"frozen_digest", frozen_digest_}});
 }
 
 void Reporter::end(int64_t step, int stop_signal) {

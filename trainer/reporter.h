@@ -30,7 +30,8 @@ class Reporter {
   void start(const MemoryPlan& plan, const DataSummary& data);
   void step(const StepReport& report);
   void evaluation(int64_t step, double loss, int64_t target_tokens);
-  void saved(int64_t step, double seconds);
+  /// `check_s` of the seconds: comparing replicas and the frozen weights.
+  void saved(int64_t step, double seconds, double check_s);
   /// `stop_signal`: 0 when the run is done.
   void end(int64_t step, int stop_signal);
 

@@ -16,6 +16,7 @@ struct StepReport {
   double grad_norm = 0.0;
   double lr = 0.0;
   double step_s = 0.0;
+  std::optional<double> replica_check_s;  ///< of step_s, where replicas were compared
   RankFigures ranks;
   at::Tensor load_LE;        ///< int64 [MoE layers, E]; undefined for a dense model
 };

@@ -3,16 +3,15 @@
 #include <chrono>
 #include <cmath>
 
+#include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "trainer/data/step_batch.h"
+#include "trainer/frozen_digest.h"
+#include "trainer/replica_check.h"
 #include "trainer/schedule.h"
 
 namespace moetune {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 OptimizerOptions optimizer_options(const OptimizerRecipe& recipe) { return {recipe.lr_b_ratio, recipe.betas, recipe.eps, recipe.weight_decay}; }
 
@@ -34,7 +33,7 @@ StepBatch Stepper::batch_of(Batches& batches, int64_t step) {
 }
 
 StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
-  const auto start = Clock::now();
+  const auto start = std::chrono::steady_clock::now();
   const StepBatch batch = batch_of(batches, step);
   const StepRandom random{static_cast<uint64_t>(recipe_.run.seed), step, true};
   const SweepResult result = sweep_.train(batch, random, [&](int64_t layer) {
@@ -46,11 +45,12 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
   sum_losses(result, batch.global, report);
   if (!std::isfinite(report.loss)) throw NonFiniteError(str("step ", step + 1, ": the loss is ", report.loss, "; nothing was updated"));
   // The losses have waited for the device: from here on the optimizer alone is waited for.
-  const auto summed = Clock::now();
+  const auto summed = std::chrono::steady_clock::now();
   report.grad_norm = reducer_.global_norm(step + 1);
   report.lr = recipe_.train.optimizer.lr * learning_rate_factor(recipe_.train.schedule, step, num_steps);
   const double clip = recipe_.train.clip;
   const double norm_s = seconds_since(summed);
+  compare_replicas(report);
   optimizer_.step(report.lr, clip > 0.0 && report.grad_norm > clip ? clip / (report.grad_norm + 1e-6) : 1.0, reducer_.gradients());
   report.ranks.optimizer_wait_s = norm_s + optimizer_.take_exposed_s();
   if (recipe_.router.bias == RouterBias::kUpdate) update_router_bias(report.load_LE);
@@ -86,6 +86,16 @@ void Stepper::sum_losses(const SweepResult& result, const BatchTotals& totals, S
   report.loss = sums[0].item<double>() / static_cast<double>(totals.targets);
   if (result.mtp_loss_sum.defined()) report.mtp_loss = sums[1].item<double>() / static_cast<double>(std::max<int64_t>(1, totals.mtp_targets));
   if (result.balance_loss.defined()) report.balance_loss = sums[2].item<double>();
+}
+
+void Stepper::compare_replicas(StepReport& report) {
+  const int64_t every = recipe_.run.check_replicas_every;
+  if (every == 0 || report.step % every != 0 || run_.mesh->stage().size() == 1) return;
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<HeldDigest> held = trained_digests(*run_.model);
+  for (HeldDigest& plain : plain_digests(*run_.model, *run_.mesh)) held.push_back(std::move(plain));
+  require_equal_replicas(held, *run_.mesh, str("step ", report.step), "nothing was updated");
+  report.replica_check_s = seconds_since(start);
 }
 
 void Stepper::update_router_bias(const at::Tensor& load_LE) {

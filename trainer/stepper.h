@@ -18,7 +18,8 @@ class Stepper {
   /// Takes the parameters' masters over. `run` must stay where it is. `progress`: told where the rank is; may be null.
   Stepper(const Recipe& recipe, Assembly& run, RankProgress* progress);
 
-  /// Step `step`, from 0, of `num_steps`. Throws NonFiniteError before anything is updated. Collective over the mesh.
+  /// Step `step`, from 0, of `num_steps`. Throws NonFiniteError, or InternalError where replicas differ, before
+  /// anything is updated. Collective over the mesh.
   StepReport train(Batches& batches, int64_t step, int64_t num_steps);
   /// Way down and way up of a step, and nothing comes of it. Collective.
   void rehearse(Batches& batches, int64_t step);
@@ -34,6 +35,8 @@ class Stepper {
   StepBatch batch_of(Batches& batches, int64_t step);
   void sum_losses(const SweepResult& result, const BatchTotals& totals, StepReport& report);
   void update_router_bias(const at::Tensor& load_LE);
+  /// What the step used, before it changes: nothing is pending, so nothing is waited for but the digests.
+  void compare_replicas(StepReport& report);
   SweepOptions sweep_options();
 
   const Recipe& recipe_;

@@ -51,28 +51,31 @@ def checkpoint(folder):
 
 
 class LoadingTest(unittest.TestCase):
-    def setUp(self):
-        self.folder = pathlib.Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, self.folder)
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = pathlib.Path(tempfile.mkdtemp())
+        cls.addClassCleanup(shutil.rmtree, cls.folder)
+        (cls.folder / "model").mkdir()
+        cls.file_bytes, cls.expert_bytes, cls.largest = checkpoint(cls.folder / "model")
 
-    def peak(self, run, ranks):
+    def peak(self, name, ranks, **values):
+        run = TinyRun(self.folder / name, **{"train.steps": 1, "adapter.targets": "[attention]", "mtp.loss_weight": 0, "router.bias": "frozen", "train.batch": 2} | values)
         run.finish(ranks)
         return run.lines("start")[0]["host_peak_bytes"]
 
     def test_peak_host_memory(self):
-        settings = {"train.steps": 1, "adapter.targets": "[attention]", "mtp.loss_weight": 0, "router.bias": "frozen", "train.batch": 1}
-        for ranks in (1, 2):
-            with self.subTest(ranks=ranks):
-                program_alone = self.peak(TinyRun(self.folder / f"small{ranks}", **settings, **{"mesh.ep": ranks}), ranks)
-                run = TinyRun(self.folder / f"large{ranks}", **settings, **{"mesh.ep": ranks, "model.weights": "pretrained"})
-                file_bytes, expert_bytes, largest = checkpoint(self.folder / f"large{ranks}" / "model")
+        """Two ranks hold half of the experts each, be it experts of their own or half of the bytes of each layer's."""
+        for name, ranks, values in (("one rank", 1, {}), ("an expert group of two", 2, {"mesh.ep": 2}), ("two that share", 2, {"mesh.shard": "all"}),
+                                    ("two that share, from host memory", 2, {"mesh.shard": "all", "offload.frozen": "all"})):
+            with self.subTest(name):
+                program_alone = self.peak(f"small, {name}", ranks, **values)
+                used = self.peak(f"large, {name}", ranks, **values, **{"model.weights": "pretrained", "model.path": self.folder / "model"}) - program_alone
                 # 4.5 bits a weight of bf16's 16; what is not an expert is small and counted as it lies.
-                share = (expert_bytes / ranks) * 4.5 / 16 + (file_bytes - expert_bytes)
-                used = self.peak(run, ranks) - program_alone
+                share = (self.expert_bytes / ranks) * 4.5 / 16 + (self.file_bytes - self.expert_bytes)
                 self.assertGreater(used, 0.5 * share)
                 # Twice the largest tensor as fp32, and what the allocator and the page tables round.
-                self.assertLess(used, share + 2 * 2 * largest + 48 * MIB)
-                self.assertLess(used, 0.6 * file_bytes)
+                self.assertLess(used, share + 2 * 2 * self.largest + 48 * MIB)
+                self.assertLess(used, 0.6 * self.file_bytes)
 
 
 if __name__ == "__main__":

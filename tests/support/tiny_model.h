@@ -51,6 +51,7 @@ struct TinyOptions {
   bool with_mtp = false;
   uint64_t seed = 17;
   TensorAxis axis = {};
+  FrozenSlabs* slabs = nullptr;
 };
 
 struct TinyModel {
@@ -67,6 +68,7 @@ struct TinyModel {
     options.placement = {mesh == nullptr ? 0 : mesh->here().ep * local_experts, local_experts, config.experts};
     options.exchange = exchange.get();
     options.seed = tiny.seed;
+    options.slabs = tiny.slabs;
     options.with_mtp = tiny.with_mtp;
     options.axis = mesh == nullptr ? tiny.axis : TensorAxis(mesh->tp());
     if (mesh != nullptr) options.expert_axis = expert_axis(*mesh);

@@ -84,6 +84,7 @@ struct RunRecipe {
   DeviceChoice device = DeviceChoice::kAuto;
   int64_t threads = 0;  ///< CPU threads per rank; 0: automatic
   double stall_timeout_s = 30.0;  ///< 0: no watchdog
+  int64_t check_replicas_every = 50;  ///< steps; 0: only at the start and before saves
   bool operator==(const RunRecipe&) const = default;
 };
 

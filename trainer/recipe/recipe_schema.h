@@ -58,6 +58,10 @@ void visit_keys(Visitor& v, S& run) {
           {.doc = "A rank that stands still for so long while others wait for it ends the job; 0: the job waits for ever. Must "
                   "exceed what some dozens of operators take.",
            .unit = "s", .range = {0, 86400}});
+  v.field("check_replicas_every", run.check_replicas_every,
+          {.doc = "What ranks hold alike is compared after every so many steps; at the start and before each save in any case. A difference "
+                  "ends the run. 0: only then.",
+           .unit = "steps", .range = {.min = 0}});
 }
 
 template <typename Visitor, SectionOf<ModelRecipe> S>
