@@ -48,7 +48,7 @@ class LayerPicture {
   std::string draw() {
     svg_.text(Svg::kMargin, 26, "One expert layer of a step: what a rank computes, and what it sends in which group", {.bold = true, .size = 14});
     svg_.text(Svg::kMargin, 44, str(to_string(shape_), "; T = ", grouped(T_), " rows of the rank", shape_.tp > 1 ? str(", ", shape_.tp, " T of its tensor axis") : "", ", D = ", grouped(config_.width),
-                                    ", C = ", grouped(latents()), ", ", b_, " bytes a number"), {.fill = colour::kSoft});
+                                    ", C = ", grouped(latents()), " latents, b = ", b_, " bytes"), {.fill = colour::kSoft});
     const double top = 84;
     double y = top;
     for (const Stage& stage : stages()) y = put(stage, y);
@@ -78,14 +78,13 @@ class LayerPicture {
     const auto axis = [&](int64_t numbers) { return bytes_text(others * T_ * numbers * b_); };
     const auto twice = [&](int64_t numbers) { return bytes_text(2 * others * T_ * numbers * b_); };
     const std::string rows = shape_.tp > 1 ? str(shape_.tp, " T rows") : "T rows";
-    std::vector<Stage> list = {adapters(), frozen(), {"norm, maps to latents", "T rows", {}, {}, {}}};
+    std::vector<Stage> list = {trained(), frozen(), {"norm, maps to latents", "T rows", {}, {}, {}}};
     if (others > 0) list.push_back({"", "", {tp}, {"latents all-gathered", str("(TP-1) T C b = ", axis(latents()))}, {"again; gradients reduce-scattered", str("twice that: ", twice(latents()))}});
     list.push_back({"attention", str(config_.heads / shape_.tp, " of ", config_.heads, " heads, ", rows), {}, {}, {}});
     if (others > 0) list.push_back({"", "", {tp}, {"outputs reduce-scattered", str("(TP-1) T D b = ", axis(D))}, {"again; gradients all-gathered", str("twice that: ", twice(D))}});
     list.push_back({"norm, router", str(K, " of ", config_.experts, " experts a row"), {}, {}, {}});
     if (config_.shared_experts > 0) {
-      const int64_t features = config_.shared_experts * config_.expert_width;
-      Stage shared{"shared expert", str(grouped(features / shape_.tp), " of ", grouped(features), " features, ", rows), {}, {}, {}};
+      Stage shared{"shared expert", shape_.tp > 1 ? str("1/", shape_.tp, " of its features, ", rows) : rows, {}, {}, {}};
       if (others > 0) {
         shared.chips = {tp};
         shared.down = {"z all-gathered, output summed", str("(TP-1) T 2 D b = ", axis(2 * D))};
@@ -101,14 +100,14 @@ class LayerPicture {
     return list;
   }
 
-  Stage adapters() const {
+  Stage trained() const {
     Stage stage;
     const int64_t all = shape_.num_ranks() / shape_.pp, data = shape_.dp * shape_.ep, replicas = shape_.dp * shape_.tp;
     if (all > 1) stage.chips.push_back({kReplicas, str("stage ", all)});
     if (shape_.tp > 1 && data > 1) stage.chips.push_back({kReplicas, str("data ", data)});
     if (replicas > 1) stage.chips.push_back({kReplicas, str("replicas ", replicas)});
-    stage.title = "adapters";
-    stage.detail = "n numbers with P copies";
+    stage.title = "what trains";
+    stage.detail = stage.chips.empty() ? "on this rank alone" : "copies in groups of P ranks";
     stage.down = {"AdamW's new values all-gathered", "n/P from each of P ranks:", str(b_, " n (P-1)/P bytes")};
     stage.up = {"gradients reduce-scattered", "n/P to the host of each rank:", str(std::max<int64_t>(4, b_), " n (P-1)/P bytes")};
     if (stage.chips.empty()) {

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
@@ -94,12 +98,12 @@ class MeshPicture {
     svg_.text(x, box.y + 18, str("rank ", rank), {.bold = true});
     svg_.text(right, box.y + 18, str("dp ", place.dp, "  ep ", place.ep, "  tp ", place.tp), {.fill = colour::kSoft, .size = 11, .anchor = Anchor::kEnd});
     part(x, box.y + 38, colour::of(place.ep), str("experts ", run_of(place.ep, shape.ep, mesh_.config.experts)));
-    svg_.text(x + 14, box.y + 51, shard(place.dp * shape.tp + place.tp, held.expert_shards), {.fill = colour::kSoft, .size = 11});
+    svg_.text(x + 14, box.y + 51, str("their slabs: ", shard(place.dp * shape.tp + place.tp, held.expert_shards)), {.fill = colour::kSoft, .size = 11});
     part(x, box.y + 69, colour::of(place.tp), str("heads ", run_of(place.tp, shape.tp, mesh_.config.heads)));
-    svg_.text(x + 14, box.y + 82, str("dense maps: ", shard(place.dp * shape.ep + place.ep, held.dense_shards)), {.fill = colour::kSoft, .size = 11});
+    svg_.text(x + 14, box.y + 82, str("dense slabs: ", shard(place.dp * shape.ep + place.ep, held.dense_shards)), {.fill = colour::kSoft, .size = 11});
     bytes({x, box.y + 92, box.width - 2 * kPad, 12});
-    svg_.text(x, box.y + 119, bytes_text(held.dense_bytes + held.expert_bytes), {.size = 11});
-    if (held.host_bytes > 0) svg_.text(right, box.y + 119, bytes_text(held.host_bytes), {.fill = colour::kSoft, .size = 11, .anchor = Anchor::kEnd});
+    svg_.text(x, box.y + 119, str("device ", bytes_text(held.dense_bytes + held.expert_bytes)), {.size = 10});
+    if (held.host_bytes > 0) svg_.text(right, box.y + 119, str("host ", bytes_text(held.host_bytes)), {.fill = colour::kSoft, .size = 10, .anchor = Anchor::kEnd});
   }
 
   void part(double x, double y, const char* fill, const std::string& words) {
@@ -145,8 +149,10 @@ class MeshPicture {
         {"expert_replicas", "the same experts: slabs", "sharded, gradients summed", [&](const auto& at) { return at.ep; }},
         {"data", "the same heads: dense slabs", "sharded, gradients summed", [&](const auto& at) { return at.tp; }},
     };
-    svg_.text(Svg::kMargin, top + 16, "Groups: ranks of one colour talk to each other", {.bold = true});
+    svg_.text(Svg::kMargin, top + 16, "Groups: ranks of one colour talk to each other, grey ones are alone; world and stage are all ranks", {.bold = true});
     const double width = (Svg::kWidth - 2 * Svg::kMargin - 3 * kGap) / 4;
+    double bottom = top;
+    bool repeated = false;
     for (size_t i = 0; i < kinds.size(); ++i) {
       const double x = Svg::kMargin + static_cast<double>(i) * (width + kGap), y = top + 24;
       svg_.text(x, y + 16, kinds[i].name, {.bold = true});
@@ -154,10 +160,16 @@ class MeshPicture {
       svg_.text(x, y + 45, kinds[i].second, {.fill = colour::kSoft, .size = 11});
       const Grid grid(mesh_, x, width, 18, 4, 0);
       for (int64_t host = 0; host < grid.hosts(); ++host) svg_.box(grid.host(host, y + 53), colour::kPaper, colour::kLine, 3);
+      std::map<int64_t, int64_t> sizes;
+      for (int64_t rank = 0; rank < s.num_ranks(); ++rank) ++sizes[kinds[i].group(coordinates_of(s, rank))];
+      repeated = repeated || (sizes.size() > colour::kCount && sizes.begin()->second > 1);
       for (int64_t rank = 0; rank < grid.shown(); ++rank) {
-        svg_.chip(grid.rank(rank, y + 53), colour::of(kinds[i].group(coordinates_of(s, rank))), str(rank), {.size = 11});
+        const int64_t group = kinds[i].group(coordinates_of(s, rank));
+        svg_.chip(grid.rank(rank, y + 53), sizes.at(group) > 1 ? colour::of(group) : kHost, str(rank), {.size = 11});
       }
+      bottom = grid.bottom(y + 53);
     }
+    if (repeated) svg_.text(Svg::kMargin, bottom + 18, str("There are more groups than colours: each comes back after ", colour::kCount, "."), {.fill = colour::kSoft});
   }
 
   const PlannedMesh& mesh_;

@@ -49,7 +49,7 @@ double letter_width(char letter) {
 }  // namespace
 
 const char* colour::of(int64_t index) {
-  static constexpr std::array<const char*, 8> kColours = {"#8fb8de", "#f2b97f", "#a9d3a1", "#dda6c8", "#e6d98c", "#b9b4e4", "#93d1cc", "#cdb79e"};
+  static constexpr std::array<const char*, kCount> kColours = {"#8fb8de", "#f2b97f", "#a9d3a1", "#dda6c8", "#e6d98c", "#b9b4e4", "#93d1cc", "#cdb79e"};
   return kColours[static_cast<size_t>(index) % kColours.size()];
 }
 
@@ -84,8 +84,6 @@ double Svg::text_width(const std::string& words, const TextStyle& style) {
 
 void Svg::text(double x, double y, const std::string& words, const TextStyle& style) {
   using Anchor = TextStyle::Anchor;
-  const double width = text_width(words, style), left = style.anchor == Anchor::kStart ? x : style.anchor == Anchor::kMiddle ? x - width / 2 : x - width;
-  MT_CHECK(left >= 0.0 && left + width <= kWidth, "'", words, "' from ", left, " to ", left + width, " in a picture of ", kWidth);
   body_ += str("  <text", attribute("x", x), attribute("y", y), attribute("fill", style.fill), style.size == 12.0 ? "" : attribute("font-size", style.size),
                style.bold ? attribute("font-weight", "bold") : "", style.anchor == Anchor::kMiddle ? attribute("text-anchor", "middle") : "",
                style.anchor == Anchor::kEnd ? attribute("text-anchor", "end") : "", ">", escaped(words), "</text>\n");

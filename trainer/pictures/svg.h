@@ -7,6 +7,7 @@
 //   write_text_atomically("mesh.svg", svg.finish());
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -23,7 +24,8 @@ constexpr const char* kLine = "#d5dbe1";
 constexpr const char* kGround = "#ffffff";
 constexpr const char* kPaper = "#f4f6f8";
 constexpr const char* kNone = "none";
-/// Of groups, shards and parts: told apart by most colour-blind eyes for the first four, dark text reads on all of them; they repeat after eight.
+/// Of groups, shards and parts: told apart by most colour-blind eyes for the first four, dark text reads on all of them; they repeat after kCount.
+constexpr size_t kCount = 8;
 const char* of(int64_t index);
 }  // namespace colour
 
@@ -51,7 +53,7 @@ class Svg {
   void line(double x1, double y1, double x2, double y2, const char* stroke = colour::kLine, bool dashed = false);
   /// A line with a head at its end.
   void arrow(double x1, double y1, double x2, double y2, const char* stroke = colour::kSoft);
-  /// `y` is the foot of the letters. MT_CHECK: the words end inside the picture, as wide as text_width says.
+  /// `y` is the foot of the letters. It is for the caller to see that the words have room (text_width).
   void text(double x, double y, const std::string& words, const TextStyle& style = {});
   /// A filled rounded box with words in its middle.
   void chip(const Rect& rect, const char* fill, const std::string& words, const TextStyle& style = {});

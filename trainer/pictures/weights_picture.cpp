@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "parallel/base/error.h"
@@ -111,7 +112,7 @@ class WeightsPicture {
     for (int64_t column = 0; column < shown; ++column) {
       const double x = Svg::kMargin + static_cast<double>(column) * (width + gap), middle = x + width / 2;
       svg_.text(x, y + 14, str("rank ", ranks_[column]), {.bold = true});
-      svg_.chip({x, store_y, width, 34}, colour::of(column), "", {});
+      svg_.box({x, store_y, width, 34}, colour::of(column), colour::kNone, 3);
       svg_.text(middle, store_y + 14, shards_ > 1 ? str("keeps shard ", column + 1, ": ", bytes_text(kept)) : str("keeps it whole: ", bytes_text(kept)), {.size = 11, .anchor = Anchor::kMiddle});
       svg_.text(middle, store_y + 28, host ? "pinned host memory, or device" : "on the device", {.size = 11, .anchor = Anchor::kMiddle});
       if (!buffered) continue;
@@ -130,8 +131,10 @@ class WeightsPicture {
       svg_.box({Svg::kMargin, line_y - 12, kInside, 20}, kLight, colour::kNone, 3);
       svg_.text(Svg::kWidth / 2, line_y + 2, words, {.size = 11, .anchor = Anchor::kMiddle});
     }
-    if (static_cast<int64_t>(ranks_.size()) > shown) svg_.text(Svg::kWidth - Svg::kMargin, y + 14, str("... and ", static_cast<int64_t>(ranks_.size()) - shown, " ranks more"), {.fill = colour::kSoft, .anchor = Anchor::kEnd});
-    return buffer_y + 54;
+    const int64_t more = static_cast<int64_t>(ranks_.size()) - shown;
+    if (more == 0) return buffer_y + 54;
+    svg_.text(Svg::kMargin, buffer_y + 72, str("... and ", more, more == 1 ? " rank more" : " ranks more"), {.fill = colour::kSoft});
+    return buffer_y + 76;
   }
 
   void timeline(double y, int64_t fetched) {
@@ -153,7 +156,9 @@ class WeightsPicture {
         const bool fetch = stay.from > stay.fetched;
         fetches += fetch;
         if (fetch) svg_.box({at(stay.fetched) + 1, top, at(stay.from) - at(stay.fetched) - 1, 18}, colour::kFetch);
-        if (stay.to > stay.from) svg_.chip({at(stay.from) + (fetch ? 0 : 1), top, at(stay.to) - at(stay.from) - 1, 18}, kLight, str(stay.layer), {.size = 11});
+        if (stay.to <= stay.from) continue;
+        svg_.box({at(stay.from) + (fetch ? 0 : 1), top, at(stay.to) - at(stay.from) - 1, 18}, kLight, colour::kNone, 3);
+        svg_.text(at(stay.from) + 8, top + 13, str(stay.layer), {.size = 11});
       }
     }
     const double turn = at(static_cast<double>(layers));
@@ -178,6 +183,9 @@ class WeightsPicture {
 
 }  // namespace
 
-std::string weights_picture(const PlannedMesh& mesh) { return WeightsPicture(mesh).draw(); }
+std::string weights_picture(const PlannedMesh& mesh) {
+  if (mesh.plan.weights.expert_slab_bytes == 0) throw UserError("--picture weights: with adapter: none the weights train, and none are frozen; ask for --picture mesh or layer");
+  return WeightsPicture(mesh).draw();
+}
 
 }  // namespace moetune

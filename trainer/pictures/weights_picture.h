@@ -8,7 +8,8 @@
 
 namespace moetune {
 
-/// SVG. The experts' slab of one layer, the ranks that share it, and a step of two buffers (parallel/weight_store.h).
+/// SVG. The experts' slab of one layer, the ranks that share it, and a step of two buffers (parallel/weight_store.h). Throws UserError where
+/// nothing is frozen.
 std::string weights_picture(const PlannedMesh& mesh);
 
 }  // namespace moetune
