@@ -41,9 +41,9 @@ std::array<std::vector<Stay>, WeightStore::kBuffers> stays_of_step(int64_t num_l
     std::vector<Stay>& other = stays[first ? 1 : 0];
     int64_t next = now + 1;
     while (next < num_uses && (uses[next] == uses[now] || uses[next] == other.back().layer)) ++next;
-    // The slab of the other buffer must have had its use before the fetched one's.
-    const bool still_needed = std::find(uses.begin() + now + 1, uses.begin() + std::min(next, num_uses), other.back().layer) != uses.begin() + std::min(next, num_uses);
-    if (next >= num_uses || still_needed) continue;
+    if (next >= num_uses) continue;
+    const auto from = uses.begin() + now + 1, to = uses.begin() + next;
+    if (std::find(from, to, other.back().layer) != to) continue;  // what the other buffer has is used before
     const auto begin = static_cast<double>(now);
     other.back().to = begin;
     other.push_back({uses[next], begin, begin + 0.8, begin + 0.8});
