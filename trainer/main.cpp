@@ -5,6 +5,7 @@
 #include <iostream>
 
 #include "parallel/base/error.h"
+#include "parallel/base/files.h"
 #include "parallel/launch.h"
 #include "trainer/data/dataset.h"
 #include "trainer/exports/export.h"
@@ -12,6 +13,9 @@
 #include "trainer/exports/logits.h"
 #include "trainer/exports/merge.h"
 #include "trainer/loop.h"
+#include "trainer/pictures/layer_picture.h"
+#include "trainer/pictures/mesh_picture.h"
+#include "trainer/pictures/weights_picture.h"
 #include "trainer/plan/mesh_drawing.h"
 #include "trainer/plan/validate.h"
 #include "trainer/recipe/recipe.h"
@@ -113,12 +117,16 @@ class CommandLine {
     logits_command->add_option("--to", to_, "safetensors file to write")->required();
     logits_command->add_option("--documents", documents_, "the first so many")->check(CLI::Range(1, 10000));
     CLI::App* inspect_command = add_text(app_, "inspect", "Say what a model, adapter, data file, run or checkpoint holds; with --mesh, draw who holds what", [this] {
-      return mesh_ ? draw_mesh(load_recipe(run_, overrides_), run_, ranks_) : inspect(run_, digests_);
+      return mesh_ ? inspect_mesh() : inspect(run_, digests_);
     });
     inspect_command->add_option("PATH", run_)->required();
     inspect_command->add_flag("--digests", digests_, "SHA-256 of large files too");
     CLI::Option* mesh = inspect_command->add_flag("--mesh", mesh_, "PATH is a recipe: its ranks, what each holds, and what a step moves");
     inspect_command->add_option("--ranks", ranks_, "with --mesh: ranks of the job; 0: as many as the recipe's mesh asks for")->check(CLI::NonNegativeNumber)->needs(mesh);
+    inspect_command->add_option("--ranks-per-host", ranks_per_host_, "with --mesh: ranks of a host; 0: eight")->check(CLI::NonNegativeNumber)->needs(mesh);
+    CLI::Option* svg = inspect_command->add_option("--svg", svg_, "with --mesh: a picture as SVG, written to this file")->option_text("FILE")->needs(mesh);
+    inspect_command->add_option("--picture", picture_, "with --svg: who holds what (mesh), one layer's collectives (layer), or how frozen weights reach the device (weights)")
+        ->check(CLI::IsMember({"mesh", "layer", "weights"}))->needs(svg);
     inspect_command->add_option("overrides", overrides_, "with --mesh: values that replace those of the recipe")->option_text("key.sub=value ...")->needs(mesh);
   }
 
@@ -133,6 +141,13 @@ class CommandLine {
     add_text(*recipes, "docs", "Print the reference of all keys (docs/recipes.md)", recipe_docs_markdown);
   }
 
+  std::string inspect_mesh() {
+    const PlannedMesh planned = plan_mesh(load_recipe(run_, overrides_), ranks_, ranks_per_host_);
+    if (svg_.empty()) return draw_mesh(planned, run_);
+    write_text_atomically(svg_, picture_ == "layer" ? layer_picture(planned) : picture_ == "weights" ? weights_picture(planned) : mesh_picture(planned));
+    return str(svg_, ": picture of the ", picture_, " of ", run_, "\n");
+  }
+
   int prepare() {
     const Recipe prepared = recipe();
     const PreparationTools tools = PreparationTools::from_environment();
@@ -144,10 +159,10 @@ class CommandLine {
 
   CLI::App app_{"Fine-tunes mixture-of-experts models that are far larger than the GPUs at hand. docs/tour.md shows how.", "moetune"};
   std::function<int()> action_;
-  std::string recipe_, run_, data_, to_, name_, reader_ = "peft", base_name_;
+  std::string recipe_, run_, data_, to_, name_, reader_ = "peft", base_name_, svg_, picture_ = "mesh";
   std::vector<std::string> overrides_, layouts_;
   bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;
-  int64_t ranks_ = 0, show_ = 3, documents_ = 4;
+  int64_t ranks_ = 0, ranks_per_host_ = 0, show_ = 3, documents_ = 4;
 };
 
 }  // namespace

@@ -56,7 +56,7 @@ def add_options(parser, tokens):
     parser.add_argument("--document", type=int, default=4096, help="tokens of a document")
     parser.add_argument("--steps", type=int, help="of each run, 20 if not given (rehearsed: 4)")
     parser.add_argument("--warm-up", type=int, help="of them, not counted: 3 if not given (rehearsed: 1)")
-    parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="JSONL file for the rows; what it has is not run again")
+    parser.add_argument("--out", type=pathlib.Path, metavar="FILE", help="JSONL file for the rows; what it has is not run again: a new file for a new build")
     parser.add_argument("--deadline", type=float, metavar="SECONDS", help="start no row when so much time has passed")
     parser.add_argument("--program", type=pathlib.Path, default=PROGRAM)
     parser.add_argument("--rehearse", action="store_true", help="tiny dimensions on CPU ranks")

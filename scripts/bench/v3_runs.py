@@ -174,7 +174,7 @@ def exchange_bytes(run, ep):
     dims, layers = run.machine.dims, run.layers.moe + run.mtp_rows
     chosen, ranks_of_groups = dims["num_experts_per_tok"], dims["topk_group"] * max(1, ep // dims["n_group"])
     counts = layers * 8 * (ep - 1) * (1 + dims["n_routed_experts"] // ep)
-    return layers * run.tokens * min(chosen, ep - 1, ranks_of_groups) * (10 * dims["hidden_size"] + 10 * chosen) + counts
+    return round(layers * run.tokens * min(chosen, ep - 1, ranks_of_groups) * (10 * dims["hidden_size"] + 10 * chosen) + counts)
 
 
 def tensor_axis_bytes(run, tp):
@@ -182,8 +182,9 @@ def tensor_axis_bytes(run, tp):
     dims, layers, turns = run.machine.dims, run.layers.dense + run.layers.moe + run.mtp_rows, 1 + run.mtp_rows
     width, latents = dims["hidden_size"], dims["q_lora_rank"] + dims["kv_lora_rank"] + dims["qk_rope_head_dim"]
     numbers = run.tokens * (3 * layers * (latents + width + 2 * width) + turns * (2 * width + width))
-    all_reduces = 2 * 3 * 4 * turns * run.tokens  # bytes: three fp32 numbers of each target of the axis
-    return (tp - 1) * (2 * numbers + all_reduces)
+    targets = run.tokens * (1 - 1 / run.document + run.layers.mtp * (1 - 2 / run.document))  # of the axis, over tp
+    loads = 2 / tp * 8 * dims["n_routed_experts"] * (run.layers.moe + run.layers.mtp)
+    return round((tp - 1) * (2 * numbers + 2 * 3 * 4 * targets + loads))
 
 
 def figures(run, warm_up):

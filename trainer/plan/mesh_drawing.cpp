@@ -4,11 +4,8 @@
 #include <vector>
 
 #include "parallel/base/error.h"
-#include "parallel/device_memory.h"
-#include "trainer/assemble.h"
 #include "trainer/banner.h"
 #include "trainer/metrics/units.h"
-#include "trainer/plan/memory_plan.h"
 
 namespace moetune {
 namespace {
@@ -18,12 +15,6 @@ constexpr int64_t kMostRowsDrawn = 32;
 std::string padded(std::string text, size_t columns) {
   text.resize(std::max(text.size(), columns), ' ');
   return text;
-}
-
-/// "0-63", or "5" for a run of one: the index-th of `parts` equal runs of `total`.
-std::string run_of(int64_t index, int64_t parts, int64_t total) {
-  const int64_t count = total / parts, first = index * count;
-  return count == 1 ? str(first) : str(first, "-", first + count - 1);
 }
 
 class Drawing {
@@ -99,13 +90,10 @@ class Drawing {
 
 }  // namespace
 
-std::string draw_mesh(const Recipe& recipe, const std::string& recipe_path, int64_t world_size) {
-  if (world_size == 0) world_size = recipe.mesh.pp * recipe.mesh.dp.value_or(1) * recipe.mesh.ep * recipe.mesh.tp;
-  const ModelConfig config = load_model_config(recipe.model.path);
-  const MeshShape shape = mesh_shape(recipe, config, world_size);
-  const MemoryPlan plan = plan_memory(config, recipe, shape, {device_type(recipe), device_memory_bytes(device_type(recipe)), 0});
-  return banner_line("recipe", recipe_path) + banner_line("mesh", str(to_string(shape), ": ", shape.num_ranks(), shape.num_ranks() == 1 ? " rank" : " ranks")) + "\n" +
-         Drawing(config, shape, plan).text();
+std::string draw_mesh(const PlannedMesh& mesh, const std::string& recipe_path) {
+  const int64_t num_ranks = mesh.shape.num_ranks();
+  return banner_line("recipe", recipe_path) + banner_line("mesh", str(to_string(mesh.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks")) + "\n" +
+         Drawing(mesh.config, mesh.shape, mesh.plan).text();
 }
 
 }  // namespace moetune

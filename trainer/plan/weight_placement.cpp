@@ -74,6 +74,8 @@ class Placer {
     for (const PlannedSlab& slab : slabs_) {
       const int64_t kept = WeightStore::shard_bytes(slab.bytes, shards_[slab.lane]);
       (slab.on_host ? result.host_bytes : slab.lane == 1 ? result.expert_bytes : result.dense_bytes) += kept;
+      int64_t& slab_bytes = slab.lane == 1 ? result.expert_slab_bytes : result.dense_slab_bytes;
+      slab_bytes = std::max(slab_bytes, slab.bytes);
       if (slab.on_host && slab.lane == 1) result.host_layers.push_back(slab.layer);
       if (slab.on_host && slab.lane == 0) result.dense_on_host = true;
       if (slab.on_host || shards_[slab.lane] > 1) largest[slab.lane] = std::max(largest[slab.lane], kept * shards_[slab.lane]);

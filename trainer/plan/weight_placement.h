@@ -31,6 +31,7 @@ struct WeightPlacement {
   int64_t dense_shards = 1, expert_shards = 1;  ///< ranks among which slabs are sharded
   std::vector<int64_t> host_layers;             ///< layers whose experts lie in host memory, ascending
   bool dense_on_host = false;
+  int64_t dense_slab_bytes = 0, expert_slab_bytes = 0;  ///< the largest of any layer, before it is cut into shards
   int64_t dense_bytes = 0, expert_bytes = 0;    ///< kept on the device
   int64_t host_bytes = 0;                       ///< kept in host memory
   int64_t buffer_bytes = 0;                     ///< on the device, for what is on its way or in use
