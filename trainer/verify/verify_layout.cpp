@@ -145,7 +145,7 @@ int verify_layout(const Recipe& recipe, const std::vector<std::string>& asked, L
   if (speaks) {
     std::printf("a tiny twin of the run: %ld trained tensors, %ld steps in fp64, on one rank loss %.6f -> %.6f\n\n", static_cast<long>(expected.trained.size()),
                 static_cast<long>(twin.steps), expected.losses.front(), expected.losses.back());
-    std::printf("%-44s %5s  %-8s %-9s %-8s %-8s %s\n", "largest relative difference from one rank", "ranks", "losses", "gradients", "trained", "biases", "frozen weights");
+    std::printf("%-52s %5s  %-8s %-9s %-8s %-8s %s\n", "largest relative difference from one rank", "ranks", "losses", "gradients", "trained", "biases", "frozen weights");
   }
   int64_t failed = 0;
   for (const Layout& layout : chosen) {
@@ -158,7 +158,7 @@ int verify_layout(const Recipe& recipe, const std::vector<std::string>& asked, L
     const bool agrees = losses <= kTolerance && gradients.distance <= kTolerance && trained.distance <= kTolerance && biases <= kTolerance && same_frozen;
     failed += !agrees;
     if (!speaks) continue;
-    std::printf("%-44s %5ld  %-8.1e %-9.1e %-8.1e %-8.1e %s%s\n", layout.text().c_str(), static_cast<long>(layout.mesh.num_ranks()), losses, gradients.distance, trained.distance,
+    std::printf("%-52s %5ld  %-8.1e %-9.1e %-8.1e %-8.1e %s%s\n", layout.text().c_str(), static_cast<long>(layout.mesh.num_ranks()), losses, gradients.distance, trained.distance,
                 biases, same_frozen ? "same" : "DIFFER", agrees ? "" : "   <- WRONG");
     if (!agrees && !(gradients.distance <= kTolerance)) std::printf("    farthest gradient: %s\n", gradients.name.c_str());
     if (!agrees && !(trained.distance <= kTolerance)) std::printf("    farthest trained tensor: %s\n", trained.name.c_str());
