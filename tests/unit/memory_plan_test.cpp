@@ -225,7 +225,7 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     sweep.train(batch, {17, 1, true}, [&](int64_t layer) { reducer.reduce(layer); });
 
     const MemoryPlan plan = plan_memory(config, recipe, shape, {at::kCPU});
-    REQUIRE(plan.held_rows == batch.main.num_rows);
+    REQUIRE(plan.rows == batch.main.num_rows);
     // The other ranks of the tensor axis, which only sizes stand for, take no part of the optimizer's work.
     const int64_t held = held_bytes(optimizer, reducer), peak = count->peak + (shape.tp > 1 ? part(plan, "optimizer") : held);
     const double ratio = static_cast<double>(plan.host_bytes()) / static_cast<double>(peak);

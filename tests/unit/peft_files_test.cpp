@@ -94,12 +94,12 @@ TEST_CASE("a rank that shares experts reads its part of each", "[peft_files]") {
   info.name = "model.layers.1.mlp.experts.*.up_proj";
   info.first_expert = 2;
   info.num_experts = 4;
-  files.write({tensors_of_maps().begin() + 2, tensors_of_maps().end()});
+  const auto tensors = tensors_of_maps();
+  files.write({tensors.begin() + 2, tensors.end()});
   for (const auto dim : {MatrixCut::Dim::kOutputs, MatrixCut::Dim::kInputs}) {
     ParameterSet parameters(at::kCPU, at::kFloat);
     const Adapter adapter(AdapterSpec{4, kScale, 0.0}, info, 2, 6, 8, 1, parameters, {dim, 1, 2});
     load_peft_adapter(files.folder.path(), parameters, kAlpha, /*rslora=*/false);
-    const auto tensors = tensors_of_maps();
     for (int64_t e = 0; e < 2; ++e) {
       const at::Tensor a = tensors[2 + 2 * (2 + e)].second, b = tensors[3 + 2 * (2 + e)].second;
       CHECK(at::equal(adapter.a().master()[e], dim == MatrixCut::Dim::kInputs ? a.narrow(1, 4, 4) : a));

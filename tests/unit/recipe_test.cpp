@@ -96,7 +96,7 @@ train:
   clip: 0
   optimizer: {lr: 1e-3, lr_b_ratio: 16, betas: [0.8, 0.95], eps: 1.0e-6, weight_decay: 0.01}
   schedule: {kind: linear, warmup_steps: 20, min_lr_ratio: 0.1}
-mesh: {pp: 1, dp: 2, ep: 8, tp: 1, shard: node}
+mesh: {pp: 1, dp: 2, ep: 8, tp: 1, expert_tp: 4, shard: node}
 offload: {frozen: 1536MiB, activations: host}
 exchange: {buffer_rows: 1000}
 router: {bias: update, bias_rate: 0.002, balance_loss: 0.01}
@@ -122,7 +122,7 @@ deterministic: true
   train.optimizer = {1e-3, 16.0, {0.8, 0.95}, 1e-6, 0.01};
   train.schedule = {ScheduleKind::kLinear, 20, 0.1};
   CHECK(recipe.train == train);
-  CHECK(recipe.mesh == MeshRecipe{1, 2, 8, 1, ShardChoice::kNode});
+  CHECK(recipe.mesh == MeshRecipe{1, 2, 8, 1, 4, ShardChoice::kNode});
   CHECK(recipe.offload == OffloadRecipe{{OffloadFrozen::Kind::kBytes, int64_t{1536} << 20}, ActivationTier::kHost});
   CHECK(recipe.exchange == ExchangeRecipe{1000});
   CHECK(recipe.router == RouterRecipe{RouterBias::kUpdate, 0.002, 0.01});
