@@ -46,6 +46,7 @@ class Run {
 
   int go() {
     TrainingState state{*run_.model, stepper_.optimizer(), dump_resolved(recipe_), frozen_digest(*run_.model, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
+    if (run_.cache && launch_.rank() == 0) compare_with_first_digest(*run_.cache, recipe_, state.frozen_digest);
     const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
     // Only now is it known that a resumed run fits what was saved: a mistake writes over nothing.
     if (launch_.rank() == 0) write_text_atomically((folder_ / "recipe.yaml").string(), state.recipe_text);

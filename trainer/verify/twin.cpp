@@ -41,6 +41,7 @@ Recipe small(const Recipe& given) {
   recipe.run.device = DeviceChoice::kAuto;
   recipe.model.weights = WeightOrigin::kRandom;
   recipe.model.compute = ComputeType::kFp64;
+  recipe.model.cache.reset();
   if (recipe.adapter) {
     AdapterRecipe& adapter = *recipe.adapter;
     const double scale = adapter.alpha / static_cast<double>(adapter.rank);
