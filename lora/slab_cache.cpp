@@ -148,12 +148,15 @@ std::optional<SlabFileState> slab_file_state(const std::filesystem::path& path) 
   const std::string name = path.filename().string();
   SlabFileState state;
   if (std::sscanf(name.c_str(), "layer-%ld-", &state.layer) != 1) return std::nullopt;
-  const SafetensorsFile file(path.string());
-  const TensorInfo* digests = file.find(kDigests);
-  if (file.metadata().count("packing") == 0 || digests == nullptr) return std::nullopt;
-  const at::Tensor present = read_tensor(file, kDigests).any(1);
-  state.matrices = present.sum().item<int64_t>();
-  state.all_matrices = present.numel();
+  try {
+    const SafetensorsFile file(path.string());
+    if (file.metadata().count("packing") == 0 || file.find(kDigests) == nullptr) return std::nullopt;
+    const at::Tensor present = read_tensor(file, kDigests).any(1);
+    state.matrices = present.sum().item<int64_t>();
+    state.all_matrices = present.numel();
+  } catch (const UserError&) {
+    return std::nullopt;
+  }
   struct stat status;
   if (::stat(path.c_str(), &status) == 0) state.bytes_on_disk = static_cast<int64_t>(status.st_blocks) * 512;
   return state;

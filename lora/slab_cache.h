@@ -92,7 +92,7 @@ class SlabCache {
 };
 
 /// How far a slab's file is filled, for `moetune inspect`: matrices that it has, of how many; their bytes are not verified. Nothing for a file
-/// that no cache wrote.
+/// that no cache wrote, or has only begun.
 struct SlabFileState {
   int64_t layer = 0;
   int64_t matrices = 0, all_matrices = 0;
