@@ -8,6 +8,7 @@
 
 #include "lora/frozen_slab.h"
 #include "lora/slab_cache.h"
+#include "parallel/base/error.h"
 #include "parallel/base/sha256.h"
 #include "parallel/tensor_io.h"
 #include "parallel/weight_store.h"
@@ -38,7 +39,7 @@ at::Tensor weight_of(const std::string& name) {
 
 /// Fills a slab through `cache` (null: from the matrices alone); returns the bytes that the rank keeps, and adds to `asked` the names that were
 /// asked of the checkpoint.
-at::Tensor fill(const Part& part, SlabCache* cache, std::vector<std::string>& asked) {
+at::Tensor filled(const Part& part, SlabCache* cache, std::vector<std::string>& asked) {
   StandInGroup place(part.rank, part.ranks);
   WeightStore store(at::kCPU);
   SlabPlacement placement;
@@ -57,9 +58,9 @@ at::Tensor fill(const Part& part, SlabCache* cache, std::vector<std::string>& as
   return slab.kept().second.clone();
 }
 
-at::Tensor fill(const Part& part, SlabCache* cache) {
+at::Tensor filled(const Part& part, SlabCache* cache) {
   std::vector<std::string> asked;
-  return fill(part, cache, asked);
+  return filled(part, cache, asked);
 }
 
 /// Changes one byte of a file.
@@ -80,7 +81,7 @@ TEST_CASE("what one slab left, a slab of any cut, run of experts and shard takes
     // The ones that fill it: the last four experts, cut, on two shards, then the first two on one rank.
     for (const Part& part : {Part{format, {MatrixCut::Dim::kInputs, 1, 2}, 2, 4, 0, 2}, Part{format, {MatrixCut::Dim::kInputs, 1, 2}, 2, 4, 1, 2}, Part{format, {}, 0, 2}}) {
       SlabCache cache(folder.path());
-      CHECK(at::equal(fill(part, &cache), fill(part, nullptr)));
+      CHECK(at::equal(filled(part, &cache), filled(part, nullptr)));
       CHECK(cache.written_bytes() > 0);
     }
     for (const auto dim : {MatrixCut::Dim::kNone, MatrixCut::Dim::kOutputs, MatrixCut::Dim::kInputs}) {
@@ -91,7 +92,7 @@ TEST_CASE("what one slab left, a slab of any cut, run of experts and shard takes
             const Part part{format, {dim, 1, 2}, first, 3, rank, ranks};
             SlabCache cache(folder.path());
             std::vector<std::string> asked;
-            CHECK(at::equal(fill(part, &cache, asked), fill(part, nullptr)));
+            CHECK(at::equal(filled(part, &cache, asked), filled(part, nullptr)));
             CHECK(asked.empty());
             CHECK(cache.written_bytes() == 0);
             CHECK(cache.complaints().empty());
@@ -105,7 +106,7 @@ TEST_CASE("what one slab left, a slab of any cut, run of experts and shard takes
 TEST_CASE("the file is safetensors: each matrix whole under its name, with its SHA-256", "[slab_cache]") {
   TemporaryFolder folder;
   SlabCache cache(folder.path());
-  fill({BaseFormat::kNf4Double, {MatrixCut::Dim::kOutputs, 1, 2}, 2, 2}, &cache);
+  filled({BaseFormat::kNf4Double, {MatrixCut::Dim::kOutputs, 1, 2}, 2, 2}, &cache);
   const SafetensorsFile file(folder.path() + kFile);
   CHECK(file.names().size() == 1 + E * 2 * 4);
   const at::Tensor digests = read_tensor(file, "sha256");
@@ -131,11 +132,11 @@ TEST_CASE("the file is safetensors: each matrix whole under its name, with its S
 TEST_CASE("a matrix that is damaged, cut off or half written is asked for again, it alone, and mended", "[slab_cache]") {
   TemporaryFolder folder;
   const Part part;
-  const at::Tensor expected = fill(part, nullptr);
+  const at::Tensor expected = filled(part, nullptr);
   const std::string path = folder.path() + kFile;
   {
     SlabCache cache(folder.path());
-    fill(part, &cache);
+    filled(part, &cache);
   }
   const TensorInfo victim = SafetensorsFile(path).at("m.experts.4.up.weight/codes"), last = SafetensorsFile(path).at("m.experts.5.down.weight/absmax");
   const uint64_t digests = SafetensorsFile(path).at("sha256").begin;
@@ -154,18 +155,18 @@ TEST_CASE("a matrix that is damaged, cut off or half written is asked for again,
   SECTION("the whole file but its header") {
     fs::resize_file(path, digests);
     lost.clear();
-    for (int e = 0; e < E; ++e) lost.insert(lost.end(), {str("m.experts.", e, ".up.weight"), str("m.experts.", e, ".down.weight")});
+    for (int e = 0; e < E; ++e) for (const char* map : {"up", "down"}) lost.push_back(moetune::str("m.experts.", e, ".", map, ".weight"));
     said = false;
   }
   SlabCache cache(folder.path());
   std::vector<std::string> asked;
-  CHECK(at::equal(fill(part, &cache, asked), expected));
+  CHECK(at::equal(filled(part, &cache, asked), expected));
   CHECK(asked == lost);
   CHECK(contains(cache.complaints(), lost.front() + " differs from its SHA-256; it is packed anew") == said);
   CHECK(cache.complaints().empty() == !said);
   SlabCache again(folder.path());
   asked.clear();
-  CHECK(at::equal(fill(part, &again, asked), expected));
+  CHECK(at::equal(filled(part, &again, asked), expected));
   CHECK(asked.empty());
   CHECK(again.complaints().empty());
 }
@@ -173,10 +174,10 @@ TEST_CASE("a matrix that is damaged, cut off or half written is asked for again,
 TEST_CASE("a header that is damaged is written anew and loses nothing", "[slab_cache]") {
   TemporaryFolder folder;
   SlabCache first(folder.path()), second(folder.path());
-  fill({}, &first);
+  filled({}, &first);
   flip(folder.path() + kFile, 20);
   std::vector<std::string> asked;
-  CHECK(at::equal(fill({}, &second, asked), fill({}, nullptr)));
+  CHECK(at::equal(filled({}, &second, asked), filled({}, nullptr)));
   CHECK(asked.empty());
   CHECK(SafetensorsFile(folder.path() + kFile).names().size() == 1 + E * 2 * 2);
 }
@@ -185,7 +186,7 @@ TEST_CASE("where nothing can be written the slab is filled all the same, and the
   TemporaryFolder folder;
   std::ofstream(folder / "file") << "no folder";
   SlabCache cache(folder / "file/cache");
-  for (int layer = 0; layer < 2; ++layer) CHECK(at::equal(fill({}, &cache), fill({}, nullptr)));
+  for (int layer = 0; layer < 2; ++layer) CHECK(at::equal(filled({}, &cache), filled({}, nullptr)));
   CHECK(cache.complaints() == folder / "file/cache: cannot make the folder: Not a directory; what is not in the cache stays out of it\n");
   CHECK(cache.written_bytes() == 0);
 }
@@ -204,12 +205,12 @@ TEST_CASE("two ranks that fill a file at once leave it whole", "[slab_cache]") {
   slab.close();
   int asked_for = 0;
   slab.fill([&](const std::string& name, at::IntArrayRef) {
-    if (++asked_for == 5) fill(part, &b);
+    if (++asked_for == 5) filled(part, &b);
     return weight_of(name);
   });
   SlabCache again(folder.path());
   std::vector<std::string> asked;
-  CHECK(at::equal(fill(part, &again, asked), fill(part, nullptr)));
+  CHECK(at::equal(filled(part, &again, asked), filled(part, nullptr)));
   CHECK(asked.empty());
   CHECK(b.found_bytes() > 0);  // what the other had left by then
 }

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <set>
 
+#include "lora/frozen_weight.h"
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_run.h"
 #include "trainer/exports/inspect.h"
