@@ -155,19 +155,24 @@ class CacheTest(unittest.TestCase):
             self.run_once("second")
 
     def test_killed_while_it_fills(self):
-        write_checkpoint(self.model, hidden_size=1024, moe_intermediate_size=512, n_routed_experts=32)
-        run = TinyRun(self.folder / "killed", **{"model.weights": "pretrained", "model.path": str(self.model), "model.cache": str(self.cache), "train.steps": 1, "mtp.loss_weight": 0, "adapter.targets": "[attention]"})
-        process = run.start()
-        end = time.time() + 120
-        # Some matrices of the first experts, of which there are 96 in a file of 28 MB.
-        while not any("experts" in file.name and file.stat().st_blocks * 512 > 2**20 for file in slabs(self.cache)) and time.time() < end:
-            time.sleep(0.0005)
-        process.kill()
-        process.communicate()
-        found = [pair for file in slabs(self.cache) for pair in matrices(file)]
-        there = [recorded == actual for recorded, actual in found if any(recorded)]
-        self.assertTrue(all(there))
-        self.assertTrue(0 < len(there) < len(found), (len(there), len(found)))
+        sizes = write_checkpoint(self.model, hidden_size=1024, moe_intermediate_size=512, n_routed_experts=32)
+        all_matrices = sum(name.endswith(LINEAR) for name in sizes)
+        filled = lambda: sum(file.stat().st_blocks * 512 for file in slabs(self.cache))
+        before = 0
+        # Each goes on where the last was killed: at some matrix of the 192 of experts, of 0.3 MB each.
+        for number, delay_s in enumerate((0.0, 0.007, 0.02, 0.033)):
+            run = TinyRun(self.folder / f"killed{number}", **{"model.weights": "pretrained", "model.path": str(self.model), "model.cache": str(self.cache), "train.steps": 1, "mtp.loss_weight": 0, "adapter.targets": "[attention]"})
+            enough, process, end = filled() + 3 * 2**20, run.start(), time.time() + 120
+            while filled() < enough and process.poll() is None and time.time() < end:
+                time.sleep(0.0005)
+            time.sleep(delay_s)
+            process.kill()
+            process.communicate()
+            found = [pair for file in slabs(self.cache) for pair in matrices(file)]
+            there = [recorded == actual for recorded, actual in found if any(recorded)]
+            self.assertTrue(all(there))
+            self.assertTrue(before < len(there) < all_matrices, (before, len(there), all_matrices))
+            before = len(there)
         start, _, output = self.run_once("after", **{"adapter.targets": "[attention]"})
         self.assertGreater(start["cache_read_bytes"], 0)
         self.assertGreater(start["cache_written_bytes"], 0)
