@@ -17,6 +17,10 @@
 
 namespace moetune {
 
+/// Of the bytes that FrozenWeight::pack makes of the tensors of a checkpoint or a seed. Raised whenever anything on that way changes them, so
+/// that a cache of the old ones is passed over (slab_cache.h).
+inline constexpr int kPackingVersion = 1;
+
 /// How frozen linear weights are held.
 enum class BaseFormat { kNf4, kNf4Double, kBf16, kFp32 };
 
@@ -42,6 +46,8 @@ struct FrozenShape {
   int64_t held_outputs() const { return cut.outputs(outputs); }
   int64_t held_inputs() const { return cut.inputs(inputs); }
   int64_t held_elements() const { return held_outputs() * held_inputs(); }
+  /// One unit, uncut.
+  FrozenShape whole() const { return {format, 1, outputs, inputs, {}}; }
   /// The tensors of a unit, each at a multiple of 16 bytes.
   std::vector<PackedPart> parts() const;
   /// Bytes of a unit, a multiple of 16.

@@ -5,7 +5,7 @@
 //   FrozenSlab& slab = slabs.add(SlabKind::kExperts, /*layer=*/3, /*units=*/32);
 //   slab.hold(gate);  slab.hold(up);  slab.hold(down);      // each FrozenWeight of 32 units
 //   slab.close();
-//   if (slab.wants(gate, e)) slab.set(gate, e, weight_OI);  // a rank quantises only what it keeps
+//   slab.fill(read);                                        // from the cache, else a rank reads and quantises only what it keeps
 //   slab.use();                                             // gate, up and down can be made dense
 //   slab.release();
 //
@@ -13,6 +13,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -24,8 +25,16 @@ namespace moetune {
 
 class WeightStore;
 class Communicator;
+class SlabCache;
+class SlabFile;
 
 enum class SlabKind { kDense, kExperts };
+
+/// Which of the units of the whole model a slab holds: from `first` on, of `all`.
+struct SlabUnits {
+  int64_t first = 0;
+  int64_t all = 1;
+};
 
 class FrozenSlab {
  public:
@@ -40,6 +49,11 @@ class FrozenSlab {
   /// Fixes the layout; the store makes room.
   void close();
 
+  /// A matrix of the model by its Hugging Face key, of exactly that shape, in any float dtype.
+  using MatrixReader = std::function<at::Tensor(const std::string& name, at::IntArrayRef shape)>;
+  /// Takes the matrices of which this rank keeps any byte from the cache, where there is one and it has them. The others it reads, packs,
+  /// hands to the cache and forgets, one after the other.
+  void fill(const MatrixReader& read);
   /// Whether this rank keeps any byte of one unit of a weight.
   bool wants(const FrozenWeight& weight, int64_t unit) const;
   /// Quantises a whole matrix and keeps what is this rank's.
@@ -65,12 +79,24 @@ class FrozenSlab {
 
  private:
   friend class FrozenSlabs;
-  FrozenSlab(class FrozenSlabs& slabs, SlabKind kind, int64_t layer, int64_t units) : slabs_(slabs), kind_(kind), layer_(layer), units_(units) {}
+  /// One unit of a weight, and its place in the slab's file.
+  struct Matrix {
+    const Held* held = nullptr;
+    int64_t unit = 0;
+    size_t place = 0;
+  };
+  FrozenSlab(class FrozenSlabs& slabs, SlabKind kind, int64_t layer, int64_t units, SlabUnits of) : slabs_(slabs), kind_(kind), layer_(layer), units_(units), of_(of) {}
   const Held& held(const FrozenWeight& weight) const;
+  std::string matrix_name(const Held& held, int64_t number) const;
+  std::unique_ptr<SlabFile> open_file() const;
+  void recall(const SlabFile& file, std::vector<Matrix>& wanted);
+  /// Keeps what is this rank's of a matrix's packed parts.
+  void keep(const FrozenWeight& weight, int64_t unit, const std::vector<at::Tensor>& packed);
 
   class FrozenSlabs& slabs_;
   SlabKind kind_;
   int64_t layer_, units_;
+  SlabUnits of_;
   int64_t record_bytes_ = 0;
   std::vector<Held> held_;
   int number_ = -1;
@@ -90,11 +116,11 @@ class FrozenSlabs {
  public:
   /// Everything whole on the device.
   explicit FrozenSlabs(at::Device device);
-  /// Over a store that outlives this.
-  FrozenSlabs(WeightStore& store, SlabPlacement placement);
+  /// Over a store that outlives this. `cache`: where packed matrices are looked for and left, null: nowhere; it must outlive filling.
+  FrozenSlabs(WeightStore& store, SlabPlacement placement, SlabCache* cache = nullptr);
   ~FrozenSlabs();
 
-  FrozenSlab& add(SlabKind kind, int64_t layer, int64_t units);
+  FrozenSlab& add(SlabKind kind, int64_t layer, int64_t units, SlabUnits of = {});
   /// The order of a pass; see WeightStore.
   void schedule(const std::vector<FrozenSlab*>& uses);
   std::deque<FrozenSlab>& all() { return slabs_; }
@@ -107,6 +133,7 @@ class FrozenSlabs {
   std::unique_ptr<WeightStore> own_store_;
   WeightStore& store_;
   SlabPlacement placement_;
+  SlabCache* cache_ = nullptr;
   std::deque<FrozenSlab> slabs_;
 };
 

@@ -5,10 +5,11 @@
 namespace moetune {
 namespace {
 
-/// The held part of `values`, which belong to the matrix in runs of `per_value` neighbouring numbers of a row.
-at::Tensor held_part(const at::Tensor& values, const FrozenShape& shape, int64_t per_value) {
+/// The held part of `values`, each of which belongs to as many neighbouring numbers of a row.
+at::Tensor held_part(const at::Tensor& values, const FrozenShape& shape) {
   const MatrixCut& cut = shape.cut;
   if (cut.dim == MatrixCut::Dim::kNone || cut.parts == 1) return values;
+  const int64_t per_value = shape.outputs * shape.inputs / values.numel();
   const int64_t held = shape.held_elements() / per_value;
   if (cut.dim == MatrixCut::Dim::kOutputs) return values.narrow(0, cut.index * held, held);
   const int64_t width = shape.held_inputs() / per_value;
@@ -25,14 +26,18 @@ std::vector<at::Tensor> FrozenWeight::pack(const at::Tensor& weight_OI) const {
   MT_CHECK(weight_OI.dim() == 2 && weight_OI.size(0) == shape_.outputs && weight_OI.size(1) == shape_.inputs, "weight is ", weight_OI.sizes(),
            ", want [", shape_.outputs, ", ", shape_.inputs, "]");
   const at::Tensor whole = weight_OI.to(device_).contiguous();
-  if (!is_quantised(shape_.format)) {
-    return {held_part(whole.flatten(), shape_, 1).to(shape_.format == BaseFormat::kBf16 ? at::kBFloat16 : at::kFloat)};
-  }
+  if (!is_quantised(shape_.format)) return {whole.flatten().to(shape_.format == BaseFormat::kBf16 ? at::kBFloat16 : at::kFloat)};
   const Nf4Tensor packed = nf4_quantise(whole, shape_.format == BaseFormat::kNf4Double);
-  const at::Tensor codes = held_part(packed.codes, shape_, 2);
-  if (!packed.double_absmax) return {codes, held_part(packed.absmax, shape_, kNf4Block)};
+  if (!packed.double_absmax) return {packed.codes, packed.absmax};
   const DoubleQuantisedAbsmax& nested = *packed.double_absmax;
-  return {codes, held_part(nested.codes, shape_, kNf4Block), nested.nested_absmax, nested.offset};
+  return {packed.codes, nested.codes, nested.nested_absmax, nested.offset};
+}
+
+std::vector<at::Tensor> FrozenWeight::held(const std::vector<at::Tensor>& whole) const {
+  const std::vector<PackedPart> parts = shape_.parts();
+  std::vector<at::Tensor> held;
+  for (size_t i = 0; i < parts.size(); ++i) held.push_back(parts[i].of_whole ? whole.at(i) : held_part(whole.at(i), shape_));
+  return held;
 }
 
 void FrozenWeight::bind(const at::Tensor& bytes, int64_t first, int64_t stride) {
@@ -55,7 +60,7 @@ void FrozenWeight::unbind() {
 void FrozenWeight::set(int64_t unit, const at::Tensor& weight_OI) {
   MT_CHECK(unit >= 0 && unit < shape_.units, "unit ", unit, " of ", shape_.units);
   if (packed_.empty()) bind(at::zeros({shape_.units * shape_.unit_bytes()}, at::TensorOptions(at::kByte).device(device_)), 0, shape_.unit_bytes());
-  const std::vector<at::Tensor> parts = pack(weight_OI);
+  const std::vector<at::Tensor> parts = held(pack(weight_OI));
   for (size_t i = 0; i < parts.size(); ++i) packed_[i][unit].copy_(parts[i]);
 }
 

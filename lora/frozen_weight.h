@@ -33,9 +33,10 @@ class FrozenWeight {
  public:
   FrozenWeight(const FrozenShape& shape, at::Device device, at::ScalarType compute);
 
-  /// The packed parts (shape().parts(), in order) of a whole matrix [O, I] of any float dtype, cut to what is held; on device, or where
-  /// weight_OI lies.
+  /// The packed parts (shape().whole().parts(), in order) of a whole matrix [O, I] of any float dtype, on the device.
   std::vector<at::Tensor> pack(const at::Tensor& weight_OI) const;
+  /// Of the packed parts of a whole matrix, on any device, what is held: shape().parts(), in order.
+  std::vector<at::Tensor> held(const std::vector<at::Tensor>& whole) const;
   /// From here on unit u's packed bytes begin at bytes[first + u * stride] (uint8, one-dimensional, on the device).
   void bind(const at::Tensor& bytes, int64_t first, int64_t stride);
   /// The bytes are gone.

@@ -90,7 +90,10 @@ class Builder {
   }
 
   /// A new slab for frozen weights; null where weights train.
-  FrozenSlab* slab(SlabKind kind, int64_t layer, int64_t units) { return options_.train_weights ? nullptr : &model_.slabs->add(kind, layer, units); }
+  FrozenSlab* slab(SlabKind kind, int64_t layer, int64_t units) {
+    if (options_.train_weights) return nullptr;
+    return &model_.slabs->add(kind, layer, units, kind == SlabKind::kExperts ? SlabUnits{options_.placement.first, options_.placement.total} : SlabUnits{});
+  }
 
   MatrixCut cut_of(const LinearMap& map) const {
     const TensorAxis& axis = map.stack > 0 ? options_.expert_axis : options_.axis;
@@ -104,17 +107,11 @@ class Builder {
     return weight;
   }
 
-  /// Fixes a slab's layout, then reads, packs and forgets one matrix after the other: those that this rank keeps a part of.
+  /// Fixes a slab's layout and fills it.
   void load(FrozenSlab* slab) {
     if (slab == nullptr) return;
     slab->close();
-    for (int64_t unit = 0; unit < slab->units(); ++unit) {
-      for (const FrozenSlab::Held& held : slab->held()) {
-        if (!slab->wants(*held.weight, unit)) continue;
-        const std::string name = slab->kind() == SlabKind::kExperts ? expert_name(held.name, options_.placement.first + unit) : held.name;
-        slab->set(*held.weight, unit, source_.read(name, {held.weight->shape().outputs, held.weight->shape().inputs}));
-      }
-    }
+    slab->fill([this](const std::string& name, at::IntArrayRef shape) { return source_.read(name, shape); });
   }
 
   /// `layer`: whose way up completes the gradient. The weight goes to `slab`, which load() fills.

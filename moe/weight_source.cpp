@@ -1,6 +1,7 @@
 #include "moe/weight_source.h"
 
 #include <cmath>
+#include <ios>
 
 #include "lora/counter_random.h"
 #include "lora/fp8.h"
@@ -21,6 +22,15 @@ class Pretrained final : public WeightSource {
 
   bool has(const std::string& name) const override { return folder_.find(name) != nullptr; }
   int64_t bytes_read() const override { return bytes_read_; }
+
+  std::string identity() const override {
+    std::string text;
+    for (const SafetensorsFile* file : folder_.files()) {
+      const FileIdentity& id = file->identity();
+      text += str(std::filesystem::path(file->path()).filename().string(), " ", id.size, " bytes, changed ", id.modified_s, " s ", id.modified_ns, " ns, header ", file->header_digest(), "\n");
+    }
+    return text;
+  }
 
   at::Tensor read(const std::string& name, at::IntArrayRef shape) override {
     const TensorInfo& info = folder_.at(name);
@@ -54,6 +64,7 @@ class RandomWeights final : public WeightSource {
     return name.rfind("model.layers.", 0) != 0 || !(ends_with(name, ".embed_tokens.weight") || ends_with(name, ".shared_head.head.weight"));
   }
   int64_t bytes_read() const override { return 0; }
+  std::string identity() const override { return moetune::str("random, seed ", seed_, ", half width ", std::hexfloat, half_width_, "\n"); }
 
   at::Tensor read(const std::string& name, at::IntArrayRef shape) override {
     const auto options = at::TensorOptions(at::kFloat).device(device_);

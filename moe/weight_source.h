@@ -25,6 +25,9 @@ class WeightSource {
   virtual bool has(const std::string& name) const = 0;
   /// Bytes read so far, for the progress line.
   virtual int64_t bytes_read() const = 0;
+  /// What all tensors depend on, in lines: of a checkpoint name, size, time of last change and header of each file; of random weights seed
+  /// and distribution. Equal texts, equal tensors, unless a file was changed in place and its time set back.
+  virtual std::string identity() const = 0;
 };
 
 /// Reads model.safetensors, or the shards of model.safetensors.index.json, in `folder`.

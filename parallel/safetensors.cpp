@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "parallel/base/error.h"
+#include "parallel/base/sha256.h"
 #include "parallel/base/strict_json.h"
 #include "parallel/base/text.h"
 
@@ -207,6 +208,7 @@ SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
   const InputFile file(path_);
   identity_ = file.identity();
   const std::string text = read_header(file);
+  header_digest_ = sha256_of(text);
   const std::uint64_t data_begin = kPrefixBytes + text.size();
   const json header = parse_strict_json(text, str(path_, ": header"), kHeaderDepth);
   for (const auto& [name, entry] : header.items()) {

@@ -69,6 +69,9 @@ class SafetensorsFile {
   std::vector<std::string> names() const;  ///< sorted
   std::uint64_t total_bytes() const;       ///< of all tensors, without the header
   const StringMap& metadata() const { return metadata_; }
+  const FileIdentity& identity() const { return identity_; }
+  /// SHA-256 of the header's text: names, types, shapes and places of all tensors.
+  const std::string& header_digest() const { return header_digest_; }
   /// Copies bytes [first_byte, first_byte + num_bytes) of a tensor of this file.
   void read(const TensorInfo& info, std::uint64_t first_byte, std::uint64_t num_bytes, void* destination) const;
 
@@ -77,6 +80,7 @@ class SafetensorsFile {
 
   std::string path_;
   FileIdentity identity_;
+  std::string header_digest_;
   std::map<std::string, TensorInfo, std::less<>> tensors_;
   StringMap metadata_;
   mutable std::mutex opening_;
@@ -97,6 +101,8 @@ class SafetensorsFolder {
   const TensorInfo& at(std::string_view name) const;
   std::vector<std::string> names() const;  ///< sorted
   std::uint64_t total_bytes() const;       ///< of all tensors, without headers
+  /// The files that hold its tensors, by path.
+  std::vector<const SafetensorsFile*> files() const;
   /// That of the single file, or of the first shard in the order of names.
   const StringMap& metadata() const;
   /// Copies bytes [first_byte, first_byte + num_bytes) of a tensor of this folder. Thread-safe.
@@ -111,17 +117,22 @@ class SafetensorsFolder {
   std::map<std::string_view, const TensorInfo*> tensors_;          // both point into files_
 };
 
+/// A tensor to be written. Name and metadata are UTF-8.
+struct TensorSpec {
+  std::string name;
+  DType dtype;
+  std::vector<std::int64_t> shape;
+};
+/// What a file of these tensors begins with: length and header, a multiple of 8 bytes. The data follows in the order of `specs`. The
+/// metadata always says {"format": "pt"}: readers of transformers refuse files that do not. `path` is for messages.
+std::string safetensors_header(const std::string& path, const std::vector<TensorSpec>& specs, StringMap metadata);
+
 /// Writes one file, tensor after tensor, without holding it in memory; it appears under its name at commit() alone.
-/// The metadata always says {"format": "pt"}: readers of transformers refuse files that do not.
 class SafetensorsWriter {
  public:
-  struct Spec {
-    std::string name;
-    DType dtype;
-    std::vector<std::int64_t> shape;
-  };
+  using Spec = TensorSpec;
   /// Writes the header. The data follows in the order of `specs`; begin with the widest dtype if readers should find all
-  /// tensors aligned. Names and metadata are UTF-8.
+  /// tensors aligned.
   SafetensorsWriter(const std::string& path, const std::vector<Spec>& specs, StringMap metadata);
 
   /// The next bytes of the tensor, which may come in several pieces. Tensors come in declared order; those of zero bytes

@@ -130,6 +130,12 @@ std::uint64_t SafetensorsFolder::total_bytes() const {
   return total;
 }
 
+std::vector<const SafetensorsFile*> SafetensorsFolder::files() const {
+  std::vector<const SafetensorsFile*> files;
+  for (const auto& [path, file] : files_) files.push_back(file.get());
+  return files;
+}
+
 const StringMap& SafetensorsFolder::metadata() const { return files_.begin()->second->metadata(); }
 
 void SafetensorsFolder::read(const TensorInfo& info, std::uint64_t first_byte, std::uint64_t num_bytes, void* destination) const {

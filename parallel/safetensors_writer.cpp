@@ -7,24 +7,28 @@
 
 namespace moetune {
 
-SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::vector<Spec>& specs, StringMap metadata) : file_(path) {
+std::string safetensors_header(const std::string& path, const std::vector<TensorSpec>& specs, StringMap metadata) {
   metadata["format"] = "pt";
   nlohmann::json header = {{"__metadata__", std::move(metadata)}};
   std::uint64_t begin = 0;
-  for (const Spec& spec : specs) {
+  for (const TensorSpec& spec : specs) {
     MT_CHECK(!header.contains(spec.name), path, ": tensor ", in_quotes(spec.name), " is declared twice or has the reserved name");
     const std::optional<std::uint64_t> bytes = size_in_bytes(spec.dtype, spec.shape);
     MT_CHECK(bytes, path, ": the shape of tensor ", in_quotes(spec.name), " overflows or does not fill whole bytes");
     header[spec.name] = {{"dtype", dtype_name(spec.dtype)}, {"shape", spec.shape}, {"data_offsets", {begin, begin + *bytes}}};
-    pending_.push_back({spec.name, *bytes});
     begin += *bytes;
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the tensors begin at a multiple of 8
   const std::uint64_t length = text.size();
   MT_CHECK(length <= kMaxHeaderBytes, path, ": header of ", length, " bytes; readers accept ", kMaxHeaderBytes);
-  file_.write(&length, sizeof(length));
-  file_.write(text.data(), text.size());
+  return std::string(reinterpret_cast<const char*>(&length), sizeof(length)) + text;
+}
+
+SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::vector<Spec>& specs, StringMap metadata) : file_(path) {
+  const std::string header = safetensors_header(path, specs, std::move(metadata));
+  for (const Spec& spec : specs) pending_.push_back({spec.name, *size_in_bytes(spec.dtype, spec.shape)});
+  file_.write(header.data(), header.size());
   skip_complete();
 }
 

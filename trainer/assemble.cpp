@@ -37,23 +37,35 @@ void choose_determinism(const Recipe& recipe) {
   context.setDeterministicFillUninitializedMemory(false);  // a debugging aid: fills every new tensor
 }
 
+std::string rate_text(int64_t bytes, double seconds) { return str(bytes_text(static_cast<int64_t>(static_cast<double>(bytes) / std::max(1e-9, seconds))), "/s"); }
+
+/// Where the weights came from, in one line.
+std::string load_text(const WeightLoad& load, bool random, bool cached) {
+  const std::string source = random ? "drawn from the seed" : str(bytes_text(load.read_bytes), " of the checkpoint");
+  const int64_t bytes = load.read_bytes + load.cached_bytes;
+  std::string text = str("weights: ", cached ? str(bytes_text(load.cached_bytes), " packed from the cache, ") : "", source);
+  if (bytes > 0) text += str(", on the rank that reads most, ", rate_text(bytes, load.seconds));
+  if (load.written_bytes > 0) text += str("; ", bytes_text(load.written_bytes), " packed into the cache");
+  return str(text, ", in ", duration_text(load.seconds));
+}
+
 /// Says how far loading is, on rank 0, at most every two seconds.
 class LoadProgress {
  public:
-  LoadProgress(const WeightSource& source, int64_t num_layers) : source_(source), num_layers_(num_layers) {}
+  LoadProgress(const WeightSource& source, const SlabCache* cache, int64_t num_layers) : source_(source), cache_(cache), num_layers_(num_layers) {}
   void operator()(int64_t layer) {
     const double seconds = elapsed_s();
     if (seconds < printed_s_ + 2.0) return;
     printed_s_ = seconds;
     const double left = seconds / static_cast<double>(layer + 1) * static_cast<double>(num_layers_ - layer - 1);
-    log_info(str("  layer ", layer + 1, "/", num_layers_, ", ", bytes_text(source_.bytes_read()), " read on this rank, ", rate(), ", ",
-                 duration_text(left), " left"));
+    const int64_t bytes = source_.bytes_read() + (cache_ != nullptr ? cache_->found_bytes() : 0);
+    log_info(str("  layer ", layer + 1, "/", num_layers_, ", ", bytes_text(bytes), " read on this rank, ", rate_text(bytes, seconds), ", ", duration_text(left), " left"));
   }
-  std::string rate() const { return str(bytes_text(static_cast<int64_t>(static_cast<double>(source_.bytes_read()) / std::max(1e-9, elapsed_s()))), "/s"); }
   double elapsed_s() const { return seconds_since(start_); }
 
  private:
   const WeightSource& source_;
+  const SlabCache* cache_;
   int64_t num_layers_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   double printed_s_ = 0.0;
@@ -79,7 +91,10 @@ class Assembler {
     const Machine machine{run.device.type(), -launch_.max_over_world(-device_memory_bytes(run.device.type())), launch_.max_over_world(launch_.local_size())};
     run.plan = plan_memory(run.config, recipe_, shape, machine, rows);
     run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, shard_scope(recipe_.mesh.shard));
-    run.slabs = std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards));
+    const bool random = recipe_.model.weights == WeightOrigin::kRandom;
+    auto source = random ? make_random_weights(run.config, static_cast<uint64_t>(recipe_.run.seed), run.device) : open_pretrained(recipe_.model.path);
+    run.cache = open_weight_cache(recipe_, run.config, *source);
+    run.slabs = std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards), run.cache.get());
 
     ModelOptions options;
     options.device = run.device;
@@ -95,13 +110,12 @@ class Assembler {
     options.expert_axis = expert_axis(*run.mesh);
     options.seed = static_cast<uint64_t>(recipe_.run.seed);
     options.with_mtp = recipe_.mtp.loss_weight > 0.0;
-    const bool random = recipe_.model.weights == WeightOrigin::kRandom;
-    auto source = random ? make_random_weights(run.config, options.seed, run.device) : open_pretrained(recipe_.model.path);
-    LoadProgress progress(*source, run.config.num_layers + (options.with_mtp ? 1 : 0));
+    LoadProgress progress(*source, run.cache.get(), run.config.num_layers + (options.with_mtp ? 1 : 0));
     if (speaks_) options.loaded = [&](int64_t layer) { progress(layer); };
     run.model = build_model(run.config, *source, options);
-    if (speaks_) log_info(str("weights ", random ? "drawn from the seed" : str("read: ", bytes_text(source->bytes_read()), " on this rank, ", progress.rate()), " in ",
-                 duration_text(progress.elapsed_s())));
+    run.load = most_of_any_rank({source->bytes_read(), run.cache ? run.cache->found_bytes() : 0, run.cache ? run.cache->written_bytes() : 0, progress.elapsed_s()});
+    if (run.cache) say_complaints(*run.cache, run.mesh->world());
+    if (speaks_) log_info(load_text(run.load, random, run.cache != nullptr));
 
     run.sweep_options.keep_layers = num_kept_layers(recipe_.train.keep, static_cast<int64_t>(run.model->blocks.size()));
     run.sweep_options.stash_inputs = recipe_.offload.activations == ActivationTier::kHost;
@@ -111,6 +125,15 @@ class Assembler {
   }
 
  private:
+  WeightLoad most_of_any_rank(const WeightLoad& own) {
+    WeightLoad most;
+    most.read_bytes = launch_.max_over_world(own.read_bytes);
+    most.cached_bytes = launch_.max_over_world(own.cached_bytes);
+    most.written_bytes = launch_.max_over_world(own.written_bytes);
+    most.seconds = 1e-3 * static_cast<double>(launch_.max_over_world(static_cast<int64_t>(1e3 * own.seconds)));
+    return most;
+  }
+
   const Recipe& recipe_;
   const ModelConfig& config_;
   Launch& launch_;

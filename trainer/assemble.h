@@ -14,6 +14,7 @@
 #include "trainer/plan/memory_plan.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/sweep.h"
+#include "trainer/weight_cache.h"
 
 namespace moetune {
 
@@ -24,9 +25,11 @@ struct Assembly {
   MemoryPlan plan;
   std::unique_ptr<ShardGroups> shards;
   std::unique_ptr<WeightStore> store;
+  std::unique_ptr<SlabCache> cache;  ///< null: none is asked for
   std::unique_ptr<FrozenSlabs> slabs;
   std::unique_ptr<AdapterTargets> targets;
   std::unique_ptr<Model> model;
+  WeightLoad load;
   SweepOptions sweep_options;
   at::Device device = at::kCPU;
   at::ScalarType compute = at::kFloat;

@@ -47,6 +47,7 @@ class Run {
   int go() {
     const std::vector<HeldDigest> frozen = frozen_digests(*run_.model, *run_.mesh);
     TrainingState state{*run_.model, stepper_.optimizer(), dump_resolved(recipe_), frozen_digest(frozen, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
+    if (run_.cache && launch_.rank() == 0) compare_with_first_digest(*run_.cache, recipe_, state.frozen_digest);
     const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
     require_equal_replicas(frozen, "at the start", "nothing was trained");
     // Only now is it known that a resumed run fits what was saved: a mistake writes over nothing.

@@ -116,7 +116,7 @@ class CommandLine {
     logits_command->add_option("DATA", data_, "JSONL file")->required();
     logits_command->add_option("--to", to_, "safetensors file to write")->required();
     logits_command->add_option("--documents", documents_, "the first so many")->check(CLI::Range(1, 10000));
-    CLI::App* inspect_command = add_text(app_, "inspect", "Say what a model, adapter, data file, run or checkpoint holds; with --mesh, draw who holds what", [this] {
+    CLI::App* inspect_command = add_text(app_, "inspect", "Say what a model, adapter, data file, run, checkpoint or cache of packed weights holds; with --mesh, draw who holds what", [this] {
       return mesh_ ? inspect_mesh() : inspect(run_, digests_);
     });
     inspect_command->add_option("PATH", run_)->required();

@@ -61,7 +61,9 @@ void Reporter::start(const MemoryPlan& plan, const DataSummary& data) {
                 {"parameters", count_parameters(run_.config)}, {"trained_parameters", trained}, {"mesh", to_string(run_.mesh->shape())},
                 {"ranks", run_.mesh->shape().num_ranks()}, {"device", run_.device.str()}, {"frozen_digest", frozen_digest_},
                 {"planned_bytes", planned_bytes_}, {"planned_weights_copied_bytes", plan.weights.copied_bytes_per_step},
-                {"planned_weights_gathered_bytes", plan.weights.gathered_bytes_per_step}, {"host_peak_bytes", peak_memory_bytes(at::kCPU)}, {"documents", data.documents}, {"tokens", data.tokens}});
+                {"planned_weights_gathered_bytes", plan.weights.gathered_bytes_per_step}, {"host_peak_bytes", peak_memory_bytes(at::kCPU)},
+                {"load_s", run_.load.seconds}, {"checkpoint_read_bytes", run_.load.read_bytes}, {"cache_read_bytes", run_.load.cached_bytes},
+                {"cache_written_bytes", run_.load.written_bytes}, {"documents", data.documents}, {"tokens", data.tokens}});
 }
 
 std::vector<double> Reporter::max_over_mean(const at::Tensor& load_LE) {

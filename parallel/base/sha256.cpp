@@ -16,19 +16,23 @@ Sha256::Sha256() : state_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
 }
 
 void Sha256::update(const void* data, std::size_t size) {
-  MT_CHECK(state_ != nullptr, "update() after hex()");
+  MT_CHECK(state_ != nullptr, "update() after the end");
   MT_CHECK(EVP_DigestUpdate(state_.get(), data, size) == 1, "OpenSSL failed on ", size, " bytes");
 }
 
-std::string Sha256::hex() {
-  MT_CHECK(state_ != nullptr, "hex() twice");
-  unsigned char bytes[32];
+Sha256Bytes Sha256::bytes() {
+  MT_CHECK(state_ != nullptr, "the digest has ended before");
+  Sha256Bytes bytes;
   unsigned int length = 0;
-  MT_CHECK(EVP_DigestFinal_ex(state_.get(), bytes, &length) == 1 && length == sizeof(bytes), "digest of ", length, " bytes");
+  MT_CHECK(EVP_DigestFinal_ex(state_.get(), bytes.data(), &length) == 1 && length == bytes.size(), "digest of ", length, " bytes");
   state_.reset();
+  return bytes;
+}
+
+std::string Sha256::hex() {
   constexpr char kDigits[] = "0123456789abcdef";
   std::string text;
-  for (const unsigned char byte : bytes) {
+  for (const std::uint8_t byte : bytes()) {
     text += kDigits[byte >> 4];
     text += kDigits[byte & 15];
   }
@@ -51,6 +55,12 @@ std::string sha256_of(std::string_view bytes) {
   Sha256 digest;
   digest.update(bytes.data(), bytes.size());
   return digest.hex();
+}
+
+Sha256Bytes sha256_of(const void* data, std::size_t size) {
+  Sha256 digest;
+  digest.update(data, size);
+  return digest.bytes();
 }
 
 }  // namespace moetune

@@ -6,7 +6,9 @@
 //   MT_CHECK(sha256_of_file(path) == recorded, path, " changed");
 #pragma once
 
+#include <array>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -15,12 +17,16 @@ struct evp_md_ctx_st;  // OpenSSL's digest state
 
 namespace moetune {
 
+using Sha256Bytes = std::array<std::uint8_t, 32>;
+
 /// The digest of bytes that arrive in pieces (FIPS 180-4).
 class Sha256 {
  public:
   Sha256();
   void update(const void* data, std::size_t size);
-  /// 64 lower-case hexadecimal digits. Ends the digest: no update() or hex() after it.
+  /// Ends the digest: nothing more after it.
+  Sha256Bytes bytes();
+  /// The same as 64 lower-case hexadecimal digits.
   std::string hex();
 
  private:
@@ -30,5 +36,6 @@ class Sha256 {
 /// The digest of a regular file, read in pieces; UserError if it cannot be read.
 std::string sha256_of_file(const std::string& path);
 std::string sha256_of(std::string_view bytes);
+Sha256Bytes sha256_of(const void* data, std::size_t size);
 
 }  // namespace moetune

@@ -3,7 +3,6 @@
     .venv/bin/python tests/faults/loading_test.py [BUILD_FOLDER]
 """
 
-import json
 import pathlib
 import shutil
 import sys
@@ -11,43 +10,10 @@ import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import torch
-from safetensors.torch import save_file
+from tiny_checkpoint import write_checkpoint
+from tiny_run import TinyRun
 
-from tiny_run import CONFIG, TinyRun
-
-WIDTH, EXPERT_WIDTH, EXPERTS = 1024, 512, 64
 MIB = 2**20
-
-
-def checkpoint(folder):
-    """CONFIG with large experts, in bf16: bytes of the file, of its routed experts, and of its largest tensor."""
-    config = CONFIG | {"hidden_size": WIDTH, "moe_intermediate_size": EXPERT_WIDTH, "n_routed_experts": EXPERTS, "num_nextn_predict_layers": 0}
-    (folder / "config.json").write_text(json.dumps(config))
-    shapes = {"model.embed_tokens": (config["vocab_size"], WIDTH), "lm_head": (config["vocab_size"], WIDTH), "model.norm": (WIDTH,)}
-    heads, qk = config["num_attention_heads"], config["qk_nope_head_dim"] + config["qk_rope_head_dim"]
-    for layer in range(config["num_hidden_layers"]):
-        add = lambda name, *shape: shapes.__setitem__(f"model.layers.{layer}.{name}", shape)
-        add("input_layernorm", WIDTH), add("post_attention_layernorm", WIDTH)
-        add("self_attn.q_a_proj", config["q_lora_rank"], WIDTH), add("self_attn.q_a_layernorm", config["q_lora_rank"])
-        add("self_attn.q_b_proj", heads * qk, config["q_lora_rank"]), add("self_attn.kv_a_layernorm", config["kv_lora_rank"])
-        add("self_attn.kv_a_proj_with_mqa", config["kv_lora_rank"] + config["qk_rope_head_dim"], WIDTH)
-        add("self_attn.kv_b_proj", heads * (config["qk_nope_head_dim"] + config["v_head_dim"]), config["kv_lora_rank"])
-        add("self_attn.o_proj", WIDTH, heads * config["v_head_dim"])
-        if layer < config["first_k_dense_replace"]:
-            mlps = {"mlp": config["intermediate_size"]}
-        else:
-            mlps = {"mlp.shared_experts": EXPERT_WIDTH} | {f"mlp.experts.{e}": EXPERT_WIDTH for e in range(EXPERTS)}
-            add("mlp.gate", EXPERTS, WIDTH)
-        for path, width in mlps.items():
-            add(f"{path}.gate_proj", width, WIDTH), add(f"{path}.up_proj", width, WIDTH), add(f"{path}.down_proj", WIDTH, width)
-    generator = torch.Generator().manual_seed(1)
-    tensors = {f"{name}.weight": torch.randn(shape, generator=generator).mul_(0.02).bfloat16() for name, shape in shapes.items()}
-    for layer in range(config["first_k_dense_replace"], config["num_hidden_layers"]):
-        tensors[f"model.layers.{layer}.mlp.gate.e_score_correction_bias"] = torch.zeros(EXPERTS)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
-    return sum(sizes.values()), sum(size for name, size in sizes.items() if ".experts." in name), max(sizes.values())
 
 
 class LoadingTest(unittest.TestCase):
@@ -56,7 +22,9 @@ class LoadingTest(unittest.TestCase):
         cls.folder = pathlib.Path(tempfile.mkdtemp())
         cls.addClassCleanup(shutil.rmtree, cls.folder)
         (cls.folder / "model").mkdir()
-        cls.file_bytes, cls.expert_bytes, cls.largest = checkpoint(cls.folder / "model")
+        sizes = write_checkpoint(cls.folder / "model", hidden_size=1024, moe_intermediate_size=512, n_routed_experts=64)
+        cls.file_bytes, cls.largest = sum(sizes.values()), max(sizes.values())
+        cls.expert_bytes = sum(size for name, size in sizes.items() if ".experts." in name)
 
     def peak(self, name, ranks, **values):
         run = TinyRun(self.folder / name, **{"train.steps": 1, "adapter.targets": "[attention]", "mtp.loss_weight": 0, "router.bias": "frozen", "train.batch": 2} | values)

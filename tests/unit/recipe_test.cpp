@@ -72,6 +72,7 @@ model:
   weights: random
   base: nf4_double
   compute: fp64
+  cache: /nvme/packed
 adapter:
   rank: 32
   alpha: 64
@@ -107,7 +108,7 @@ deterministic: true
 )",
                                      "r.yaml");
   CHECK(recipe.run == RunRecipe{"runs/v3-attention", 18, DeviceChoice::kCuda, 4});
-  CHECK(recipe.model == ModelRecipe{"/models/DeepSeek-V3", WeightOrigin::kRandom, BaseChoice::kNf4Double, ComputeType::kFp64});
+  CHECK(recipe.model == ModelRecipe{"/models/DeepSeek-V3", WeightOrigin::kRandom, BaseChoice::kNf4Double, ComputeType::kFp64, "/nvme/packed"});
   REQUIRE(recipe.adapter);
   CHECK(*recipe.adapter ==
         AdapterRecipe{32, 64.0, 0.1, true, {"attention", "experts.up_proj"}, {{"o_proj", 8}, {"experts.up_proj", 4}}, "old"});
@@ -309,6 +310,8 @@ TEST_CASE("recipe: mistakes on the command line") {
     INFO(c.override_text);
     CHECK(mistakes_of(kSmall, {c.override_text}) == c.told);
   }
+  CHECK(mistakes_of(kSmall, {"adapter=none", "model.base=bf16", "model.cache=c"}) ==
+        "command line: model.cache: the weights themselves train (adapter: none), so there are no frozen ones to keep; take it out");
 }
 
 TEST_CASE("recipe: the resolved dump says where values came from, and loads again") {

@@ -22,6 +22,7 @@
 #include "trainer/manifest.h"
 #include "trainer/metrics/units.h"
 #include "trainer/recipe/recipe.h"
+#include "trainer/weight_cache.h"
 
 namespace moetune {
 namespace {
@@ -271,7 +272,8 @@ std::string inspect(const fs::path& path, bool digests) {
     if (fs::exists(path / "checkpoints") || fs::exists(path / "log.jsonl")) return describe_run(path);
     if (fs::exists(path / "adapter_config.json")) return describe_adapter(path, digests);
     if (fs::exists(path / "config.json")) return describe_model(path, digests);
-    throw UserError(str(path.string(), ": is no folder that moetune knows: a model has config.json, an adapter adapter_config.json, a run checkpoints/, a checkpoint manifest.json"));
+    if (const auto caches = describe_weight_caches(path)) return *caches;
+    throw UserError(str(path.string(), ": is no folder that moetune knows: a model has config.json, an adapter adapter_config.json, a run checkpoints/, a checkpoint manifest.json, packed weights about.json"));
   }
   return path.extension() == ".safetensors" ? describe_safetensors(path, digests) : describe_jsonl(path, digests);
 }

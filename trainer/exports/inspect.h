@@ -1,4 +1,4 @@
-// What lies at a path, in words: a model folder, an adapter, a data file, a token cache, a run folder or a checkpoint.
+// What lies at a path, in words: a model folder, an adapter, a data file, a token cache, a run folder, a checkpoint or packed weights.
 //
 //   std::cout << inspect("/models/DeepSeek-V3");
 //   std::cout << inspect("runs/v3-attention", /*digests=*/true);

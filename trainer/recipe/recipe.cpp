@@ -203,6 +203,9 @@ void check_together(const Recipe& recipe, Loader& loader) {
     loader.broken({"model.base", "adapter"}, str(to_string(recipe.model.base), " weights cannot be trained themselves ",
                                                  "(adapter: none); allowed then: bf16 or fp32"));
   }
+  if (!recipe.adapter && recipe.model.cache && loader.sound({"model.cache"})) {
+    loader.broken({"model.cache", "adapter"}, "the weights themselves train (adapter: none), so there are no frozen ones to keep; take it out");
+  }
   if (recipe.adapter && loader.sound({"adapter.targets", "adapter.ranks"})) {
     std::set<std::string> selected;
     for (const std::string& target : recipe.adapter->targets) {

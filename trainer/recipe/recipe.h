@@ -93,6 +93,7 @@ struct ModelRecipe {
   WeightOrigin weights = WeightOrigin::kPretrained;
   BaseChoice base = BaseChoice::kNf4;
   ComputeType compute = ComputeType::kBf16;
+  std::optional<std::string> cache;  ///< null: none
   bool operator==(const ModelRecipe&) const = default;
 };
 

@@ -73,6 +73,10 @@ void visit_keys(Visitor& v, S& model) {
   v.field("base", model.base,
           {.doc = "How frozen linear weights are held; `nf4_double` quantises the scales (absmax) too."});
   v.field("compute", model.compute, {.doc = "Type of activations and matrix products; `fp64` is for proofs."});
+  v.field("cache", model.cache,
+          {.doc = "Folder, best on a disk of each host, that keeps the frozen linear weights as they are held, so that the next start on "
+                  "any mesh need not read and quantise them. Made when it is missing.",
+           .path = true});
 }
 
 template <typename Visitor, SectionOf<AdapterRecipe> S>

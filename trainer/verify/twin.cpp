@@ -42,6 +42,7 @@ Recipe small(const Recipe& given) {
   recipe.run.check_replicas_every = 0;  // the table is to say what differs
   recipe.model.weights = WeightOrigin::kRandom;
   recipe.model.compute = ComputeType::kFp64;
+  recipe.model.cache.reset();
   if (recipe.adapter) {
     AdapterRecipe& adapter = *recipe.adapter;
     const double scale = adapter.alpha / static_cast<double>(adapter.rank);
