@@ -42,4 +42,6 @@ print(f"{layers}, {options.ranks} rank(s), {run.tokens} tokens a rank in documen
       f"  {f['tokens_per_s']:,.0f} tokens/s a rank (min {f['tokens_per_s_min']:,.0f}, max {f['tokens_per_s_max']:,.0f}, {f['counted_steps']} steps of {f['step_s']:.3f} s), "
       f"peak {size_text(f['peak_bytes'])} (planned {size_text(f['planned_bytes'])}), expert max/mean {f['expert_max_over_mean']:.2f}, loss {f['first_loss']:.4f} -> {f['last_loss']:.4f}\n"
       f"  a step copied {size_text(f['weights_copied_bytes'])} and gathered {size_text(f['weights_gathered_bytes'])} of weights, stood {f['weights_wait_s']:.3f} s waiting for them; "
-      f"exchange sent {size_text(f['exchange_sent_bytes'])} in {f['exchange_s']:.3f} s; optimizer waited for {f['optimizer_wait_s']:.3f} s", flush=True)
+      f"exchange sent {size_text(f['exchange_sent_bytes'])} in {f['exchange_s']:.3f} s, tensor axis {size_text(f['tensor_axis_sent_bytes'])} in {f['tensor_axis_s']:.3f} s; "
+      f"optimizer waited for {f['optimizer_wait_s']:.3f} s, replicas compared in {f['replica_check_s']:.3f} s\n"
+      f"  weights made or read in {f['load_s']:.0f} s; all that was no step took {f['besides_s']:.0f} s", flush=True)
