@@ -86,7 +86,8 @@ TEST_CASE("pictures: marks of XML in words are escaped") {
 TEST_CASE("pictures: no words lie on others or end outside, on any mesh") {
   const std::vector<std::vector<std::string>> meshes = {
       {"mesh.dp=1", "mesh.ep=1", "mesh.tp=1"}, {"mesh.dp=1", "mesh.ep=16", "mesh.tp=1"}, {"mesh.dp=1", "mesh.ep=2", "mesh.tp=8"}, {"mesh.dp=3", "mesh.ep=1", "mesh.tp=1"},
-      {"mesh.dp=16", "mesh.ep=8", "mesh.tp=1"}, {"mesh.dp=1", "mesh.ep=1", "mesh.tp=2"}, {"mesh.dp=2", "mesh.ep=2", "mesh.tp=2"}};
+      {"mesh.dp=16", "mesh.ep=8", "mesh.tp=1"}, {"mesh.dp=1", "mesh.ep=1", "mesh.tp=2"}, {"mesh.dp=2", "mesh.ep=2", "mesh.tp=2"}, {"mesh.dp=2", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"},
+      {"mesh.dp=1", "mesh.ep=2", "mesh.tp=8", "mesh.expert_tp=8"}};
   for (const auto& mesh : meshes) {
     for (const std::string shard : {"none", "all", "node"}) {
       for (const std::string offload : {"none", "all", "24GiB"}) {
@@ -134,6 +135,13 @@ TEST_CASE("pictures: the bytes of a layer are those of docs/parallelism.md") {
   CHECK(svg.find(">twice that: 896 MiB<") != std::string::npos);       // of (TP-1) T 2 D b
   CHECK(svg.find(">at most 448 MiB<") != std::string::npos);           // 16384 * (2 * 14336 + 8 * 4) = 470,286,336, to the one other rank
   CHECK(svg.find(">experts gathered: 2.21 GiB<") != std::string::npos);  // 3/4 of 128 experts of 3 * 7168 * 2048 numbers, 0.5 + 4/64 bytes each
+}
+
+TEST_CASE("pictures: experts in parts") {
+  const std::string layer = layer_picture(planned({"mesh.expert_tp=2"}, 4)), mesh = mesh_picture(planned({"mesh.expert_tp=2"}, 4));
+  CHECK(layer.find(">224 MiB<") != std::string::npos);                // z, weights, numbers of experts: 16384 * (7168 * 2 + 8 * 4) = 235,405,312
+  CHECK(layer.find(">at most 897 MiB<") != std::string::npos);        // z, d y, ... of the rows of both ranks: 32768 * (2 * 14336 + 8 * 4) = 940,572,672
+  CHECK(mesh.find(">features 1024-2047: shard 2 of 2<") != std::string::npos);  // of 2048, on two DP ranks
 }
 
 TEST_CASE("pictures: a step fetches 2 (n - 2) slabs") {

@@ -73,9 +73,10 @@ class LayerPicture {
   }
 
   std::vector<Stage> stages() const {
-    const int64_t D = config_.width, K = config_.top_k, others = shape_.tp - 1, S = T_ * most_sends(), local = config_.experts / shape_.ep;
+    const int64_t D = config_.width, K = config_.top_k, others = shape_.tp - 1, parts = shape_.expert_tp, S = parts * T_ * most_sends(), local = config_.experts / shape_.ep;
     const Chip tp{kTensorAxis, "tp"}, ep{kExchange, "ep"};
-    const auto axis = [&](int64_t numbers) { return bytes_text(others * T_ * numbers * b_); };
+    const auto axis_bytes = [&](int64_t a_row) { return bytes_text(others * T_ * a_row); };
+    const auto axis = [&](int64_t numbers) { return axis_bytes(numbers * b_); };
     const auto twice = [&](int64_t numbers) { return bytes_text(2 * others * T_ * numbers * b_); };
     const std::string rows = shape_.tp > 1 ? str(shape_.tp, " T rows") : "T rows";
     std::vector<Stage> list = {trained(), frozen(), {"norm, maps to latents", "T rows", {}, {}, {}}};
@@ -83,8 +84,12 @@ class LayerPicture {
     list.push_back({"attention", str(config_.heads / shape_.tp, " of ", config_.heads, " heads, ", rows), {}, {}, {}});
     if (others > 0) list.push_back({"", "", {tp}, {"outputs reduce-scattered", str("(TP-1) T D b = ", axis(D))}, {"again; gradients all-gathered", str("twice that: ", twice(D))}});
     list.push_back({"norm, router", str(K, " of ", config_.experts, " experts a row"), {}, {}, {}});
+    const auto at_most = [](int64_t bytes) { return str("at most ", bytes_text(bytes)); };
+    if (parts > 1) list.push_back({"", "", {tp}, {"z, weights, experts all-gathered", axis_bytes(D * b_ + K * (b_ + 2))}, {"z, weights, d y all-gathered", axis_bytes((2 * D + K) * b_)}});
+    if (shape_.ep > 1) list.push_back({"", "", {ep}, {"all-to-all: z, weights, experts", at_most(S * (D * b_ + K * (b_ + 2)))}, {"the same and d y, again", at_most(S * (2 * D * b_ + K * (b_ + 2)))}});
     if (config_.shared_experts > 0) {
-      Stage shared{"shared expert", shape_.tp > 1 ? str("1/", shape_.tp, " of its features, ", rows) : rows, {}, {}, {}};
+      const std::string meanwhile = shape_.ep > 1 ? "meanwhile " : "";
+      Stage shared{"shared expert", meanwhile + (shape_.tp > 1 ? str("1/", shape_.tp, " of its features, ", rows) : rows), {}, {}, {}};
       if (others > 0) {
         shared.chips = {tp};
         shared.down = {"z all-gathered, output summed", str("(TP-1) T 2 D b = ", axis(2 * D))};
@@ -92,10 +97,9 @@ class LayerPicture {
       }
       list.push_back(shared);
     }
-    const auto at_most = [](int64_t bytes) { return str("at most ", bytes_text(bytes)); };
-    if (shape_.ep > 1) list.push_back({"", "", {ep}, {"all-to-all: z, weights, experts", at_most(S * (D * b_ + K * (b_ + 2)))}, {"the same and d y, again", at_most(S * (2 * D * b_ + K * (b_ + 2)))}});
-    list.push_back({"routed experts", str(grouped(local), " of ", grouped(config_.experts), ", a chunk at a time"), {}, {}, {}});
+    list.push_back({"routed experts", str(grouped(local), " of ", grouped(config_.experts), parts > 1 ? str(", 1/", parts, " of features") : ", a chunk at a time"), {}, {}, {}});
     if (shape_.ep > 1) list.push_back({"", "", {ep}, {"all-to-all: one sum a row, back", at_most(S * D * b_)}, {"d z and d weights, back", at_most(S * (D + K) * b_)}});
+    if (parts > 1) list.push_back({"", "", {tp}, {"outputs reduce-scattered", str("(TP-1) T D b = ", axis(D))}, {"d z and d weights likewise", axis(D + K)}});
     list.push_back({"sum", "x of layer l + 1", {}, {}, {}});
     return list;
   }

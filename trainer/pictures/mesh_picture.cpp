@@ -98,7 +98,9 @@ class MeshPicture {
     svg_.text(x, box.y + 18, str("rank ", rank), {.bold = true});
     svg_.text(right, box.y + 18, str("dp ", place.dp, "  ep ", place.ep, "  tp ", place.tp), {.fill = colour::kSoft, .size = 11, .anchor = Anchor::kEnd});
     part(x, box.y + 38, colour::of(place.ep), str("experts ", run_of(place.ep, shape.ep, mesh_.config.experts)));
-    svg_.text(x + 14, box.y + 51, str("their slabs: ", shard(place.dp * shape.tp + place.tp, held.expert_shards)), {.fill = colour::kSoft, .size = 11});
+    const bool in_parts = shape.expert_tp > 1;
+    const std::string slabs = in_parts ? str("features ", run_of(place.tp, shape.tp, mesh_.config.expert_width), ": ") : "their slabs: ";
+    svg_.text(x + 14, box.y + 51, slabs + shard(in_parts ? place.dp : place.dp * shape.tp + place.tp, held.expert_shards), {.fill = colour::kSoft, .size = 11});
     part(x, box.y + 69, colour::of(place.tp), str("heads ", run_of(place.tp, shape.tp, mesh_.config.heads)));
     svg_.text(x + 14, box.y + 82, str("dense slabs: ", shard(place.dp * shape.ep + place.ep, held.dense_shards)), {.fill = colour::kSoft, .size = 11});
     bytes({x, box.y + 92, box.width - 2 * kPad, 12});
@@ -146,7 +148,7 @@ class MeshPicture {
     const std::vector<Kind> kinds = {
         {"ep", "tokens travel to experts", "and back", [&](const auto& at) { return at.dp * s.tp + at.tp; }},
         {"tp", "the same documents: rows are", "gathered, partial sums summed", [&](const auto& at) { return at.dp * s.ep + at.ep; }},
-        {"expert_replicas", "the same experts: slabs", "sharded, gradients summed", [&](const auto& at) { return at.ep; }},
+        {"expert_replicas", s.expert_tp > 1 ? "the same experts, in parts:" : "the same experts: slabs", s.expert_tp > 1 ? "gradients of whole halves" : "sharded, gradients summed", [&](const auto& at) { return at.ep; }},
         {"data", "the same heads: dense slabs", "sharded, gradients summed", [&](const auto& at) { return at.tp; }},
     };
     svg_.text(Svg::kMargin, top + 16, "Groups: ranks of one colour talk to each other, grey ones are alone; world and stage are all ranks", {.bold = true});
