@@ -21,6 +21,7 @@ class Recorder final : public WeightSource {
   }
   bool has(const std::string&) const override { return true; }
   int64_t bytes_read() const override { return 0; }
+  std::string identity() const override { return source_->identity(); }
   std::map<std::string, std::vector<int64_t>> reads;
 
  private:
