@@ -75,4 +75,5 @@ print(f"{options.dense} dense + {options.moe} MoE layers, {options.ranks} rank(s
       f"peak {max(line['memory_bytes'] for line in steps) / 2**30:.1f} GiB (planned {start['planned_bytes'] / 2**30:.1f}), expert max/mean {median('expert_max_over_mean'):.2f}, "
       f"loss {steps[0]['loss']:.4f} -> {steps[-1]['loss']:.4f}\n"
       f"  a step copied {median('weights_copied_bytes') / 2**30:.2f} GiB and gathered {median('weights_gathered_bytes') / 2**30:.2f} GiB of weights, stood {median('weights_wait_s'):.3f} s waiting for them; "
-      f"exchange sent {median('exchange_sent_bytes') / 2**30:.2f} GiB in {median('exchange_s'):.3f} s; optimizer waited for {median('optimizer_wait_s'):.3f} s", flush=True)
+      f"exchange sent {median('exchange_sent_bytes') / 2**30:.2f} GiB in {median('exchange_s'):.3f} s; optimizer waited for {median('optimizer_wait_s'):.3f} s\n"
+      f"  weights were there after {start['load_s']:.1f} s; cache: {start['cache_read_bytes'] / 2**30:.2f} GiB read, {start['cache_written_bytes'] / 2**30:.2f} GiB written, the most of any rank", flush=True)
