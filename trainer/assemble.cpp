@@ -40,10 +40,10 @@ void choose_determinism(const Recipe& recipe) {
 std::string rate_text(int64_t bytes, double seconds) { return str(bytes_text(static_cast<int64_t>(static_cast<double>(bytes) / std::max(1e-9, seconds))), "/s"); }
 
 /// Where the weights came from, in one line.
-std::string load_text(const WeightLoad& load, bool random, bool cached) {
-  const std::string source = random ? "drawn from the seed" : str(bytes_text(load.read_bytes), " of the checkpoint");
+std::string load_text(const WeightLoad& load, bool random) {
   const int64_t bytes = load.read_bytes + load.cached_bytes;
-  std::string text = str("weights: ", cached ? str(bytes_text(load.cached_bytes), " packed from the cache, ") : "", source);
+  std::string text = str("weights: ", load.cached_bytes > 0 ? str(bytes_text(load.cached_bytes), " packed from the cache, the rest: ") : "",
+                         random ? "drawn from the seed" : str(bytes_text(load.read_bytes), " of the checkpoint"));
   if (bytes > 0) text += str(", on the rank that reads most, ", rate_text(bytes, load.seconds));
   if (load.written_bytes > 0) text += str("; ", bytes_text(load.written_bytes), " packed into the cache");
   return str(text, ", in ", duration_text(load.seconds));
@@ -115,7 +115,7 @@ class Assembler {
     run.model = build_model(run.config, *source, options);
     run.load = most_of_any_rank({source->bytes_read(), run.cache ? run.cache->found_bytes() : 0, run.cache ? run.cache->written_bytes() : 0, progress.elapsed_s()});
     if (run.cache) say_complaints(*run.cache, run.mesh->world());
-    if (speaks_) log_info(load_text(run.load, random, run.cache != nullptr));
+    if (speaks_) log_info(load_text(run.load, random));
 
     run.sweep_options.keep_layers = num_kept_layers(recipe_.train.keep, static_cast<int64_t>(run.model->blocks.size()));
     run.sweep_options.stash_inputs = recipe_.offload.activations == ActivationTier::kHost;

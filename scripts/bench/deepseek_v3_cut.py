@@ -44,4 +44,4 @@ print(f"{layers}, {options.ranks} rank(s), {run.tokens} tokens a rank in documen
       f"  a step copied {size_text(f['weights_copied_bytes'])} and gathered {size_text(f['weights_gathered_bytes'])} of weights, stood {f['weights_wait_s']:.3f} s waiting for them; "
       f"exchange sent {size_text(f['exchange_sent_bytes'])} in {f['exchange_s']:.3f} s, tensor axis {size_text(f['tensor_axis_sent_bytes'])} in {f['tensor_axis_s']:.3f} s; "
       f"optimizer waited for {f['optimizer_wait_s']:.3f} s, replicas compared in {f['replica_check_s']:.3f} s\n"
-      f"  weights made or read in {f['load_s']:.0f} s; all that was no step took {f['besides_s']:.0f} s", flush=True)
+      f"  weights made or read in {f['load_s']:.0f} s (cache: {size_text(f['cache_read_bytes'])} read, {size_text(f['cache_written_bytes'])} written); all that was no step took {f['besides_s']:.0f} s", flush=True)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Times the first start of a run with model.cache, which reads and quantises a checkpoint, and the second, which does not.
 
-    python scripts/bench/second_start.py [--layers 5] [--width 2048] [--expert-width 1024] [--experts 32] [--cold] [key.sub=value ...]
+    python scripts/bench/second_start.py [--layers 5] [--width 2048] [--expert-width 1024] [--experts 32] [--repeats 3] [--cold] [key.sub=value ...]
 
-Makes a checkpoint in a temporary folder (weights drawn from the seed, exported in bf16), runs one step on it twice and prints how the
-weights came into memory and at which rate. --cold has the system forget its copies of files before each start, which only root may.
+Makes a checkpoint in a temporary folder (weights drawn from the seed, exported in bf16), runs one step on it twice, with a new cache at
+each repeat, and prints how the weights came into memory and at which rate. --cold has the system forget its copies of files before each start, which only root may.
 """
 import argparse
 import json
@@ -18,6 +18,7 @@ parser.add_argument("--layers", type=int, default=5, help="one of them dense")
 parser.add_argument("--width", type=int, default=2048)
 parser.add_argument("--expert-width", type=int, default=1024)
 parser.add_argument("--experts", type=int, default=32)
+parser.add_argument("--repeats", type=int, default=3)
 parser.add_argument("--cold", action="store_true")
 parser.add_argument("--folder", help="where the temporary folder is made")
 parser.add_argument("--program", default=str(pathlib.Path(__file__).resolve().parents[2] / "build" / "moetune"))
@@ -54,13 +55,14 @@ train: {{steps: 1, batch: 1}}
     moetune("train", folder / "recipe.yaml")
     moetune("export", folder / "run", "--to", folder / "model", "--base")
     (folder / "model" / "config.json").write_text(json.dumps(CONFIG))
-    for start in ("first", "second"):
+    for start in [f"{which} {number + 1}" for number in range(options.repeats) for which in ("first", "second")]:
+        run = folder / start.replace(" ", "-")
         if options.cold:
             os.sync()
             pathlib.Path("/proc/sys/vm/drop_caches").write_text("3")
-        moetune("train", folder / "recipe.yaml", f"run.dir={folder}/{start}", f"model.path={folder}/model", "model.weights=pretrained", "model.base=nf4",
-                f"model.cache={folder}/cache", *options.overrides)
-        line = json.loads((folder / start / "log.jsonl").read_text().splitlines()[0])
+        moetune("train", folder / "recipe.yaml", f"run.dir={run}", f"model.path={folder}/model", "model.weights=pretrained", "model.base=nf4",
+                f"model.cache={folder}/cache-{start[-1]}", *options.overrides)
+        line = json.loads((run / "log.jsonl").read_text().splitlines()[0])
         read = line["checkpoint_read_bytes"] + line["cache_read_bytes"]
-        print(f"{start} start: {line['load_s']:.2f} s; read {line['checkpoint_read_bytes'] / 1e6:.1f} MB of the checkpoint, {line['cache_read_bytes'] / 1e6:.1f} MB of the cache, "
+        print(f"{start}: {line['load_s']:.2f} s; read {line['checkpoint_read_bytes'] / 1e6:.1f} MB of the checkpoint, {line['cache_read_bytes'] / 1e6:.1f} MB of the cache, "
               f"{read / line['load_s'] / 1e9:.2f} GB/s; wrote {line['cache_written_bytes'] / 1e6:.1f} MB; frozen weights {line['frozen_digest']}")

@@ -196,7 +196,7 @@ def figures(run, warm_up):
     for key in ("step_s", "exchange_s", "tensor_axis_s", "weights_wait_s", "optimizer_wait_s", "weights_copied_bytes", "weights_gathered_bytes", "exchange_sent_bytes",
                 "tensor_axis_sent_bytes", "expert_max_over_mean"):
         result[key] = statistics.median(line.get(key, 0.0) for line in counted)
-    for key in ("mesh", "planned_bytes", "planned_weights_copied_bytes", "planned_weights_gathered_bytes", "load_s"):
+    for key in ("mesh", "planned_bytes", "planned_weights_copied_bytes", "planned_weights_gathered_bytes", "load_s", "cache_read_bytes", "cache_written_bytes"):
         result[key] = start[key]
     result["replica_check_s"] = statistics.median([line["replica_check_s"] for line in steps if line.get("replica_check_s")] or [0.0])
     axes = {axis: int(size) for axis, size in re.findall(r"(\w+) (\d+)", start["mesh"])}
