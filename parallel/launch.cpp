@@ -51,6 +51,9 @@ Failure current_failure() {
   } catch (const c10::OutOfMemoryError& error) {
     return {ExitCode::kDoesNotFit, error.what_without_backtrace()};
   } catch (const c10::Error& error) {
+    // torch's allocator of host memory has no exception of its own.
+    const std::string message = error.what_without_backtrace();
+    if (message.find("DefaultCPUAllocator: ") != std::string::npos) return {ExitCode::kDoesNotFit, "the host is out of memory: " + message};
     return {ExitCode::kDefect, error.what()};
   } catch (const std::bad_alloc&) {
     return {ExitCode::kDoesNotFit, "the host is out of memory"};

@@ -11,6 +11,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/device_memory.h"
+#include "parallel/host_memory.h"
 #include "trainer/metrics/units.h"
 
 namespace moetune {
@@ -112,7 +113,10 @@ class Assembler {
     options.with_mtp = recipe_.mtp.loss_weight > 0.0;
     LoadProgress progress(*source, run.cache.get(), run.config.num_layers + (options.with_mtp ? 1 : 0));
     if (speaks_) options.loaded = [&](int64_t layer) { progress(layer); };
-    run.model = build_model(run.config, *source, options);
+    {
+      const ThriftyHeap heap;
+      run.model = build_model(run.config, *source, options);
+    }
     run.load = most_of_any_rank({source->bytes_read(), run.cache ? run.cache->found_bytes() : 0, run.cache ? run.cache->written_bytes() : 0, progress.elapsed_s()});
     if (run.cache) say_complaints(*run.cache, run.mesh->world());
     if (speaks_) log_info(load_text(run.load, random));

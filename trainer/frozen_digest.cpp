@@ -6,6 +6,7 @@
 
 #include "lora/counter_random.h"
 #include "parallel/base/error.h"
+#include "parallel/host_memory.h"
 
 namespace moetune {
 namespace {
@@ -117,6 +118,7 @@ std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_exper
 }
 
 std::vector<HeldDigest> frozen_digests(Model& model, Mesh& mesh) {
+  const ThriftyHeap heap;
   std::vector<HeldDigest> held = plain_digests(model, mesh);
   const int64_t first_expert = mesh.here().ep * (model.config.experts / mesh.shape().ep);
   for (const FrozenSlab& slab : model.slabs->all()) {

@@ -26,6 +26,7 @@ void fail(const std::string& kind) {
   if (kind == "lost") throw RankLostError("a rank was lost");
   if (kind == "torch_memory") TORCH_CHECK_WITH(OutOfMemoryError, false, "the GPU is out of memory");
   if (kind == "host_memory") throw std::bad_alloc();
+  if (kind == "host_memory_torch") at::empty({int64_t{1} << 56}, at::kByte);
   if (kind == "torch") TORCH_CHECK(false, "a check of torch failed");
   if (kind == "standard") throw std::runtime_error("something broke");
   if (kind == "unknown") throw 7;

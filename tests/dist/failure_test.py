@@ -54,6 +54,7 @@ class FailureTest(unittest.TestCase):
             ("lost", 5, "a rank was lost"),
             ("torch_memory", 3, "the GPU is out of memory"),
             ("host_memory", 3, "the host is out of memory"),
+            ("host_memory_torch", 3, "the host is out of memory"),
             ("torch", 1, "a check of torch failed"),
             ("standard", 1, "something broke"),
             ("unknown", 1, "an exception that is no std::exception"),

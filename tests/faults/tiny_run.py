@@ -63,10 +63,10 @@ class TinyRun:
         recipe.write_text(as_yaml(sections))
         return [str(program()), command, str(recipe)] + (["--resume"] if resume else [])
 
-    def start(self, ranks=1, resume=False, command="train"):
-        """The running process; with more ranks it is mpirun."""
+    def start(self, ranks=1, resume=False, command="train", before_start=None):
+        """The running process; with more ranks it is mpirun. `before_start` is called in it first."""
         launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
-        return subprocess.Popen([*launch, *self.arguments(command, resume)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return subprocess.Popen([*launch, *self.arguments(command, resume)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=before_start)
 
     def finish(self, ranks=1, resume=False, expect=0):
         """Runs to the end and returns the output; fails when the exit code is another."""
