@@ -31,6 +31,12 @@ bool started_by_mpirun() {
   return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr;
 }
 
+/// Tasks that srun started with this one, each a program of its own.
+int tasks_apart() {
+  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  return tasks == nullptr ? 1 : std::atoi(tasks);
+}
+
 std::string host_name() {
   char name[256] = "";
   gethostname(name, sizeof(name) - 1);
@@ -101,6 +107,7 @@ Launch::Launch() : exceptions_at_birth_(std::uncaught_exceptions()) {
     host_world_ = MpiCommunicator::split_world(0, rank_, "world (host)");
     host_world_->report_to(std::make_unique<GroupProgress>(progress_, make_group_id(0), host_world_->name(), world_size_));
   } else {
+    num_tasks_apart_ = tasks_apart();
     host_world_ = std::make_unique<LocalCommunicator>("world (host)");
   }
   num_cpus_ = static_cast<int>(cpu_share(sets, static_cast<size_t>(local_rank_), cpu_quota()));
@@ -114,6 +121,12 @@ Launch::~Launch() {
   watchdog_.reset();
   host_world_.reset();
   if (uses_mpi_ && std::uncaught_exceptions() == exceptions_at_birth_) MPI_Finalize();
+}
+
+void Launch::require_one_job() const {
+  if (num_tasks_apart_ <= 1) return;
+  throw UserError(str("srun started ", num_tasks_apart_, " tasks that do not know of each other: each would be a run of one rank; start them with srun --mpi=pmix "
+                      "(srun --mpi=list says what is there)"));
 }
 
 void Launch::watch(double stall_timeout_s) {
@@ -192,6 +205,7 @@ void Launch::abort(int code) {
 
 int run_guarded(Launch& launch, const std::function<int()>& program) {
   try {
+    launch.require_one_job();
     return program();
   } catch (...) {
     launch.failing();

@@ -48,6 +48,9 @@ class Launch {
   /// the other ranks there that may use them too. At least 1.
   int num_cpus() const { return num_cpus_; }
 
+  /// Throws UserError where srun started several tasks that do not know of each other. run_guarded() asks first of all.
+  void require_one_job() const;
+
   /// What this rank is doing, for messages and for the watchdog; the program tells it as it goes.
   RankProgress& progress() { return progress_; }
   /// From now on a rank that dies, is silent for 20 s, or stands still for `stall_timeout_s` while others wait for it ends the job
@@ -78,6 +81,7 @@ class Launch {
   std::string make_group_id(int color);
 
   bool uses_mpi_ = false;
+  int num_tasks_apart_ = 1;  // without MPI: what srun started beside each other
   int exceptions_at_birth_;
   int rank_ = 0;
   int world_size_ = 1;

@@ -62,6 +62,13 @@ class FailureTest(unittest.TestCase):
             with self.subTest(kind):
                 self.check(0, 0, kind, code, message)
 
+    def test_tasks_that_do_not_know_of_each_other(self):
+        """srun without --mpi=pmix: each task would be a run of its own, in the same folder."""
+        for tasks, code in (("1", 0), ("2", 2)):
+            job = subprocess.run([BINARY, DEVICE, "none", "user"], capture_output=True, text=True, timeout=LIMIT_S, env=os.environ | {"SLURM_STEP_NUM_TASKS": tasks})
+            self.assertEqual(job.returncode, code, job.stderr)
+        self.assertIn("error: srun started 2 tasks that do not know of each other", job.stderr)
+
     def test_a_stall_is_told_by_who_watches(self):
         """Stopped, asleep for ever, in an endless loop: exit code 5, and the rank, the collective and who waits are named."""
         for kind, ranks, who, what in [("stop", 3, 2, "silent for 3 s"), ("stop", 3, 0, "silent for 3 s"), ("sleep", 2, 1, "stalls: without progress for 3 s, asleep"),
