@@ -105,8 +105,9 @@ std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_exper
     const FrozenShape& shape = held.weight->shape();
     for (const PackedPart& part : shape.parts()) {
       // What the tensor axis does not cut is the same at all its places, and counts at the first.
-      const bool copied = part.of_whole || !(shape.cut.cuts_outputs() || shape.cut.cuts_inputs());
-      const Replicas replicas = experts ? (copied ? Replicas::kExpertReplicas : Replicas::kExpertTensorIndex) : copied ? Replicas::kEverywhere : Replicas::kTensorIndex;
+      const bool copied = part.of_whole || shape.cut.dim == MatrixCut::Dim::kNone;
+      const Replicas replicas = experts ? (copied || shape.cut.parts == 1 ? Replicas::kExpertReplicas : Replicas::kExpertTensorIndex)
+                                        : copied ? Replicas::kEverywhere : Replicas::kTensorIndex;
       DigestSum sum(slab.device());
       PartDigest(slab, held, part, first_expert, sum).add(first, bytes);
       digests.push_back({str(held.name, "/", part.name), str(bytes.numel(), " bytes from ", first, ", expert ", first_expert, copied ? "" : str(", part ", shape.cut.index)),

@@ -47,9 +47,11 @@ std::vector<Target> targets(Model& model) {
   for (const FrozenSlab& slab : model.slabs->all()) {
     const auto [first, kept] = slab.kept();
     for (const FrozenSlab::Held& held : slab.held()) {
-      const bool cut = held.weight->shape().cut.dim != MatrixCut::Dim::kNone;
+      const MatrixCut& cut = held.weight->shape().cut;
+      const Replicas of_experts = cut.parts > 1 ? Replicas::kExpertTensorIndex : Replicas::kExpertReplicas;
+      const Replicas of_dense = cut.dim != MatrixCut::Dim::kNone ? Replicas::kTensorIndex : Replicas::kEverywhere;
       if (held.offset < first || held.offset >= first + kept.numel()) continue;
-      add("slab", held.name + "/", slab.kind() == SlabKind::kExperts ? Replicas::kExpertReplicas : cut ? Replicas::kTensorIndex : Replicas::kEverywhere, kept.narrow(0, held.offset - first, 1));
+      add("slab", held.name + "/", slab.kind() == SlabKind::kExperts ? of_experts : of_dense, kept.narrow(0, held.offset - first, 1));
     }
   }
   std::vector<Target> all;
@@ -60,13 +62,14 @@ std::vector<Target> targets(Model& model) {
 /// The group of copies by the definition of the mesh, and its name.
 std::pair<std::string, std::vector<int64_t>> copies(const MeshShape& shape, Replicas replicas, int64_t of) {
   const MeshCoordinates place = coordinates_of(shape, of);
+  const bool same_tp = replicas == Replicas::kTensorIndex || replicas == Replicas::kExpertTensorIndex;
+  const bool same_ep = replicas == Replicas::kExpertReplicas || replicas == Replicas::kExpertTensorIndex;
   std::vector<int64_t> ranks;
   for (int64_t rank = 0; rank < shape.num_ranks(); ++rank) {
     const MeshCoordinates other = coordinates_of(shape, rank);
-    if ((replicas == Replicas::kTensorIndex && other.tp != place.tp) || (replicas == Replicas::kExpertReplicas && other.ep != place.ep)) continue;
-    ranks.push_back(rank);
+    if ((!same_tp || other.tp == place.tp) && (!same_ep || other.ep == place.ep)) ranks.push_back(rank);
   }
-  return {replicas == Replicas::kTensorIndex ? "data" : replicas == Replicas::kExpertReplicas ? "expert_replicas" : "stage", ranks};
+  return {same_tp && same_ep ? "dp" : same_tp ? "data" : same_ep ? "expert_replicas" : "stage", ranks};
 }
 
 std::string listed(const std::vector<int64_t>& ranks) {
@@ -80,9 +83,9 @@ std::string listed(const std::vector<int64_t>& ranks) {
 TEST_CASE("a rank with another copy of anything is told, and equal copies pass", "[replica_check][ranks8]") {
   const int64_t P = test_launch().world_size(), own = test_launch().rank(), bad = P - 1;
   for (const int64_t ep : {1, 2, 4}) {
-    for (const int64_t tp : {1, 2}) {
+    for (const auto& [tp, expert_tp] : {std::pair<int64_t, int64_t>{1, 1}, {2, 1}, {2, 2}}) {
       if (P % (ep * tp) != 0) continue;
-      const MeshShape shape{1, P / (ep * tp), ep, tp};
+      const MeshShape shape{1, P / (ep * tp), ep, tp, expert_tp};
       Mesh mesh(test_launch(), shape);
       TinyModel tiny(tiny_config(2), {.base = BaseFormat::kFp32, .compute = at::kBFloat16}, &mesh);
       INFO(to_string(shape));

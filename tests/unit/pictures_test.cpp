@@ -141,7 +141,7 @@ TEST_CASE("pictures: experts in parts") {
   const std::string layer = layer_picture(planned({"mesh.expert_tp=2"}, 4)), mesh = mesh_picture(planned({"mesh.expert_tp=2"}, 4));
   CHECK(layer.find(">224 MiB<") != std::string::npos);                // z, weights, numbers of experts: 16384 * (7168 * 2 + 8 * 4) = 235,405,312
   CHECK(layer.find(">at most 897 MiB<") != std::string::npos);        // z, d y, ... of the rows of both ranks: 32768 * (2 * 14336 + 8 * 4) = 940,572,672
-  CHECK(mesh.find(">features 1024-2047: shard 2 of 2<") != std::string::npos);  // of 2048, on two DP ranks
+  CHECK(mesh.find(">F 1024-2047: shard 2 of 2<") != std::string::npos);  // of 2048, on two DP ranks
 }
 
 TEST_CASE("pictures: a step fetches 2 (n - 2) slabs") {

@@ -47,7 +47,7 @@ class LayerPicture {
 
   std::string draw() {
     svg_.text(Svg::kMargin, 26, "One expert layer of a step: what a rank computes, and what it sends in which group", {.bold = true, .size = 14});
-    svg_.text(Svg::kMargin, 44, str(to_string(shape_), "; T = ", grouped(T_), " rows of the rank", shape_.tp > 1 ? str(", ", shape_.tp, " T of its tensor axis") : "", ", D = ", grouped(config_.width),
+    svg_.text(Svg::kMargin, 44, str(to_string(shape_), "; T = ", grouped(T_), " rows a rank", shape_.tp > 1 ? str(", ", shape_.tp, " T on its tensor axis") : "", ", D = ", grouped(config_.width),
                                     ", C = ", grouped(latents()), " latents, b = ", b_, " bytes"), {.fill = colour::kSoft});
     const double top = 84;
     double y = top;

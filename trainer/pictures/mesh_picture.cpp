@@ -99,7 +99,7 @@ class MeshPicture {
     svg_.text(right, box.y + 18, str("dp ", place.dp, "  ep ", place.ep, "  tp ", place.tp), {.fill = colour::kSoft, .size = 11, .anchor = Anchor::kEnd});
     part(x, box.y + 38, colour::of(place.ep), str("experts ", run_of(place.ep, shape.ep, mesh_.config.experts)));
     const bool in_parts = shape.expert_tp > 1;
-    const std::string slabs = in_parts ? str("features ", run_of(place.tp, shape.tp, mesh_.config.expert_width), ": ") : "their slabs: ";
+    const std::string slabs = in_parts ? str("F ", run_of(place.tp, shape.tp, mesh_.config.expert_width), ": ") : "their slabs: ";
     svg_.text(x + 14, box.y + 51, slabs + shard(in_parts ? place.dp : place.dp * shape.tp + place.tp, held.expert_shards), {.fill = colour::kSoft, .size = 11});
     part(x, box.y + 69, colour::of(place.tp), str("heads ", run_of(place.tp, shape.tp, mesh_.config.heads)));
     svg_.text(x + 14, box.y + 82, str("dense slabs: ", shard(place.dp * shape.ep + place.ep, held.dense_shards)), {.fill = colour::kSoft, .size = 11});
