@@ -105,7 +105,7 @@ Passed pass_through(Experts& held, const Rows& rows, bool keep) {
   return passed;
 }
 
-void check(const MeshShape& shape, int64_t buffer_rows, bool train, bool keep) {
+void check_layout(const MeshShape& shape, int64_t buffer_rows, bool train, bool keep) {
   INFO(to_string(shape) << ", buffer of " << buffer_rows << ", weights train " << train << ", kept " << keep);
   Mesh mesh(test_launch(), shape);
   // The first of several places of the expert axis has one row a rank.
@@ -153,7 +153,7 @@ TEST_CASE("experts shared by a tensor axis compute what whole ones do", "[routed
   if (P == 4) shapes.insert(shapes.end(), {{1, 1, 2, 2, 2}, {1, 1, 2, 2, 1}});
   for (const MeshShape& shape : shapes) {
     for (const int64_t buffer_rows : {0, 5}) {
-      for (const bool train : {false, true}) check(shape, buffer_rows, train, /*keep=*/train == (buffer_rows > 0));
+      for (const bool train : {false, true}) check_layout(shape, buffer_rows, train, /*keep=*/train == (buffer_rows > 0));
     }
   }
 }
