@@ -54,8 +54,8 @@ class Block {
   /// What a pass uses, in order: that of mixing, that of the experts.
   std::vector<FrozenSlab*> slabs() const;
 
-  /// Mixing of one slice up to the choice of experts. `expert_TK` (int64): chosen here when undefined, obeyed when defined; E, which is no expert, for padding.
-  /// `balance`: compute the balance loss. Collective over the tensor axis, its backward pass too.
+  /// Mixing of one slice up to the choice of experts. `expert_TK` (int64): chosen here when undefined, obeyed when defined; E, which is no
+  /// expert, for padding. `balance`: compute the balance loss. Collective over the tensor axis, its backward pass too.
   Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,
             const PassContext& pass) const;
   /// Adds to the residual the slice's dense MLP or shared expert. Collective over the tensor axis, its backward pass too.

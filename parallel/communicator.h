@@ -60,8 +60,9 @@ class Communicator {
   /// Returns when the host of every rank has come here. Does not wait for any CUDA stream.
   void barrier();
 
-  /// Payload bytes from this rank to others so far, whatever the backend sends on the wire: all_to_all_v what
-  /// goes to others; all_gather (P-1) * bytes of `in`; reduce_scatter_sum (P-1)/P * bytes of `in`; all_reduce 2 (P-1)/P * bytes (a ring, rounded down); broadcast (P-1) * bytes at the root and nothing elsewhere.
+  /// Payload bytes from this rank to others so far, whatever the backend sends on the wire: all_to_all_v what goes to others; all_gather
+  /// (P-1) * bytes of `in`; reduce_scatter_sum (P-1)/P * bytes of `in`; all_reduce 2 (P-1)/P * bytes (a ring, rounded down); broadcast
+  /// (P-1) * bytes at the root and nothing elsewhere.
   int64_t bytes_sent() const { return bytes_sent_; }
 
   /// From now on the watchdog knows of this group's collectives.
