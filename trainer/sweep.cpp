@@ -121,8 +121,12 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
   }
   Dispatch sent;
   if (block.is_moe()) {
-    sent = block.experts()->send(state.routing, {joined(state.mixed, &Mixed::z_TD), joined(state.mixed, &Mixed::weight_TK), stream.token_T, d_y_TD}, pass,
-                                 state.experts.get());
+    RoutedInputs inputs{{}, {}, stream.token_T, d_y_TD};
+    if (recompute) {  // what was kept is there already
+      inputs.z_TD = joined(state.mixed, &Mixed::z_TD);
+      inputs.weight_TK = joined(state.mixed, &Mixed::weight_TK);
+    }
+    sent = block.experts()->send(state.routing, inputs, pass, state.experts.get());
   }
   if (recompute) {
     at::AutoGradMode with_graph(true);
