@@ -27,6 +27,12 @@ enum class Replicas {
   kExpertTensorIndex,  ///< of those on the ones at one place of the tensor axis; those at other places hold other parts of each expert's rows
 };
 
+/// Where copies live of a tensor, or of a stack over experts, that the tensor axis cuts or not.
+inline Replicas replicas_of(bool of_experts, bool cut) {
+  if (of_experts) return cut ? Replicas::kExpertTensorIndex : Replicas::kExpertReplicas;
+  return cut ? Replicas::kTensorIndex : Replicas::kEverywhere;
+}
+
 /// The part of a tensor that this rank holds where the tensor axis cuts it: elements first .. first + size - 1 along `dim`.
 struct TensorPart {
   int64_t dim = -1;   ///< -1: the whole tensor
@@ -53,7 +59,7 @@ struct ParameterInfo {
 
   /// Holds a part only: at the ranks of one place of the tensor axis. Of a stack, known by num_experts, the part of each expert.
   void hold_part(int64_t dim, int64_t first, int64_t total) {
-    replicas = num_experts > 0 ? Replicas::kExpertTensorIndex : Replicas::kTensorIndex;
+    replicas = replicas_of(num_experts > 0, /*cut=*/true);
     part = {dim, first, total};
   }
 };

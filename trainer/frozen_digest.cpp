@@ -90,7 +90,7 @@ std::vector<HeldDigest> plain_digests(const Model& model, Mesh& mesh) {
     // Parts are runs of rows.
     const int64_t row_bytes = static_cast<int64_t>(tensor.held.nbytes()) / std::max<int64_t>(1, tensor.held.size(0));
     const bool whole = tensor.part.is_whole();
-    held.push_back({tensor.name, str("rows from ", tensor.part.first), whole ? Replicas::kEverywhere : Replicas::kTensorIndex, true,
+    held.push_back({tensor.name, str("rows from ", tensor.part.first), replicas_of(/*of_experts=*/false, !whole), true,
                     mesh.data().rank() == 0 && (!whole || mesh.here().tp == 0), tensor_digest(tensor.name, tensor.held, tensor.part.first * row_bytes)});
   }
   return held;
@@ -106,12 +106,10 @@ std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_exper
     for (const PackedPart& part : shape.parts()) {
       // What the tensor axis does not cut is the same at all its places, and counts at the first.
       const bool copied = part.of_whole || shape.cut.dim == MatrixCut::Dim::kNone;
-      const Replicas replicas = experts ? (copied || shape.cut.parts == 1 ? Replicas::kExpertReplicas : Replicas::kExpertTensorIndex)
-                                        : copied ? Replicas::kEverywhere : Replicas::kTensorIndex;
       DigestSum sum(slab.device());
       PartDigest(slab, held, part, first_expert, sum).add(first, bytes);
       digests.push_back({str(held.name, "/", part.name), str(bytes.numel(), " bytes from ", first, ", expert ", first_expert, copied ? "" : str(", part ", shape.cut.index)),
-                         replicas, bytes.numel() == slab.bytes(),
+                         replicas_of(experts, !copied && (!experts || shape.cut.parts > 1)), bytes.numel() == slab.bytes(),
                          slab.first_copy() && !(copied && shape.cut.index > 0), sum.value()});
     }
   }

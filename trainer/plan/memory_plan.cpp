@@ -131,9 +131,7 @@ class Planner {
       plan_.trained_numbers += numbers(held, local_experts_);
       const int64_t layer = map.group == "mtp" ? turn_layer(config_) : map.layer, units = map.units(local_experts_);
       auto add_numbers = [&](bool cut, int64_t count) {
-        const bool part = cut && parts_.of(map) > 1;
-        const Replicas replicas = map.stack > 0 ? (part ? Replicas::kExpertTensorIndex : Replicas::kExpertReplicas) : part ? Replicas::kTensorIndex : Replicas::kEverywhere;
-        by_layer_[{layer, replicas}] += units * count;
+        by_layer_[{layer, replicas_of(map.stack > 0, cut && parts_.of(map) > 1)}] += units * count;
       };
       if (trains_weights_) {
         add_numbers(map.cut != MatrixCut::Dim::kNone, held.outputs * held.inputs);
