@@ -6,10 +6,10 @@
 #include <cstdio>
 #include <optional>
 
-#include "lora/adapter.h"
+#include "lora/adapters/adapter.h"
 #include "lora/slab_cache.h"
 #include "parallel/base/error.h"
-#include "parallel/weight_store.h"
+#include "parallel/bytes/weight_store.h"
 
 namespace moetune {
 

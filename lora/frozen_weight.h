@@ -16,8 +16,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "lora/frozen_shape.h"
-#include "lora/nf4.h"
+#include "lora/formats/frozen_shape.h"
+#include "lora/formats/nf4.h"
 #include "lora/scratch.h"
 
 namespace moetune {

@@ -9,7 +9,7 @@
 
 #include <memory>
 
-#include "lora/adapter.h"
+#include "lora/adapters/adapter.h"
 #include "lora/frozen_weight.h"
 
 namespace moetune {

@@ -7,7 +7,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/sha256.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 
 namespace moetune {
 namespace {

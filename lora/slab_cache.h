@@ -1,6 +1,6 @@
 // The file tier: packed frozen weights on a local disk, so that a second start neither reads the checkpoint's matrices nor quantises them.
 //
-//   SlabCache cache(folder);                                    // one model in one format: trainer/weight_cache.h chooses the folder
+//   SlabCache cache(folder);                                    // one model in one format: trainer/state/weight_cache.h chooses the folder
 //   auto file = cache.open("layer-003-experts", matrices);      // null where the disk refuses
 //   if (auto stored = file->find(17)) keep(stored->parts);      // verified
 //   else file->put(17, weight.pack(read(matrices[17].name)));
@@ -25,7 +25,7 @@
 #include <string>
 #include <vector>
 
-#include "lora/frozen_shape.h"
+#include "lora/formats/frozen_shape.h"
 #include "parallel/base/placed_file.h"
 
 namespace moetune {

@@ -15,7 +15,7 @@
 #include <optional>
 
 #include "lora/frozen_slab.h"
-#include "moe/attention.h"
+#include "moe/attention/latent_attention.h"
 #include "moe/routed_experts.h"
 #include "moe/router.h"
 #include "moe/swiglu_mlp.h"
@@ -33,7 +33,7 @@ struct Mixed {
 /// The parts of a block; made by moe/model.
 struct BlockParts {
   at::Tensor input_norm, post_attention_norm;
-  std::unique_ptr<Attention> attention;
+  std::unique_ptr<LatentAttention> attention;
   std::unique_ptr<SwigluMlp> mlp;          ///< dense MLP, or the shared expert (null where there is none)
   std::unique_ptr<Router> router;          ///< null in a dense block
   std::unique_ptr<RoutedExperts> experts;  ///< null in a dense block

@@ -5,7 +5,7 @@
 namespace moetune {
 namespace {
 
-// Documents of unequal length share a batch, padded by up to an eighth (moe/slice.cpp).
+// Documents of unequal length share a batch, padded by up to an eighth (moe/attention/slice.cpp).
 int64_t padded(int64_t elements) { return elements + elements / 8; }
 
 /// Which inputs of the block's maps autograd keeps.

@@ -6,8 +6,8 @@
 
 #include <torch/types.h>
 
-#include "lora/parameter.h"
-#include "parallel/tensor_axis.h"
+#include "lora/adapters/parameter.h"
+#include "parallel/comm/tensor_axis.h"
 
 namespace moetune {
 

@@ -11,7 +11,7 @@
 
 #include <torch/types.h>
 
-#include "lora/parameter.h"
+#include "lora/adapters/parameter.h"
 #include "moe/embedding.h"
 
 namespace moetune {

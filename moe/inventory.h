@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "lora/adapter.h"
+#include "lora/adapters/adapter.h"
 #include "lora/frozen_weight.h"
 #include "moe/config.h"
 

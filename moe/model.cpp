@@ -165,7 +165,7 @@ class Builder {
     return std::make_unique<GroupedLinear>(std::move(weight), std::move(adapter));
   }
 
-  std::unique_ptr<Attention> attention(int64_t layer, const Maps& maps, FrozenSlab* slab) {
+  std::unique_ptr<LatentAttention> attention(int64_t layer, const Maps& maps, FrozenSlab* slab) {
     auto map = [&](const char* leaf) { return linear(maps.at(str("self_attn.", leaf)), layer, slab); };
     AttentionWeights w;
     if (config_.q_lora) {
@@ -179,7 +179,7 @@ class Builder {
     w.kv_a_norm = norm(layer, "self_attn.kv_a_layernorm.weight", config_.kv_lora);
     w.kv_b = map("kv_b_proj");
     w.o = map("o_proj");
-    return std::make_unique<Attention>(config_, std::move(w), options_.axis);
+    return std::make_unique<LatentAttention>(config_, std::move(w), options_.axis);
   }
 
   void add_block(int64_t layer) {

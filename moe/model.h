@@ -18,7 +18,7 @@
 #include "moe/embedding.h"
 #include "moe/head.h"
 #include "moe/mtp.h"
-#include "moe/rope.h"
+#include "moe/attention/rope.h"
 #include "moe/weight_source.h"
 
 namespace moetune {

@@ -22,8 +22,8 @@
 
 #include "lora/grouped_linear.h"
 #include "moe/pass_context.h"
-#include "parallel/tensor_axis.h"
-#include "parallel/token_exchange.h"
+#include "parallel/comm/tensor_axis.h"
+#include "parallel/comm/token_exchange.h"
 
 namespace moetune {
 

@@ -8,8 +8,8 @@
 #include <torch/types.h>
 
 #include "moe/config.h"
-#include "moe/slice.h"
-#include "parallel/tensor_axis.h"
+#include "moe/attention/slice.h"
+#include "parallel/comm/tensor_axis.h"
 
 namespace moetune {
 

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "lora/linear.h"
-#include "moe/slice.h"
-#include "parallel/tensor_axis.h"
+#include "moe/attention/slice.h"
+#include "parallel/comm/tensor_axis.h"
 
 namespace moetune {
 

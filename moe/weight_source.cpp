@@ -3,11 +3,11 @@
 #include <cmath>
 #include <ios>
 
-#include "lora/counter_random.h"
-#include "lora/fp8.h"
+#include "lora/adapters/counter_random.h"
+#include "lora/formats/fp8.h"
 #include "parallel/base/error.h"
-#include "parallel/safetensors.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/safetensors.h"
+#include "parallel/bytes/tensor_io.h"
 
 namespace moetune {
 namespace {

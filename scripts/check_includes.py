@@ -11,8 +11,8 @@ LAYERS = ["parallel/base", "parallel", "lora", "moe", "trainer"]  # from the bot
 TORCH = re.compile(r"(torch|ATen|c10|caffe2)/")
 # what is included, the only places that may (folders end in '/'), why
 SURFACES = [
-    (re.compile(r"mpi\.h$"), ["parallel/"], "ranks talk through parallel/communicator.h"),
-    (re.compile(r"nccl\.h$"), ["parallel/"], "ranks talk through parallel/communicator.h"),
+    (re.compile(r"mpi\.h$"), ["parallel/"], "ranks talk through parallel/comm/communicator.h"),
+    (re.compile(r"nccl\.h$"), ["parallel/"], "ranks talk through parallel/comm/communicator.h"),
     (re.compile(r"yaml-cpp/"), ["trainer/recipe/recipe_yaml.cpp"], "recipes are read in one place"),
     (re.compile(r"(spdlog|fmt)/"), ["parallel/base/log.cpp"], "log through parallel/base/log.h"),
     (re.compile(r"CLI/"), ["trainer/"], "only the program knows a command line"),

@@ -10,9 +10,9 @@
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
-#include "parallel/device_memory.h"
-#include "parallel/host_memory.h"
-#include "trainer/metrics/units.h"
+#include "parallel/device/device_memory.h"
+#include "parallel/device/host_memory.h"
+#include "parallel/base/units.h"
 
 namespace moetune {
 namespace {

@@ -8,13 +8,13 @@
 #include <optional>
 
 #include "moe/model.h"
-#include "parallel/launch.h"
-#include "parallel/mesh.h"
-#include "parallel/weight_store.h"
+#include "parallel/comm/launch.h"
+#include "parallel/comm/mesh.h"
+#include "parallel/bytes/weight_store.h"
 #include "trainer/plan/memory_plan.h"
 #include "trainer/recipe/recipe.h"
-#include "trainer/sweep.h"
-#include "trainer/weight_cache.h"
+#include "trainer/sweep/sweep.h"
+#include "trainer/state/weight_cache.h"
 
 namespace moetune {
 

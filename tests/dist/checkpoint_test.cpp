@@ -1,5 +1,5 @@
 // What one mesh saved, another reads: every number at its place, whatever part of it each rank holds.
-#include "trainer/checkpoint.h"
+#include "trainer/state/checkpoint.h"
 
 #include <filesystem>
 #include <fstream>
@@ -9,7 +9,7 @@
 #include "tests/support/dist.h"
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_model.h"
-#include "trainer/manifest.h"
+#include "trainer/state/manifest.h"
 
 using namespace moetune;
 namespace fs = std::filesystem;

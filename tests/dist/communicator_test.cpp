@@ -1,9 +1,9 @@
 // Every collective against closed forms of small integers, which all dtypes here represent exactly. The same cases run
 // over MPI on CPUs and over NCCL on GPUs.
-#include "parallel/communicator.h"
+#include "parallel/comm/communicator.h"
 
 #include "parallel/base/error.h"
-#include "parallel/mpi_communicator.h"
+#include "parallel/comm/mpi_communicator.h"
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"
 

@@ -10,8 +10,8 @@
 #include <thread>
 
 #include "parallel/base/error.h"
-#include "parallel/communicator.h"
-#include "parallel/launch.h"
+#include "parallel/comm/communicator.h"
+#include "parallel/comm/launch.h"
 
 using namespace moetune;
 

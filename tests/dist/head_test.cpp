@@ -4,7 +4,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "moe/embedding.h"
-#include "parallel/communicator.h"
+#include "parallel/comm/communicator.h"
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"
 #include "tests/support/numbers.h"

@@ -1,7 +1,7 @@
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 
-#include "parallel/communicator.h"
-#include "parallel/mesh.h"
+#include "parallel/comm/communicator.h"
+#include "parallel/comm/mesh.h"
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"
 

@@ -1,5 +1,5 @@
 // Gradients, masters and moments in parts over the ranks: what comes back is what one rank computes, with and without overlap.
-#include "trainer/optimizer.h"
+#include "trainer/update/optimizer.h"
 
 #include <cmath>
 
@@ -7,7 +7,7 @@
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"
 #include "tests/support/message_of.h"
-#include "trainer/gradients.h"
+#include "trainer/update/gradients.h"
 
 using namespace moetune;
 

@@ -1,16 +1,16 @@
 // Replicas that differ are found, and told by tensor, group and ranks: whatever it is that several ranks hold, on every mesh.
-#include "trainer/replica_check.h"
+#include "trainer/state/replica_check.h"
 
 #include <map>
 
 #include "parallel/base/error.h"
-#include "parallel/weight_store.h"
+#include "parallel/bytes/weight_store.h"
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_model.h"
-#include "trainer/frozen_digest.h"
-#include "trainer/stepper.h"
+#include "trainer/state/frozen_digest.h"
+#include "trainer/run/stepper.h"
 
 using namespace moetune;
 

@@ -3,7 +3,7 @@
 #include "moe/routed_experts.h"
 
 #include "parallel/base/error.h"
-#include "parallel/mesh.h"
+#include "parallel/comm/mesh.h"
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"
 #include "tests/support/numbers.h"

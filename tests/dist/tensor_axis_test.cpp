@@ -1,9 +1,9 @@
 // Rows gathered and partial results scattered over the ranks of a tensor axis, forward and backward, in whole numbers.
-#include "parallel/tensor_axis.h"
+#include "parallel/comm/tensor_axis.h"
 
 #include <torch/csrc/autograd/autograd.h>
 
-#include "parallel/communicator.h"
+#include "parallel/comm/communicator.h"
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"
 

@@ -1,7 +1,7 @@
 // The exchange of rows between ranks: closed forms in numbers that sums represent exactly, uneven and empty loads, rounds.
-#include "parallel/token_exchange.h"
+#include "parallel/comm/token_exchange.h"
 
-#include "parallel/communicator.h"
+#include "parallel/comm/communicator.h"
 
 #include "tests/support/catch.h"
 #include "tests/support/dist.h"

@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "lora/frozen_weight.h"
-#include "lora/nf4.h"
+#include "lora/formats/nf4.h"
 #include "parallel/base/error.h"
 
 using namespace moetune;

@@ -42,21 +42,21 @@ MUTATIONS = [
         "gradient_not_summed_over_tp",
         "A of a map that is cut by outputs is whole on every rank of the tensor axis, and each sees the gradient of its own outputs alone. "
         "Without their sum the copies drift apart, each a little wrong: the losses look fine.",
-        "trainer/replica_groups.cpp",
+        "trainer/update/replica_groups.cpp",
         (("case Replicas::kEverywhere: return mesh.stage();", "case Replicas::kEverywhere: return mesh.data();"),),
         TWO_TP, r"tp 2 .*<- WRONG\n +farthest gradient: .*lora_A"),
     Mutation(
         "gradient_not_summed_over_ep",
         "Ranks of an expert group take different data, so that what they hold alike (attention, norms) needs a sum over them too; "
         "written for data parallel groups alone, it is left out.",
-        "trainer/gradients.cpp",
+        "trainer/update/gradients.cpp",
         (("group.ranks().reduce_scatter_sum(own, flat);", "own.copy_(flat.narrow(0, group.shard_begin(), group.shard_size()));"),),
         TWO_EP, r"ep 2 .*<- WRONG\n +farthest gradient: "),
     Mutation(
         "initial_a_of_each_rank",
         "Generators seeded by rank, so that cut matrices do not get equal parts, give copies different starts as well. B is zero: the first "
         "loss is right, and the first all-gather hides it.",
-        "lora/adapter.cpp",
+        "lora/adapters/adapter.cpp",
         (("stream_key(seed, name)", "stream_key(seed + cut.index, name)"),),
         Command(2, recipe=TRAIN + (("mesh.tp", 2),)),
         r"at the start: replicas differ; nothing was trained\n  model\.layers\.0\.\S+\.lora_A\.weight \(group stage\): rank 1 has not what rank 0 has\n"),
@@ -70,7 +70,7 @@ MUTATIONS = [
     Mutation(
         "stale_working_copy",
         "One rank has the new values, the others go on with those of the step before: nothing looks wrong but that training is slow.",
-        "trainer/optimizer.cpp",
+        "trainer/update/optimizer.cpp",
         (("member.parameter->working.copy_(FlatGroup::view(flat, member));", "if (group.ranks().rank() == 0) member.parameter->working.copy_(FlatGroup::view(flat, member));"),),
         Command(2, recipe=TRAIN + (("mesh.dp", 2),)),
         r"step 2: replicas differ; nothing was updated\n  \S+\.lora_[AB]\.weight \(group (stage|data|expert_replicas)\): rank 1 has not what rank 0 has\n"),
@@ -83,7 +83,7 @@ MUTATIONS = [
     Mutation(
         "padding_counted_in_loads",
         "Rows of padding are routed nowhere, but they stand in the same tensor; counted as tokens they move the biases of the routers.",
-        "trainer/sweep.cpp",
+        "trainer/sweep/sweep.cpp",
         (("tally(expert_TK, ", "tally(expert_TK.clamp_max(model_.config.experts - 1), "),),
         TWO_TP, r"tp 2 .*<- WRONG\n"),
     Mutation(

@@ -9,18 +9,18 @@
 
 #include <nlohmann/json.hpp>
 
-#include "lora/peft_files.h"
+#include "lora/adapters/peft_files.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
-#include "parallel/launch.h"
-#include "parallel/mesh.h"
-#include "parallel/tensor_io.h"
-#include "parallel/shard_groups.h"
-#include "parallel/weight_store.h"
+#include "parallel/comm/launch.h"
+#include "parallel/comm/mesh.h"
+#include "parallel/bytes/tensor_io.h"
+#include "parallel/comm/shard_groups.h"
+#include "parallel/bytes/weight_store.h"
 #include "trainer/assemble.h"
-#include "trainer/frozen_digest.h"
-#include "trainer/gradients.h"
-#include "trainer/optimizer.h"
+#include "trainer/state/frozen_digest.h"
+#include "trainer/update/gradients.h"
+#include "trainer/update/optimizer.h"
 #include "trainer/verify/whole_tensors.h"
 
 using namespace moetune;

@@ -13,7 +13,7 @@
 
 #include <vector>
 
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 
 namespace moetune {
 

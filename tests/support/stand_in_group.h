@@ -4,7 +4,7 @@
 //   TensorAxis axis(group);
 #pragma once
 
-#include "parallel/communicator.h"
+#include "parallel/comm/communicator.h"
 
 namespace moetune {
 

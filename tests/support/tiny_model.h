@@ -8,8 +8,8 @@
 #include <memory>
 
 #include "moe/model.h"
-#include "parallel/mesh.h"
-#include "parallel/token_exchange.h"
+#include "parallel/comm/mesh.h"
+#include "parallel/comm/token_exchange.h"
 #include "tests/support/numbers.h"
 #include "trainer/assemble.h"
 #include "trainer/data/step_batch.h"

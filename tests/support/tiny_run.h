@@ -18,7 +18,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/sha256.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 #include "tests/support/temporary_folder.h"
 
 namespace moetune {

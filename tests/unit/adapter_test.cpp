@@ -1,7 +1,7 @@
 // Adapters: where they start, what their dropout depends on, and which maps get one.
 #include "tests/support/catch.h"
 
-#include "lora/adapter.h"
+#include "lora/adapters/adapter.h"
 #include "parallel/base/error.h"
 #include "tests/support/message_of.h"
 #include "tests/support/numbers.h"

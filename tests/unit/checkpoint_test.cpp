@@ -7,12 +7,12 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
 #include "tests/support/tiny_model.h"
-#include "trainer/checkpoint.h"
-#include "trainer/manifest.h"
+#include "trainer/state/checkpoint.h"
+#include "trainer/state/manifest.h"
 
 using namespace moetune;
 namespace fs = std::filesystem;

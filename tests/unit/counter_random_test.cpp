@@ -1,7 +1,7 @@
 // Counter-based random numbers against the same integer operations written out here.
 #include "tests/support/catch.h"
 
-#include "lora/counter_random.h"
+#include "lora/adapters/counter_random.h"
 #include "tests/support/numbers.h"
 
 using namespace moetune;

@@ -7,7 +7,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
 #include "trainer/data/dataset.h"

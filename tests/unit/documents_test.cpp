@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "parallel/base/error.h"
-#include "parallel/safetensors.h"
+#include "parallel/bytes/safetensors.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
 #include "trainer/data/documents.h"

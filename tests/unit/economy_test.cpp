@@ -2,7 +2,7 @@
 #include "tests/support/catch.h"
 
 #include "tests/support/tiny_model.h"
-#include "trainer/sweep.h"
+#include "trainer/sweep/sweep.h"
 
 using namespace moetune;
 

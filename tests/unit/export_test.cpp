@@ -4,8 +4,8 @@
 #include <cmath>
 #include <filesystem>
 
-#include "lora/nf4.h"
-#include "lora/peft_files.h"
+#include "lora/formats/nf4.h"
+#include "lora/adapters/peft_files.h"
 #include "parallel/base/files.h"
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_run.h"

@@ -1,9 +1,9 @@
 // Block-scaled FP8 against a loop over every element in Python (tests/fixtures/make_fp8.py). [300, 200] has ragged last blocks.
 #include "tests/support/catch.h"
 
-#include "lora/fp8.h"
+#include "lora/formats/fp8.h"
 #include "parallel/base/error.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 
 using namespace moetune;
 

@@ -1,11 +1,11 @@
 // The digest of frozen weights: every byte counts, and where a tensor is cut does not.
 #include "tests/support/catch.h"
 
-#include "parallel/launch.h"
-#include "parallel/weight_store.h"
+#include "parallel/comm/launch.h"
+#include "parallel/bytes/weight_store.h"
 #include "tests/support/stand_in_group.h"
 #include "tests/support/tiny_model.h"
-#include "trainer/frozen_digest.h"
+#include "trainer/state/frozen_digest.h"
 
 using namespace moetune;
 

@@ -4,10 +4,10 @@
 #include <cmath>
 
 #include "parallel/base/error.h"
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 #include "tests/support/message_of.h"
 #include "tests/support/numbers.h"
-#include "trainer/gradients.h"
+#include "trainer/update/gradients.h"
 
 using namespace moetune;
 

@@ -7,14 +7,14 @@
 
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 #include "tests/support/catch.h"
 #include "tests/support/deepseek_v3_config.h"
 #include "tests/support/message_of.h"
 #include "tests/support/stand_in_group.h"
 #include "trainer/assemble.h"
-#include "trainer/gradients.h"
-#include "trainer/optimizer.h"
+#include "trainer/update/gradients.h"
+#include "trainer/update/optimizer.h"
 
 using namespace moetune;
 using nlohmann::json;

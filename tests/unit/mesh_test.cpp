@@ -1,4 +1,4 @@
-#include "parallel/mesh.h"
+#include "parallel/comm/mesh.h"
 
 #include "parallel/base/error.h"
 #include "tests/support/catch.h"

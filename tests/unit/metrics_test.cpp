@@ -15,11 +15,11 @@
 #include "parallel/base/error.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/metrics/crc32c.h"
-#include "trainer/metrics/log_file.h"
-#include "trainer/metrics/progress.h"
-#include "trainer/metrics/tensorboard.h"
-#include "trainer/metrics/units.h"
+#include "trainer/run/metrics/crc32c.h"
+#include "trainer/run/metrics/log_file.h"
+#include "trainer/run/metrics/progress.h"
+#include "trainer/run/metrics/tensorboard.h"
+#include "parallel/base/units.h"
 
 using namespace moetune;
 

@@ -6,10 +6,10 @@
 #include <bit>
 #include <limits>
 
-#include "lora/nf4.h"
-#include "lora/nf4_blocks.h"
+#include "lora/formats/nf4.h"
+#include "lora/formats/nf4_blocks.h"
 #include "parallel/base/error.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 
 using namespace moetune;
 

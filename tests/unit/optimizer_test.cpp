@@ -6,10 +6,10 @@
 #include <ATen/Parallel.h>
 
 #include "parallel/base/error.h"
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 #include "tests/support/message_of.h"
 #include "tests/support/numbers.h"
-#include "trainer/optimizer.h"
+#include "trainer/update/optimizer.h"
 
 using namespace moetune;
 

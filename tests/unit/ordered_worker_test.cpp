@@ -1,4 +1,4 @@
-#include "trainer/ordered_worker.h"
+#include "trainer/update/ordered_worker.h"
 
 #include <ATen/Parallel.h>
 #include <torch/types.h>

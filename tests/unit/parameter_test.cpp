@@ -1,6 +1,6 @@
 #include "tests/support/catch.h"
 
-#include "lora/parameter.h"
+#include "lora/adapters/parameter.h"
 #include "parallel/base/error.h"
 #include "tests/support/message_of.h"
 #include "tests/support/numbers.h"

@@ -3,11 +3,11 @@
 
 #include <nlohmann/json.hpp>
 
-#include "lora/adapter.h"
-#include "lora/peft_files.h"
+#include "lora/adapters/adapter.h"
+#include "lora/adapters/peft_files.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 #include "tests/support/message_of.h"
 #include "tests/support/numbers.h"
 #include "tests/support/temporary_folder.h"

@@ -6,10 +6,10 @@
 
 #include "parallel/base/error.h"
 #include "tests/support/catch.h"
-#include "trainer/pictures/layer_picture.h"
-#include "trainer/pictures/mesh_picture.h"
-#include "trainer/pictures/svg.h"
-#include "trainer/pictures/weights_picture.h"
+#include "trainer/plan/pictures/layer_picture.h"
+#include "trainer/plan/pictures/mesh_picture.h"
+#include "trainer/plan/pictures/svg.h"
+#include "trainer/plan/pictures/weights_picture.h"
 
 using namespace moetune;
 

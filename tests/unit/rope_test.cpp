@@ -4,7 +4,7 @@
 #include <cmath>
 #include <complex>
 
-#include "moe/rope.h"
+#include "moe/attention/rope.h"
 #include "tests/support/numbers.h"
 
 using namespace moetune;

@@ -1,5 +1,5 @@
 // safetensors without torch: a file of the reference library, malformed files, model folders, the writer.
-#include "parallel/safetensors.h"
+#include "parallel/bytes/safetensors.h"
 
 #include <sys/mman.h>
 #include <unistd.h>

@@ -1,13 +1,13 @@
 // Any part of a tensor out of whatever boxes and runs it was saved in.
-#include "trainer/saved_state.h"
+#include "trainer/state/saved_state.h"
 
 #include "parallel/base/error.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 #include "tests/support/catch.h"
 #include "tests/support/message_of.h"
 #include "tests/support/numbers.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/manifest.h"
+#include "trainer/state/manifest.h"
 
 using namespace moetune;
 

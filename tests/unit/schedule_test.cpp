@@ -1,6 +1,6 @@
 #include "tests/support/catch.h"
 
-#include "trainer/schedule.h"
+#include "trainer/update/schedule.h"
 
 using namespace moetune;
 

@@ -5,8 +5,8 @@
 
 #include <numeric>
 
-#include "moe/attention.h"
-#include "moe/slice.h"
+#include "moe/attention/latent_attention.h"
+#include "moe/attention/slice.h"
 #include "tests/support/numbers.h"
 #include "tests/support/stand_in_group.h"
 

@@ -1,5 +1,5 @@
 // Torch tensors in safetensors files.
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 
 #include "parallel/base/error.h"
 #include "tests/support/catch.h"

@@ -1,4 +1,4 @@
-#include "parallel/verdict.h"
+#include "parallel/watch/verdict.h"
 
 #include "tests/support/catch.h"
 

@@ -8,7 +8,7 @@
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_run.h"
 #include "trainer/exports/inspect.h"
-#include "trainer/weight_cache.h"
+#include "trainer/state/weight_cache.h"
 
 using namespace moetune;
 namespace fs = std::filesystem;

@@ -3,7 +3,7 @@
 
 #include "moe/weight_source.h"
 #include "parallel/base/error.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 #include "tests/support/message_of.h"
 #include "tests/support/numbers.h"
 #include "tests/support/temporary_folder.h"

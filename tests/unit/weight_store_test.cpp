@@ -4,8 +4,8 @@
 #include <ATen/ATen.h>
 
 #include "parallel/base/error.h"
-#include "parallel/host_memory.h"
-#include "parallel/weight_store.h"
+#include "parallel/device/host_memory.h"
+#include "parallel/bytes/weight_store.h"
 #include "tests/support/message_of.h"
 
 using namespace moetune;

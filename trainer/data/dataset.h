@@ -8,7 +8,7 @@
 
 #include <string>
 
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 #include "trainer/data/documents.h"
 #include "trainer/recipe/recipe.h"
 

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "parallel/base/error.h"
-#include "parallel/safetensors.h"
+#include "parallel/bytes/safetensors.h"
 #include "trainer/data/documents.h"
 
 namespace moetune {

@@ -1,6 +1,6 @@
 // A rank's part of a step on its device, cut into slices, with everything that counts known beforehand.
 //
-// The ranks of a tensor axis have the same documents and each its rows of every slice (moe/slice.h): T rows here. "All rows" are
+// The ranks of a tensor axis have the same documents and each its rows of every slice (moe/attention/slice.h): T rows here. "All rows" are
 // theirs together as a gather puts them, one rank's after the other: the padding is among them.
 //
 //   StepBatch batch = make_step_batch(batches.local(step, rank, num_ranks), model, slice_tokens, device, compute);
@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "moe/model.h"
-#include "moe/slice.h"
+#include "moe/attention/slice.h"
 #include "trainer/data/batches.h"
 
 namespace moetune {

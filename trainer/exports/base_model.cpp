@@ -6,7 +6,7 @@
 #include <unordered_map>
 
 #include "parallel/base/error.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 
 namespace moetune {
 namespace {

@@ -8,13 +8,13 @@
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
 
-#include "lora/peft_files.h"
+#include "lora/adapters/peft_files.h"
 #include "parallel/base/error.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 #include "trainer/exports/name_summary.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
-#include "trainer/metrics/units.h"
+#include "parallel/base/units.h"
 
 namespace moetune {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "lora/frozen_weight.h"
 #include "parallel/base/error.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 #include "trainer/assemble.h"
 #include "trainer/exports/base_model.h"
 #include "trainer/exports/export.h"
@@ -15,7 +15,7 @@
 #include "trainer/exports/name_summary.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
-#include "trainer/metrics/units.h"
+#include "parallel/base/units.h"
 
 namespace moetune {
 namespace {

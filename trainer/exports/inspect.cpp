@@ -8,21 +8,21 @@
 
 #include <nlohmann/json.hpp>
 
-#include "lora/peft_files.h"
+#include "lora/adapters/peft_files.h"
 #include "moe/config.h"
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/sha256.h"
 #include "parallel/base/text.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 #include "trainer/data/documents.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
-#include "trainer/manifest.h"
-#include "trainer/metrics/units.h"
+#include "trainer/state/manifest.h"
+#include "parallel/base/units.h"
 #include "trainer/recipe/recipe.h"
-#include "trainer/weight_cache.h"
+#include "trainer/state/weight_cache.h"
 
 namespace moetune {
 namespace {

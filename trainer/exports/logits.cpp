@@ -2,9 +2,9 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 #include "trainer/assemble.h"
-#include "trainer/checkpoint.h"
+#include "trainer/state/checkpoint.h"
 #include "trainer/data/dataset.h"
 #include "trainer/data/step_batch.h"
 #include "trainer/exports/saved_run.h"

@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 
 namespace moetune {
 

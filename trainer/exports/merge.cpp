@@ -8,13 +8,13 @@
 #include <nlohmann/json.hpp>
 
 #include "parallel/base/error.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 #include "trainer/exports/base_model.h"
 #include "trainer/exports/model_writer.h"
 #include "trainer/exports/name_summary.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
-#include "trainer/metrics/units.h"
+#include "parallel/base/units.h"
 
 namespace moetune {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
-#include "parallel/tensor_io.h"
+#include "parallel/bytes/tensor_io.h"
 
 namespace moetune {
 namespace {

@@ -11,7 +11,7 @@
 #include <functional>
 #include <vector>
 
-#include "parallel/safetensors.h"
+#include "parallel/bytes/safetensors.h"
 
 namespace moetune {
 

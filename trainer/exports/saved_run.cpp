@@ -1,6 +1,6 @@
 #include "trainer/exports/saved_run.h"
 
-#include "lora/adapter.h"
+#include "lora/adapters/adapter.h"
 #include "parallel/base/error.h"
 
 namespace moetune {

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "trainer/recipe/recipe.h"
-#include "trainer/saved_state.h"
+#include "trainer/state/saved_state.h"
 
 namespace moetune {
 

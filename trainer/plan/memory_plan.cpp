@@ -10,11 +10,11 @@
 #include "moe/head.h"
 #include "moe/model.h"
 #include "parallel/base/error.h"
-#include "parallel/weight_store.h"
+#include "parallel/bytes/weight_store.h"
 #include "trainer/assemble.h"
-#include "trainer/gradients.h"
-#include "trainer/metrics/units.h"
-#include "trainer/optimizer.h"
+#include "trainer/update/gradients.h"
+#include "parallel/base/units.h"
+#include "trainer/update/optimizer.h"
 
 namespace moetune {
 namespace {

@@ -17,7 +17,7 @@
 #include <c10/core/DeviceType.h>
 
 #include "moe/config.h"
-#include "parallel/mesh.h"
+#include "parallel/comm/mesh.h"
 #include "trainer/plan/weight_placement.h"
 #include "trainer/recipe/recipe.h"
 

@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "parallel/base/error.h"
-#include "trainer/banner.h"
-#include "trainer/metrics/units.h"
+#include "trainer/run/banner.h"
+#include "parallel/base/units.h"
 
 namespace moetune {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "parallel/base/error.h"
-#include "parallel/device_memory.h"
+#include "parallel/device/device_memory.h"
 #include "trainer/assemble.h"
 
 namespace moetune {

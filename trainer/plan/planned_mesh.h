@@ -7,7 +7,7 @@
 #include <string>
 
 #include "moe/config.h"
-#include "parallel/mesh.h"
+#include "parallel/comm/mesh.h"
 #include "trainer/plan/memory_plan.h"
 #include "trainer/recipe/recipe.h"
 

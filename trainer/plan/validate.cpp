@@ -4,13 +4,13 @@
 #include <functional>
 #include <vector>
 
-#include "lora/peft_files.h"
+#include "lora/adapters/peft_files.h"
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
-#include "parallel/device_memory.h"
-#include "parallel/safetensors.h"
+#include "parallel/device/device_memory.h"
+#include "parallel/bytes/safetensors.h"
 #include "trainer/assemble.h"
-#include "trainer/banner.h"
+#include "trainer/run/banner.h"
 #include "trainer/data/documents.h"
 #include "trainer/plan/memory_plan.h"
 

@@ -5,7 +5,7 @@
 
 #include "moe/inventory.h"
 #include "moe/model.h"
-#include "parallel/weight_store.h"
+#include "parallel/bytes/weight_store.h"
 #include "trainer/assemble.h"
 
 namespace moetune {

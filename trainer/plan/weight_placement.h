@@ -13,8 +13,8 @@
 #include <c10/core/DeviceType.h>
 
 #include "moe/config.h"
-#include "parallel/mesh.h"
-#include "parallel/shard_groups.h"
+#include "parallel/comm/mesh.h"
+#include "parallel/comm/shard_groups.h"
 #include "trainer/recipe/recipe.h"
 
 namespace moetune {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "lora/counter_random.h"
+#include "lora/adapters/counter_random.h"
 
 namespace moetune {
 namespace {

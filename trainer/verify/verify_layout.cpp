@@ -7,8 +7,8 @@
 #include <sstream>
 
 #include "parallel/base/error.h"
-#include "trainer/frozen_digest.h"
-#include "trainer/stepper.h"
+#include "trainer/state/frozen_digest.h"
+#include "trainer/run/stepper.h"
 #include "trainer/verify/twin.h"
 #include "trainer/verify/whole_tensors.h"
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "parallel/launch.h"
+#include "parallel/comm/launch.h"
 #include "trainer/recipe/recipe.h"
 
 namespace moetune {

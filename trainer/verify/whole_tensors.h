@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "trainer/partition.h"
+#include "trainer/update/partition.h"
 
 namespace moetune {
 

@@ -1,0 +1,171 @@
+#include "parallel/bytes/weight_store.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "parallel/base/error.h"
+#include "parallel/comm/communicator.h"
+#include "parallel/device/host_memory.h"
+
+namespace moetune {
+
+WeightStore::WeightStore(c10::Device device) : device_(device), exposed_(device) {
+  for (auto& lane : lanes_) lane = std::make_unique<Lane>(device);
+}
+
+WeightStore::~WeightStore() = default;
+
+int64_t WeightStore::num_ranks(const SlabSpec& spec) const { return spec.replicas != nullptr ? spec.replicas->size() : 1; }
+
+int64_t WeightStore::shard_bytes(int64_t slab_bytes, int64_t ranks) {
+  constexpr int64_t kAlignment = 256;  // of CUDA's allocations: a shard begins where wide copies like it
+  if (ranks == 1) return slab_bytes;
+  return ((slab_bytes + ranks - 1) / ranks + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+int64_t WeightStore::buffer_bytes(const std::array<int64_t, kLanes>& largest_slab) {
+  int64_t bytes = 0;
+  for (const int64_t largest : largest_slab) bytes += kBuffers * largest;
+  return bytes;
+}
+
+int64_t WeightStore::bytes_of_sweep(const std::vector<int64_t>& slabs, size_t lowest) {
+  if (slabs.size() <= kBuffers) return 0;
+  int64_t bytes = 0;
+  for (size_t i = 0; i < slabs.size(); ++i) {
+    const bool still_there = i >= lowest && i < kBuffers;
+    if (!still_there) bytes += slabs[i];
+  }
+  for (size_t i = lowest; i + kBuffers < slabs.size(); ++i) bytes += slabs[i];
+  return bytes;
+}
+
+int WeightStore::add(const SlabSpec& spec) {
+  MT_CHECK(spec.lane >= 0 && spec.lane < kLanes && spec.bytes >= 0, "slab ", spec.name, " of ", spec.bytes, " bytes in lane ", spec.lane);
+  Lane& lane = *lanes_[spec.lane];
+  MT_CHECK(lane.uses.empty(), "slab ", spec.name, " comes after the first schedule");
+  Slab slab;
+  slab.spec = spec;
+  slab.shard_bytes = shard_bytes(spec.bytes, num_ranks(spec));
+  slab.resident = spec.tier == SlabTier::kDevice && num_ranks(spec) == 1;
+  slab.kept = spec.tier == SlabTier::kHost ? host_bytes(slab.shard_bytes, device_.is_cuda())
+                                           : at::zeros({slab.shard_bytes}, at::TensorOptions(at::kByte).device(device_));
+  if (!slab.resident) lane.largest = std::max(lane.largest, slab.shard_bytes * num_ranks(spec));
+  slabs_.push_back(std::move(slab));
+  return static_cast<int>(slabs_.size()) - 1;
+}
+
+ByteRange WeightStore::shard(int slab) const {
+  const Slab& of = slabs_.at(slab);
+  const int64_t rank = of.spec.replicas != nullptr ? of.spec.replicas->rank() : 0;
+  const int64_t first = std::min(rank * of.shard_bytes, of.spec.bytes);
+  return {first, std::min(of.shard_bytes, of.spec.bytes - first)};
+}
+
+bool WeightStore::owns(int slab, ByteRange range) const {
+  const ByteRange mine = shard(slab);
+  return range.first < mine.first + mine.count && mine.first < range.first + range.count;
+}
+
+void WeightStore::put(int slab, int64_t first, const at::Tensor& bytes) {
+  const ByteRange mine = shard(slab);
+  const int64_t begin = std::max(first, mine.first), end = std::min(first + bytes.numel(), mine.first + mine.count);
+  if (begin >= end) return;
+  slabs_.at(slab).kept.narrow(0, begin - mine.first, end - begin).copy_(bytes.narrow(0, begin - first, end - begin));
+}
+
+const at::Tensor& WeightStore::kept(int slab) const { return slabs_.at(slab).kept; }
+
+void WeightStore::schedule(const std::vector<int>& uses) {
+  for (int lane_number = 0; lane_number < kLanes; ++lane_number) {
+    Lane& lane = *lanes_[lane_number];
+    std::vector<int> own;
+    for (const int slab : uses) {
+      if (slabs_.at(slab).spec.lane == lane_number && !slabs_[slab].resident) own.push_back(slab);
+    }
+    for (Buffer& buffer : lane.buffers) {
+      MT_CHECK(!buffer.in_use, "a new schedule while slab ", slabs_[buffer.slab].spec.name, " is in use");
+      if (!own.empty() && !buffer.bytes.defined()) buffer.bytes = at::empty({lane.largest}, at::TensorOptions(at::kByte).device(device_));
+    }
+    lane.uses = std::move(own);
+    lane.next = 0;
+    fetch_ahead(lane);
+  }
+}
+
+WeightStore::Buffer* WeightStore::buffer_of(Lane& lane, int slab) {
+  const auto found = std::find_if(lane.buffers.begin(), lane.buffers.end(), [&](const Buffer& buffer) { return buffer.slab == slab; });
+  return found == lane.buffers.end() ? nullptr : &*found;
+}
+
+void WeightStore::fetch_ahead(Lane& lane) {
+  // The slabs that should be here: those in use, and the next ones to be used, as many as there are buffers.
+  std::vector<int> wanted;
+  for (const Buffer& buffer : lane.buffers) {
+    if (buffer.in_use) wanted.push_back(buffer.slab);
+  }
+  for (size_t i = 0; i < lane.uses.size() && wanted.size() < kBuffers; ++i) {
+    const int slab = lane.uses[(lane.next + i) % lane.uses.size()];
+    if (std::find(wanted.begin(), wanted.end(), slab) == wanted.end()) wanted.push_back(slab);
+  }
+  for (const int slab : wanted) {
+    if (buffer_of(lane, slab) != nullptr) continue;
+    for (Buffer& buffer : lane.buffers) {
+      if (std::find(wanted.begin(), wanted.end(), buffer.slab) != wanted.end()) continue;
+      fetch(lane, buffer, slab);
+      break;
+    }
+  }
+}
+
+void WeightStore::fetch(Lane& lane, Buffer& buffer, int slab) {
+  const Slab& of = slabs_[slab];
+  Communicator* replicas = of.spec.replicas;
+  const int64_t ranks = num_ranks(of.spec);
+  const at::Tensor whole = buffer.bytes.narrow(0, 0, ranks * of.shard_bytes);
+  buffer.slab = slab;
+  buffer.ready = lane.stream.run(buffer.free, [&] {
+    at::Tensor own = of.kept;
+    if (of.spec.tier == SlabTier::kHost) {
+      own = whole.narrow(0, ranks > 1 ? replicas->rank() * of.shard_bytes : 0, of.shard_bytes);
+      own.copy_(of.kept, /*non_blocking=*/true);
+      traffic_.copied += of.shard_bytes;
+    }
+    if (ranks > 1) {
+      replicas->all_gather(whole, own);
+      traffic_.gathered += (ranks - 1) * of.shard_bytes;
+    }
+  });
+}
+
+at::Tensor WeightStore::use(int slab) {
+  const Slab& of = slabs_.at(slab);
+  if (of.resident) return of.kept;
+  Lane& lane = *lanes_[of.spec.lane];
+  MT_CHECK(lane.next < lane.uses.size() && lane.uses[lane.next] == slab, "slab ", of.spec.name, " is used out of turn",
+           lane.uses.empty() ? std::string(": nothing is scheduled") : ", next is " + slabs_[lane.uses[lane.next % lane.uses.size()]].spec.name);
+  // Timed as a whole: on a GPU the wait of the current stream, on a CPU the fetches themselves.
+  const StreamTimer::Piece exposed(exposed_);
+  Buffer* buffer = buffer_of(lane, slab);
+  MT_CHECK(buffer != nullptr && !buffer->in_use, "slab ", of.spec.name, " was not fetched, or is in use already");
+  buffer->in_use = true;
+  buffer->ready.hold_current();
+  lane.next = (lane.next + 1) % lane.uses.size();
+  fetch_ahead(lane);
+  return buffer->bytes.narrow(0, 0, of.spec.bytes);
+}
+
+void WeightStore::release(int slab) {
+  const Slab& of = slabs_.at(slab);
+  if (of.resident) return;
+  Lane& lane = *lanes_[of.spec.lane];
+  Buffer* buffer = buffer_of(lane, slab);
+  MT_CHECK(buffer != nullptr && buffer->in_use, "slab ", of.spec.name, " is released without having been in use");
+  const StreamTimer::Piece exposed(exposed_);
+  buffer->in_use = false;
+  buffer->free = StreamPoint::of_current(device_);
+  fetch_ahead(lane);
+}
+
+}  // namespace moetune

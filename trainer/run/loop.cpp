@@ -1,0 +1,226 @@
+#include "trainer/run/loop.h"
+
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+
+#include "lora/adapters/peft_files.h"
+#include "parallel/base/clock.h"
+#include "parallel/base/error.h"
+#include "parallel/base/files.h"
+#include "parallel/base/log.h"
+#include "trainer/assemble.h"
+#include "trainer/state/checkpoint.h"
+#include "trainer/data/dataset.h"
+#include "trainer/state/frozen_digest.h"
+#include "trainer/state/manifest.h"
+#include "trainer/state/replica_check.h"
+#include "trainer/run/reporter.h"
+#include "trainer/run/signals.h"
+#include "trainer/run/stepper.h"
+
+namespace moetune {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Everything of one run, made in the order in which it is needed.
+class Run {
+ public:
+  Run(const Recipe& recipe, const TrainOptions& options, Launch& launch)
+      : recipe_(recipe), options_(options), launch_(launch), folder_(claim_folder(recipe, options, launch)),
+        config_(load_model_config(recipe.model.path)), tools_(PreparationTools::from_environment()),
+        train_documents_(load_documents(recipe, recipe.data.train, config_.vocab, launch, tools_)),
+        batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, recipe.data.shuffle, true}),
+        num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)),
+        peak_(batches_.fullest_step(num_steps_, data_ranks())), resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
+        run_(start_of_training(recipe, launch, peak_.tokens, resumes_)), stepper_(recipe, run_, &launch.progress()),
+        checkpoints_(folder_ / "checkpoints", *run_.mesh) {
+    if (recipe.data.eval) {
+      eval_documents_.emplace(load_documents(recipe, *recipe.data.eval, config_.vocab, launch, tools_));
+      eval_batches_.emplace(*eval_documents_, BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, false});
+    }
+  }
+
+  int go() {
+    const std::vector<HeldDigest> frozen = frozen_digests(*run_.model, *run_.mesh);
+    TrainingState state{*run_.model, stepper_.optimizer(), dump_resolved(recipe_), frozen_digest(frozen, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
+    if (run_.cache && launch_.rank() == 0) compare_with_first_digest(*run_.cache, recipe_, state.frozen_digest);
+    const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
+    require_equal_replicas(frozen, "at the start", "nothing was trained");
+    // Only now is it known that a resumed run fits what was saved: a mistake writes over nothing.
+    if (launch_.rank() == 0) write_text_atomically((folder_ / "recipe.yaml").string(), state.recipe_text);
+    if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
+    reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed, launch_.rank() == 0);
+    reporter_->start(run_.plan, summary());
+    probe(peak_.step);
+    if (!resumed && recipe_.eval.at_start) evaluate(0);
+
+    SignalWatch signals;
+    Decision last;
+    int64_t step = resumed.value_or(0);
+    int64_t saved_step = resumed.value_or(-1);
+    for (; step < num_steps_ && last.stop_signal == 0; ++step) {
+      StepReport report = train_step(step);
+      const int64_t done = step + 1;
+      last = decide(done, signals, report.ranks.optimizer_wait_s);
+      report.ranks = last.ranks;
+      reporter_->step(report);
+      const bool ends = done == num_steps_ || last.stop_signal != 0;
+      if (eval_batches_ && ((recipe_.eval.every_steps > 0 && done % recipe_.eval.every_steps == 0) || done == num_steps_)) evaluate(done);
+      if (ends || last.save || (recipe_.checkpoint.every_steps > 0 && done % recipe_.checkpoint.every_steps == 0)) {
+        save(done, state);
+        saved_step = done;
+      }
+    }
+    if (saved_step < 0) save(step, state);
+    require_sound(state, "at the end", "what was saved was sound when it was saved");
+    reporter_->end(step, last.stop_signal);
+    return last.stop_signal == 0 ? 0 : 128 + last.stop_signal;
+  }
+
+ private:
+  /// What all ranks do after a step, whoever was asked to.
+  struct Decision {
+    bool save = false;
+    int stop_signal = 0;
+    RankFigures ranks;
+  };
+
+  static fs::path claim_folder(const Recipe& recipe, const TrainOptions& options, Launch& launch) {
+    const fs::path folder = recipe.run.dir;
+    if (launch.rank() == 0) {
+      if (!options.resume && fs::exists(folder / "log.jsonl")) {
+        throw UserError(str(recipe.origin("run.dir"), ": run.dir: ", folder.string(), " holds a run already; add --resume to go on with it, or name another folder"));
+      }
+      fs::create_directories(folder / "checkpoints");
+    }
+    launch.max_over_world(0);  // others wait until the folder is there
+    return folder;
+  }
+
+  int64_t data_ranks() const {
+    const MeshShape shape = mesh_shape(recipe_, config_, launch_.world_size());
+    return shape.dp * shape.ep;
+  }
+
+  /// The model with the masters that training starts from: they leave for the optimizer next, and a resumed run's come from there.
+  static Assembly start_of_training(const Recipe& recipe, Launch& launch, int64_t most_tokens, bool resumes) {
+    Assembly run = assemble(recipe, launch, most_tokens);
+    if (!resumes && recipe.adapter && recipe.adapter->from) {
+      load_peft_adapter(*recipe.adapter->from, run.model->parameters, recipe.adapter->alpha, recipe.adapter->rslora);
+    }
+    return run;
+  }
+
+  DataSummary summary() {
+    DataSummary data;
+    data.documents = train_documents_.size();
+    data.tokens = train_documents_.num_tokens();
+    for (int64_t i = 0; i < data.documents; ++i) data.targets += train_documents_.num_targets(i);
+    data.sequences = batches_.sequences_of_epoch(0);
+    data.eval_documents = eval_documents_ ? eval_documents_->size() : 0;
+    data.steps = num_steps_;
+    return data;
+  }
+
+  /// Runs the step with the most tokens once and forgets it: a lack of memory shows in the first minute.
+  void probe(int64_t fullest_step) {
+    const RankProgress::Place place = watched("trial of the fullest step");
+    stepper_.rehearse(batches_, fullest_step);
+    meter_.take();
+  }
+
+  StepReport train_step(int64_t step) {
+    const RankProgress::Place place = watched(str("step ", step + 1));
+    return stepper_.train(batches_, step, num_steps_);
+  }
+
+  Decision decide(int64_t done, SignalWatch& signals, double optimizer_wait_s) {
+    const RankProgress::Place place = watched(str("end of step ", done));
+    const bool due = recipe_.checkpoint.every_minutes > 0.0 && seconds_since(saved_at_) / 60.0 >= recipe_.checkpoint.every_minutes;
+    RankFigures own = meter_.take();
+    own.optimizer_wait_s = optimizer_wait_s;
+    at::Tensor wishes = at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()}}, at::kLong);
+    at::Tensor most = at::cat({wishes, own.as_tensor()}).to(run_.device);
+    run_.mesh->world().all_reduce_max(most);
+    most = most.cpu();
+    return {most[0].item<int64_t>() != 0, static_cast<int>(most[1].item<int64_t>()), RankFigures::of_tensor(most.narrow(0, 2, most.numel() - 2))};
+  }
+
+  void evaluate(int64_t done) {
+    const RankProgress::Place place = watched(str("evaluation after step ", done));
+    double loss_sum = 0.0;
+    int64_t targets = 0, sequences = 0;
+    const int64_t most = recipe_.eval.max_sequences;
+    for (int64_t step = 0; most == 0 || sequences < most; ++step) {
+      const auto [sum, totals] = stepper_.evaluate(*eval_batches_, step);
+      if (totals.sequences == 0) break;
+      loss_sum += sum;
+      targets += totals.targets;
+      sequences += totals.sequences;
+    }
+    meter_.take();  // the figures of a step are its own
+    reporter_->evaluation(done, loss_sum / static_cast<double>(std::max<int64_t>(1, targets)), targets);
+  }
+
+  /// Computes together with the other ranks: the watchdog may expect progress. What is not in such a place waits for disks.
+  RankProgress::Place watched(const std::string& place) { return {&launch_.progress(), place, RankProgress::Pace::kWatched}; }
+
+  /// Of these frozen weights and of what trains. Collective.
+  void require_equal_replicas(std::vector<HeldDigest> frozen, const std::string& when, const std::string& outcome) {
+    for (HeldDigest& trained : trained_digests(*run_.model)) frozen.push_back(std::move(trained));
+    moetune::require_equal_replicas(frozen, *run_.mesh, when, outcome);
+  }
+
+  /// The same on all ranks that hold copies, and the frozen weights as they were at the start. Nothing may be pending.
+  void require_sound(const TrainingState& state, const std::string& when, const std::string& outcome) {
+    const std::vector<HeldDigest> frozen = frozen_digests(*run_.model, *run_.mesh);
+    require_equal_replicas(frozen, when, outcome);
+    const std::string now = frozen_digest(frozen, *run_.mesh);
+    MT_CHECK(now == state.frozen_digest, when, ": the frozen weights changed: digest ", state.frozen_digest, " at the start, ", now, " now; ", outcome);
+  }
+
+  void save(int64_t done, TrainingState& state) {
+    const auto start = std::chrono::steady_clock::now();
+    const RankProgress::Place place(&launch_.progress(), str("saving step ", done), RankProgress::Pace::kPatient);
+    stepper_.optimizer().flush();
+    const auto flushed = std::chrono::steady_clock::now();
+    require_sound(state, str("before saving step ", done), "nothing was saved");
+    const double check_s = seconds_since(flushed);
+    checkpoints_.save(done, state, recipe_.checkpoint.keep_last);
+    saved_at_ = std::chrono::steady_clock::now();
+    reporter_->saved(done, seconds_since(start), check_s);
+  }
+
+  const Recipe& recipe_;
+  TrainOptions options_;
+  Launch& launch_;
+  fs::path folder_;
+  ModelConfig config_;
+  PreparationTools tools_;
+  Documents train_documents_;
+  Batches batches_;
+  int64_t num_steps_;
+  Batches::Peak peak_;
+  bool resumes_;  ///< goes on from a checkpoint
+  Assembly run_;
+  Stepper stepper_;
+  RankMeter meter_{run_};
+  Checkpoints checkpoints_;
+  std::optional<Documents> eval_documents_;
+  std::optional<Batches> eval_batches_;
+  std::unique_ptr<Reporter> reporter_;
+  std::chrono::steady_clock::time_point saved_at_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace
+
+int train(const Recipe& recipe, const TrainOptions& options, Launch& launch) {
+  launch.watch(recipe.run.stall_timeout_s);
+  return Run(recipe, options, launch).go();
+}
+
+}  // namespace moetune

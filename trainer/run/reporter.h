@@ -1,0 +1,57 @@
+// What is seen of a run: the terminal, log.jsonl and TensorBoard, all from rank 0.
+//
+//   Reporter reporter(recipe, run, folder, digest, num_steps, resumed, rank == 0);
+//   reporter.start(data);
+//   reporter.step(report);
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <optional>
+
+#include "trainer/assemble.h"
+#include "trainer/run/banner.h"
+#include "trainer/run/metrics/log_file.h"
+#include "trainer/run/metrics/progress.h"
+#include "trainer/run/metrics/tensorboard.h"
+#include "trainer/plan/memory_plan.h"
+#include "trainer/run/step_report.h"
+
+namespace moetune {
+
+class Reporter {
+ public:
+  /// `speaks`: false on all ranks but one, where every call does nothing.
+  Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest, int64_t num_steps,
+           std::optional<int64_t> resumed, bool speaks);
+
+  /// The banner, and the plan that end() holds beside what was measured.
+  void start(const MemoryPlan& plan, const DataSummary& data);
+  void step(const StepReport& report);
+  void evaluation(int64_t step, double loss, int64_t target_tokens);
+  /// `check_s` of the seconds: comparing replicas and the frozen weights.
+  void saved(int64_t step, double seconds, double check_s);
+  /// `stop_signal`: 0 when the run is done.
+  void end(int64_t step, int stop_signal);
+
+ private:
+  double elapsed_s() const;
+  /// Busiest over mean expert of each MoE layer.
+  static std::vector<double> max_over_mean(const at::Tensor& load_LE);
+
+  const Recipe& recipe_;
+  const Assembly& run_;
+  std::string frozen_digest_;
+  int64_t num_steps_;
+  std::optional<int64_t> resumed_;
+  bool speaks_;
+  std::unique_ptr<LogFile> log_;
+  std::unique_ptr<TensorBoard> board_;
+  std::unique_ptr<Progress> progress_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  double last_loss_ = 0.0;
+  int64_t planned_bytes_ = 0, peak_bytes_ = 0;
+};
+
+}  // namespace moetune

@@ -1,0 +1,108 @@
+#include "trainer/run/stepper.h"
+
+#include <chrono>
+#include <cmath>
+
+#include "parallel/base/clock.h"
+#include "parallel/base/error.h"
+#include "trainer/data/step_batch.h"
+#include "trainer/state/frozen_digest.h"
+#include "trainer/state/replica_check.h"
+#include "trainer/update/schedule.h"
+
+namespace moetune {
+namespace {
+
+OptimizerOptions optimizer_options(const OptimizerRecipe& recipe) { return {recipe.lr_b_ratio, recipe.betas, recipe.eps, recipe.weight_decay}; }
+
+}  // namespace
+
+Stepper::Stepper(const Recipe& recipe, Assembly& run, RankProgress* progress)
+    : recipe_(recipe), run_(run), progress_(progress), partition_(run.model->parameters, *run.mesh), reducer_(partition_, *run.mesh),
+      optimizer_(partition_, optimizer_options(recipe.train.optimizer)), sweep_(*run.model, sweep_options(), progress) {}
+
+SweepOptions Stepper::sweep_options() {
+  SweepOptions options = run_.sweep_options;
+  options.before_layer = [this](int64_t layer) { optimizer_.before_layer(layer); };
+  return options;
+}
+
+StepBatch Stepper::batch_of(Batches& batches, int64_t step) {
+  Communicator& data = run_.mesh->data();
+  return make_step_batch(batches.local(step, data.rank(), data.size()), *run_.model, run_.slice_tokens, run_.device, run_.compute);
+}
+
+StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
+  const auto start = std::chrono::steady_clock::now();
+  const StepBatch batch = batch_of(batches, step);
+  const StepRandom random{static_cast<uint64_t>(recipe_.run.seed), step, true};
+  const SweepResult result = sweep_.train(batch, random, [&](int64_t layer) {
+    const RankProgress::Place at(progress_, str("gradients of layer ", layer));
+    reducer_.reduce(layer);
+  });
+  StepReport report;
+  report.step = step + 1;
+  sum_losses(result, batch.global, report);
+  if (!std::isfinite(report.loss)) throw NonFiniteError(str("step ", step + 1, ": the loss is ", report.loss, "; nothing was updated"));
+  // The losses have waited for the device: from here on the optimizer alone is waited for.
+  const auto summed = std::chrono::steady_clock::now();
+  report.grad_norm = reducer_.global_norm(step + 1);
+  report.lr = recipe_.train.optimizer.lr * learning_rate_factor(recipe_.train.schedule, step, num_steps);
+  const double clip = recipe_.train.clip;
+  const double norm_s = seconds_since(summed);
+  compare_replicas(report);
+  optimizer_.step(report.lr, clip > 0.0 && report.grad_norm > clip ? clip / (report.grad_norm + 1e-6) : 1.0, reducer_.gradients());
+  report.ranks.optimizer_wait_s = norm_s + optimizer_.take_exposed_s();
+  if (recipe_.router.bias == RouterBias::kUpdate) update_router_bias(report.load_LE);
+  report.tokens = batch.global.tokens;
+  report.target_tokens = batch.global.targets;
+  report.step_s = seconds_since(start);
+  return report;
+}
+
+void Stepper::rehearse(Batches& batches, int64_t step) {
+  sweep_.train(batch_of(batches, step), StepRandom{}, [&](int64_t layer) { reducer_.reduce(layer); });
+  reducer_.forget();
+}
+
+std::pair<double, BatchTotals> Stepper::evaluate(Batches& batches, int64_t step) {
+  optimizer_.flush();
+  const StepBatch batch = batch_of(batches, step);
+  if (batch.global.sequences == 0) return {0.0, batch.global};
+  at::Tensor sum = sweep_.evaluate(batch).loss_sum.to(at::kDouble).reshape({1});
+  run_.mesh->data().all_reduce_sum(sum);
+  return {sum.item<double>(), batch.global};
+}
+
+void Stepper::sum_losses(const SweepResult& result, const BatchTotals& totals, StepReport& report) {
+  auto number = [&](const at::Tensor& value) { return value.defined() ? value.to(at::kDouble).reshape({1}) : at::zeros({1}, at::TensorOptions(at::kDouble).device(run_.device)); };
+  at::Tensor sums = at::cat({number(result.loss_sum), number(result.mtp_loss_sum), number(result.balance_loss)});
+  run_.mesh->data().all_reduce_sum(sums);
+  if (result.load_LE.defined()) {
+    run_.mesh->data().all_reduce_sum(result.load_LE);
+    report.load_LE = result.load_LE;
+  }
+  sums = sums.cpu();
+  report.loss = sums[0].item<double>() / static_cast<double>(totals.targets);
+  if (result.mtp_loss_sum.defined()) report.mtp_loss = sums[1].item<double>() / static_cast<double>(std::max<int64_t>(1, totals.mtp_targets));
+  if (result.balance_loss.defined()) report.balance_loss = sums[2].item<double>();
+}
+
+void Stepper::compare_replicas(StepReport& report) {
+  const int64_t every = recipe_.run.check_replicas_every;
+  if (every == 0 || report.step % every != 0 || run_.mesh->stage().size() == 1) return;
+  const auto start = std::chrono::steady_clock::now();
+  std::vector<HeldDigest> held = trained_digests(*run_.model);
+  for (HeldDigest& plain : plain_digests(*run_.model, *run_.mesh)) held.push_back(std::move(plain));
+  require_equal_replicas(held, *run_.mesh, str("step ", report.step), "nothing was updated");
+  report.replica_check_s = seconds_since(start);
+}
+
+void Stepper::update_router_bias(const at::Tensor& load_LE) {
+  int64_t row = 0;
+  for (Block& block : run_.model->blocks) {
+    if (block.is_moe()) block.router()->update_bias(load_LE[row++], recipe_.router.bias_rate);
+  }
+}
+
+}  // namespace moetune

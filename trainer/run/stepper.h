@@ -1,0 +1,51 @@
+// One optimizer step on an assembled run: way down, turn, way up with gradients leaving layer by layer; then norm, clip and update.
+//
+//   Stepper stepper(recipe, assembly, &launch.progress());
+//   StepReport report = stepper.train(batches, step, num_steps);       // the update goes on under the next step's way down
+//   stepper.optimizer().flush();                                       // before working copies or masters are read
+#pragma once
+
+#include "trainer/assemble.h"
+#include "trainer/data/batches.h"
+#include "trainer/update/gradients.h"
+#include "trainer/update/optimizer.h"
+#include "trainer/run/step_report.h"
+
+namespace moetune {
+
+class Stepper {
+ public:
+  /// Takes the parameters' masters over. `run` must stay where it is. `progress`: told where the rank is; may be null.
+  Stepper(const Recipe& recipe, Assembly& run, RankProgress* progress);
+
+  /// Step `step`, from 0, of `num_steps`. Throws NonFiniteError, or InternalError where replicas differ, before
+  /// anything is updated. Collective over the mesh.
+  StepReport train(Batches& batches, int64_t step, int64_t num_steps);
+  /// Way down and way up of a step, and nothing comes of it. Collective.
+  void rehearse(Batches& batches, int64_t step);
+  /// Sum of the losses over the mesh, as a number, and what it is summed over. Flushes first. Collective.
+  std::pair<double, BatchTotals> evaluate(Batches& batches, int64_t step);
+
+  Optimizer& optimizer() { return optimizer_; }
+  const Partition& partition() const { return partition_; }
+  /// By group of the partition: this rank's shard of the last step's gradient, clipped. Flush before reading: the update scales it in place.
+  const std::vector<at::Tensor>& gradients() const { return reducer_.gradients(); }
+
+ private:
+  StepBatch batch_of(Batches& batches, int64_t step);
+  void sum_losses(const SweepResult& result, const BatchTotals& totals, StepReport& report);
+  void update_router_bias(const at::Tensor& load_LE);
+  /// What the step used, before it changes: nothing is pending, so nothing is waited for but the digests.
+  void compare_replicas(StepReport& report);
+  SweepOptions sweep_options();
+
+  const Recipe& recipe_;
+  Assembly& run_;
+  RankProgress* progress_;
+  Partition partition_;
+  GradientReducer reducer_;
+  Optimizer optimizer_;
+  Sweep sweep_;
+};
+
+}  // namespace moetune

@@ -1,0 +1,79 @@
+#include "trainer/update/partition.h"
+
+#include <algorithm>
+#include <map>
+
+#include "parallel/device/host_memory.h"
+
+namespace moetune {
+
+FlatGroup::FlatGroup(std::vector<Parameter*> parameters, Communicator& ranks) : ranks_(&ranks) {
+  std::stable_partition(parameters.begin(), parameters.end(), [](const Parameter* parameter) { return parameter->info().role != Role::kAdapterB; });
+  for (Parameter* parameter : parameters) {
+    members_.push_back({parameter, numel_});
+    numel_ += parameter->numel();
+  }
+  shard_size_ = Partition::shard_numbers(numel_, ranks.size());
+}
+
+int64_t FlatGroup::first_b() const {
+  for (const Member& member : members_) {
+    if (member.parameter->info().role == Role::kAdapterB) return member.first;
+  }
+  return numel_;
+}
+
+std::vector<FlatGroup::Piece> FlatGroup::own_pieces() const {
+  std::vector<Piece> pieces;
+  for (const Member& member : members_) {
+    const int64_t begin = std::max(member.first, shard_begin()), end = std::min(member.first + member.parameter->numel(), shard_begin() + shard_size_);
+    if (begin < end) pieces.push_back({member.parameter, begin - member.first, begin - shard_begin(), end - begin});
+  }
+  return pieces;
+}
+
+at::Tensor FlatGroup::gathered(const at::Tensor& own_shard) const {
+  const at::Device device = members_.front().parameter->working.device();
+  if (ranks_->size() == 1) return own_shard.to(device, /*non_blocking=*/true);
+  at::Tensor flat = at::empty({flat_size()}, own_shard.options().device(device));
+  at::Tensor own = flat.narrow(0, shard_begin(), shard_size_);
+  own.copy_(own_shard, /*non_blocking=*/true);
+  ranks_->all_gather(flat, own);
+  return flat;
+}
+
+at::Tensor FlatGroup::view(const at::Tensor& flat, const Member& member) {
+  return flat.narrow(0, member.first, member.parameter->numel()).view(member.parameter->working.sizes());
+}
+
+Partition::Partition(ParameterSet& parameters, Mesh& mesh) : device_(parameters.device()), compute_(parameters.compute()) {
+  std::map<std::pair<int64_t, Replicas>, std::vector<Parameter*>> alike;
+  for (Parameter& parameter : parameters.all()) alike[{parameter.info().layer, parameter.info().replicas}].push_back(&parameter);
+  for (auto& [kind, members] : alike) groups_.emplace_back(std::move(members), replica_group(mesh, kind.second));
+}
+
+std::vector<at::Tensor> Partition::host_shards(at::ScalarType type) const {
+  constexpr int64_t kAligned = 64;  // bytes of a cache line: threads of neighbouring shards share none
+  const int64_t size = static_cast<int64_t>(c10::elementSize(type));
+  auto held = [&](const FlatGroup& group) { return (group.shard_size() * size + kAligned - 1) / kAligned * kAligned; };
+  int64_t bytes = 0;
+  for (const FlatGroup& group : groups_) bytes += held(group);
+  const at::Tensor memory = host_bytes(bytes, /*pin=*/device_.is_cuda());
+  std::vector<at::Tensor> shards;
+  int64_t first = 0;
+  for (const FlatGroup& group : groups_) {
+    shards.push_back(memory.narrow(0, first, group.shard_size() * size).view(type));
+    first += held(group);
+  }
+  return shards;
+}
+
+std::vector<size_t> Partition::of_layer(int64_t layer) const {
+  std::vector<size_t> found;
+  for (size_t i = 0; i < groups_.size(); ++i) {
+    if (groups_[i].layer() == layer) found.push_back(i);
+  }
+  return found;
+}
+
+}  // namespace moetune

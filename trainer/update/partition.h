@@ -1,0 +1,84 @@
+// What trains on this rank, cut over the ranks that hold copies of it (ZeRO, Rajbhandari et al. 2020): each rank keeps masters and
+// moments of its own part alone, gets the sum of its part's gradients, and gives its part's new values to the others.
+//
+//   Partition partition(model.parameters, mesh);
+//   for (const FlatGroup& group : partition.groups()) masters.push_back(at::zeros({group.shard_size()}));
+//   at::Tensor flat = group.gathered(own);      // collective over group.ranks()
+//
+// The unit is the tensors of one layer with the same replicas: they are laid end to end as one flat vector, which is cut into equal
+// ranges, one a rank in the order of its group; zeros fill the last range up. A range may begin and end inside a tensor.
+#pragma once
+
+#include <vector>
+
+#include "trainer/update/replica_groups.h"
+
+namespace moetune {
+
+class FlatGroup {
+ public:
+  /// A tensor and its place in the flat vector.
+  struct Member {
+    Parameter* parameter;
+    int64_t first;
+  };
+  /// What this rank's range holds of a tensor.
+  struct Piece {
+    Parameter* parameter;
+    int64_t first;     ///< of the tensor's numbers, row-major
+    int64_t in_shard;  ///< where they stand in the shard
+    int64_t count;     ///< above zero
+  };
+
+  FlatGroup(std::vector<Parameter*> parameters, Communicator& ranks);
+
+  int64_t layer() const { return members_.front().parameter->info().layer; }
+  Communicator& ranks() const { return *ranks_; }
+  /// Maps B after all others: a shard has at most two learning rates.
+  const std::vector<Member>& members() const { return members_; }
+  /// Numbers of a shard, the same on every rank, and of the whole flat vector, filling included.
+  int64_t shard_size() const { return shard_size_; }
+  int64_t flat_size() const { return shard_size_ * ranks_->size(); }
+  /// The flat number that this rank's shard begins with.
+  int64_t shard_begin() const { return shard_size_ * ranks_->rank(); }
+  /// Where the first map B begins; the end of the last tensor if there is none.
+  int64_t first_b() const;
+  std::vector<Piece> own_pieces() const;
+
+  /// The whole flat vector on the device, from every rank's shard (host or device). Collective over ranks().
+  at::Tensor gathered(const at::Tensor& own_shard) const;
+  /// A member's tensor within a flat vector.
+  static at::Tensor view(const at::Tensor& flat, const Member& member);
+
+ private:
+  std::vector<Member> members_;
+  Communicator* ranks_;
+  int64_t numel_ = 0;
+  int64_t shard_size_ = 0;
+};
+
+class Partition {
+ public:
+  /// The same groups on every rank of a replica group. Must not outlive the parameters or the mesh.
+  Partition(ParameterSet& parameters, Mesh& mesh);
+
+  /// By layer, the lowest first: the order of a way down.
+  const std::vector<FlatGroup>& groups() const { return groups_; }
+  /// Indices into groups() of those of `layer`.
+  std::vector<size_t> of_layer(int64_t layer) const;
+  /// Of masters, moments and gradients, and of working copies.
+  at::ScalarType wide_dtype() const { return accumulate_dtype(compute_); }
+  at::ScalarType compute_dtype() const { return compute_; }
+  at::Device device() const { return device_; }
+  /// By group zeros [shard_size] in host memory, pinned where the parameters live on a GPU: one piece of memory, cut up.
+  std::vector<at::Tensor> host_shards(at::ScalarType type) const;
+  /// Numbers of one rank's shard of `elements` numbers over `ranks`.
+  static int64_t shard_numbers(int64_t elements, int64_t ranks) { return (elements + ranks - 1) / ranks; }
+
+ private:
+  at::Device device_;
+  at::ScalarType compute_;
+  std::vector<FlatGroup> groups_;
+};
+
+}  // namespace moetune
