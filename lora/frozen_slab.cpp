@@ -23,14 +23,17 @@ void FrozenSlab::hold(FrozenWeight& weight, const std::string& name) {
 void FrozenSlab::close() {
   const SlabPlacement& placement = slabs_.placement_;
   const bool experts = kind_ == SlabKind::kExperts;
-  const bool on_host = experts ? std::binary_search(placement.host_layers.begin(), placement.host_layers.end(), layer_) : placement.dense_on_host;
-  number_ = slabs_.store_.add({str("layer ", layer_, experts ? " experts" : " dense"), bytes(), on_host ? SlabTier::kHost : SlabTier::kDevice,
-                               experts ? 1 : 0, experts ? placement.expert_replicas : placement.dense_replicas});
+  const bool on_host = experts ? std::binary_search(placement.host_layers.begin(), placement.host_layers.end(), layer_)
+                               : placement.dense_on_host;
+  number_ = slabs_.store_.add({str("layer ", layer_, experts ? " experts" : " dense"), bytes(),
+                               on_host ? SlabTier::kHost : SlabTier::kDevice, experts ? 1 : 0,
+                               experts ? placement.expert_replicas : placement.dense_replicas});
 }
 
 const FrozenSlab::Held& FrozenSlab::held(const FrozenWeight& weight) const {
   const auto found = std::find_if(held_.begin(), held_.end(), [&](const Held& one) { return one.weight == &weight; });
-  MT_CHECK(found != held_.end() && number_ >= 0, "a weight [", weight.shape().outputs, ", ", weight.shape().inputs, "] is not in this closed slab");
+  MT_CHECK(found != held_.end() && number_ >= 0, "a weight [", weight.shape().outputs, ", ", weight.shape().inputs,
+           "] is not in this closed slab");
   return *found;
 }
 
@@ -47,7 +50,9 @@ void FrozenSlab::keep(const FrozenWeight& weight, int64_t unit, const std::vecto
   const int64_t first = unit * record_bytes_ + held(weight).offset;
   const std::vector<at::Tensor> own = weight.held(packed);
   const std::vector<PackedPart> parts = weight.shape().parts();
-  for (size_t i = 0; i < parts.size(); ++i) slabs_.store_.put(number_, first + parts[i].offset, own[i].contiguous().view(at::kByte));
+  for (size_t i = 0; i < parts.size(); ++i) {
+    slabs_.store_.put(number_, first + parts[i].offset, own[i].contiguous().view(at::kByte));
+  }
 }
 
 std::string FrozenSlab::matrix_name(const Held& held, int64_t number) const {
@@ -62,7 +67,8 @@ std::unique_ptr<SlabFile> FrozenSlab::open_file() const {
   }
   char layer[16];
   std::snprintf(layer, sizeof layer, "%03d", static_cast<int>(layer_));
-  return slabs_.cache_->open(str("layer-", layer, kind_ == SlabKind::kExperts ? "-experts" : "-dense"), std::move(matrices));
+  return slabs_.cache_->open(str("layer-", layer, kind_ == SlabKind::kExperts ? "-experts" : "-dense"),
+                             std::move(matrices));
 }
 
 void FrozenSlab::fill(const MatrixReader& read) {
@@ -70,14 +76,17 @@ void FrozenSlab::fill(const MatrixReader& read) {
   std::vector<Matrix> wanted;
   for (int64_t unit = 0; unit < units_; ++unit) {
     for (size_t i = 0; i < held_.size(); ++i) {
-      if (wants(*held_[i].weight, unit)) wanted.push_back({&held_[i], unit, static_cast<size_t>(of_.first + unit) * held_.size() + i});
+      if (wants(*held_[i].weight, unit)) {
+        wanted.push_back({&held_[i], unit, static_cast<size_t>(of_.first + unit) * held_.size() + i});
+      }
     }
   }
   const std::unique_ptr<SlabFile> file = open_file();
   if (file != nullptr) recall(*file, wanted);
   for (const Matrix& matrix : wanted) {
     const FrozenWeight& weight = *matrix.held->weight;
-    const auto packed = weight.pack(read(matrix_name(*matrix.held, of_.first + matrix.unit), {weight.shape().outputs, weight.shape().inputs}));
+    const auto packed = weight.pack(
+        read(matrix_name(*matrix.held, of_.first + matrix.unit), {weight.shape().outputs, weight.shape().inputs}));
     keep(weight, matrix.unit, packed);
     if (file != nullptr) file->put(matrix.place, packed);
   }
@@ -121,13 +130,16 @@ std::pair<int64_t, at::Tensor> FrozenSlab::kept() const {
   return {range.first, slabs_.store_.kept(number_).narrow(0, 0, range.count)};
 }
 
-bool FrozenSlab::first_copy() const { return kind_ == SlabKind::kExperts ? slabs_.placement_.first_expert_copy : slabs_.placement_.first_dense_copy; }
+bool FrozenSlab::first_copy() const {
+  return kind_ == SlabKind::kExperts ? slabs_.placement_.first_expert_copy : slabs_.placement_.first_dense_copy;
+}
 
 at::Device FrozenSlab::device() const { return slabs_.store_.device(); }
 
 FrozenSlabs::FrozenSlabs(at::Device device) : own_store_(std::make_unique<WeightStore>(device)), store_(*own_store_) {}
 
-FrozenSlabs::FrozenSlabs(WeightStore& store, SlabPlacement placement, SlabCache* cache) : store_(store), placement_(std::move(placement)), cache_(cache) {}
+FrozenSlabs::FrozenSlabs(WeightStore& store, SlabPlacement placement, SlabCache* cache)
+    : store_(store), placement_(std::move(placement)), cache_(cache) {}
 
 FrozenSlabs::~FrozenSlabs() = default;
 

@@ -1,12 +1,12 @@
-// The packed frozen weights that are fetched, used and released together, as records in one slab of a store: one record an expert, or
-// one in all for the plain maps of a layer.
+// The packed frozen weights that are fetched, used and released together, as records in one slab of a store: one record
+// an expert, or one in all for the plain maps of a layer.
 //
-//   FrozenSlabs slabs(device);                              // all on the device; or over a WeightStore that shards and streams
+//   FrozenSlabs slabs(device);  // all on the device; or over a WeightStore that shards and streams
 //   FrozenSlab& slab = slabs.add(SlabKind::kExperts, /*layer=*/3, /*units=*/32);
-//   slab.hold(gate);  slab.hold(up);  slab.hold(down);      // each FrozenWeight of 32 units
+//   slab.hold(gate);  slab.hold(up);  slab.hold(down);  // each FrozenWeight of 32 units
 //   slab.close();
-//   slab.fill(read);                                        // from the cache, else a rank reads and quantises only what it keeps
-//   slab.use();                                             // gate, up and down can be made dense
+//   slab.fill(read);            // from the cache, else a rank reads and quantises only what it keeps
+//   slab.use();                 // gate, up and down can be made dense
 //   slab.release();
 //
 //   record of unit u:  [gate's parts][up's parts][down's parts]   every record at u * record_bytes()
@@ -51,8 +51,8 @@ class FrozenSlab {
 
   /// A matrix of the model by its Hugging Face key, of exactly that shape, in any float dtype.
   using MatrixReader = std::function<at::Tensor(const std::string& name, at::IntArrayRef shape)>;
-  /// Takes the matrices of which this rank keeps any byte from the cache, where there is one and it has them. The others it reads, packs,
-  /// hands to the cache and forgets, one after the other.
+  /// Takes the matrices of which this rank keeps any byte from the cache, where there is one and it has them. The
+  /// others it reads, packs, hands to the cache and forgets, one after the other.
   void fill(const MatrixReader& read);
   /// Whether this rank keeps any byte of one unit of a weight.
   bool wants(const FrozenWeight& weight, int64_t unit) const;
@@ -73,7 +73,8 @@ class FrozenSlab {
   int number() const { return number_; }
   /// The bytes that this rank keeps: where they begin in the slab, and they themselves, uint8.
   std::pair<int64_t, at::Tensor> kept() const;
-  /// Whether this rank's is the first of the copies of these bytes: the one that is counted where each byte counts once.
+  /// Whether this rank's is the first of the copies of these bytes: the one that is counted where each byte counts
+  /// once.
   bool first_copy() const;
   at::Device device() const;
 
@@ -85,7 +86,8 @@ class FrozenSlab {
     int64_t unit = 0;
     size_t place = 0;
   };
-  FrozenSlab(class FrozenSlabs& slabs, SlabKind kind, int64_t layer, int64_t units, SlabUnits of) : slabs_(slabs), kind_(kind), layer_(layer), units_(units), of_(of) {}
+  FrozenSlab(class FrozenSlabs& slabs, SlabKind kind, int64_t layer, int64_t units, SlabUnits of)
+      : slabs_(slabs), kind_(kind), layer_(layer), units_(units), of_(of) {}
   const Held& held(const FrozenWeight& weight) const;
   std::string matrix_name(const Held& held, int64_t number) const;
   std::unique_ptr<SlabFile> open_file() const;
@@ -104,19 +106,20 @@ class FrozenSlab {
 
 /// Who shares slabs of a kind, and which of them lie in host memory.
 struct SlabPlacement {
-  Communicator* dense_replicas = nullptr;   ///< null: every rank keeps its dense slabs whole
+  Communicator* dense_replicas = nullptr;  ///< null: every rank keeps its dense slabs whole
   Communicator* expert_replicas = nullptr;
-  bool first_dense_copy = true;             ///< no other group of replicas has the same bytes and comes before
+  bool first_dense_copy = true;  ///< no other group of replicas has the same bytes and comes before
   bool first_expert_copy = true;
-  std::vector<int64_t> host_layers;         ///< layers whose expert slabs lie in host memory, ascending
-  bool dense_on_host = false;               ///< and all dense slabs
+  std::vector<int64_t> host_layers;  ///< layers whose expert slabs lie in host memory, ascending
+  bool dense_on_host = false;        ///< and all dense slabs
 };
 
 class FrozenSlabs {
  public:
   /// Everything whole on the device.
   explicit FrozenSlabs(at::Device device);
-  /// Over a store that outlives this. `cache`: where packed matrices are looked for and left, null: nowhere; it must outlive filling.
+  /// Over a store that outlives this. `cache`: where packed matrices are looked for and left, null: nowhere; it must
+  /// outlive filling.
   FrozenSlabs(WeightStore& store, SlabPlacement placement, SlabCache* cache = nullptr);
   ~FrozenSlabs();
 

@@ -18,15 +18,18 @@ at::Tensor held_part(const at::Tensor& values, const FrozenShape& shape) {
 
 }  // namespace
 
-FrozenWeight::FrozenWeight(const FrozenShape& shape, at::Device device, at::ScalarType compute) : shape_(shape), device_(device), compute_(compute) {
+FrozenWeight::FrozenWeight(const FrozenShape& shape, at::Device device, at::ScalarType compute)
+    : shape_(shape), device_(device), compute_(compute) {
   shape.check();
 }
 
 std::vector<at::Tensor> FrozenWeight::pack(const at::Tensor& weight_OI) const {
-  MT_CHECK(weight_OI.dim() == 2 && weight_OI.size(0) == shape_.outputs && weight_OI.size(1) == shape_.inputs, "weight is ", weight_OI.sizes(),
-           ", want [", shape_.outputs, ", ", shape_.inputs, "]");
+  MT_CHECK(weight_OI.dim() == 2 && weight_OI.size(0) == shape_.outputs && weight_OI.size(1) == shape_.inputs,
+           "weight is ", weight_OI.sizes(), ", want [", shape_.outputs, ", ", shape_.inputs, "]");
   const at::Tensor whole = weight_OI.to(device_).contiguous();
-  if (!is_quantised(shape_.format)) return {whole.flatten().to(shape_.format == BaseFormat::kBf16 ? at::kBFloat16 : at::kFloat)};
+  if (!is_quantised(shape_.format)) {
+    return {whole.flatten().to(shape_.format == BaseFormat::kBf16 ? at::kBFloat16 : at::kFloat)};
+  }
   const Nf4Tensor packed = nf4_quantise(whole, shape_.format == BaseFormat::kNf4Double);
   if (!packed.double_absmax) return {packed.codes, packed.absmax};
   const DoubleQuantisedAbsmax& nested = *packed.double_absmax;
@@ -36,18 +39,23 @@ std::vector<at::Tensor> FrozenWeight::pack(const at::Tensor& weight_OI) const {
 std::vector<at::Tensor> FrozenWeight::held(const std::vector<at::Tensor>& whole) const {
   const std::vector<PackedPart> parts = shape_.parts();
   std::vector<at::Tensor> held;
-  for (size_t i = 0; i < parts.size(); ++i) held.push_back(parts[i].of_whole ? whole.at(i) : held_part(whole.at(i), shape_));
+  for (size_t i = 0; i < parts.size(); ++i) {
+    held.push_back(parts[i].of_whole ? whole.at(i) : held_part(whole.at(i), shape_));
+  }
   return held;
 }
 
 void FrozenWeight::bind(const at::Tensor& bytes, int64_t first, int64_t stride) {
-  MT_CHECK(bytes.scalar_type() == at::kByte && bytes.device().type() == device_.type(), "packed bytes are ", bytes.toString(), " on ", bytes.device());
-  MT_CHECK(first + (shape_.units - 1) * stride + shape_.unit_bytes() <= bytes.numel(), "a stack of ", shape_.units, " units of ",
-           shape_.unit_bytes(), " bytes at ", first, " every ", stride, " bytes does not fit into ", bytes.numel());
+  MT_CHECK(bytes.scalar_type() == at::kByte && bytes.device().type() == device_.type(), "packed bytes are ",
+           bytes.toString(), " on ", bytes.device());
+  MT_CHECK(first + (shape_.units - 1) * stride + shape_.unit_bytes() <= bytes.numel(), "a stack of ", shape_.units,
+           " units of ", shape_.unit_bytes(), " bytes at ", first, " every ", stride, " bytes does not fit into ",
+           bytes.numel());
   packed_.clear();
   for (const PackedPart& part : shape_.parts()) {
     const int64_t size = static_cast<int64_t>(c10::elementSize(part.dtype));
-    const at::Tensor run = bytes.narrow(0, first + part.offset, (shape_.units - 1) * stride + part.bytes()).view(part.dtype);
+    const at::Tensor run =
+        bytes.narrow(0, first + part.offset, (shape_.units - 1) * stride + part.bytes()).view(part.dtype);
     packed_.push_back(run.as_strided({shape_.units, part.elements}, {stride / size, 1}));
   }
 }
@@ -59,14 +67,18 @@ void FrozenWeight::unbind() {
 
 void FrozenWeight::set(int64_t unit, const at::Tensor& weight_OI) {
   MT_CHECK(unit >= 0 && unit < shape_.units, "unit ", unit, " of ", shape_.units);
-  if (packed_.empty()) bind(at::zeros({shape_.units * shape_.unit_bytes()}, at::TensorOptions(at::kByte).device(device_)), 0, shape_.unit_bytes());
+  if (packed_.empty()) {
+    bind(at::zeros({shape_.units * shape_.unit_bytes()}, at::TensorOptions(at::kByte).device(device_)), 0,
+         shape_.unit_bytes());
+  }
   const std::vector<at::Tensor> parts = held(pack(weight_OI));
   for (size_t i = 0; i < parts.size(); ++i) packed_[i][unit].copy_(parts[i]);
 }
 
 at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const {
   at::NoGradGuard no_grad;
-  MT_CHECK(!packed_.empty(), "a frozen weight [", shape_.outputs, ", ", shape_.inputs, "] was made dense while its bytes were not there");
+  MT_CHECK(!packed_.empty(), "a frozen weight [", shape_.outputs, ", ", shape_.inputs,
+           "] was made dense while its bytes were not there");
   const int64_t outputs = shape_.held_outputs(), inputs = shape_.held_inputs();
   const bool quantised = is_quantised(shape_.format);
   const at::Tensor held = quantised ? at::Tensor() : packed_[0].narrow(0, first, count).unflatten(1, {outputs, inputs});
@@ -102,7 +114,8 @@ void FrozenWeight::use(Scratch& scratch, DequantCounters& counters) {
 }
 
 const at::Tensor& FrozenWeight::dense() const {
-  MT_CHECK(dense_.defined(), "a frozen weight [", shape_.outputs, ", ", shape_.inputs, "] was read while its layer was not in use");
+  MT_CHECK(dense_.defined(), "a frozen weight [", shape_.outputs, ", ", shape_.inputs,
+           "] was read while its layer was not in use");
   return dense_;
 }
 

@@ -1,14 +1,15 @@
 // A weight that does not train, in the format it is held in, and its dense form while a layer is in use.
 //
 //   FrozenWeight w({BaseFormat::kNf4, 1, O, I}, device, compute);
-//   w.set(0, weight_OI);             // quantised at once
-//   w.use(scratch, counters);        // dequantised into the scratch: once for forward, recomputation and input gradient of a pass
+//   w.set(0, weight_OI);  // quantised at once
+//   // dequantised into the scratch: once for forward, recomputation and input gradient of a pass
+//   w.use(scratch, counters);
 //   y_TO = x_TI.matmul(w.dense().t());
-//   w.release();                     // dense() is an error from here on
+//   w.release();          // dense() is an error from here on
 //
 // A graph saves the address of the FrozenWeight, never the dense tensor (see linear.h): backward resolves it under the
-// use of its own pass, so that nothing dequantised outlives a layer. The packed bytes lie where bind() says, in a slab that comes and
-// goes (frozen_slab.h); a weight that was never bound holds its own.
+// use of its own pass, so that nothing dequantised outlives a layer. The packed bytes lie where bind() says, in a slab
+// that comes and goes (frozen_slab.h); a weight that was never bound holds its own.
 #pragma once
 
 #include <torch/types.h>
@@ -44,7 +45,8 @@ class FrozenWeight {
   /// Packs a whole matrix into unit `unit` of the bytes at hand; a weight without any makes its own.
   void set(int64_t unit, const at::Tensor& weight_OI);
 
-  /// Dense form of the whole stack for one pass, in `compute`: from `scratch`, or the held tensor itself where it is dense already.
+  /// Dense form of the whole stack for one pass, in `compute`: from `scratch`, or the held tensor itself where it is
+  /// dense already.
   void use(Scratch& scratch, DequantCounters& counters);
   /// Dense form of units first .. first + count - 1, written to a new place of `scratch`: [count, O, I].
   at::Tensor dense_units(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const;

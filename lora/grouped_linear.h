@@ -1,8 +1,9 @@
 // One linear map per expert, applied to rows grouped by expert: frozen and adapted, or trained itself.
 //
-//   at::Tensor w = gate.dense(first, count, scratch, counters);         // a chunk of experts, dequantised once a pass
+//   at::Tensor w = gate.dense(first, count, scratch, counters);  // a chunk of experts, dequantised once a pass
 //   at::Tensor y_XO = gate.forward(x_XI, w, chunk, token_X, random);
-//   at::Tensor dx_XI = gate.backward(dy_XO, x_XI, w, chunk, token_X, random);   // adds the adapter's (or the weight's) gradients
+//   // adds the adapter's (or the weight's) gradients
+//   at::Tensor dx_XI = gate.backward(dy_XO, x_XI, w, chunk, token_X, random);
 //
 // Forward and backward are plain functions: the caller orders them between autograd segments and token exchanges.
 #pragma once
@@ -33,11 +34,12 @@ class GroupedLinear {
   at::Tensor dense(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const;
 
   /// y = x W_e^T + s (drop(x) A_e^T) B_e^T. token_X: global tokens of the rows, read under dropout only.
-  at::Tensor forward(const at::Tensor& x_XI, const at::Tensor& dense_eOI, const ExpertChunk& chunk, const at::Tensor& token_X,
-                     const StepRandom& random) const;
-  /// Returns d x and adds the gradients of what trains. x is forward's; x A^T is computed again, R columns being cheaper than kept.
-  at::Tensor backward(const at::Tensor& dy_XO, const at::Tensor& x_XI, const at::Tensor& dense_eOI, const ExpertChunk& chunk,
-                      const at::Tensor& token_X, const StepRandom& random);
+  at::Tensor forward(const at::Tensor& x_XI, const at::Tensor& dense_eOI, const ExpertChunk& chunk,
+                     const at::Tensor& token_X, const StepRandom& random) const;
+  /// Returns d x and adds the gradients of what trains. x is forward's; x A^T is computed again, R columns being
+  /// cheaper than kept.
+  at::Tensor backward(const at::Tensor& dy_XO, const at::Tensor& x_XI, const at::Tensor& dense_eOI,
+                      const ExpertChunk& chunk, const at::Tensor& token_X, const StepRandom& random);
 
   FrozenWeight* frozen() const { return frozen_.get(); }
   Adapter* adapter() const { return adapter_.get(); }

@@ -46,7 +46,8 @@ at::Tensor grouped_mm(const at::Tensor& x_XI, const at::Tensor& w_eIO, const Row
 }
 
 at::Tensor grouped_outer(const at::Tensor& a_XM, const at::Tensor& b_XN, const RowGroups& groups) {
-  MT_CHECK(a_XM.size(0) == groups.num_rows() && b_XN.size(0) == groups.num_rows(), "rows ", a_XM.size(0), " and ", b_XN.size(0));
+  MT_CHECK(a_XM.size(0) == groups.num_rows() && b_XN.size(0) == groups.num_rows(), "rows ", a_XM.size(0), " and ",
+           b_XN.size(0));
   if (fits_grouped_kernel(a_XM, a_XM.size(1), b_XN.size(1))) return at::_grouped_mm(a_XM.t(), b_XN, groups.ends_e);
   at::Tensor out_eMN = at::empty({groups.num_groups(), a_XM.size(1), b_XN.size(1)}, a_XM.options());
   for (int64_t group = 0; group < groups.num_groups(); ++group) {
@@ -55,7 +56,8 @@ at::Tensor grouped_outer(const at::Tensor& a_XM, const at::Tensor& b_XN, const R
       out.zero_();
       continue;
     }
-    at::mm_out(out, a_XM.narrow(0, groups.begin(group), groups.count(group)).t(), b_XN.narrow(0, groups.begin(group), groups.count(group)));
+    at::mm_out(out, a_XM.narrow(0, groups.begin(group), groups.count(group)).t(),
+               b_XN.narrow(0, groups.begin(group), groups.count(group)));
   }
   return out_eMN;
 }

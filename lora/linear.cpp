@@ -10,7 +10,8 @@ struct FrozenMatmul : torch::autograd::Function<FrozenMatmul> {
     context->saved_data["weight"] = weight_address;
     return at::linear(x, reinterpret_cast<const FrozenWeight*>(weight_address)->dense());
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context, torch::autograd::variable_list d_y) {
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list d_y) {
     const auto* weight = reinterpret_cast<const FrozenWeight*>(context->saved_data["weight"].toInt());
     return {d_y[0].matmul(weight->dense()), at::Tensor()};
   }

@@ -21,12 +21,14 @@ void Scratch::reserve(int64_t elements) {
   }
 }
 
-int64_t Scratch::bytes(int64_t elements, at::ScalarType dtype) { return (elements + kRounding) * static_cast<int64_t>(c10::elementSize(dtype)); }
+int64_t Scratch::bytes(int64_t elements, at::ScalarType dtype) {
+  return (elements + kRounding) * static_cast<int64_t>(c10::elementSize(dtype));
+}
 
 at::Tensor Scratch::take(at::IntArrayRef shape) {
   const int64_t elements = c10::multiply_integers(shape);
-  MT_CHECK(buffer_.defined() && used_ + elements <= buffer_.numel(), "scratch of ", buffer_.defined() ? buffer_.numel() : 0,
-           " elements, ", used_, " used, cannot give ", elements);
+  MT_CHECK(buffer_.defined() && used_ + elements <= buffer_.numel(), "scratch of ",
+           buffer_.defined() ? buffer_.numel() : 0, " elements, ", used_, " used, cannot give ", elements);
   at::Tensor piece = buffer_.narrow(0, used_, elements).view(shape);
   used_ += rounded(elements);
   return piece;

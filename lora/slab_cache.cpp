@@ -24,7 +24,9 @@ uint64_t bytes_of(const FrozenShape& shape) {
 std::vector<TensorSpec> specs_of(const std::vector<SlabMatrix>& matrices) {
   std::vector<TensorSpec> specs = {{kDigests, DType::kU8, {static_cast<int64_t>(matrices.size()), kDigestBytes}}};
   for (const SlabMatrix& matrix : matrices) {
-    for (const PackedPart& part : matrix.shape.parts()) specs.push_back({str(matrix.name, "/", part.name), *dtype_of(part.dtype), {part.elements}});
+    for (const PackedPart& part : matrix.shape.parts()) {
+      specs.push_back({str(matrix.name, "/", part.name), *dtype_of(part.dtype), {part.elements}});
+    }
   }
   return specs;
 }
@@ -40,7 +42,8 @@ at::Tensor part_at(const uint8_t* bytes, const PackedPart& part) {
 
 }  // namespace
 
-SlabFile::SlabFile(SlabCache& cache, const std::string& path, std::vector<SlabMatrix> matrices) : cache_(cache), matrices_(std::move(matrices)) {
+SlabFile::SlabFile(SlabCache& cache, const std::string& path, std::vector<SlabMatrix> matrices)
+    : cache_(cache), matrices_(std::move(matrices)) {
   const std::string header = safetensors_header(path, specs_of(matrices_), {{"packing", str(kPackingVersion)}});
   digests_ = header.size();
   uint64_t place = digests_ + matrices_.size() * kDigestBytes;
@@ -96,7 +99,8 @@ void SlabFile::put(size_t matrix, const std::vector<at::Tensor>& parts) {
     const auto* first = static_cast<const uint8_t*>(on_host.data_ptr());
     bytes.insert(bytes.end(), first, first + on_host.nbytes());
   }
-  MT_CHECK(places_[matrix] + bytes.size() == places_[matrix + 1], matrices_[matrix].name, " has ", bytes.size(), " packed bytes");
+  MT_CHECK(places_[matrix] + bytes.size() == places_[matrix + 1], matrices_[matrix].name, " has ", bytes.size(),
+           " packed bytes");
   const Sha256Bytes digest = sha256_of(bytes.data(), bytes.size());
   try {
     // The digest comes last: until it stands there the matrix is not there.

@@ -1,18 +1,21 @@
-// The file tier: packed frozen weights on a local disk, so that a second start neither reads the checkpoint's matrices nor quantises them.
+// The file tier: packed frozen weights on a local disk, so that a second start neither reads the checkpoint's matrices
+// nor quantises them.
 //
-//   SlabCache cache(folder);                                    // one model in one format: trainer/state/weight_cache.h chooses the folder
-//   auto file = cache.open("layer-003-experts", matrices);      // null where the disk refuses
-//   if (auto stored = file->find(17)) keep(stored->parts);      // verified
+//   SlabCache cache(folder);  // one model in one format: trainer/state/weight_cache.h chooses the folder
+//   auto file = cache.open("layer-003-experts", matrices);  // null where the disk refuses
+//   if (auto stored = file->find(17)) keep(stored->parts);  // verified
 //   else file->put(17, weight.pack(read(matrices[17].name)));
 //
-// One safetensors file a slab, laid out for the whole model: every expert, every matrix uncut, so that what one mesh wrote any other reads.
+// One safetensors file a slab, laid out for the whole model: every expert, every matrix uncut, so that what one mesh
+// wrote any other reads.
 //
-//   sha256                                              U8 [matrices, 32]   of each matrix's parts end to end; zeros: not there yet
-//   model.layers.3.mlp.experts.0.gate_proj.weight/codes     U8, then its other parts (FrozenShape::parts), then the next matrix
+//   sha256                  U8 [matrices, 32]   of each matrix's parts end to end; zeros: not there yet
+//   model.layers.3.mlp.experts.0.gate_proj.weight/codes   U8, then its other parts (FrozenShape::parts), then the next
 //
-// A rank writes each matrix that it packs in its place, and the digest behind it. All who write a place write the same bytes, so ranks and
-// runs may fill a file at once, and whatever ends one of them, or tears a write, leaves a matrix whose digest is zero or does not agree: such
-// a matrix is packed anew. Nothing is flushed for the same reason. What cannot be written is said once and is no error.
+// A rank writes each matrix that it packs in its place, and the digest behind it. All who write a place write the same
+// bytes, so ranks and runs may fill a file at once, and whatever ends one of them, or tears a write, leaves a matrix
+// whose digest is zero or does not agree: such a matrix is packed anew. Nothing is flushed for the same reason. What
+// cannot be written is said once and is no error.
 #pragma once
 
 #include <torch/types.h>
@@ -91,8 +94,8 @@ class SlabCache {
   std::string not_written_, first_damage_;
 };
 
-/// How far a slab's file is filled, for `moetune inspect`: matrices that it has, of how many; their bytes are not verified. Nothing for a file
-/// that no cache wrote, or has only begun.
+/// How far a slab's file is filled, for `moetune inspect`: matrices that it has, of how many; their bytes are not
+/// verified. Nothing for a file that no cache wrote, or has only begun.
 struct SlabFileState {
   int64_t layer = 0;
   int64_t matrices = 0, all_matrices = 0;

@@ -47,8 +47,8 @@ std::vector<FrozenSlab*> Block::slabs() const {
   return used;
 }
 
-Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,
-                 const PassContext& pass) const {
+Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK,
+                 bool balance, const PassContext& pass) const {
   at::Tensor normed_TD = rms_norm(x_TD, parts_.input_norm, config_.norm_eps);
   Mixed mixed;
   mixed.residual_TD = x_TD + parts_.attention->forward(normed_TD, slice, angles, pass.random);

@@ -1,9 +1,10 @@
-// One decoder block in the two stages that the sweep walks through: mixing, slice by slice, and the routed experts, once over all.
+// One decoder block in the two stages that the sweep walks through: mixing, slice by slice, and the routed experts,
+// once over all.
 //
-//   block.use(pass);                                            // dense forms of this layer's frozen maps
+//   block.use(pass);                           // dense forms of this layer's frozen maps
 //   Mixed mixed = block.mix(x_TD, slice, angles, expert_TK, /*balance=*/false, pass);
-//   ... sent = block.experts()->send(...) ...                   // over all slices together: rows leave for their experts
-//   block.add_mlp(mixed, slice, pass);                          // dense MLP, or the shared expert while they travel
+//   ... sent = block.experts()->send(...) ...  // over all slices together: rows leave for their experts
+//   block.add_mlp(mixed, slice, pass);         // dense MLP, or the shared expert while they travel
 //   block.use_experts();
 //   ... routed = block.experts()->forward(...) ...
 //   block.release_experts();
@@ -24,10 +25,10 @@ namespace moetune {
 
 /// What mixing a slice gives; differentiable when computed with grad mode on.
 struct Mixed {
-  at::Tensor residual_TD;  ///< x + attention; with add_mlp() the block's output but for the routed experts
-  at::Tensor z_TD;         ///< input of MLP and routed experts; undefined behind add_mlp() in a dense block
-  at::Tensor weight_TK;    ///< routing weights in compute dtype; undefined in a dense block
-  at::Tensor balance_loss; ///< of this rank's rows, summed over the slice's documents; undefined unless asked for
+  at::Tensor residual_TD;   ///< x + attention; with add_mlp() the block's output but for the routed experts
+  at::Tensor z_TD;          ///< input of MLP and routed experts; undefined behind add_mlp() in a dense block
+  at::Tensor weight_TK;     ///< routing weights in compute dtype; undefined in a dense block
+  at::Tensor balance_loss;  ///< of this rank's rows, summed over the slice's documents; undefined unless asked for
 };
 
 /// The parts of a block; made by moe/model.
@@ -48,17 +49,20 @@ class Block {
   /// Makes the frozen maps of mixing dense for one pass; release() gives the scratch back.
   void use(PassContext& pass);
   void release(PassContext& pass);
-  /// The experts' packed weights are at hand between these two; they come later and may go earlier than those of mixing.
+  /// The experts' packed weights are at hand between these two; they come later and may go earlier than those of
+  /// mixing.
   void use_experts();
   void release_experts();
   /// What a pass uses, in order: that of mixing, that of the experts.
   std::vector<FrozenSlab*> slabs() const;
 
-  /// Mixing of one slice up to the choice of experts. `expert_TK` (int64): chosen here when undefined, obeyed when defined; E, which is no
-  /// expert, for padding. `balance`: compute the balance loss. Collective over the tensor axis, its backward pass too.
+  /// Mixing of one slice up to the choice of experts. `expert_TK` (int64): chosen here when undefined, obeyed when
+  /// defined; E, which is no expert, for padding. `balance`: compute the balance loss. Collective over the tensor axis,
+  /// its backward pass too.
   Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,
             const PassContext& pass) const;
-  /// Adds to the residual the slice's dense MLP or shared expert. Collective over the tensor axis, its backward pass too.
+  /// Adds to the residual the slice's dense MLP or shared expert. Collective over the tensor axis, its backward pass
+  /// too.
   void add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) const;
 
   bool is_moe() const { return parts_.experts != nullptr; }

@@ -14,7 +14,9 @@ class Kept {
   Kept(const std::vector<LinearMap>& maps, bool train_weights) : maps_(maps), train_weights_(train_weights) {}
 
   bool input_of(const std::string& leaf) const {
-    return std::any_of(maps_.begin(), maps_.end(), [&](const LinearMap& map) { return map.stack == 0 && map.leaf() == leaf && (train_weights_ || map.adapter); });
+    return std::any_of(maps_.begin(), maps_.end(), [&](const LinearMap& map) {
+      return map.stack == 0 && map.leaf() == leaf && (train_weights_ || map.adapter);
+    });
   }
   /// Elements a row that the adapters of mixing keep: x A^T, and under dropout their own input and its mask.
   int64_t of_adapters() const {
@@ -50,44 +52,56 @@ BlockMemory block_memory(const ModelConfig& c, const std::vector<LinearMap>& map
   // On a CPU values are padded to the width of the keys, and the product is as wide.
   const int64_t attended = traits.device == at::kCPU ? c.heads * std::max(c.qk_dim(), c.value_dim) : value;
 
-  int64_t saved = 2 * D;                                                       // residual and the input of the second norm
-  if (moe) saved += D;                                                         // z, which the experts read
+  // residual and the input of the second norm
+  int64_t saved = 2 * D;
+  if (moe) saved += D;  // z, which the experts read
   else if (P == 1 && (keeps.input_of("gate_proj") || keeps.input_of("up_proj"))) saved += D;
   if (P > 1 && (keeps.input_of("gate_proj") || keeps.input_of("up_proj"))) saved += P * D;
   if (keeps.input_of("q_a_proj") || keeps.input_of("q_proj") || keeps.input_of("kv_a_proj_with_mqa")) saved += D;
-  // Latents before their norms; after them as the maps to the heads read them, gathered with the rotary key as one matrix.
+  // Latents before their norms; after them as the maps to the heads read them, gathered with the rotary key as one
+  // matrix.
   saved += c.q_lora.value_or(0) + c.kv_lora + c.rope_dim;
   const bool keeps_q = keeps.input_of("q_b_proj"), keeps_kv = keeps.input_of("kv_b_proj");
   if (P == 1) saved += (keeps_q ? c.q_lora.value_or(0) : 0) + (keeps_kv ? c.kv_lora : 0);
-  else if (keeps_q || keeps_kv || keeps.input_of("q_proj")) saved += P * (c.q_lora.value_or(D) + c.kv_lora + c.rope_dim);
-  saved += padded(2 * qk + 2 * attended) + (keeps.input_of("o_proj") ? value : 0);  // queries, keys, values, product; rows of the product
-  saved += mlp * (keeps.input_of("down_proj") ? 4 : 3);                        // gate, up, silu(gate), and their product
+  else if (keeps_q || keeps_kv || keeps.input_of("q_proj")) {
+    saved += P * (c.q_lora.value_or(D) + c.kv_lora + c.rope_dim);
+  }
+  // queries, keys, values, product; rows of the product
+  saved += padded(2 * qk + 2 * attended) + (keeps.input_of("o_proj") ? value : 0);
+  // gate, up, silu(gate), and their product
+  saved += mlp * (keeps.input_of("down_proj") ? 4 : 3);
   saved += keeps.of_adapters();
 
   BlockMemory memory;
-  memory.saved = saved * size + (c.heads + 4) * wide;                          // log-sum-exp of each head; a number for each norm
+  // log-sum-exp of each head; a number for each norm
+  memory.saved = saved * size + (c.heads + 4) * wide;
   memory.mixing = size * std::max(4 * qk + 2 * kv, 4 * mlp + 2 * P * D);
   if (!moe) return memory;
   // Scores; of the chosen experts: numbers as int64, scores before and after normalising, weights.
   memory.saved += c.experts * wide * (traits.balance_loss ? 4 : 1) + K * (8 + 3 * wide + size);
-  // Gradient of the rows; copies of rows and of their gradients where they came from other ranks; slot and weight of each routed row.
+  // Gradient of the rows; copies of rows and of their gradients where they came from other ranks; slot and weight of
+  // each routed row.
   memory.received = size * D * (traits.exchanged ? 3 : 1) + K * (8 + size);
   const int64_t F = c.expert_width / traits.parts.experts;
   const int64_t in_down = 2 * D + 7 * F, in_gate_and_up = (keeps.adapts_experts() ? 5 : 4) * D + 6 * F;
-  memory.expert = size * std::max(in_down, in_gate_and_up) + 8 + size;         // and row and weight of each
+  memory.expert = size * std::max(in_down, in_gate_and_up) + 8 + size;  // and row and weight of each
   memory.kept_expert = size * 2 * F + 8 + size;
   return memory;
 }
 
-int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts, int64_t parts) {
-  const int64_t expert_bytes = 3 * (config.expert_width / parts) * config.width * static_cast<int64_t>(c10::elementSize(compute));
+int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts,
+                          int64_t parts) {
+  const int64_t expert_bytes =
+      3 * (config.expert_width / parts) * config.width * static_cast<int64_t>(c10::elementSize(compute));
   return std::min(local_experts, std::max<int64_t>(1, chunk_bytes / expert_bytes));
 }
 
-int64_t block_scratch_elements(const std::vector<LinearMap>& maps, BaseFormat base, at::ScalarType compute, int64_t chunk_experts) {
+int64_t block_scratch_elements(const std::vector<LinearMap>& maps, BaseFormat base, at::ScalarType compute,
+                               int64_t chunk_experts) {
   int64_t elements = 0;
   for (const LinearMap& map : maps) {
-    elements += FrozenShape{held_format(map, base), map.units(chunk_experts), map.outputs, map.inputs}.scratch_elements(compute);
+    elements += FrozenShape{held_format(map, base), map.units(chunk_experts), map.outputs, map.inputs}.scratch_elements(
+        compute);
   }
   return elements;
 }

@@ -25,10 +25,14 @@ class Reader {
     }
     return value.get<int64_t>();
   }
-  int64_t integer_or(const char* key, int64_t otherwise, int64_t low) const { return has(key) ? integer(key, low) : otherwise; }
+  int64_t integer_or(const char* key, int64_t otherwise, int64_t low) const {
+    return has(key) ? integer(key, low) : otherwise;
+  }
   double number(const char* key) const {
     const json& value = at(key);
-    if (!value.is_number() || !std::isfinite(value.get<double>())) fail(key, str("is ", value.dump(), ", want a number"));
+    if (!value.is_number() || !std::isfinite(value.get<double>())) {
+      fail(key, str("is ", value.dump(), ", want a number"));
+    }
     return value.get<double>();
   }
   double number_or(const char* key, double otherwise) const { return has(key) ? number(key) : otherwise; }
@@ -72,7 +76,8 @@ RopeConfig parse_rope(const Reader& top, int64_t rope_dim, int64_t max_positions
   if (kind != "yarn") scaling.fail("type", str("is '", kind, "'; this program computes default and yarn"));
   rope.kind = RopeConfig::Kind::kYarn;
   rope.original_max_positions = scaling.number("original_max_position_embeddings");
-  rope.factor = scaling.has("factor") ? scaling.number("factor") : static_cast<double>(max_positions) / rope.original_max_positions;
+  rope.factor = scaling.has("factor") ? scaling.number("factor")
+                                      : static_cast<double>(max_positions) / rope.original_max_positions;
   if (rope.original_max_positions <= 0.0) scaling.fail("original_max_position_embeddings", "is not above 0");
   if (rope.factor < 1.0) scaling.fail("factor", str("is ", rope.factor, ", want at least 1"));
   if (rope.theta <= 1.0) scaling.fail("rope_theta", str("is ", rope.theta, ", want above 1"));
@@ -92,9 +97,13 @@ bool parse_fp8(const Reader& top) {
   if (!top.has("quantization_config")) return false;
   const Reader quantised(top.at("quantization_config"), str(top.place(), ": quantization_config"));
   const std::string method = quantised.text_or("quant_method", "");
-  if (method != "fp8") quantised.fail("quant_method", str("is '", method, "'; weights may be bf16, fp16, fp32, or fp8 in blocks"));
+  if (method != "fp8") {
+    quantised.fail("quant_method", str("is '", method, "'; weights may be bf16, fp16, fp32, or fp8 in blocks"));
+  }
   const json& block = quantised.at("weight_block_size");
-  if (block != json::array({128, 128})) quantised.fail("weight_block_size", str("is ", block.dump(), ", want [128, 128]"));
+  if (block != json::array({128, 128})) {
+    quantised.fail("weight_block_size", str("is ", block.dump(), ", want [128, 128]"));
+  }
   return true;
 }
 
@@ -115,7 +124,8 @@ ModelConfig parse_model_config(const json& object, const std::string& place) {
   ModelConfig config;
   config.model_type = top.text_or("model_type", "");
   if (config.model_type != "deepseek_v3" && config.model_type != "kimi_k2") {
-    top.fail("model_type", str("is '", config.model_type, "'; this program trains deepseek_v3 (and kimi_k2, which computes the same)"));
+    top.fail("model_type", str("is '", config.model_type,
+                               "'; this program trains deepseek_v3 (and kimi_k2, which computes the same)"));
   }
   auto only = [&](const char* key, const std::string& allowed) {
     const std::string value = top.text_or(key, allowed);
@@ -124,12 +134,19 @@ ModelConfig parse_model_config(const json& object, const std::string& place) {
   only("hidden_act", "silu");
   only("scoring_func", "sigmoid");
   only("topk_method", "noaux_tc");
-  if (top.flag_or("attention_bias", false)) top.fail("attention_bias", "is true; only projections without bias are computed");
-  if (!top.flag_or("rope_interleave", true)) top.fail("rope_interleave", "is false; only interleaved pairs are computed");
-  if (top.integer_or("moe_layer_freq", 1, 1) != 1) top.fail("moe_layer_freq", "is not 1; only a router in every layer is computed");
+  if (top.flag_or("attention_bias", false)) {
+    top.fail("attention_bias", "is true; only projections without bias are computed");
+  }
+  if (!top.flag_or("rope_interleave", true)) {
+    top.fail("rope_interleave", "is false; only interleaved pairs are computed");
+  }
+  if (top.integer_or("moe_layer_freq", 1, 1) != 1) {
+    top.fail("moe_layer_freq", "is not 1; only a router in every layer is computed");
+  }
 
   // DeepSeek's own code and transformers take different values where these are absent (null says "none" to both).
-  for (const char* key : {"first_k_dense_replace", "n_shared_experts", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "q_lora_rank"}) {
+  for (const char* key : {"first_k_dense_replace", "n_shared_experts", "n_group", "topk_group", "norm_topk_prob",
+                          "routed_scaling_factor", "q_lora_rank"}) {
     if (!object.contains(key)) top.fail(key, "is missing, and readers of this format differ in what that means");
   }
   config.vocab = top.integer("vocab_size", 1);
@@ -156,14 +173,19 @@ ModelConfig parse_model_config(const json& object, const std::string& place) {
   if (config.experts % config.num_groups != 0) top.fail("n_group", str("does not divide ", config.experts, " experts"));
   const int64_t group_size = config.experts / config.num_groups;
   if (config.top_groups > config.num_groups) top.fail("topk_group", str("exceeds n_group ", config.num_groups));
-  if (config.num_groups > 1 && group_size < 2) top.fail("n_group", "leaves groups of one expert; a group's score is the sum of its two best");
-  if (config.top_k > config.top_groups * group_size) top.fail("num_experts_per_tok", "exceeds the experts of the chosen groups");
+  if (config.num_groups > 1 && group_size < 2) {
+    top.fail("n_group", "leaves groups of one expert; a group's score is the sum of its two best");
+  }
+  if (config.top_k > config.top_groups * group_size) {
+    top.fail("num_experts_per_tok", "exceeds the experts of the chosen groups");
+  }
   config.normalise_top_k = top.flag_or("norm_topk_prob", true);
   config.routed_scale = top.number_or("routed_scaling_factor", 1.0);
   config.norm_eps = top.number_or("rms_norm_eps", 1e-6);
   config.initializer_range = top.number_or("initializer_range", 0.02);
   config.tied_embeddings = top.flag_or("tie_word_embeddings", false);
-  config.num_mtp_layers = top.has("num_nextn_predict_layers") ? top.integer("num_nextn_predict_layers", 0) : top.integer_or("num_mtp_layers", 0, 0);
+  config.num_mtp_layers = top.has("num_nextn_predict_layers") ? top.integer("num_nextn_predict_layers", 0)
+                                                              : top.integer_or("num_mtp_layers", 0, 0);
   config.max_positions = top.integer_or("max_position_embeddings", 0, 0);
   config.rope = parse_rope(top, config.rope_dim, config.max_positions);
   config.fp8_blocks = parse_fp8(top);
@@ -173,7 +195,9 @@ ModelConfig parse_model_config(const json& object, const std::string& place) {
 ModelConfig load_model_config(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "config.json";
   std::ifstream file(path);
-  if (!file) throw UserError(str(path.string(), ": cannot be read; model.path must be a Hugging Face folder with config.json"));
+  if (!file) {
+    throw UserError(str(path.string(), ": cannot be read; model.path must be a Hugging Face folder with config.json"));
+  }
   const json object = json::parse(file, nullptr, /*allow_exceptions=*/false);
   if (object.is_discarded()) throw UserError(str(path.string(), ": is not JSON"));
   return parse_model_config(object, path.string());

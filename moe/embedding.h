@@ -11,7 +11,8 @@
 
 namespace moetune {
 
-/// The run of the vocabulary that a rank of the axis holds, of embedding and head alike; the last ranks' may be shorter, or empty.
+/// The run of the vocabulary that a rank of the axis holds, of embedding and head alike; the last ranks' may be
+/// shorter, or empty.
 struct VocabularyPart {
   int64_t first = 0;
   int64_t count = 0;
@@ -27,9 +28,8 @@ class Embedding {
   Embedding(at::Tensor weight_VD, Parameter* parameter, VocabularyPart part, const TensorAxis& axis)
       : weight_VD_(weight_VD), parameter_(parameter), part_(part), axis_(axis) {}
 
-  /// token_U: int64, tokens of the ranks' rows, one rank's after the other, -1 for padding (rows of zeros; there is none on
-  /// an axis of one). -> this rank's rows, without
-  /// a graph. Collective over the axis.
+  /// token_U: int64, tokens of the ranks' rows, one rank's after the other, -1 for padding (rows of zeros; there is
+  /// none on an axis of one). -> this rank's rows, without a graph. Collective over the axis.
   at::Tensor embed(const at::Tensor& token_U) const;
   /// Adds the gradient in the rows of embed(token_U). Collective over the axis.
   void add_gradient(const at::Tensor& token_U, const at::Tensor& d_x_TD);

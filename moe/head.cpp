@@ -16,7 +16,8 @@ at::Tensor Head::log_sum_exp(const at::Tensor& logits_CV) const {
   return sum_C1.log_().add_(largest_C1);
 }
 
-HeadResult Head::loss(const at::Tensor& x_UD, const at::Tensor& target_row, const at::Tensor& target, double scale, bool backward) {
+HeadResult Head::loss(const at::Tensor& x_UD, const at::Tensor& target_row, const at::Tensor& target, double scale,
+                      bool backward) {
   const at::ScalarType wide = accumulate_dtype(x_UD.scalar_type());
   HeadResult result;
   result.loss_sum = at::zeros({}, x_UD.options().dtype(wide));

@@ -12,12 +12,14 @@ class BlockMaps {
  public:
   BlockMaps(int64_t layer, AdapterTargets* targets) : layer_(layer), targets_(targets) {}
 
-  void add(const std::string& path, const std::string& group, int64_t outputs, int64_t inputs, MatrixCut::Dim cut, int64_t stack = 0) {
+  void add(const std::string& path, const std::string& group, int64_t outputs, int64_t inputs, MatrixCut::Dim cut,
+           int64_t stack = 0) {
     LinearMap map{layer_, path, group, outputs, inputs, stack, std::nullopt, cut};
     if (targets_ != nullptr) map.adapter = targets_->match(map.leaf(), group);
     maps_.push_back(std::move(map));
   }
-  void add_mlp(const std::string& path, const std::string& group, int64_t model_width, int64_t width, int64_t stack = 0) {
+  void add_mlp(const std::string& path, const std::string& group, int64_t model_width, int64_t width,
+               int64_t stack = 0) {
     add(path + ".gate_proj", group, width, model_width, MatrixCut::Dim::kOutputs, stack);
     add(path + ".up_proj", group, width, model_width, MatrixCut::Dim::kOutputs, stack);
     add(path + ".down_proj", group, model_width, width, MatrixCut::Dim::kInputs, stack);
@@ -31,7 +33,8 @@ class BlockMaps {
 };
 
 /// What borders of blocks forbid of cutting those maps, dense or stacked, into `parts`; layers are alike.
-void add_block_mistakes(const ModelConfig& c, BaseFormat base, int64_t parts, bool stacked, std::vector<std::string>& mistakes) {
+void add_block_mistakes(const ModelConfig& c, BaseFormat base, int64_t parts, bool stacked,
+                        std::vector<std::string>& mistakes) {
   std::set<std::string> seen;
   for (const LinearMap& map : linear_maps(c, false)) {
     if (map.cut == MatrixCut::Dim::kNone || (map.stack > 0) != stacked || !seen.insert(map.path).second) continue;
@@ -68,13 +71,16 @@ std::vector<LinearMap> block_maps(const ModelConfig& c, int64_t layer, AdapterTa
     maps.add("self_attn.q_proj", "attention", c.heads * c.qk_dim(), c.width, MatrixCut::Dim::kOutputs);
   }
   maps.add("self_attn.kv_a_proj_with_mqa", "attention", c.kv_lora + c.rope_dim, c.width, MatrixCut::Dim::kNone);
-  maps.add("self_attn.kv_b_proj", "attention", c.heads * (c.nope_dim + c.value_dim), c.kv_lora, MatrixCut::Dim::kOutputs);
+  maps.add("self_attn.kv_b_proj", "attention", c.heads * (c.nope_dim + c.value_dim), c.kv_lora,
+           MatrixCut::Dim::kOutputs);
   maps.add("self_attn.o_proj", "attention", c.width, c.heads * c.value_dim, MatrixCut::Dim::kInputs);
   if (!c.is_moe_layer(layer)) {
     maps.add_mlp("mlp", "dense_mlp", c.width, c.dense_width);
     return maps.take();
   }
-  if (c.shared_experts > 0) maps.add_mlp("mlp.shared_experts", "shared_expert", c.width, c.shared_experts * c.expert_width);
+  if (c.shared_experts > 0) {
+    maps.add_mlp("mlp.shared_experts", "shared_expert", c.width, c.shared_experts * c.expert_width);
+  }
   maps.add_mlp("mlp.experts.*", "experts", c.width, c.expert_width, c.experts);
   return maps.take();
 }
@@ -89,20 +95,27 @@ std::vector<std::string> cut_mistakes(const ModelConfig& c, BaseFormat base, int
   bool even = divides(c.heads, "attention heads");
   if (c.num_dense_layers > 0) even = divides(c.dense_width, "features of a dense MLP (intermediate_size)") && even;
   if (c.shared_experts > 0) even = divides(c.shared_experts * c.expert_width, "features of the shared expert") && even;
-  if ((parts - 1) * ((c.vocab + parts - 1) / parts) >= c.vocab) mistakes.push_back(str("a vocabulary of ", c.vocab, " leaves some of ", parts, " ranks without a token"));
+  if ((parts - 1) * ((c.vocab + parts - 1) / parts) >= c.vocab) {
+    mistakes.push_back(str("a vocabulary of ", c.vocab, " leaves some of ", parts, " ranks without a token"));
+  }
   if (even) add_block_mistakes(c, base, parts, /*stacked=*/false, mistakes);
   return mistakes;
 }
 
 std::vector<std::string> expert_cut_mistakes(const ModelConfig& c, BaseFormat base, int64_t parts) {
   if (parts <= 1) return {};
-  if (c.expert_width % parts != 0) return {str(parts, " ranks do not divide the model's ", c.expert_width, " features of an expert (moe_intermediate_size)")};
+  if (c.expert_width % parts != 0) {
+    return {str(parts, " ranks do not divide the model's ", c.expert_width,
+                " features of an expert (moe_intermediate_size)")};
+  }
   std::vector<std::string> mistakes;
   add_block_mistakes(c, base, parts, /*stacked=*/true, mistakes);
   return mistakes;
 }
 
-LinearMap mtp_projection(const ModelConfig& c) { return {c.num_layers, "eh_proj", "mtp", c.width, 2 * c.width, 0, std::nullopt}; }
+LinearMap mtp_projection(const ModelConfig& c) {
+  return {c.num_layers, "eh_proj", "mtp", c.width, 2 * c.width, 0, std::nullopt};
+}
 
 std::vector<LinearMap> linear_maps(const ModelConfig& config, bool with_mtp, AdapterTargets* targets) {
   std::vector<LinearMap> all;
@@ -124,7 +137,8 @@ PlainNumbers plain_numbers(const ModelConfig& c, bool with_mtp, int64_t parts) {
   PlainNumbers numbers;
   numbers.embedding = (c.vocab + parts - 1) / parts * c.width;
   numbers.head = c.tied_embeddings ? 0 : numbers.embedding;
-  // Of a block: before attention, before the MLP, and those of the latents; then the final one; enorm, hnorm and shared_head.norm.
+  // Of a block: before attention, before the MLP, and those of the latents; then the final one; enorm, hnorm and
+  // shared_head.norm.
   numbers.norms = blocks * (2 * c.width + c.q_lora.value_or(0) + c.kv_lora) + c.width + (with_mtp ? 3 * c.width : 0);
   numbers.router = moe_blocks * c.experts * c.width;
   numbers.router_bias = moe_blocks * c.experts;
@@ -133,7 +147,9 @@ PlainNumbers plain_numbers(const ModelConfig& c, bool with_mtp, int64_t parts) {
 
 int64_t count_parameters(const ModelConfig& config, bool with_mtp) {
   int64_t total = plain_numbers(config, with_mtp).total();
-  for (const LinearMap& map : linear_maps(config, with_mtp)) total += map.units(config.experts) * map.outputs * map.inputs;
+  for (const LinearMap& map : linear_maps(config, with_mtp)) {
+    total += map.units(config.experts) * map.outputs * map.inputs;
+  }
   return total;
 }
 

@@ -3,7 +3,8 @@
 //   for (const LinearMap& map : linear_maps(config, /*with_mtp=*/false, &targets)) ...
 //   count_parameters(config);            // 671,026,419,200 for DeepSeek-V3
 //
-// The builder in moe/model.cpp makes the maps of this list and the memory plan adds them up: shapes, names and groups stand once.
+// The builder in moe/model.cpp makes the maps of this list and the memory plan adds them up: shapes, names and groups
+// stand once.
 #pragma once
 
 #include <cstdint>
@@ -27,14 +28,17 @@ struct TensorParts {
 
 /// A linear map [outputs, inputs], or the stack of a layer's routed experts with one such map an expert.
 struct LinearMap {
-  int64_t layer = 0;        ///< config.num_layers: the MTP module
-  std::string path;         ///< below the layer, '*' for the expert of a stack: "self_attn.q_a_proj", "mlp.experts.*.up_proj"
-  std::string group;        ///< attention, dense_mlp, shared_expert, experts; mtp: eh_proj, which is neither quantised nor adapted
-  int64_t outputs = 0;      ///< O
-  int64_t inputs = 0;       ///< I
-  int64_t stack = 0;        ///< E of a stack, all ranks together; 0: a plain map
+  int64_t layer = 0;  ///< config.num_layers: the MTP module
+  /// below the layer, '*' for the expert of a stack: "self_attn.q_a_proj", "mlp.experts.*.up_proj"
+  std::string path;
+  /// attention, dense_mlp, shared_expert, experts; mtp: eh_proj, which is neither quantised nor adapted
+  std::string group;
+  int64_t outputs = 0;  ///< O
+  int64_t inputs = 0;   ///< I
+  int64_t stack = 0;    ///< E of a stack, all ranks together; 0: a plain map
   std::optional<AdapterSpec> adapter;
-  MatrixCut::Dim cut = MatrixCut::Dim::kNone;  ///< how ranks that share it cut it, each map of a stack; kNone: each holds it whole
+  /// how ranks that share it cut it, each map of a stack; kNone: each holds it whole
+  MatrixCut::Dim cut = MatrixCut::Dim::kNone;
 
   std::string name() const;  ///< "model.layers.3.self_attn.q_a_proj"
   std::string leaf() const;  ///< as adapter.targets says it: "q_a_proj", "experts.up_proj"
@@ -44,10 +48,11 @@ struct LinearMap {
   LinearMap part(const TensorParts& parts) const;
 };
 
-/// The maps of one block in the order of their use; layer config.num_layers is the MTP module's block. `targets` gives adapters and
-/// counts its matches; null: none.
+/// The maps of one block in the order of their use; layer config.num_layers is the MTP module's block. `targets` gives
+/// adapters and counts its matches; null: none.
 std::vector<LinearMap> block_maps(const ModelConfig& config, int64_t layer, AdapterTargets* targets = nullptr);
-/// What keeps `parts` ranks from sharing the matrices of this model but for its experts in format `base`, a line each; none: nothing.
+/// What keeps `parts` ranks from sharing the matrices of this model but for its experts in format `base`, a line each;
+/// none: nothing.
 std::vector<std::string> cut_mistakes(const ModelConfig& config, BaseFormat base, int64_t parts);
 /// The same of sharing each expert.
 std::vector<std::string> expert_cut_mistakes(const ModelConfig& config, BaseFormat base, int64_t parts);
@@ -55,7 +60,8 @@ std::vector<std::string> expert_cut_mistakes(const ModelConfig& config, BaseForm
 LinearMap mtp_projection(const ModelConfig& config);
 /// The maps of all blocks, and with_mtp those of the MTP module, its projection last.
 std::vector<LinearMap> linear_maps(const ModelConfig& config, bool with_mtp, AdapterTargets* targets = nullptr);
-/// How a map is held in a model of format `base`: eh_proj, whose output is the residual stream itself, at least in bf16.
+/// How a map is held in a model of format `base`: eh_proj, whose output is the residual stream itself, at least in
+/// bf16.
 BaseFormat held_format(const LinearMap& map, BaseFormat base);
 
 /// Numbers in the tensors that are no linear maps of a block. The MTP module shares embedding and head.

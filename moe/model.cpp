@@ -14,7 +14,11 @@ namespace {
 class Builder {
  public:
   Builder(Model& model, WeightSource& source, const ModelOptions& options)
-      : model_(model), config_(model.config), source_(source), options_(options), vocabulary_(VocabularyPart::of(config_.vocab, options.axis)) {}
+      : model_(model),
+        config_(model.config),
+        source_(source),
+        options_(options),
+        vocabulary_(VocabularyPart::of(config_.vocab, options.axis)) {}
 
   void build() {
     model_.slabs = options_.slabs;
@@ -38,7 +42,9 @@ class Builder {
   }
 
  private:
-  std::string layer_name(int64_t layer, const std::string& rest) const { return str("model.layers.", layer, ".", rest); }
+  std::string layer_name(int64_t layer, const std::string& rest) const {
+    return str("model.layers.", layer, ".", rest);
+  }
 
   /// A tensor that is never quantised: as a parameter when weights train, in compute dtype otherwise.
   struct Plain {
@@ -49,7 +55,8 @@ class Builder {
     return plain(name, source_.read(name, shape), layer, group, {});
   }
   /// The same of a part, which `stored` is.
-  Plain plain(const std::string& name, const at::Tensor& stored, int64_t layer, const std::string& group, const TensorPart& part) {
+  Plain plain(const std::string& name, const at::Tensor& stored, int64_t layer, const std::string& group,
+              const TensorPart& part) {
     if (options_.train_weights) {
       ParameterInfo info;
       info.name = name;
@@ -63,7 +70,9 @@ class Builder {
     model_.plain.push_back({name, held, part});
     return {held, nullptr};
   }
-  at::Tensor norm(int64_t layer, const std::string& rest, int64_t width) { return plain(layer_name(layer, rest), {width}, layer, "norms").held; }
+  at::Tensor norm(int64_t layer, const std::string& rest, int64_t width) {
+    return plain(layer_name(layer, rest), {width}, layer, "norms").held;
+  }
 
   /// This rank's rows of an embedding or a head [V, D].
   at::Tensor vocabulary_rows(const std::string& name) {
@@ -71,14 +80,17 @@ class Builder {
     // A copy: a view would keep all rows in memory.
     return vocabulary_.count == config_.vocab ? all_VD : all_VD.narrow(0, vocabulary_.first, vocabulary_.count).clone();
   }
-  Plain of_vocabulary(const std::string& name, int64_t layer, const std::string& group) { return of_vocabulary(name, vocabulary_rows(name), layer, group); }
+  Plain of_vocabulary(const std::string& name, int64_t layer, const std::string& group) {
+    return of_vocabulary(name, vocabulary_rows(name), layer, group);
+  }
   Plain of_vocabulary(const std::string& name, const at::Tensor& rows, int64_t layer, const std::string& group) {
     const bool cut = options_.axis.size() > 1;
     return plain(name, rows, layer, group, cut ? TensorPart{0, vocabulary_.first, config_.vocab} : TensorPart{});
   }
   Embedding embedding(const Plain& weight) const { return {weight.held, weight.trained, vocabulary_, options_.axis}; }
   std::unique_ptr<Head> make_head(HeadWeights weights) const {
-    return std::make_unique<Head>(std::move(weights), config_.vocab, config_.norm_eps, options_.head_chunk_rows, options_.axis);
+    return std::make_unique<Head>(std::move(weights), config_.vocab, config_.norm_eps, options_.head_chunk_rows,
+                                  options_.axis);
   }
 
   /// The maps of one block by their paths; each is taken once.
@@ -92,7 +104,9 @@ class Builder {
   /// A new slab for frozen weights; null where weights train.
   FrozenSlab* slab(SlabKind kind, int64_t layer, int64_t units) {
     if (options_.train_weights) return nullptr;
-    return &model_.slabs->add(kind, layer, units, kind == SlabKind::kExperts ? SlabUnits{options_.placement.first, options_.placement.total} : SlabUnits{});
+    return &model_.slabs->add(
+        kind, layer, units,
+        kind == SlabKind::kExperts ? SlabUnits{options_.placement.first, options_.placement.total} : SlabUnits{});
   }
 
   MatrixCut cut_of(const LinearMap& map) const {
@@ -125,11 +139,15 @@ class Builder {
       info.name += ".weight";
       if (cut.cuts_outputs()) info.hold_part(0, cut.first_output(map.outputs), map.outputs);
       if (cut.cuts_inputs()) info.hold_part(1, cut.first_input(map.inputs), map.inputs);
-      return std::make_unique<Linear>(model_.parameters.add(info, cut.part_of(source_.read(info.name, {map.outputs, map.inputs}))));
+      return std::make_unique<Linear>(
+          model_.parameters.add(info, cut.part_of(source_.read(info.name, {map.outputs, map.inputs}))));
     }
     auto weight = frozen(map, 1, *slab);
     std::unique_ptr<Adapter> adapter;
-    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, 0, map.outputs, map.inputs, options_.seed, model_.parameters, cut);
+    if (map.adapter) {
+      adapter = std::make_unique<Adapter>(*map.adapter, info, 0, map.outputs, map.inputs, options_.seed,
+                                          model_.parameters, cut);
+    }
     return std::make_unique<Linear>(std::move(weight), std::move(adapter));
   }
 
@@ -153,15 +171,20 @@ class Builder {
       info.name += ".weight";
       if (cut.cuts_outputs()) info.hold_part(1, cut.first_output(map.outputs), map.outputs);
       if (cut.cuts_inputs()) info.hold_part(2, cut.first_input(map.inputs), map.inputs);
-      at::Tensor stack = at::empty({placement.count, cut.outputs(map.outputs), cut.inputs(map.inputs)}, accumulate_dtype(options_.compute));
+      at::Tensor stack = at::empty({placement.count, cut.outputs(map.outputs), cut.inputs(map.inputs)},
+                                   accumulate_dtype(options_.compute));
       for (int64_t e = 0; e < placement.count; ++e) {
-        stack[e].copy_(cut.part_of(source_.read(expert_name(info.name, placement.first + e), {map.outputs, map.inputs})));
+        stack[e].copy_(
+            cut.part_of(source_.read(expert_name(info.name, placement.first + e), {map.outputs, map.inputs})));
       }
       return std::make_unique<GroupedLinear>(model_.parameters.add(info, stack));
     }
     auto weight = frozen(map, placement.count, *slab);
     std::unique_ptr<Adapter> adapter;
-    if (map.adapter) adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, map.outputs, map.inputs, options_.seed, model_.parameters, cut);
+    if (map.adapter) {
+      adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, map.outputs, map.inputs, options_.seed,
+                                          model_.parameters, cut);
+    }
     return std::make_unique<GroupedLinear>(std::move(weight), std::move(adapter));
   }
 
@@ -201,9 +224,11 @@ class Builder {
       auto gate = grouped(maps.at("mlp.experts.*.gate_proj"), parts.expert_slab);
       auto up = grouped(maps.at("mlp.experts.*.up_proj"), parts.expert_slab);
       auto down = grouped(maps.at("mlp.experts.*.down_proj"), parts.expert_slab);
-      const int64_t chunk = experts_at_a_time(config_, options_.compute, options_.expert_chunk_bytes, options_.placement.count, options_.expert_axis.size());
-      parts.experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement, chunk, *options_.exchange,
-                                                      options_.expert_axis);
+      const int64_t chunk = experts_at_a_time(config_, options_.compute, options_.expert_chunk_bytes,
+                                              options_.placement.count, options_.expert_axis.size());
+      parts.experts =
+          std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement, chunk,
+                                          *options_.exchange, options_.expert_axis);
     }
     load(parts.dense_slab);
     load(parts.expert_slab);
@@ -225,11 +250,14 @@ class Builder {
     const LinearMap projection = mtp_projection(config_);
     const std::string first_name = projection.name() + ".weight";
     if (config_.num_mtp_layers < 1 || !source_.has(first_name)) {
-      throw UserError(str("mtp.loss_weight is above 0, but the checkpoint has no MTP module (", first_name, "); set it to 0"));
+      throw UserError(
+          str("mtp.loss_weight is above 0, but the checkpoint has no MTP module (", first_name, "); set it to 0"));
     }
     add_block(layer);
     Mtp::Parts parts;
-    auto extra = [&](const char* rest, at::IntArrayRef shape, const char* group) { return plain(layer_name(layer, rest), shape, turn, group); };
+    auto extra = [&](const char* rest, at::IntArrayRef shape, const char* group) {
+      return plain(layer_name(layer, rest), shape, turn, group);
+    };
     parts.embedding_norm = extra("enorm.weight", {config_.width}, "norms").held;
     parts.hidden_norm = extra("hnorm.weight", {config_.width}, "norms").held;
     parts.trunk_norm = trunk_norm;
@@ -237,19 +265,22 @@ class Builder {
     parts.projection = linear(projection, turn, parts.slab);
     load(parts.slab);
     const Embedding& trunk = model_.embedding;
-    parts.embedding = embedding(shared_or_own(layer_name(layer, "embed_tokens.weight"), "embedding", {trunk.weight(), trunk.parameter()}));
+    parts.embedding = embedding(
+        shared_or_own(layer_name(layer, "embed_tokens.weight"), "embedding", {trunk.weight(), trunk.parameter()}));
     const Plain head = shared_or_own(layer_name(layer, "shared_head.head.weight"), "head", trunk_head);
     auto [head_norm_D, head_norm] = extra("shared_head.norm.weight", {config_.width}, "norms");
     parts.head = make_head({head_norm_D, head.held, head_norm, head.trained});
     model_.mtp = std::make_unique<Mtp>(std::move(parts), config_.norm_eps);
   }
 
-  // The checkpoint carries copies of embedding and head in the module; a copy that equals the trunk's is not held twice, and where
-  // weights train it goes on being one tensor, as the paper shares them. Copies may differ in other ranks' rows alone: ranks agree.
+  // The checkpoint carries copies of embedding and head in the module; a copy that equals the trunk's is not held
+  // twice, and where weights train it goes on being one tensor, as the paper shares them. Copies may differ in other
+  // ranks' rows alone: ranks agree.
   Plain shared_or_own(const std::string& name, const std::string& group, const Plain& trunk) {
     if (!source_.has(name)) return trunk;
     at::Tensor own_VD = vocabulary_rows(name), trunk_VD = trunk.held.detach();
-    at::Tensor differs = at::full({1}, !at::equal(own_VD.to(trunk_VD.device(), trunk_VD.scalar_type()), trunk_VD), trunk_VD.options().dtype(at::kBool));
+    at::Tensor differs = at::full({1}, !at::equal(own_VD.to(trunk_VD.device(), trunk_VD.scalar_type()), trunk_VD),
+                                  trunk_VD.options().dtype(at::kBool));
     options_.axis.max(differs);
     return differs.item<bool>() ? of_vocabulary(name, own_VD, turn_layer(config_), group) : trunk;
   }

@@ -4,9 +4,9 @@
 //   at::Tensor x_TD = model->embedding.embed(token_U);
 //   model->blocks[3].mix(...);
 //
-// The model is mathematics: it knows which experts and which parts of matrices it holds, whom to hand rows to (TokenExchange) and with
-// whom it shares matrices (TensorAxis), not on which rank it runs.
-// trainer/sweep walks it layer by layer.
+// The model is mathematics: it knows which experts and which parts of matrices it holds, whom to hand rows to
+// (TokenExchange) and with whom it shares matrices (TensorAxis), not on which rank it runs. trainer/sweep walks it
+// layer by layer.
 #pragma once
 
 #include <functional>
@@ -14,11 +14,11 @@
 #include <vector>
 
 #include "lora/frozen_slab.h"
+#include "moe/attention/rope.h"
 #include "moe/block.h"
 #include "moe/embedding.h"
 #include "moe/head.h"
 #include "moe/mtp.h"
-#include "moe/attention/rope.h"
 #include "moe/weight_source.h"
 
 namespace moetune {
@@ -27,13 +27,14 @@ struct ModelOptions {
   at::Device device = at::kCPU;
   at::ScalarType compute = at::kFloat;
   BaseFormat base = BaseFormat::kNf4;
-  bool train_weights = false;       ///< adapter: none; the weights themselves train
+  bool train_weights = false;  ///< adapter: none; the weights themselves train
   AdapterTargets* targets = nullptr;
-  ExpertPlacement placement;        ///< experts of this rank
+  ExpertPlacement placement;  ///< experts of this rank
   TokenExchange* exchange = nullptr;
-  FrozenSlabs* slabs = nullptr;     ///< where frozen weights lie; null: whole on the device, in slabs of the model's own
-  TensorAxis axis;                  ///< the ranks that hold the other parts of cut matrices
-  TensorAxis expert_axis;           ///< those that hold the other parts of these experts: the axis, or this rank alone
+  /// where frozen weights lie; null: whole on the device, in slabs of the model's own
+  FrozenSlabs* slabs = nullptr;
+  TensorAxis axis;         ///< the ranks that hold the other parts of cut matrices
+  TensorAxis expert_axis;  ///< those that hold the other parts of these experts: the axis, or this rank alone
   uint64_t seed = 0;
   bool with_mtp = false;
   int64_t head_chunk_rows = 1024;
@@ -44,21 +45,24 @@ struct ModelOptions {
 struct PlainTensor {
   std::string name;  ///< Hugging Face key
   at::Tensor held;
-  TensorPart part;   ///< of it where the tensor axis cuts it
+  TensorPart part;  ///< of it where the tensor axis cuts it
 };
 
 struct Model {
   Model(const ModelConfig& config, const ModelOptions& options)
-      : config(config), rope(config.rope, options.device), parameters(options.device, options.compute), axis(options.axis) {}
+      : config(config),
+        rope(config.rope, options.device),
+        parameters(options.device, options.compute),
+        axis(options.axis) {}
 
   const ModelConfig config;
   Rope rope;
   ParameterSet parameters;
   TensorAxis axis;
   Embedding embedding;
-  std::vector<Block> blocks;       ///< L of them; the MTP module's is one more
+  std::vector<Block> blocks;  ///< L of them; the MTP module's is one more
   std::unique_ptr<Head> head;
-  std::unique_ptr<Mtp> mtp;        ///< null where the run does not use it
+  std::unique_ptr<Mtp> mtp;  ///< null where the run does not use it
 
   /// Elements that the scratch must hold for any one layer.
   int64_t scratch_elements() const;
@@ -69,11 +73,12 @@ struct Model {
   std::vector<PlainTensor> plain;
 };
 
-/// Layer number that parameters of the turn (final norm, head, MTP's norms and projection) carry; the MTP block carries num_layers.
+/// Layer number that parameters of the turn (final norm, head, MTP's norms and projection) carry; the MTP block carries
+/// num_layers.
 inline int64_t turn_layer(const ModelConfig& config) { return config.num_layers + 1; }
 
-/// Builds the model tensor by tensor: each frozen weight is packed as soon as it is read. Throws UserError for a missing tensor or a
-/// wrong shape, a target that matches nothing, and what a checkpoint lacks for MTP.
+/// Builds the model tensor by tensor: each frozen weight is packed as soon as it is read. Throws UserError for a
+/// missing tensor or a wrong shape, a target that matches nothing, and what a checkpoint lacks for MTP.
 std::unique_ptr<Model> build_model(const ModelConfig& config, WeightSource& source, const ModelOptions& options);
 
 }  // namespace moetune

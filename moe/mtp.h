@@ -1,12 +1,13 @@
-// The multi-token prediction module (DeepSeek-V3 report section 2.2, depth 1): one more block after the last that predicts the token
-// after the next.
+// The multi-token prediction module (DeepSeek-V3 report section 2.2, depth 1): one more block after the last that
+// predicts the token after the next.
 //
 //   at::Tensor z_TD = mtp.input(x_TD, mtp.embedding().embed(next_token));   // differentiable in both
 //   ... one block of the sweep ...
 //   HeadResult r = mtp.head().loss(out_UD, target_row, target, scale, true);
 //
-// For row i of a document, z_i = eh_proj([enorm(Emb(t_i+1)); hnorm(norm(x_L,i))]), embedding first as the checkpoint lays it out
-// (the paper's eq. 21 writes the other order); target t_i+2. The last row of a document has no next token and does not take part.
+// For row i of a document, z_i = eh_proj([enorm(Emb(t_i+1)); hnorm(norm(x_L,i))]), embedding first as the checkpoint
+// lays it out (the paper's eq. 21 writes the other order); target t_i+2. The last row of a document has no next token
+// and does not take part.
 #pragma once
 
 #include <memory>
@@ -31,7 +32,8 @@ class Mtp {
   };
   Mtp(Parts parts, double eps) : parts_(std::move(parts)), eps_(eps) {}
 
-  /// x_TD: the last block's output at the rows that take part; next_embedding_TD: embedding of the token after each. -> [T, D].
+  /// x_TD: the last block's output at the rows that take part; next_embedding_TD: embedding of the token after each. ->
+  /// [T, D].
   at::Tensor input(const at::Tensor& x_TD, const at::Tensor& next_embedding_TD) const;
   Embedding& embedding() { return parts_.embedding; }
   Head& head() { return *parts_.head; }

@@ -1,4 +1,5 @@
-// What every layer of one pass shares: the buffer for dense weights, the count of work on them, and where randomness stands.
+// What every layer of one pass shares: the buffer for dense weights, the count of work on them, and where randomness
+// stands.
 #pragma once
 
 #include "lora/adapters/adapter.h"

@@ -15,16 +15,23 @@ at::Tensor part(const at::Tensor& rows, const ExpertChunk& chunk) {
 
 }  // namespace
 
-RoutedExperts::RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up, std::unique_ptr<GroupedLinear> down,
-                             ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange, const TensorAxis& axis)
-    : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), placement_(placement),
-      chunk_experts_(std::min(chunk_experts, placement.count)), exchange_(exchange), axis_(axis) {
-  MT_CHECK(placement.count * exchange.num_ranks() == placement.total, placement.count, " experts on each of ", exchange.num_ranks(),
-           " ranks, of ", placement.total);
+RoutedExperts::RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up,
+                             std::unique_ptr<GroupedLinear> down, ExpertPlacement placement, int64_t chunk_experts,
+                             TokenExchange& exchange, const TensorAxis& axis)
+    : gate_(std::move(gate)),
+      up_(std::move(up)),
+      down_(std::move(down)),
+      placement_(placement),
+      chunk_experts_(std::min(chunk_experts, placement.count)),
+      exchange_(exchange),
+      axis_(axis) {
+  MT_CHECK(placement.count * exchange.num_ranks() == placement.total, placement.count, " experts on each of ",
+           exchange.num_ranks(), " ranks, of ", placement.total);
 }
 
 int64_t RoutedExperts::scratch_elements() const {
-  return chunk_experts_ * (gate_->scratch_elements_per_expert() + up_->scratch_elements_per_expert() + down_->scratch_elements_per_expert());
+  return chunk_experts_ * (gate_->scratch_elements_per_expert() + up_->scratch_elements_per_expert() +
+                           down_->scratch_elements_per_expert());
 }
 
 bool RoutedExperts::drops(const StepRandom& random) const {
@@ -53,7 +60,8 @@ std::vector<ExpertChunk> RoutedExperts::chunks(const std::vector<int64_t>& rows_
   return result;
 }
 
-Dispatch RoutedExperts::send(const RoutingRecord& record, const RoutedInputs& inputs, const PassContext& pass, const KeptExperts* kept) const {
+Dispatch RoutedExperts::send(const RoutingRecord& record, const RoutedInputs& inputs, const PassContext& pass,
+                             const KeptExperts* kept) const {
   at::NoGradGuard no_grad;
   Dispatch sent;
   if (kept == nullptr) {
@@ -69,7 +77,8 @@ std::vector<at::Tensor> RoutedExperts::receive(const RoutingRecord& record, size
   return exchange_.receive(index == 0 ? std::move(sent.first) : exchange_.send(record.rounds[index], sent.rows_UC));
 }
 
-KeptExperts::Round RoutedExperts::grouped(const ExchangeRound& round, const std::vector<at::Tensor>& received_YC, const PassContext& pass) const {
+KeptExperts::Round RoutedExperts::grouped(const ExchangeRound& round, const std::vector<at::Tensor>& received_YC,
+                                          const PassContext& pass) const {
   KeptExperts::Round rows;
   rows.y_YD = received_YC[0];
   const at::Tensor& weight_YK = received_YC[1];
@@ -77,14 +86,16 @@ KeptExperts::Round RoutedExperts::grouped(const ExchangeRound& round, const std:
   // Slots of other ranks' experts sort behind those of the last local expert and are cut off.
   at::Tensor foreign = local_YK.lt(0).logical_or_(local_YK.ge(placement_.count));
   const int64_t num_routed = std::accumulate(round.rows_of_expert.begin(), round.rows_of_expert.end(), int64_t{0});
-  rows.slot_X = std::get<1>(local_YK.masked_fill_(foreign, placement_.count).flatten().sort(/*stable=*/true, 0, false)).narrow(0, 0, num_routed);
+  rows.slot_X = std::get<1>(local_YK.masked_fill_(foreign, placement_.count).flatten().sort(/*stable=*/true, 0, false))
+                    .narrow(0, 0, num_routed);
   rows.row_X = rows.slot_X.floor_divide(weight_YK.size(1));
   rows.weight_X = weight_YK.flatten().index_select(0, rows.slot_X);
   if (drops(pass.random)) rows.token_X = received_YC[3].squeeze(1).index_select(0, rows.row_X);
   return rows;
 }
 
-at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, PassContext& pass, KeptExperts* kept) const {
+at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, PassContext& pass,
+                                  KeptExperts* kept) const {
   at::NoGradGuard no_grad;
   at::Tensor routed_UD = at::zeros_like(sent.rows_UC.front());
   const int64_t mark = pass.scratch.mark();
@@ -93,7 +104,9 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, Pa
     KeptExperts::Round rows = grouped(round, receive(record, index, sent), pass);
     at::Tensor sum_YD = at::zeros_like(rows.y_YD);
     for (const ExpertChunk& chunk : chunks(round.rows_of_expert, routed_UD.device())) {
-      auto dense = [&](const GroupedLinear& map) { return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised); };
+      auto dense = [&](const GroupedLinear& map) {
+        return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised);
+      };
       at::Tensor row_X = part(rows.row_X, chunk), token_X = part(rows.token_X, chunk);
       at::Tensor x_XD = rows.y_YD.index_select(0, row_X);
       at::Tensor gate_XF = gate_->forward(x_XD, dense(*gate_), chunk, token_X, pass.random);
@@ -109,11 +122,13 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, Pa
   return axis_.reduce_scatter_rows(routed_UD);
 }
 
-ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch sent, PassContext& pass, const KeptExperts* kept) const {
+ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch sent, PassContext& pass,
+                                        const KeptExperts* kept) const {
   at::NoGradGuard no_grad;
   const at::Tensor d_routed_UD = sent.rows_UC.back();
   const int64_t top_k = record.expert_UK.size(1);
-  at::Tensor d_z_UD = at::zeros_like(d_routed_UD), d_weight_UK = at::zeros({d_routed_UD.size(0), top_k}, d_routed_UD.options());
+  at::Tensor d_z_UD = at::zeros_like(d_routed_UD),
+             d_weight_UK = at::zeros({d_routed_UD.size(0), top_k}, d_routed_UD.options());
   const int64_t mark = pass.scratch.mark();
   for (size_t index = 0; index < record.rounds.size(); ++index) {
     const ExchangeRound& round = record.rounds[index];
@@ -124,7 +139,9 @@ ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch se
     at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), top_k}, d_sum_YD.options());
     size_t chunk_index = 0;
     for (const ExpertChunk& chunk : chunks(round.rows_of_expert, d_sum_YD.device())) {
-      auto dense = [&](const GroupedLinear& map) { return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised); };
+      auto dense = [&](const GroupedLinear& map) {
+        return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised);
+      };
       at::Tensor row_X = part(rows.row_X, chunk), token_X = part(rows.token_X, chunk);
       at::Tensor x_XD = rows.y_YD.index_select(0, row_X);
       at::Tensor gate_eFD = dense(*gate_), up_eFD = dense(*up_), down_eDF = dense(*down_);
@@ -140,8 +157,10 @@ ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch se
       at::Tensor activated_XF = at::silu(gate_XF);
       at::Tensor hidden_XF = activated_XF * up_XF;
       at::Tensor d_out_XD = d_sum_YD.index_select(0, row_X);
-      at::Tensor d_weighted_XF = down_->backward(d_out_XD, hidden_XF * weight_X1, down_eDF, chunk, token_X, pass.random);
-      d_weight_YK.view(-1).index_copy_(0, part(rows.slot_X, chunk), (d_weighted_XF * hidden_XF).sum(1, false, d_weight_YK.scalar_type()));
+      at::Tensor d_weighted_XF =
+          down_->backward(d_out_XD, hidden_XF * weight_X1, down_eDF, chunk, token_X, pass.random);
+      d_weight_YK.view(-1).index_copy_(0, part(rows.slot_X, chunk),
+                                       (d_weighted_XF * hidden_XF).sum(1, false, d_weight_YK.scalar_type()));
       at::Tensor d_hidden_XF = d_weighted_XF.mul_(weight_X1);
       at::Tensor d_gate_XF = at::silu_backward(d_hidden_XF * up_XF, gate_XF);
       at::Tensor d_up_XF = d_hidden_XF.mul_(activated_XF);

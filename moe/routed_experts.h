@@ -1,20 +1,24 @@
-// The routed experts of one layer: rows go to the ranks of their experts, through SwiGLU MLPs grouped by expert, and back as a sum.
+// The routed experts of one layer: rows go to the ranks of their experts, through SwiGLU MLPs grouped by expert, and
+// back as a sum.
 //
-//   RoutingRecord record = experts.route(expert_TK);                              // way down: the choice and its exchange, kept
-//   Dispatch sent = experts.send(record, {z_TD, weight_TK, token_T}, pass);          // rows travel; the shared expert computes meanwhile
+//   RoutingRecord record = experts.route(expert_TK);  // way down: the choice and its exchange, kept
+//   // rows travel; the shared expert computes meanwhile
+//   Dispatch sent = experts.send(record, {z_TD, weight_TK, token_T}, pass);
 //   at::Tensor routed_TD = experts.forward(record, std::move(sent), pass);
 //   ...
-//   Dispatch again = experts.send(record, {z_TD, weight_TK, token_T, d_routed_TD}, pass);   // way up: recomputes, never re-routes
+//   // way up: recomputes, never re-routes
+//   Dispatch again = experts.send(record, {z_TD, weight_TK, token_T, d_routed_TD}, pass);
 //   ExpertGradients d = experts.backward(record, std::move(again), pass);
 //
-// Forward and backward are plain functions over the whole local batch. Experts go through in chunks: a chunk's weights are made dense
-// once and serve every row, on the way up for recomputation and input gradient alike. The routing weight multiplies the hidden
-// activation, where w down(h) = down(w h) costs F numbers a row instead of D and d w = <d(w h), h> needs no expert output: K numbers
-// a token come home.
+// Forward and backward are plain functions over the whole local batch. Experts go through in chunks: a chunk's weights
+// are made dense once and serve every row, on the way up for recomputation and input gradient alike. The routing weight
+// multiplies the hidden activation, where w down(h) = down(w h) costs F numbers a row instead of D and d w = <d(w h),
+// h> needs no expert output: K numbers a token come home.
 //
-// Ranks of an axis may share each expert: gate and up cut by outputs, down by inputs. Then they go through all of this together, with the
-// U rows of all of them and their own features of the hidden activation: rows are gathered before they go out, and output, d z and d weight,
-// sums over the features, are completed where a row belongs. On an axis of one rank U is T and nothing is gathered.
+// Ranks of an axis may share each expert: gate and up cut by outputs, down by inputs. Then they go through all of this
+// together, with the U rows of all of them and their own features of the hidden activation: rows are gathered before
+// they go out, and output, d z and d weight, sums over the features, are completed where a row belongs. On an axis of
+// one rank U is T and nothing is gathered.
 #pragma once
 
 #include <memory>
@@ -34,7 +38,8 @@ struct ExpertPlacement {
   int64_t total = 0;
 };
 
-/// The routing of one layer, decided on the way down and replayed on the way up: 2 K bytes a token and 4 bytes a row sent.
+/// The routing of one layer, decided on the way down and replayed on the way up: 2 K bytes a token and 4 bytes a row
+/// sent.
 struct RoutingRecord {
   at::Tensor expert_UK;  ///< int16, of all rows that go out from here
   at::Tensor expert_TK;  ///< of this rank's own, a view
@@ -51,15 +56,16 @@ struct RoutedInputs {
 
 /// Inputs on their way: those of the first round already, those of later rounds when their turn comes.
 struct Dispatch {
-  std::vector<at::Tensor> rows_UC;  ///< z, weights, numbers of experts, under dropout of tokens; d_routed last. Of kept rows d_routed alone
+  /// z, weights, numbers of experts, under dropout of tokens; d_routed last. Of kept rows d_routed alone
+  std::vector<at::Tensor> rows_UC;
   RowsUnderway first;
 };
 
 /// Intermediates of a layer that keeps them instead of recomputing.
 struct KeptExperts {
   struct Round {
-    at::Tensor row_X;     ///< received row of each routed row, grouped by expert
-    at::Tensor slot_X;    ///< its place among the K of that row, as a flat index into [Y, K]
+    at::Tensor row_X;   ///< received row of each routed row, grouped by expert
+    at::Tensor slot_X;  ///< its place among the K of that row, as a flat index into [Y, K]
     at::Tensor y_YD, weight_X, token_X;
     std::vector<std::pair<at::Tensor, at::Tensor>> gate_up;  ///< by chunk, before the activation; empty: recompute
   };
@@ -73,20 +79,24 @@ struct ExpertGradients {
 
 class RoutedExperts {
  public:
-  RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up, std::unique_ptr<GroupedLinear> down,
-                ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange, const TensorAxis& axis = {});
+  RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up,
+                std::unique_ptr<GroupedLinear> down, ExpertPlacement placement, int64_t chunk_experts,
+                TokenExchange& exchange, const TensorAxis& axis = {});
 
-  /// Fixes the exchange of expert_TK (int64; the total number of experts for a row that goes nowhere). Collective over the expert group
-  /// and the axis, as all that follows.
+  /// Fixes the exchange of expert_TK (int64; the total number of experts for a row that goes nowhere). Collective over
+  /// the expert group and the axis, as all that follows.
   RoutingRecord route(const at::Tensor& expert_TK) const;
-  /// Begins to send the first round of inputs, beside what the current stream does from here on. `kept`: what the way down kept, if it
-  /// did; then d_routed alone travels. Collective.
-  Dispatch send(const RoutingRecord& record, const RoutedInputs& inputs, const PassContext& pass, const KeptExperts* kept = nullptr) const;
-  /// sum over the chosen experts of weight * expert(z): [T, D]. Collective. `kept` receives intermediates where it is not null.
+  /// Begins to send the first round of inputs, beside what the current stream does from here on. `kept`: what the way
+  /// down kept, if it did; then d_routed alone travels. Collective.
+  Dispatch send(const RoutingRecord& record, const RoutedInputs& inputs, const PassContext& pass,
+                const KeptExperts* kept = nullptr) const;
+  /// sum over the chosen experts of weight * expert(z): [T, D]. Collective. `kept` receives intermediates where it is
+  /// not null.
   at::Tensor forward(const RoutingRecord& record, Dispatch sent, PassContext& pass, KeptExperts* kept = nullptr) const;
-  /// Gradients in z and in the weights; those of adapters (or trained weights) are added to their parameters. `kept` as send() had it.
-  /// Collective.
-  ExpertGradients backward(const RoutingRecord& record, Dispatch sent, PassContext& pass, const KeptExperts* kept = nullptr) const;
+  /// Gradients in z and in the weights; those of adapters (or trained weights) are added to their parameters. `kept` as
+  /// send() had it. Collective.
+  ExpertGradients backward(const RoutingRecord& record, Dispatch sent, PassContext& pass,
+                           const KeptExperts* kept = nullptr) const;
 
   const ExpertPlacement& placement() const { return placement_; }
   std::vector<GroupedLinear*> linears() const { return {gate_.get(), up_.get(), down_.get()}; }
@@ -95,11 +105,14 @@ class RoutedExperts {
 
  private:
   std::vector<ExpertChunk> chunks(const std::vector<int64_t>& rows_of_expert, at::Device device) const;
-  at::Tensor gathered(const at::Tensor& rows_TC) const { return axis_.gather_rows(rows_TC, axis_.size() * rows_TC.size(0)); }
+  at::Tensor gathered(const at::Tensor& rows_TC) const {
+    return axis_.gather_rows(rows_TC, axis_.size() * rows_TC.size(0));
+  }
   /// What a round brings here of rows_UC.
   std::vector<at::Tensor> receive(const RoutingRecord& record, size_t index, Dispatch& sent) const;
   /// Its rows by local expert.
-  KeptExperts::Round grouped(const ExchangeRound& round, const std::vector<at::Tensor>& received_YC, const PassContext& pass) const;
+  KeptExperts::Round grouped(const ExchangeRound& round, const std::vector<at::Tensor>& received_YC,
+                             const PassContext& pass) const;
   bool drops(const StepRandom& random) const;
 
   std::unique_ptr<GroupedLinear> gate_, up_, down_;

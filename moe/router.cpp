@@ -25,8 +25,10 @@ at::Tensor Router::choose(const at::Tensor& score_TE) const {
   if (config_.num_groups > 1) {
     at::Tensor grouped = choice_TE.unflatten(-1, {config_.num_groups, config_.experts / config_.num_groups});
     at::Tensor group_score = std::get<0>(grouped.topk(2, -1)).sum(-1);
-    at::Tensor open = at::zeros_like(group_score, at::kBool).scatter_(-1, top_indices(group_score, config_.top_groups), true);
-    choice_TE = grouped.masked_fill(open.logical_not().unsqueeze(-1), -std::numeric_limits<double>::infinity()).flatten(-2);
+    at::Tensor open =
+        at::zeros_like(group_score, at::kBool).scatter_(-1, top_indices(group_score, config_.top_groups), true);
+    choice_TE =
+        grouped.masked_fill(open.logical_not().unsqueeze(-1), -std::numeric_limits<double>::infinity()).flatten(-2);
   }
   return top_indices(choice_TE, config_.top_k).contiguous();
 }
@@ -45,7 +47,8 @@ at::Tensor Router::balance_loss(const at::Tensor& score_TE, const Slice& slice) 
     at::Tensor zeros = at::zeros({documents + 1, config_.experts}, score_TE.options().requires_grad(false));
     return zeros.index_add(0, slice.document_T, rows_TE).narrow(0, 0, documents);
   };
-  at::Tensor chosen = at::zeros_like(score_TE).detach().scatter_(-1, top_indices(score_TE.detach(), config_.top_k), 1.0);
+  at::Tensor chosen =
+      at::zeros_like(score_TE).detach().scatter_(-1, top_indices(score_TE.detach(), config_.top_k), 1.0);
   at::Tensor times_chosen = document_sums(chosen);
   axis_.sum(times_chosen);
   at::Tensor fraction = times_chosen / length * (static_cast<double>(config_.experts) / config_.top_k);

@@ -19,7 +19,9 @@ class Catalog {
   }
 
  private:
-  void add(const std::string& name, std::vector<int64_t> shape, Held held) { tensors_.push_back({name, std::move(shape), held}); }
+  void add(const std::string& name, std::vector<int64_t> shape, Held held) {
+    tensors_.push_back({name, std::move(shape), held});
+  }
 
   void add_mlp(const std::string& path, int64_t width) {
     add(path + ".gate_proj.weight", {width, c_.width}, Held::kLinear);
@@ -76,6 +78,8 @@ class Catalog {
 
 }  // namespace
 
-std::vector<CatalogTensor> tensor_catalog(const ModelConfig& config, bool with_mtp) { return Catalog(config).make(with_mtp); }
+std::vector<CatalogTensor> tensor_catalog(const ModelConfig& config, bool with_mtp) {
+  return Catalog(config).make(with_mtp);
+}
 
 }  // namespace moetune

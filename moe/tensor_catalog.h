@@ -1,5 +1,5 @@
-// Every tensor of a checkpoint of the DeepSeek-V3 family: its Hugging Face name, its shape, and how a run that does not train it
-// holds it.
+// Every tensor of a checkpoint of the DeepSeek-V3 family: its Hugging Face name, its shape, and how a run that does not
+// train it holds it.
 //
 //   for (const CatalogTensor& tensor : tensor_catalog(config, /*with_mtp=*/false)) write(tensor.name, tensor.shape);
 //

@@ -27,7 +27,8 @@ class Pretrained final : public WeightSource {
     std::string text;
     for (const SafetensorsFile* file : folder_.files()) {
       const FileIdentity& id = file->identity();
-      text += str(std::filesystem::path(file->path()).filename().string(), " ", id.size, " bytes, changed ", id.modified_s, " s ", id.modified_ns, " ns, header ", file->header_digest(), "\n");
+      text += str(std::filesystem::path(file->path()).filename().string(), " ", id.size, " bytes, changed ",
+                  id.modified_s, " s ", id.modified_ns, " ns, header ", file->header_digest(), "\n");
     }
     return text;
   }
@@ -35,12 +36,16 @@ class Pretrained final : public WeightSource {
   at::Tensor read(const std::string& name, at::IntArrayRef shape) override {
     const TensorInfo& info = folder_.at(name);
     if (at::IntArrayRef(info.shape) != shape) {
-      throw UserError(moetune::str(info.file, ": ", name, " has shape ", at::IntArrayRef(info.shape), "; config.json asks for ", shape));
+      throw UserError(moetune::str(info.file, ": ", name, " has shape ", at::IntArrayRef(info.shape),
+                                   "; config.json asks for ", shape));
     }
     bytes_read_ += static_cast<int64_t>(info.bytes);
     at::Tensor tensor = read_tensor(folder_, name);
     if (tensor.scalar_type() != at::kFloat8_e4m3fn) {
-      if (!tensor.is_floating_point()) throw UserError(str(info.file, ": ", name, " is of dtype ", c10::toString(tensor.scalar_type()), "; want bf16, fp16, fp32 or FP8 e4m3"));
+      if (!tensor.is_floating_point()) {
+        throw UserError(str(info.file, ": ", name, " is of dtype ", c10::toString(tensor.scalar_type()),
+                            "; want bf16, fp16, fp32 or FP8 e4m3"));
+      }
       return tensor;
     }
     // The scale may lie in another shard; the folder's index knows where.
@@ -61,10 +66,13 @@ class RandomWeights final : public WeightSource {
 
   // The MTP module shares the trunk's embedding and head (report section 2.2): it has no copies of its own.
   bool has(const std::string& name) const override {
-    return name.rfind("model.layers.", 0) != 0 || !(ends_with(name, ".embed_tokens.weight") || ends_with(name, ".shared_head.head.weight"));
+    return name.rfind("model.layers.", 0) != 0 ||
+           !(ends_with(name, ".embed_tokens.weight") || ends_with(name, ".shared_head.head.weight"));
   }
   int64_t bytes_read() const override { return 0; }
-  std::string identity() const override { return moetune::str("random, seed ", seed_, ", half width ", std::hexfloat, half_width_, "\n"); }
+  std::string identity() const override {
+    return moetune::str("random, seed ", seed_, ", half width ", std::hexfloat, half_width_, "\n");
+  }
 
   at::Tensor read(const std::string& name, at::IntArrayRef shape) override {
     const auto options = at::TensorOptions(at::kFloat).device(device_);
@@ -77,7 +85,8 @@ class RandomWeights final : public WeightSource {
     constexpr int64_t kPiece = int64_t{1} << 25;
     for (int64_t first = 0; first < numel; first += kPiece) {
       const int64_t count = std::min(kPiece, numel - first);
-      drawn.narrow(0, first, count).copy_(counter_uniform(key, first, count, device_).mul_(2 * half_width_).sub_(half_width_));
+      drawn.narrow(0, first, count)
+          .copy_(counter_uniform(key, first, count, device_).mul_(2 * half_width_).sub_(half_width_));
     }
     return drawn.view(shape);
   }

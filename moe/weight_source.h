@@ -19,14 +19,15 @@ namespace moetune {
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  /// The tensor `name` as stored (bf16, fp16, fp32; FP8 blocks come as bf16), of exactly `shape`, on the CPU or on the device the
-  /// source was made for. Throws UserError naming tensor, file and both shapes.
+  /// The tensor `name` as stored (bf16, fp16, fp32; FP8 blocks come as bf16), of exactly `shape`, on the CPU or on the
+  /// device the source was made for. Throws UserError naming tensor, file and both shapes.
   virtual at::Tensor read(const std::string& name, at::IntArrayRef shape) = 0;
   virtual bool has(const std::string& name) const = 0;
   /// Bytes read so far, for the progress line.
   virtual int64_t bytes_read() const = 0;
-  /// What all tensors depend on, in lines: of a checkpoint name, size, time of last change and header of each file; of random weights seed
-  /// and distribution. Equal texts, equal tensors, unless a file was changed in place and its time set back.
+  /// What all tensors depend on, in lines: of a checkpoint name, size, time of last change and header of each file; of
+  /// random weights seed and distribution. Equal texts, equal tensors, unless a file was changed in place and its time
+  /// set back.
   virtual std::string identity() const = 0;
 };
 

@@ -3,6 +3,7 @@ surface stays where it belongs. Prints each include that does not, and exits 1.
 
     python3 scripts/check_includes.py [ROOT]
 """
+
 import pathlib
 import re
 import sys
@@ -80,7 +81,9 @@ def main():
     mistakes = [mistake for path in includes for mistake in mistakes_in(path, includes)]
     for mistake in mistakes:
         print(mistake)
-    print(f"{len(includes)} files, {sum(map(len, includes.values()))} includes, {len(mistakes)} that point the wrong way")
+    print(
+        f"{len(includes)} files, {sum(map(len, includes.values()))} includes, {len(mistakes)} that point the wrong way"
+    )
     if not includes:
         sys.exit(f"no code below {root}")
     sys.exit(1 if mistakes else 0)

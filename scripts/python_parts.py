@@ -2,9 +2,11 @@
 
     python scripts/python_parts.py [--compatible] [--without NAME] REQUIREMENTS_FILE...
 
---compatible, for a Python that is not ours to change, accepts another version of the same series (2.5.2 for 2.4.6, 0.23.2
-for 0.23.3); torch stays exact, and of cmake any does, CMakeLists.txt having its own minimum. --without leaves a name out.
+--compatible, for a Python that is not ours to change, accepts another version of the same series (2.5.2 for 2.4.6,
+0.23.2 for 0.23.3); torch stays exact, and of cmake any does, CMakeLists.txt having its own minimum. --without leaves a
+name out.
 """
+
 import argparse
 import importlib.metadata
 import sys

@@ -10,9 +10,9 @@
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
+#include "parallel/base/units.h"
 #include "parallel/device/device_memory.h"
 #include "parallel/device/host_memory.h"
-#include "parallel/base/units.h"
 
 namespace moetune {
 namespace {
@@ -23,8 +23,11 @@ void choose_device_and_threads(const Recipe& recipe, Launch& launch) {
   // More threads than CPUs only wait for each other.
   at::set_num_threads(recipe.run.threads > 0 ? static_cast<int>(recipe.run.threads) : launch.num_cpus());
   // cuDNN is the one fused attention with different widths of keys and values (192 and 128 in DeepSeek-V3).
-  if (cuda) at::globalContext().setSDPPriorityOrder({static_cast<int64_t>(at::SDPBackend::cudnn_attention), static_cast<int64_t>(at::SDPBackend::flash_attention),
-                                                     static_cast<int64_t>(at::SDPBackend::efficient_attention), static_cast<int64_t>(at::SDPBackend::math)});
+  if (cuda) {
+    at::globalContext().setSDPPriorityOrder(
+        {static_cast<int64_t>(at::SDPBackend::cudnn_attention), static_cast<int64_t>(at::SDPBackend::flash_attention),
+         static_cast<int64_t>(at::SDPBackend::efficient_attention), static_cast<int64_t>(at::SDPBackend::math)});
+  }
 }
 
 /// Every operation takes an implementation that gives the same bits each time, or throws.
@@ -38,13 +41,17 @@ void choose_determinism(const Recipe& recipe) {
   context.setDeterministicFillUninitializedMemory(false);  // a debugging aid: fills every new tensor
 }
 
-std::string rate_text(int64_t bytes, double seconds) { return str(bytes_text(static_cast<int64_t>(static_cast<double>(bytes) / std::max(1e-9, seconds))), "/s"); }
+std::string rate_text(int64_t bytes, double seconds) {
+  return str(bytes_text(static_cast<int64_t>(static_cast<double>(bytes) / std::max(1e-9, seconds))), "/s");
+}
 
 /// Where the weights came from, in one line.
 std::string load_text(const WeightLoad& load, bool random) {
   const int64_t bytes = load.read_bytes + load.cached_bytes;
-  std::string text = str("weights: ", load.cached_bytes > 0 ? str(bytes_text(load.cached_bytes), " packed from the cache, the rest: ") : "",
-                         random ? "drawn from the seed" : str(bytes_text(load.read_bytes), " of the checkpoint"));
+  std::string text =
+      str("weights: ",
+          load.cached_bytes > 0 ? str(bytes_text(load.cached_bytes), " packed from the cache, the rest: ") : "",
+          random ? "drawn from the seed" : str(bytes_text(load.read_bytes), " of the checkpoint"));
   if (bytes > 0) text += str(", on the rank that reads most, ", rate_text(bytes, load.seconds));
   if (load.written_bytes > 0) text += str("; ", bytes_text(load.written_bytes), " packed into the cache");
   return str(text, ", in ", duration_text(load.seconds));
@@ -53,14 +60,16 @@ std::string load_text(const WeightLoad& load, bool random) {
 /// Says how far loading is, on rank 0, at most every two seconds.
 class LoadProgress {
  public:
-  LoadProgress(const WeightSource& source, const SlabCache* cache, int64_t num_layers) : source_(source), cache_(cache), num_layers_(num_layers) {}
+  LoadProgress(const WeightSource& source, const SlabCache* cache, int64_t num_layers)
+      : source_(source), cache_(cache), num_layers_(num_layers) {}
   void operator()(int64_t layer) {
     const double seconds = elapsed_s();
     if (seconds < printed_s_ + 2.0) return;
     printed_s_ = seconds;
     const double left = seconds / static_cast<double>(layer + 1) * static_cast<double>(num_layers_ - layer - 1);
     const int64_t bytes = source_.bytes_read() + (cache_ != nullptr ? cache_->found_bytes() : 0);
-    log_info(str("  layer ", layer + 1, "/", num_layers_, ", ", bytes_text(bytes), " read on this rank, ", rate_text(bytes, seconds), ", ", duration_text(left), " left"));
+    log_info(str("  layer ", layer + 1, "/", num_layers_, ", ", bytes_text(bytes), " read on this rank, ",
+                 rate_text(bytes, seconds), ", ", duration_text(left), " left"));
   }
   double elapsed_s() const { return seconds_since(start_); }
 
@@ -75,7 +84,8 @@ class LoadProgress {
 /// Makes the parts in the order in which they need each other.
 class Assembler {
  public:
-  Assembler(const Recipe& recipe, const ModelConfig& config, Launch& launch, bool speaks) : recipe_(recipe), config_(config), launch_(launch), speaks_(speaks) {}
+  Assembler(const Recipe& recipe, const ModelConfig& config, Launch& launch, bool speaks)
+      : recipe_(recipe), config_(config), launch_(launch), speaks_(speaks) {}
 
   Assembly assemble(std::unique_ptr<Mesh> mesh, std::optional<int64_t> rows) {
     Assembly run;
@@ -85,17 +95,21 @@ class Assembler {
     run.slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(run.device));
     const MeshShape shape = mesh->shape();
     run.mesh = std::move(mesh);
-    run.exchange = shape.ep == 1 ? make_local_exchange() : make_token_exchange(run.mesh->ep(), recipe_.exchange.buffer_rows.value_or(0));
+    run.exchange = shape.ep == 1 ? make_local_exchange()
+                                 : make_token_exchange(run.mesh->ep(), recipe_.exchange.buffer_rows.value_or(0));
     run.targets = std::make_unique<AdapterTargets>(adapter_targets(recipe_));
     run.store = std::make_unique<WeightStore>(run.device);
     // The smallest of the GPUs and the fullest of the hosts decide for all: ranks that share weights place them alike.
-    const Machine machine{run.device.type(), -launch_.max_over_world(-device_memory_bytes(run.device.type())), launch_.max_over_world(launch_.local_size())};
+    const Machine machine{run.device.type(), -launch_.max_over_world(-device_memory_bytes(run.device.type())),
+                          launch_.max_over_world(launch_.local_size())};
     run.plan = plan_memory(run.config, recipe_, shape, machine, rows);
     run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, shard_scope(recipe_.mesh.shard));
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;
-    auto source = random ? make_random_weights(run.config, static_cast<uint64_t>(recipe_.run.seed), run.device) : open_pretrained(recipe_.model.path);
+    auto source = random ? make_random_weights(run.config, static_cast<uint64_t>(recipe_.run.seed), run.device)
+                         : open_pretrained(recipe_.model.path);
     run.cache = open_weight_cache(recipe_, run.config, *source);
-    run.slabs = std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards), run.cache.get());
+    run.slabs =
+        std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards), run.cache.get());
 
     ModelOptions options;
     options.device = run.device;
@@ -117,7 +131,8 @@ class Assembler {
       const ThriftyHeap heap;
       run.model = build_model(run.config, *source, options);
     }
-    run.load = most_of_any_rank({source->bytes_read(), run.cache ? run.cache->found_bytes() : 0, run.cache ? run.cache->written_bytes() : 0, progress.elapsed_s()});
+    run.load = most_of_any_rank({source->bytes_read(), run.cache ? run.cache->found_bytes() : 0,
+                                 run.cache ? run.cache->written_bytes() : 0, progress.elapsed_s()});
     if (run.cache) say_complaints(*run.cache, run.mesh->world());
     if (speaks_) log_info(load_text(run.load, random));
 
@@ -176,7 +191,8 @@ AdapterTargets adapter_targets(const Recipe& recipe) {
 MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size) {
   std::vector<std::string> mistakes;
   if (recipe.mesh.ep > 0 && config.experts % recipe.mesh.ep != 0) {
-    mistakes.push_back(str(recipe.origin("mesh.ep"), ": mesh.ep: ", recipe.mesh.ep, " ranks do not divide the model's ", config.experts, " routed experts"));
+    mistakes.push_back(str(recipe.origin("mesh.ep"), ": mesh.ep: ", recipe.mesh.ep, " ranks do not divide the model's ",
+                           config.experts, " routed experts"));
   }
   for (const std::string& mistake : cut_mistakes(config, base_format(recipe.model.base), recipe.mesh.tp)) {
     mistakes.push_back(str(recipe.origin("mesh.tp"), ": mesh.tp: ", mistake));
@@ -184,11 +200,16 @@ MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t wo
   const int64_t tp = recipe.mesh.tp, expert_tp = recipe.mesh.expert_tp;
   const std::string expert_place = str(recipe.origin("mesh.expert_tp"), ": mesh.expert_tp: ");
   if (expert_tp != 1 && expert_tp != tp) {
-    mistakes.push_back(str(expert_place, expert_tp, tp > 1 ? str("; allowed is 1, or mesh.tp, which is ", tp) : str("; allowed is 1 where mesh.tp is 1")));
+    mistakes.push_back(
+        str(expert_place, expert_tp,
+            tp > 1 ? str("; allowed is 1, or mesh.tp, which is ", tp) : str("; allowed is 1 where mesh.tp is 1")));
   } else {
-    for (const std::string& mistake : expert_cut_mistakes(config, base_format(recipe.model.base), expert_tp)) mistakes.push_back(expert_place + mistake);
+    for (const std::string& mistake : expert_cut_mistakes(config, base_format(recipe.model.base), expert_tp)) {
+      mistakes.push_back(expert_place + mistake);
+    }
   }
-  return resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, tp, expert_tp}, world_size, std::move(mistakes));
+  return resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, tp, expert_tp}, world_size,
+                      std::move(mistakes));
 }
 
 SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& shards) {
@@ -205,7 +226,8 @@ SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& 
 TensorAxis expert_axis(Mesh& mesh) { return mesh.shape().expert_tp > 1 ? TensorAxis(mesh.tp()) : TensorAxis(); }
 
 at::DeviceType device_type(const Recipe& recipe) {
-  const bool cuda = recipe.run.device == DeviceChoice::kCuda || (recipe.run.device == DeviceChoice::kAuto && at::hasCUDA());
+  const bool cuda =
+      recipe.run.device == DeviceChoice::kCuda || (recipe.run.device == DeviceChoice::kAuto && at::hasCUDA());
   return cuda ? at::kCUDA : at::kCPU;
 }
 

@@ -8,13 +8,13 @@
 #include <optional>
 
 #include "moe/model.h"
+#include "parallel/bytes/weight_store.h"
 #include "parallel/comm/launch.h"
 #include "parallel/comm/mesh.h"
-#include "parallel/bytes/weight_store.h"
 #include "trainer/plan/memory_plan.h"
 #include "trainer/recipe/recipe.h"
-#include "trainer/sweep/sweep.h"
 #include "trainer/state/weight_cache.h"
+#include "trainer/sweep/sweep.h"
 
 namespace moetune {
 
@@ -40,8 +40,8 @@ at::ScalarType scalar_type(ComputeType compute);
 BaseFormat base_format(BaseChoice base);
 /// What the recipe asks of adapters; matches nothing for `adapter: none`.
 AdapterTargets adapter_targets(const Recipe& recipe);
-/// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the experts, heads
-/// and matrices: all mistakes in one.
+/// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the
+/// experts, heads and matrices: all mistakes in one.
 MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size);
 /// Who shares slabs, and which of them lie in host memory, as `weights` decided. `shards` must outlive its users.
 SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& shards);
@@ -54,9 +54,9 @@ int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks);
 /// Rows that go through mixing at once on `device` when the recipe says auto.
 int64_t automatic_slice_tokens(at::Device device);
 
-/// Chooses the device and threads, makes the mesh, plans memory and builds the model, reading weights with progress on rank 0. `rows`: tokens
-/// of the fullest rank in its fullest step, where they are known. Collective over the job. Throws UserError for what recipe, checkpoint
-/// and mesh do not agree on.
+/// Chooses the device and threads, makes the mesh, plans memory and builds the model, reading weights with progress on
+/// rank 0. `rows`: tokens of the fullest rank in its fullest step, where they are known. Collective over the job.
+/// Throws UserError for what recipe, checkpoint and mesh do not agree on.
 Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows = std::nullopt);
 /// The same for a model and a mesh that are not the recipe's own, saying nothing.
 Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const ModelConfig& config, Launch& launch);

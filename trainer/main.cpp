@@ -12,14 +12,14 @@
 #include "trainer/exports/inspect.h"
 #include "trainer/exports/logits.h"
 #include "trainer/exports/merge.h"
-#include "trainer/run/loop.h"
+#include "trainer/plan/mesh_drawing.h"
 #include "trainer/plan/pictures/layer_picture.h"
 #include "trainer/plan/pictures/mesh_picture.h"
 #include "trainer/plan/pictures/weights_picture.h"
-#include "trainer/plan/mesh_drawing.h"
 #include "trainer/plan/validate.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/recipe/recipe_shelf.h"
+#include "trainer/run/loop.h"
 #include "trainer/verify/verify_layout.h"
 
 namespace moetune {
@@ -73,10 +73,15 @@ class CommandLine {
   }
   void takes_recipe(CLI::App* command) {
     command->add_option("RECIPE", recipe_, "YAML file; docs/recipes.md lists its keys")->required();
-    command->add_option("overrides", overrides_, "values that replace those of the file")->option_text("key.sub=value ...");
+    command->add_option("overrides", overrides_, "values that replace those of the file")
+        ->option_text("key.sub=value ...");
   }
-  void takes_run(CLI::App* command) { command->add_option("RUN", run_, "run folder or one of its checkpoints")->required(); }
-  void writes_folder(CLI::App* command) { command->add_option("--to", to_, "folder to write: new, empty or an earlier export")->required(); }
+  void takes_run(CLI::App* command) {
+    command->add_option("RUN", run_, "run folder or one of its checkpoints")->required();
+  }
+  void writes_folder(CLI::App* command) {
+    command->add_option("--to", to_, "folder to write: new, empty or an earlier export")->required();
+  }
   Recipe recipe() const { return load_recipe(recipe_, overrides_); }
 
   void add_recipe_commands() {
@@ -86,56 +91,94 @@ class CommandLine {
     train_command->add_flag("--resume", resume_, "Go on from the newest whole checkpoint of run.dir");
     takes_recipe(add_text(app_, "validate", "Check a recipe and say the bytes that each rank would hold",
                           [this] { return validate(recipe(), recipe_, ranks_); }));
-    app_.get_subcommand("validate")->add_option("--ranks", ranks_, "ranks of the job; 0: as many as the recipe's mesh asks for")->check(CLI::NonNegativeNumber);
-    CLI::App* verify_command = add_launched("verify-layout", "Show that the mesh changes nothing: a tiny twin of the run in fp64, on one rank and on many layouts",
-                                            [this](Launch& launch) { return verify_layout(recipe(), layouts_, launch); });
+    app_.get_subcommand("validate")
+        ->add_option("--ranks", ranks_, "ranks of the job; 0: as many as the recipe's mesh asks for")
+        ->check(CLI::NonNegativeNumber);
+    CLI::App* verify_command = add_launched(
+        "verify-layout",
+        "Show that the mesh changes nothing: a tiny twin of the run in fp64, on one rank and on many layouts",
+        [this](Launch& launch) { return verify_layout(recipe(), layouts_, launch); });
     takes_recipe(verify_command);
-    verify_command->add_option("--layout", layouts_, "dp=N,ep=N,tp=N,shard=none|all,offload=none|all,buffer_rows=N; may be repeated")->allow_extra_args(false);
-    CLI::App* prepare_command = add(app_, "prepare", "Tokenise and mask the data and show samples", [this] { return prepare(); });
+    verify_command
+        ->add_option("--layout", layouts_,
+                     "dp=N,ep=N,tp=N,shard=none|all,offload=none|all,buffer_rows=N; may be repeated")
+        ->allow_extra_args(false);
+    CLI::App* prepare_command =
+        add(app_, "prepare", "Tokenise and mask the data and show samples", [this] { return prepare(); });
     takes_recipe(prepare_command);
     prepare_command->add_option("--show", show_, "documents to show")->check(CLI::Range(0, 1000));
   }
 
   void add_run_commands() {
-    CLI::App* export_command = add_text(app_, "export", "Write the adapter, or with --base the weights that it was trained on", [this] {
-      return base_ ? export_base(run_, to_) : export_adapter(run_, to_, reader_ == "vllm" ? AdapterReader::kVllm : AdapterReader::kPeft, base_name_);
-    });
+    CLI::App* export_command =
+        add_text(app_, "export", "Write the adapter, or with --base the weights that it was trained on", [this] {
+          return base_ ? export_base(run_, to_)
+                       : export_adapter(run_, to_, reader_ == "vllm" ? AdapterReader::kVllm : AdapterReader::kPeft,
+                                        base_name_);
+        });
     takes_run(export_command);
     writes_folder(export_command);
-    export_command->add_option("--for", reader_, "whose habits the adapter follows")->check(CLI::IsMember({"peft", "vllm"}));
-    CLI::Option* base_name = export_command->add_option("--base-name", base_name_, "base model that the adapter names; the recipe's model.path if not given");
-    export_command->add_flag("--base", base_, "the frozen weights as they were trained on, or the weights that adapter: none trained")->excludes(base_name);
-    CLI::App* merge_command = add_text(app_, "merge", "Write the original model with the adapter merged into its weights", [this] { return merge_adapter(run_, to_); });
+    export_command->add_option("--for", reader_, "whose habits the adapter follows")
+        ->check(CLI::IsMember({"peft", "vllm"}));
+    CLI::Option* base_name = export_command->add_option(
+        "--base-name", base_name_, "base model that the adapter names; the recipe's model.path if not given");
+    export_command
+        ->add_flag("--base", base_,
+                   "the frozen weights as they were trained on, or the weights that adapter: none trained")
+        ->excludes(base_name);
+    CLI::App* merge_command =
+        add_text(app_, "merge", "Write the original model with the adapter merged into its weights",
+                 [this] { return merge_adapter(run_, to_); });
     takes_run(merge_command);
     writes_folder(merge_command);
-    CLI::App* logits_command = add_launched("logits", "Write the logits of some documents, to compare another reader of an export with", [this](Launch& launch) {
-      write_logits(run_, data_, documents_, to_, launch);
-      return 0;
-    });
+    CLI::App* logits_command =
+        add_launched("logits", "Write the logits of some documents, to compare another reader of an export with",
+                     [this](Launch& launch) {
+                       write_logits(run_, data_, documents_, to_, launch);
+                       return 0;
+                     });
     takes_run(logits_command);
     logits_command->add_option("DATA", data_, "JSONL file")->required();
     logits_command->add_option("--to", to_, "safetensors file to write")->required();
     logits_command->add_option("--documents", documents_, "the first so many")->check(CLI::Range(1, 10000));
-    CLI::App* inspect_command = add_text(app_, "inspect", "Say what a model, adapter, data file, run, checkpoint or cache of packed weights holds; with --mesh, draw who holds what", [this] {
-      return mesh_ ? inspect_mesh() : inspect(run_, digests_);
-    });
+    CLI::App* inspect_command = add_text(app_, "inspect",
+                                         "Say what a model, adapter, data file, run, checkpoint or cache of packed "
+                                         "weights holds; with --mesh, draw who holds what",
+                                         [this] { return mesh_ ? inspect_mesh() : inspect(run_, digests_); });
     inspect_command->add_option("PATH", run_)->required();
     inspect_command->add_flag("--digests", digests_, "SHA-256 of large files too");
-    CLI::Option* mesh = inspect_command->add_flag("--mesh", mesh_, "PATH is a recipe: its ranks, what each holds, and what a step moves");
-    inspect_command->add_option("--ranks", ranks_, "with --mesh: ranks of the job; 0: as many as the recipe's mesh asks for")->check(CLI::NonNegativeNumber)->needs(mesh);
-    inspect_command->add_option("--ranks-per-host", ranks_per_host_, "with --mesh: ranks of a host; 0: eight")->check(CLI::NonNegativeNumber)->needs(mesh);
-    CLI::Option* svg = inspect_command->add_option("--svg", svg_, "with --mesh: a picture as SVG, written to this file")->option_text("FILE")->needs(mesh);
-    inspect_command->add_option("--picture", picture_, "with --svg: who holds what (mesh), one layer's collectives (layer), or how frozen weights reach the device (weights)")
-        ->check(CLI::IsMember({"mesh", "layer", "weights"}))->needs(svg);
-    inspect_command->add_option("overrides", overrides_, "with --mesh: values that replace those of the recipe")->option_text("key.sub=value ...")->needs(mesh);
+    CLI::Option* mesh = inspect_command->add_flag(
+        "--mesh", mesh_, "PATH is a recipe: its ranks, what each holds, and what a step moves");
+    inspect_command
+        ->add_option("--ranks", ranks_, "with --mesh: ranks of the job; 0: as many as the recipe's mesh asks for")
+        ->check(CLI::NonNegativeNumber)
+        ->needs(mesh);
+    inspect_command->add_option("--ranks-per-host", ranks_per_host_, "with --mesh: ranks of a host; 0: eight")
+        ->check(CLI::NonNegativeNumber)
+        ->needs(mesh);
+    CLI::Option* svg = inspect_command->add_option("--svg", svg_, "with --mesh: a picture as SVG, written to this file")
+                           ->option_text("FILE")
+                           ->needs(mesh);
+    inspect_command
+        ->add_option("--picture", picture_,
+                     "with --svg: who holds what (mesh), one layer's collectives (layer), or how frozen weights reach "
+                     "the device (weights)")
+        ->check(CLI::IsMember({"mesh", "layer", "weights"}))
+        ->needs(svg);
+    inspect_command->add_option("overrides", overrides_, "with --mesh: values that replace those of the recipe")
+        ->option_text("key.sub=value ...")
+        ->needs(mesh);
   }
 
   void add_shelf() {
     CLI::App* recipes = app_.add_subcommand("recipes", "The recipes that come with the program");
     recipes->require_subcommand(1);
     add_text(*recipes, "ls", "List them", list_recipes);
-    add_text(*recipes, "cat", "Print one", [this] { return read_recipe(name_); })->add_option("NAME", name_)->required();
-    CLI::App* copy = add_text(*recipes, "cp", "Copy one to a file of yours", [this] { return copy_recipe(name_, to_); });
+    add_text(*recipes, "cat", "Print one", [this] { return read_recipe(name_); })
+        ->add_option("NAME", name_)
+        ->required();
+    CLI::App* copy =
+        add_text(*recipes, "cp", "Copy one to a file of yours", [this] { return copy_recipe(name_, to_); });
     copy->add_option("NAME", name_)->required();
     copy->add_option("FILE", to_)->required();
     add_text(*recipes, "docs", "Print the reference of all keys (docs/recipes.md)", recipe_docs_markdown);
@@ -144,7 +187,9 @@ class CommandLine {
   std::string inspect_mesh() {
     const PlannedMesh planned = plan_mesh(load_recipe(run_, overrides_), ranks_, ranks_per_host_);
     if (svg_.empty()) return draw_mesh(planned, run_);
-    write_text_atomically(svg_, picture_ == "layer" ? layer_picture(planned) : picture_ == "weights" ? weights_picture(planned) : mesh_picture(planned));
+    write_text_atomically(svg_, picture_ == "layer"     ? layer_picture(planned)
+                                : picture_ == "weights" ? weights_picture(planned)
+                                                        : mesh_picture(planned));
     return str(svg_, ": picture of the ", picture_, " of ", run_, "\n");
   }
 
@@ -157,7 +202,9 @@ class CommandLine {
     return 0;
   }
 
-  CLI::App app_{"Fine-tunes mixture-of-experts models that are far larger than the GPUs at hand. docs/tour.md shows how.", "moetune"};
+  CLI::App app_{
+      "Fine-tunes mixture-of-experts models that are far larger than the GPUs at hand. docs/tour.md shows how.",
+      "moetune"};
   std::function<int()> action_;
   std::string recipe_, run_, data_, to_, name_, reader_ = "peft", base_name_, svg_, picture_ = "mesh";
   std::vector<std::string> overrides_, layouts_;

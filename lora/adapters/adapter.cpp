@@ -50,12 +50,15 @@ std::string expert_name(const std::string& stack_name, int64_t expert) {
   return stack_name.substr(0, star) + std::to_string(expert) + stack_name.substr(star + 1);
 }
 
-Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t local_experts, int64_t outputs, int64_t inputs,
-                 uint64_t seed, ParameterSet& parameters, const MatrixCut& cut)
+Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t local_experts, int64_t outputs,
+                 int64_t inputs, uint64_t seed, ParameterSet& parameters, const MatrixCut& cut)
     : spec_(spec), name_(info.name), inputs_(inputs), first_input_(cut.first_input(inputs)) {
   const double bound = 1.0 / std::sqrt(static_cast<double>(inputs));
   auto initial_a = [&](const std::string& name) {
-    return counter_uniform(stream_key(seed, name), 0, spec.rank * inputs, at::kCPU).mul_(2 * bound).sub_(bound).view({spec.rank, inputs});
+    return counter_uniform(stream_key(seed, name), 0, spec.rank * inputs, at::kCPU)
+        .mul_(2 * bound)
+        .sub_(bound)
+        .view({spec.rank, inputs});
   };
   ParameterInfo a_info = info;
   a_info.name = info.name + ".lora_A.weight";
@@ -70,18 +73,22 @@ Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t loc
   at::Tensor a;
   if (stacked) {
     a = at::empty({local_experts, spec.rank, held_inputs});
-    for (int64_t e = 0; e < local_experts; ++e) a[e].copy_(initial_a(expert_name(a_info.name, info.first_expert + e)).narrow(1, first_input_, held_inputs));
+    for (int64_t e = 0; e < local_experts; ++e) {
+      a[e].copy_(initial_a(expert_name(a_info.name, info.first_expert + e)).narrow(1, first_input_, held_inputs));
+    }
   } else {
     a = initial_a(a_info.name).narrow(1, first_input_, held_inputs);
   }
   a_ = &parameters.add(a_info, a);
-  b_ = &parameters.add(b_info, stacked ? at::zeros({local_experts, held_outputs, spec.rank}) : at::zeros({held_outputs, spec.rank}));
+  b_ = &parameters.add(
+      b_info, stacked ? at::zeros({local_experts, held_outputs, spec.rank}) : at::zeros({held_outputs, spec.rank}));
 }
 
 at::Tensor Adapter::drop(const at::Tensor& x, const at::Tensor& global_token, const StepRandom& random) const {
   if (!drops(random)) return x;
   const uint64_t key = stream_key(stream_key(random.seed, "dropout/" + name_), random.step);
-  at::Tensor element = global_token.unsqueeze(-1) * inputs_ + at::arange(first_input_, first_input_ + x.size(-1), global_token.options());
+  at::Tensor element = global_token.unsqueeze(-1) * inputs_ +
+                       at::arange(first_input_, first_input_ + x.size(-1), global_token.options());
   at::Tensor keep = counter_uniform_at(key, element) >= spec_.dropout;
   // A number as factor: as a tensor it would be rounded to x's dtype, and in bf16 the mean would move.
   return x.mul(keep).mul(1.0 / (1.0 - spec_.dropout));

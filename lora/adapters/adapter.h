@@ -3,7 +3,8 @@
 //   std::optional<AdapterSpec> spec = targets.match("model.layers.3.self_attn.q_a_proj", "attention");
 //   if (spec) adapter = std::make_unique<Adapter>(*spec, place, ...);
 //
-// A starts as PEFT starts it, kaiming-uniform with a = sqrt(5), i.e. uniform in [-1/sqrt(I), 1/sqrt(I)); B starts at zero.
+// A starts as PEFT starts it, kaiming-uniform with a = sqrt(5), i.e. uniform in [-1/sqrt(I), 1/sqrt(I)); B starts at
+// zero.
 #pragma once
 
 #include <memory>
@@ -11,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "lora/formats/matrix_cut.h"
 #include "lora/adapters/parameter.h"
+#include "lora/formats/matrix_cut.h"
 
 namespace moetune {
 
@@ -29,7 +30,8 @@ struct AdapterSpec {
 class AdapterTargets {
  public:
   struct Options {
-    std::vector<std::string> targets;  ///< groups (attention, dense_mlp, shared_expert, experts, all_linear) or map names
+    /// groups (attention, dense_mlp, shared_expert, experts, all_linear) or map names
+    std::vector<std::string> targets;
     int64_t rank = 0;
     double alpha = 0.0;
     bool rslora = false;
@@ -57,22 +59,25 @@ struct StepRandom {
   bool training = false;  ///< false: no dropout
 };
 
-/// A [R, I] and B [O, R] of one linear map, or A [e, R, I] and B [e, O, R] of a stack of e experts. Of a map that is cut, B has the
-/// outputs or A the inputs that this rank holds; the other is whole, and its gradient here that of this rank's part of the map.
+/// A [R, I] and B [O, R] of one linear map, or A [e, R, I] and B [e, O, R] of a stack of e experts. Of a map that is
+/// cut, B has the outputs or A the inputs that this rank holds; the other is whole, and its gradient here that of this
+/// rank's part of the map.
 class Adapter {
  public:
-  /// Adds its two parameters to `parameters`. `info` carries name (of the map, without ".lora_A.weight"), layer, group and,
-  /// for a stack, replicas, first_expert and num_experts; expert e of a stack starts as the stream of its own name says. outputs and
-  /// inputs are those of the whole map; `cut`: the part of it, of a stack the part of each map, held here, which starts as that part of
-  /// the whole does.
-  Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t local_experts, int64_t outputs, int64_t inputs, uint64_t seed,
-          ParameterSet& parameters, const MatrixCut& cut = {});
+  /// Adds its two parameters to `parameters`. `info` carries name (of the map, without ".lora_A.weight"), layer, group
+  /// and, for a stack, replicas, first_expert and num_experts; expert e of a stack starts as the stream of its own name
+  /// says. outputs and inputs are those of the whole map; `cut`: the part of it, of a stack the part of each map, held
+  /// here, which starts as that part of the whole does.
+  Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t local_experts, int64_t outputs, int64_t inputs,
+          uint64_t seed, ParameterSet& parameters, const MatrixCut& cut = {});
 
   /// `x` with features dropped for this step and rescaled: [rows, inputs held here] like x; x itself without dropout.
   at::Tensor drop(const at::Tensor& x, const at::Tensor& global_token, const StepRandom& random) const;
 
   /// Numbers in A and B for each of `units` maps.
-  static int64_t numbers(int64_t rank, int64_t units, int64_t outputs, int64_t inputs) { return units * rank * (outputs + inputs); }
+  static int64_t numbers(int64_t rank, int64_t units, int64_t outputs, int64_t inputs) {
+    return units * rank * (outputs + inputs);
+  }
 
   Parameter& a() const { return *a_; }
   Parameter& b() const { return *b_; }

@@ -13,7 +13,8 @@ uint64_t mix(uint64_t z) {
   return z ^ (z >> 31);
 }
 
-// torch has signed 64-bit integers only: products wrap alike, a logical shift is an arithmetic one with the sign bits cut off.
+// torch has signed 64-bit integers only: products wrap alike, a logical shift is an arithmetic one with the sign bits
+// cut off.
 at::Tensor xor_shift(const at::Tensor& z, int bits) {
   return z.bitwise_xor(z.bitwise_right_shift(bits).bitwise_and((int64_t{1} << (64 - bits)) - 1));
 }

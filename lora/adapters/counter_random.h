@@ -1,11 +1,11 @@
-// Random numbers as a function of what they are for, never of rank, slice or call order: element i of the stream (seed, name)
-// is the same on every mesh, device and resume.
+// Random numbers as a function of what they are for, never of rank, slice or call order: element i of the stream (seed,
+// name) is the same on every mesh, device and resume.
 //
 //   uint64_t key = stream_key(seed, "model.layers.3.self_attn.q_a_proj.lora_A.weight");
 //   at::Tensor a = counter_uniform(key, /*first=*/0, rows * cols, device);   // [0, 1)
 //
-// The generator is SplitMix64's finaliser over key + (i + 1) * golden ratio (Steele, Lea, Flood 2014): equidistributed, stateless,
-// and the same integer operations on CPU and GPU, so both give the same bits.
+// The generator is SplitMix64's finaliser over key + (i + 1) * golden ratio (Steele, Lea, Flood 2014): equidistributed,
+// stateless, and the same integer operations on CPU and GPU, so both give the same bits.
 #pragma once
 
 #include <torch/types.h>

@@ -13,7 +13,8 @@ std::vector<int64_t> TensorPart::whole_shape(at::IntArrayRef shape) const {
 }
 
 Parameter::Parameter(ParameterInfo info, const at::Tensor& initial, at::Device device, at::ScalarType compute)
-    : info_(std::move(info)), master_(initial.detach().to(at::kCPU, accumulate_dtype(compute), false, /*copy=*/true).contiguous()) {
+    : info_(std::move(info)),
+      master_(initial.detach().to(at::kCPU, accumulate_dtype(compute), false, /*copy=*/true).contiguous()) {
   working = master_.to(device, compute, false, /*copy=*/true).requires_grad_();
 }
 
@@ -37,11 +38,15 @@ void Parameter::add_gradient(const at::Tensor& gradient) {
 }
 
 at::Tensor& Parameter::gradient() {
-  if (!gradient_.defined()) gradient_ = at::zeros(working.sizes(), working.options().dtype(wide_dtype()).requires_grad(false));
+  if (!gradient_.defined()) {
+    gradient_ = at::zeros(working.sizes(), working.options().dtype(wide_dtype()).requires_grad(false));
+  }
   return gradient_;
 }
 
-int64_t Parameter::working_bytes(int64_t elements, at::ScalarType compute) { return elements * static_cast<int64_t>(c10::elementSize(compute)); }
+int64_t Parameter::working_bytes(int64_t elements, at::ScalarType compute) {
+  return elements * static_cast<int64_t>(c10::elementSize(compute));
+}
 
 int64_t Parameter::gradient_bytes(int64_t elements, at::ScalarType compute) {
   return elements * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute)));

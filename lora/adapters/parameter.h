@@ -1,10 +1,12 @@
-// A tensor that trains: its master copy on the host, its working copy on the device, and the gradient that a step gathers.
+// A tensor that trains: its master copy on the host, its working copy on the device, and the gradient that a step
+// gathers.
 //
 //   Parameter& a = parameters.add({.name = "...lora_A.weight", .layer = 3, .role = Role::kAdapterA}, initial_fp32);
 //   y = at::linear(x, a.working);           // autograd leaf
 //   a.add_gradient(d_a);                    // any dtype; summed in fp32 (fp64 in proofs)
 //
-// In training the master lives here from initialisation (or an adapter's loading) until the optimizer takes it over, shard by shard.
+// In training the master lives here from initialisation (or an adapter's loading) until the optimizer takes it over,
+// shard by shard.
 #pragma once
 
 #include <torch/types.h>
@@ -18,13 +20,16 @@ namespace moetune {
 /// What a parameter is; the learning rate of B may differ (LoRA+).
 enum class Role { kAdapterA, kAdapterB, kWeight };
 
-/// Where copies of a parameter live. A rank's gradient is what its own rows and its own parts of matrices give; over the copies it
-/// adds up to the whole.
+/// Where copies of a parameter live. A rank's gradient is what its own rows and its own parts of matrices give; over
+/// the copies it adds up to the whole.
 enum class Replicas {
-  kEverywhere,         ///< on every rank
-  kTensorIndex,        ///< on the ranks at one place of the tensor axis; those at other places hold other parts (`part`)
-  kExpertReplicas,     ///< on the ranks that hold the same experts; other ranks hold other experts' rows of the same stack
-  kExpertTensorIndex,  ///< of those on the ones at one place of the tensor axis; those at other places hold other parts of each expert's rows
+  kEverywhere,  ///< on every rank
+  /// on the ranks at one place of the tensor axis; those at other places hold other parts (`part`)
+  kTensorIndex,
+  /// on the ranks that hold the same experts; other ranks hold other experts' rows of the same stack
+  kExpertReplicas,
+  /// of those on the ones at one place of the tensor axis; those at other places hold other parts of each expert's rows
+  kExpertTensorIndex,
 };
 
 /// Where copies live of a tensor, or of a stack over experts, that the tensor axis cuts or not.
@@ -33,14 +38,17 @@ inline Replicas replicas_of(bool of_experts, bool cut) {
   return cut ? Replicas::kTensorIndex : Replicas::kEverywhere;
 }
 
-/// The part of a tensor that this rank holds where the tensor axis cuts it: elements first .. first + size - 1 along `dim`.
+/// The part of a tensor that this rank holds where the tensor axis cuts it: elements first .. first + size - 1 along
+/// `dim`.
 struct TensorPart {
-  int64_t dim = -1;   ///< -1: the whole tensor
+  int64_t dim = -1;  ///< -1: the whole tensor
   int64_t first = 0;
   int64_t total = 0;  ///< along `dim`, all ranks together
   bool is_whole() const { return dim < 0; }
   /// The part of `whole` that has `shape`, a view.
-  at::Tensor of(const at::Tensor& whole, at::IntArrayRef shape) const { return is_whole() ? whole : whole.narrow(dim, first, shape[dim]); }
+  at::Tensor of(const at::Tensor& whole, at::IntArrayRef shape) const {
+    return is_whole() ? whole : whole.narrow(dim, first, shape[dim]);
+  }
   /// Of one row of a stack, this being the part of the stack: the same a dim lower.
   TensorPart of_row() const { return is_whole() ? *this : TensorPart{dim - 1, first, total}; }
   /// Shape of the tensor of which a part has `shape`.
@@ -48,16 +56,18 @@ struct TensorPart {
 };
 
 struct ParameterInfo {
-  std::string name;        ///< Hugging Face key; a stack over experts has '*' for the expert: "...mlp.experts.*.gate_proj.lora_A.weight"
-  int64_t layer = 0;       ///< the block whose way up completes the gradient; -1 embedding, L the head and final norm
+  /// Hugging Face key; a stack over experts has '*' for the expert: "...mlp.experts.*.gate_proj.lora_A.weight"
+  std::string name;
+  int64_t layer = 0;  ///< the block whose way up completes the gradient; -1 embedding, L the head and final norm
   Role role = Role::kWeight;
   Replicas replicas = Replicas::kEverywhere;
-  std::string group;       ///< for reports: "attention", "experts", ...
+  std::string group;         ///< for reports: "attention", "experts", ...
   int64_t first_expert = 0;  ///< of a stack: the global number of its row 0
   int64_t num_experts = 0;   ///< of a stack: experts of the whole layer; 0 for a plain tensor
   TensorPart part;           ///< of the tensor called `name`
 
-  /// Holds a part only: at the ranks of one place of the tensor axis. Of a stack, known by num_experts, the part of each expert.
+  /// Holds a part only: at the ranks of one place of the tensor axis. Of a stack, known by num_experts, the part of
+  /// each expert.
   void hold_part(int64_t dim, int64_t first, int64_t total) {
     replicas = replicas_of(num_experts > 0, /*cut=*/true);
     part = {dim, first, total};
@@ -92,7 +102,8 @@ class Parameter {
   /// Back to nothing added; its bytes are free.
   void clear_gradient() { gradient_.reset(); }
 
-  /// Bytes on the device of `elements` trained numbers' working copies, and of their gradients from the way up to the reduction.
+  /// Bytes on the device of `elements` trained numbers' working copies, and of their gradients from the way up to the
+  /// reduction.
   static int64_t working_bytes(int64_t elements, at::ScalarType compute);
   static int64_t gradient_bytes(int64_t elements, at::ScalarType compute);
 
@@ -124,6 +135,8 @@ class ParameterSet {
 };
 
 /// dtype of masters, moments, gradients and statistics beside `compute`: fp64 in proofs, fp32 otherwise.
-inline at::ScalarType accumulate_dtype(at::ScalarType compute) { return compute == at::kDouble ? at::kDouble : at::kFloat; }
+inline at::ScalarType accumulate_dtype(at::ScalarType compute) {
+  return compute == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 }  // namespace moetune

@@ -30,21 +30,30 @@ PeftConfig read_peft_config(const std::filesystem::path& folder) {
     throw UserError(str(path, ": ", key, " is ", json.at(key).dump(), "; this program goes on from ", allowed));
   };
   const ordered_json type = json.value("peft_type", ordered_json("missing"));
-  if (type != "LORA") throw UserError(str(path, ": peft_type is ", type.is_string() ? type.get<std::string>() : type.dump(), "; want LORA"));
+  if (type != "LORA") {
+    throw UserError(
+        str(path, ": peft_type is ", type.is_string() ? type.get<std::string>() : type.dump(), "; want LORA"));
+  }
   auto set = [&](const char* key) { return json.contains(key) && !json.at(key).is_null() && json.at(key) != false; };
   if (set("use_dora")) refuse("use_dora", "plain LoRA");
   if (set("fan_in_fan_out")) refuse("fan_in_fan_out", "linear maps");
   if (set("modules_to_save") && !json.at("modules_to_save").empty()) refuse("modules_to_save", "adapters alone");
   if (json.contains("bias") && json.at("bias") != "none") refuse("bias", "adapters without bias");
-  if (set("target_parameters") && !json.at("target_parameters").empty()) refuse("target_parameters", "two-dimensional tensors for each expert");
+  if (set("target_parameters") && !json.at("target_parameters").empty()) {
+    refuse("target_parameters", "two-dimensional tensors for each expert");
+  }
   PeftConfig config;
   try {
     config.rank = json.at("r").get<int64_t>();
     config.alpha = json.at("lora_alpha").get<double>();
     config.rslora = json.value("use_rslora", false);
     config.dropout = json.value("lora_dropout", 0.0);
-    config.base_model = json.contains("base_model_name_or_path") && json.at("base_model_name_or_path").is_string() ? json.at("base_model_name_or_path").get<std::string>() : "";
-    if (json.contains("target_modules") && json.at("target_modules").is_array()) config.target_modules = json.at("target_modules").get<std::vector<std::string>>();
+    config.base_model = json.contains("base_model_name_or_path") && json.at("base_model_name_or_path").is_string()
+                            ? json.at("base_model_name_or_path").get<std::string>()
+                            : "";
+    if (json.contains("target_modules") && json.at("target_modules").is_array()) {
+      config.target_modules = json.at("target_modules").get<std::vector<std::string>>();
+    }
     config.rank_pattern = json.value("rank_pattern", std::map<std::string, int64_t>{});
     config.alpha_pattern = json.value("alpha_pattern", std::map<std::string, double>{});
   } catch (const nlohmann::json::exception& error) {
@@ -83,7 +92,8 @@ void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parame
   at::NoGradGuard no_grad;
   const PeftConfig config = read_peft_config(folder);
   if (!config.alpha_pattern.empty()) {
-    throw UserError(str((folder / kConfigFile).string(), ": alpha_pattern gives ", config.alpha_pattern.begin()->first, " an alpha of its own; this program "
+    throw UserError(str((folder / kConfigFile).string(), ": alpha_pattern gives ", config.alpha_pattern.begin()->first,
+                        " an alpha of its own; this program "
                         "goes on from one alpha for all maps"));
   }
   // Shapes are compared below, so a map has one rank on both sides; its scale must be one too.
@@ -92,8 +102,9 @@ void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parame
     const int64_t rank = parameter.master().size(-2);
     const double saved = adapter_scale(config.alpha, rank, config.rslora), wanted = adapter_scale(alpha, rank, rslora);
     if (std::abs(saved - wanted) > 1e-9 * std::abs(wanted)) {
-      throw UserError(str((folder / kConfigFile).string(), ": scales ", parameter.name(), " (rank ", rank, ") by ", saved, ", the recipe by ", wanted,
-                          "; set adapter.alpha to ", config.alpha, " and adapter.rslora to ", config.rslora ? "true" : "false"));
+      throw UserError(str((folder / kConfigFile).string(), ": scales ", parameter.name(), " (rank ", rank, ") by ",
+                          saved, ", the recipe by ", wanted, "; set adapter.alpha to ", config.alpha,
+                          " and adapter.rslora to ", config.rslora ? "true" : "false"));
     }
   }
   const SafetensorsFile file((folder / kWeightsFile).string());
@@ -103,7 +114,8 @@ void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parame
     at::Tensor saved = read_tensor(file, key);
     const std::vector<int64_t> wanted = part.whole_shape(target.sizes());
     if (saved.sizes() != at::IntArrayRef(wanted)) {
-      throw UserError(moetune::str(file.path(), ": ", key, " has shape ", saved.sizes(), ", the recipe asks for ", at::IntArrayRef(wanted)));
+      throw UserError(moetune::str(file.path(), ": ", key, " has shape ", saved.sizes(), ", the recipe asks for ",
+                                   at::IntArrayRef(wanted)));
     }
     target.copy_(part.of(saved, target.sizes()));
     used.insert(key);
@@ -114,13 +126,17 @@ void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parame
     if (info.num_experts == 0) {
       read(info.name, parameter.master(), info.part);
     } else {
-      for (int64_t e = 0; e < parameter.master().size(0); ++e) read(expert_name(info.name, info.first_expert + e), parameter.master()[e], info.part.of_row());
+      for (int64_t e = 0; e < parameter.master().size(0); ++e) {
+        read(expert_name(info.name, info.first_expert + e), parameter.master()[e], info.part.of_row());
+      }
       for (int64_t e = 0; e < info.num_experts; ++e) used.insert(peft_key(expert_name(info.name, e)));
     }
     parameter.refresh_working();
   }
   for (const std::string& name : file.names()) {
-    if (used.count(name) == 0) throw UserError(str(file.path(), ": holds ", name, ", which the recipe's adapter.targets leave out"));
+    if (used.count(name) == 0) {
+      throw UserError(str(file.path(), ": holds ", name, ", which the recipe's adapter.targets leave out"));
+    }
   }
 }
 

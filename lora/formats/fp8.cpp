@@ -5,29 +5,35 @@
 
 namespace moetune {
 
-at::Tensor fp8_blocks_dequantise(const at::Tensor& weight, const at::Tensor& scale_inv, at::ScalarType dtype, int64_t first_row) {
+at::Tensor fp8_blocks_dequantise(const at::Tensor& weight, const at::Tensor& scale_inv, at::ScalarType dtype,
+                                 int64_t first_row) {
   constexpr int64_t kBlock = 128;
-  MT_CHECK(weight.scalar_type() == at::kFloat8_e4m3fn && weight.dim() == 2, "weight is ", weight.toString(), " ", weight.sizes(), ", not e4m3fn [O, I]");
+  MT_CHECK(weight.scalar_type() == at::kFloat8_e4m3fn && weight.dim() == 2, "weight is ", weight.toString(), " ",
+           weight.sizes(), ", not e4m3fn [O, I]");
   MT_CHECK(first_row >= 0, "first_row ", first_row);
   const int64_t num_rows = weight.size(0), num_columns = weight.size(1);
   const int64_t end_row = first_row + num_rows;
   if (scale_inv.scalar_type() != at::kFloat || scale_inv.dim() != 2 || scale_inv.size(0) * kBlock < end_row ||
       scale_inv.size(1) != ceil_div(num_columns, kBlock)) {
-    throw UserError(::moetune::str("FP8 weight: scale_inv is ", scale_inv.toString(), " ", scale_inv.sizes(), ", but rows up to ", end_row, " of ", num_columns,
-                                   " columns need fp32 [", ceil_div(end_row, kBlock), " or more, ", ceil_div(num_columns, kBlock),
-                                   "]: one scale for 128 x 128 weights. Do weight and weight_scale_inv belong together?"));
+    throw UserError(::moetune::str(
+        "FP8 weight: scale_inv is ", scale_inv.toString(), " ", scale_inv.sizes(), ", but rows up to ", end_row, " of ",
+        num_columns, " columns need fp32 [", ceil_div(end_row, kBlock), " or more, ", ceil_div(num_columns, kBlock),
+        "]: one scale for 128 x 128 weights. Do weight and weight_scale_inv belong together?"));
   }
   const int64_t num_nan = (weight.view(at::kByte).bitwise_and(0x7f) == 0x7f).sum().item<int64_t>();
   if (num_nan > 0) {
-    throw UserError(::moetune::str("FP8 weight: ", num_nan, " of ", weight.numel(), " weights are NaN (e4m3 codes 0x7f, 0xff). Is the checkpoint damaged?"));
+    throw UserError(::moetune::str("FP8 weight: ", num_nan, " of ", weight.numel(),
+                                   " weights are NaN (e4m3 codes 0x7f, 0xff). Is the checkpoint damaged?"));
   }
   const int64_t num_bad_scales = scale_inv.isfinite().logical_not().sum().item<int64_t>();
   if (num_bad_scales > 0) {
-    throw UserError(::moetune::str("FP8 weight: ", num_bad_scales, " of ", scale_inv.numel(), " scales in scale_inv are NaN or infinite. Is the checkpoint damaged?"));
+    throw UserError(::moetune::str("FP8 weight: ", num_bad_scales, " of ", scale_inv.numel(),
+                                   " scales in scale_inv are NaN or infinite. Is the checkpoint damaged?"));
   }
   // One scale for every row and block column, then the rows of the weight as [O', blocks, 128] but for the ragged end.
-  const at::Tensor scale_rows = scale_inv.to(weight.device()).index_select(
-      0, at::arange(first_row, end_row, weight.options().dtype(at::kLong)).div_(kBlock, "floor"));
+  const at::Tensor scale_rows =
+      scale_inv.to(weight.device())
+          .index_select(0, at::arange(first_row, end_row, weight.options().dtype(at::kLong)).div_(kBlock, "floor"));
   at::Tensor values = weight.to(at::kFloat);
   const int64_t whole = num_columns / kBlock;
   values.slice(1, 0, whole * kBlock).unflatten(1, {whole, kBlock}).mul_(scale_rows.slice(1, 0, whole).unsqueeze(-1));

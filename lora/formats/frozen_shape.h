@@ -1,11 +1,12 @@
-// What a frozen weight will look like in memory, from its sizes alone: the packed parts of each unit and the bytes they take.
+// What a frozen weight will look like in memory, from its sizes alone: the packed parts of each unit and the bytes they
+// take.
 //
 //   const FrozenShape shape{BaseFormat::kNf4, /*units=*/32, /*outputs=*/2048, /*inputs=*/7168};
-//   shape.unit_bytes();                          // of one expert's map; what slabs, planner and traffic formulas add up
+//   shape.unit_bytes();  // of one expert's map; what slabs, planner and traffic formulas add up
 //
-// A unit is one matrix [O, I]: a plain linear map has one, a grouped one an expert each. A rank of a tensor-parallel group holds a
-// part of each matrix: some of its outputs (rows) or some of its inputs (columns). The matrix is quantised whole and then cut, at
-// block borders, so that what the ranks hold together is the same on every mesh.
+// A unit is one matrix [O, I]: a plain linear map has one, a grouped one an expert each. A rank of a tensor-parallel
+// group holds a part of each matrix: some of its outputs (rows) or some of its inputs (columns). The matrix is
+// quantised whole and then cut, at block borders, so that what the ranks hold together is the same on every mesh.
 #pragma once
 
 #include <torch/types.h>
@@ -17,8 +18,8 @@
 
 namespace moetune {
 
-/// Of the bytes that FrozenWeight::pack makes of the tensors of a checkpoint or a seed. Raised whenever anything on that way changes them, so
-/// that a cache of the old ones is passed over (slab_cache.h).
+/// Of the bytes that FrozenWeight::pack makes of the tensors of a checkpoint or a seed. Raised whenever anything on
+/// that way changes them, so that a cache of the old ones is passed over (slab_cache.h).
 inline constexpr int kPackingVersion = 1;
 
 /// How frozen linear weights are held.
@@ -29,11 +30,11 @@ inline bool is_quantised(BaseFormat format) { return format == BaseFormat::kNf4 
 
 /// One tensor of a packed unit.
 struct PackedPart {
-  const char* name;            ///< as digests call it: "codes", "absmax", ...
+  const char* name;  ///< as digests call it: "codes", "absmax", ...
   at::ScalarType dtype;
-  int64_t elements = 0;        ///< of a unit
-  int64_t offset = 0;          ///< bytes from the unit's first
-  bool of_whole = false;       ///< the same on every rank of a cut: statistics of the whole matrix
+  int64_t elements = 0;   ///< of a unit
+  int64_t offset = 0;     ///< bytes from the unit's first
+  bool of_whole = false;  ///< the same on every rank of a cut: statistics of the whole matrix
   int64_t bytes() const { return elements * static_cast<int64_t>(c10::elementSize(dtype)); }
 };
 

@@ -20,7 +20,6 @@ namespace {
 constexpr int64_t kBlocksPerTask = 1024;  // 64k elements: some 30 us of a thread
 constexpr int64_t kGridPoints = 1 << 16;
 
-
 /// The code of every point of a grid over [-1, 1]: number of midpoints of the map below it.
 const at::Tensor& grid_codes() {
   static const at::Tensor codes = [] {
@@ -73,12 +72,15 @@ int64_t quantise(const at::Tensor& weight, const at::Tensor& codes, const at::Te
 }
 
 template <typename T>
-void dequantise(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units, const at::Tensor& out) {
+void dequantise(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units,
+                const at::Tensor& out) {
   if (out.is_cuda()) {
     const c10::cuda::CUDAGuard guard(out.device());
-    MT_CHECK(reinterpret_cast<uintptr_t>(view.codes) % 16 == 0 && view.unit_stride % 16 == 0, "NF4 on CUDA: codes are not 16-byte aligned");
+    MT_CHECK(reinterpret_cast<uintptr_t>(view.codes) % 16 == 0 && view.unit_stride % 16 == 0,
+             "NF4 on CUDA: codes are not 16-byte aligned");
     check_aligned(out, "out");
-    nf4_dequantise_cuda(view, first_unit, num_units, elements_per_unit, pointer<T>(out), c10::cuda::getCurrentCUDAStream());
+    nf4_dequantise_cuda(view, first_unit, num_units, elements_per_unit, pointer<T>(out),
+                        c10::cuda::getCurrentCUDAStream());
     C10_CUDA_CHECK(cudaGetLastError());
     return;
   }
@@ -87,7 +89,8 @@ void dequantise(const Nf4View& view, int64_t elements_per_unit, int64_t first_un
     T* unit_out = pointer<T>(out) + u * elements_per_unit;
     at::parallel_for(0, blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kNf4Block;
-      nf4_dequantise_cpu(view, first_unit + u, begin, std::min(end * kNf4Block, elements_per_unit) - first, unit_out + first);
+      nf4_dequantise_cpu(view, first_unit + u, begin, std::min(end * kNf4Block, elements_per_unit) - first,
+                         unit_out + first);
     });
   }
 }
@@ -108,7 +111,8 @@ Nf4View view_of(const Nf4Tensor& q) {
 }  // namespace
 
 DoubleQuantisedAbsmax double_quantise_absmax(const at::Tensor& absmax) {
-  MT_CHECK(absmax.scalar_type() == at::kFloat && absmax.is_contiguous(), "absmax is fp32 and contiguous, not ", absmax.toString());
+  MT_CHECK(absmax.scalar_type() == at::kFloat && absmax.is_contiguous(), "absmax is fp32 and contiguous, not ",
+           absmax.toString());
   const int64_t blocks = absmax.numel(), groups = ceil_div(blocks, kNf4NestedBlock);
   const at::Tensor offset = mean_of(absmax);
 
@@ -116,7 +120,8 @@ DoubleQuantisedAbsmax double_quantise_absmax(const at::Tensor& absmax) {
   const at::Tensor padded = at::constant_pad_nd(absmax.flatten() - offset, {0, groups * kNf4NestedBlock - blocks});
   const at::Tensor grouped = padded.view({groups, kNf4NestedBlock});
   const at::Tensor nested_absmax = std::get<0>(at::max(grouped.abs(), -1));
-  // In a group of zeros the reciprocal is infinite and the product NaN: such a group has code 0, whose value times 0 is 0.
+  // In a group of zeros the reciprocal is infinite and the product NaN: such a group has code 0, whose value times 0 is
+  // 0.
   const at::Tensor scaled = at::nan_to_num(grouped * nested_absmax.reciprocal().unsqueeze(-1)).clamp_(-1, 1);
   const at::Tensor point = ((scaled + 1) * 0.5 * static_cast<double>(kGridPoints - 1) + 0.5).to(at::kInt);
   at::Tensor codes = grid_codes().to(absmax.device()).index_select(0, point.flatten()).view(grouped.sizes());
@@ -124,25 +129,32 @@ DoubleQuantisedAbsmax double_quantise_absmax(const at::Tensor& absmax) {
   return {codes.flatten().slice(0, 0, blocks).clone(), nested_absmax, offset};
 }
 
-int64_t Nf4Tensor::numel() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
+int64_t Nf4Tensor::numel() const {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
 
 int64_t Nf4Tensor::num_bytes() const {
   if (!double_absmax) return static_cast<int64_t>(codes.nbytes() + absmax.nbytes());
-  return static_cast<int64_t>(codes.nbytes() + double_absmax->codes.nbytes() + double_absmax->nested_absmax.nbytes() + double_absmax->offset.nbytes());
+  return static_cast<int64_t>(codes.nbytes() + double_absmax->codes.nbytes() + double_absmax->nested_absmax.nbytes() +
+                              double_absmax->offset.nbytes());
 }
 
 Nf4Tensor nf4_quantise(const at::Tensor& weight, bool double_quantise) {
-  MT_CHECK(at::isFloatingType(weight.scalar_type()) && weight.is_contiguous(), "NF4 takes contiguous floating-point weights, not ", weight.toString());
+  MT_CHECK(at::isFloatingType(weight.scalar_type()) && weight.is_contiguous(),
+           "NF4 takes contiguous floating-point weights, not ", weight.toString());
   const int64_t num_elements = weight.numel();
   Nf4Tensor q;
   q.shape = weight.sizes().vec();
   q.codes = at::empty({ceil_div(num_elements, 2)}, weight.options().dtype(at::kByte));
   q.absmax = at::empty({ceil_div(num_elements, kNf4Block)}, weight.options().dtype(at::kFloat));
-  MT_CHECK(q.absmax.numel() < (int64_t{1} << 32), "NF4 counts blocks in 32 bits; ", num_elements, " weights are too many");
-  const int64_t num_bad = weight.scalar_type() == at::kBFloat16 ? quantise<Bf16Bits>(weight, q.codes, q.absmax)
-                                                                : quantise<float>(weight.to(at::kFloat), q.codes, q.absmax);
+  MT_CHECK(q.absmax.numel() < (int64_t{1} << 32), "NF4 counts blocks in 32 bits; ", num_elements,
+           " weights are too many");
+  const int64_t num_bad = weight.scalar_type() == at::kBFloat16
+                              ? quantise<Bf16Bits>(weight, q.codes, q.absmax)
+                              : quantise<float>(weight.to(at::kFloat), q.codes, q.absmax);
   if (num_bad > 0) {
-    throw UserError(::moetune::str("NF4: ", num_bad, " of ", num_elements, " weights are NaN or infinite in fp32; 4 bits can only hold finite ones. "
+    throw UserError(::moetune::str("NF4: ", num_bad, " of ", num_elements,
+                                   " weights are NaN or infinite in fp32; 4 bits can only hold finite ones. "
                                    "Is the checkpoint damaged?"));
   }
   if (double_quantise) {
@@ -157,10 +169,12 @@ void nf4_dequantise_into(const Nf4Tensor& q, at::Tensor out) {
   nf4_dequantise_units_into(view_of(q), q.numel(), 0, 1, std::move(out));
 }
 
-void nf4_dequantise_units_into(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units, at::Tensor out) {
-  MT_CHECK(out.numel() == num_units * elements_per_unit && out.is_contiguous(), "out is ", out.toString(), " ", out.sizes(), "; ", num_units, " x ",
-           elements_per_unit, " contiguous elements are needed");
-  MT_CHECK(num_units <= 1 || elements_per_unit % kNf4Block == 0, elements_per_unit, " numbers of a unit do not fill blocks of ", kNf4Block);
+void nf4_dequantise_units_into(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units,
+                               at::Tensor out) {
+  MT_CHECK(out.numel() == num_units * elements_per_unit && out.is_contiguous(), "out is ", out.toString(), " ",
+           out.sizes(), "; ", num_units, " x ", elements_per_unit, " contiguous elements are needed");
+  MT_CHECK(num_units <= 1 || elements_per_unit % kNf4Block == 0, elements_per_unit,
+           " numbers of a unit do not fill blocks of ", kNf4Block);
   if (out.numel() == 0) return;
   switch (out.scalar_type()) {
     case at::kBFloat16: return dequantise<Bf16Bits>(view, elements_per_unit, first_unit, num_units, out);

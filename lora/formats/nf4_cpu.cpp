@@ -5,7 +5,8 @@
 #include <bit>
 #include <cstring>
 
-// One body, compiled once per instruction set. The loops are written so that gcc vectorises them; this file is built with
+// One body, compiled once per instruction set. The loops are written so that gcc vectorises them; this file is built
+// with
 // -O3, and with -ffp-contract=off because a fused multiply-add would round the absmax differently on different CPUs.
 #if defined(__x86_64__) && defined(__GNUC__)
 #define NF4_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -98,8 +99,10 @@ NF4_BODY const Part* of_unit(const Part* part, const Nf4View& view, int64_t unit
 
 NF4_BODY float absmax_of(const Nf4View& view, int64_t unit, int64_t block) {
   if (view.absmax != nullptr) return of_unit(view.absmax, view, unit)[block];
-  const int64_t whole_block = view.first_block + block / view.blocks_per_row * view.whole_blocks_per_row + block % view.blocks_per_row;
-  return kMap.values[of_unit(view.absmax_codes, view, unit)[block]] * of_unit(view.nested_absmax, view, unit)[whole_block / kNf4NestedBlock] +
+  const int64_t whole_block =
+      view.first_block + block / view.blocks_per_row * view.whole_blocks_per_row + block % view.blocks_per_row;
+  return kMap.values[of_unit(view.absmax_codes, view, unit)[block]] *
+             of_unit(view.nested_absmax, view, unit)[whole_block / kNf4NestedBlock] +
          *of_unit(view.offset, view, unit);
 }
 
@@ -129,13 +132,16 @@ NF4_EACH_CPU int64_t nf4_quantise_cpu(const float* weight, int64_t num_elements,
 NF4_EACH_CPU int64_t nf4_quantise_cpu(const Bf16Bits* weight, int64_t num_elements, uint8_t* codes, float* absmax) {
   return quantise(weight, num_elements, codes, absmax);
 }
-NF4_EACH_CPU void nf4_dequantise_cpu(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements, float* out) {
+NF4_EACH_CPU void nf4_dequantise_cpu(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements,
+                                     float* out) {
   dequantise(view, unit, first_block, num_elements, out);
 }
-NF4_EACH_CPU void nf4_dequantise_cpu(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements, Bf16Bits* out) {
+NF4_EACH_CPU void nf4_dequantise_cpu(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements,
+                                     Bf16Bits* out) {
   dequantise(view, unit, first_block, num_elements, out);
 }
-NF4_EACH_CPU void nf4_dequantise_cpu(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements, double* out) {
+NF4_EACH_CPU void nf4_dequantise_cpu(const Nf4View& view, int64_t unit, int64_t first_block, int64_t num_elements,
+                                     double* out) {
   dequantise(view, unit, first_block, num_elements, out);
 }
 

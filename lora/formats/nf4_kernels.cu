@@ -53,11 +53,17 @@ __device__ double2 pack(const float (&x)[2], double) { return make_double2(x[0],
 template <int kBytes>
 struct UnsignedOf;
 template <>
-struct UnsignedOf<1> { using Type = uint8_t; };
+struct UnsignedOf<1> {
+  using Type = uint8_t;
+};
 template <>
-struct UnsignedOf<2> { using Type = uint16_t; };
+struct UnsignedOf<2> {
+  using Type = uint16_t;
+};
 template <>
-struct UnsignedOf<4> { using Type = uint32_t; };
+struct UnsignedOf<4> {
+  using Type = uint32_t;
+};
 
 template <typename Part>
 __device__ const Part* of_unit(const Part* part, int64_t byte_offset) {
@@ -71,15 +77,17 @@ __device__ float absmax_of(const Nf4View& view, int64_t unit_offset, int64_t blo
   const uint32_t row = static_cast<uint32_t>(block) / static_cast<uint32_t>(view.blocks_per_row);
   const uint32_t column = static_cast<uint32_t>(block) - row * static_cast<uint32_t>(view.blocks_per_row);
   const int64_t group = (view.first_block + row * view.whole_blocks_per_row + column) / kNf4NestedBlock;
-  return __fadd_rn(__fmul_rn(kMap.values[__ldg(of_unit(view.absmax_codes, unit_offset) + block)], __ldg(of_unit(view.nested_absmax, unit_offset) + group)),
+  return __fadd_rn(__fmul_rn(kMap.values[__ldg(of_unit(view.absmax_codes, unit_offset) + block)],
+                             __ldg(of_unit(view.nested_absmax, unit_offset) + group)),
                    __ldg(of_unit(view.offset, unit_offset)));
 }
 
-/// The 16 code values lie in 16 different banks of shared memory, so that any mix of codes in a warp reads them at once.
+/// The 16 code values lie in 16 different banks of shared memory, so that any mix of codes in a warp reads them at
+/// once.
 template <typename Out>
-__global__ void __launch_bounds__(kThreads)
-dequantise_kernel(const __grid_constant__ Nf4View view, int64_t first_unit, int64_t num_elements, Out* __restrict__ out) {
-  constexpr int kVec = 16 / sizeof(Out);  // elements of one 16-byte store: 8 bf16, 4 fp32, 2 fp64
+__global__ void __launch_bounds__(kThreads) dequantise_kernel(const __grid_constant__ Nf4View view, int64_t first_unit,
+                                                              int64_t num_elements, Out* __restrict__ out) {
+  constexpr int kVec = 16 / sizeof(Out);              // elements of one 16-byte store: 8 bf16, 4 fp32, 2 fp64
   using Codes = typename UnsignedOf<kVec / 2>::Type;  // the codes they come from
   __shared__ float values[16];
   if (threadIdx.x < 16) values[threadIdx.x] = kCode.values[threadIdx.x];
@@ -91,7 +99,8 @@ dequantise_kernel(const __grid_constant__ Nf4View view, int64_t first_unit, int6
   const Codes* packed = reinterpret_cast<const Codes*>(view.codes + unit_offset);
   out += blockIdx.y * num_elements;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads * kInFlight;
-  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kThreads * kInFlight + threadIdx.x; base < num_vectors; base += stride) {
+  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kThreads * kInFlight + threadIdx.x; base < num_vectors;
+       base += stride) {
     Codes in[kInFlight];
     float absmax[kInFlight];
 #pragma unroll
@@ -128,8 +137,8 @@ dequantise_kernel(const __grid_constant__ Nf4View view, int64_t first_unit, int6
 /// Eight threads a block of 64, eight elements a thread.
 template <typename In>
 __global__ void __launch_bounds__(kThreads)
-quantise_kernel(const In* __restrict__ weight, int64_t num_elements, uint8_t* __restrict__ codes, float* __restrict__ absmax,
-                unsigned long long* num_bad) {
+    quantise_kernel(const In* __restrict__ weight, int64_t num_elements, uint8_t* __restrict__ codes,
+                    float* __restrict__ absmax, unsigned long long* num_bad) {
   constexpr int kVec = 8;
   const int64_t num_threads = (num_elements + kNf4Block - 1) / kNf4Block * (kNf4Block / kVec);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -188,13 +197,16 @@ int grid_for(int64_t num_threads) {
 }
 
 template <typename In>
-void quantise(const In* weight, int64_t num_elements, uint8_t* codes, float* absmax, unsigned long long* num_bad, cudaStream_t stream) {
+void quantise(const In* weight, int64_t num_elements, uint8_t* codes, float* absmax, unsigned long long* num_bad,
+              cudaStream_t stream) {
   if (num_elements == 0) return;
-  quantise_kernel<<<grid_for((num_elements + 7) / 8), kThreads, 0, stream>>>(weight, num_elements, codes, absmax, num_bad);
+  quantise_kernel<<<grid_for((num_elements + 7) / 8), kThreads, 0, stream>>>(weight, num_elements, codes, absmax,
+                                                                             num_bad);
 }
 
 template <typename Out>
-void dequantise(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, Out* out, cudaStream_t stream) {
+void dequantise(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, Out* out,
+                cudaStream_t stream) {
   if (num_units * elements_per_unit == 0) return;
   constexpr int64_t kPerThread = 16 / sizeof(Out) * kInFlight;
   const dim3 grid(grid_for((elements_per_unit + kPerThread - 1) / kPerThread), static_cast<unsigned>(num_units));
@@ -203,19 +215,24 @@ void dequantise(const Nf4View& view, int64_t first_unit, int64_t num_units, int6
 
 }  // namespace
 
-void nf4_quantise_cuda(const float* weight, int64_t num_elements, uint8_t* codes, float* absmax, unsigned long long* num_bad, cudaStream_t stream) {
+void nf4_quantise_cuda(const float* weight, int64_t num_elements, uint8_t* codes, float* absmax,
+                       unsigned long long* num_bad, cudaStream_t stream) {
   quantise(weight, num_elements, codes, absmax, num_bad, stream);
 }
-void nf4_quantise_cuda(const Bf16Bits* weight, int64_t num_elements, uint8_t* codes, float* absmax, unsigned long long* num_bad, cudaStream_t stream) {
+void nf4_quantise_cuda(const Bf16Bits* weight, int64_t num_elements, uint8_t* codes, float* absmax,
+                       unsigned long long* num_bad, cudaStream_t stream) {
   quantise(weight, num_elements, codes, absmax, num_bad, stream);
 }
-void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, float* out, cudaStream_t stream) {
+void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit,
+                         float* out, cudaStream_t stream) {
   dequantise(view, first_unit, num_units, elements_per_unit, out, stream);
 }
-void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, Bf16Bits* out, cudaStream_t stream) {
+void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit,
+                         Bf16Bits* out, cudaStream_t stream) {
   dequantise(view, first_unit, num_units, elements_per_unit, out, stream);
 }
-void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, double* out, cudaStream_t stream) {
+void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit,
+                         double* out, cudaStream_t stream) {
   dequantise(view, first_unit, num_units, elements_per_unit, out, stream);
 }
 

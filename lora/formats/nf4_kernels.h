@@ -16,13 +16,18 @@ typedef struct CUstream_st* cudaStream_t;
 namespace moetune {
 
 /// As nf4_quantise_cpu; adds the number of weights that are NaN or infinite to *num_bad (device memory).
-void nf4_quantise_cuda(const float* weight, int64_t num_elements, uint8_t* codes, float* absmax, unsigned long long* num_bad, cudaStream_t stream);
-void nf4_quantise_cuda(const Bf16Bits* weight, int64_t num_elements, uint8_t* codes, float* absmax, unsigned long long* num_bad, cudaStream_t stream);
+void nf4_quantise_cuda(const float* weight, int64_t num_elements, uint8_t* codes, float* absmax,
+                       unsigned long long* num_bad, cudaStream_t stream);
+void nf4_quantise_cuda(const Bf16Bits* weight, int64_t num_elements, uint8_t* codes, float* absmax,
+                       unsigned long long* num_bad, cudaStream_t stream);
 
-/// Units first_unit .. first_unit + num_units - 1 one after the other, as nf4_dequantise_cpu; all pointers in device memory. At most
-/// 65535 units at a time.
-void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, float* out, cudaStream_t stream);
-void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, Bf16Bits* out, cudaStream_t stream);
-void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, double* out, cudaStream_t stream);
+/// Units first_unit .. first_unit + num_units - 1 one after the other, as nf4_dequantise_cpu; all pointers in device
+/// memory. At most 65535 units at a time.
+void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit,
+                         float* out, cudaStream_t stream);
+void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit,
+                         Bf16Bits* out, cudaStream_t stream);
+void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit,
+                         double* out, cudaStream_t stream);
 
 }  // namespace moetune

@@ -2,30 +2,30 @@
 //
 //   at::Tensor y_TD = attention.forward(x_TD, slice, angles, random);
 //
-// Queries and keys/values pass through low-rank latents (c_q, c_kv), one rotary key is shared by all heads, and each head attends
-// causally within its own document.
+// Queries and keys/values pass through low-rank latents (c_q, c_kv), one rotary key is shared by all heads, and each
+// head attends causally within its own document.
 //
-// On a tensor axis each rank has its heads: norms and the maps to the latents run on its own rows, the latents (U rows, narrow) are
-// gathered, and what its heads add to the residual stream is summed where the rows belong.
+// On a tensor axis each rank has its heads: norms and the maps to the latents run on its own rows, the latents (U rows,
+// narrow) are gathered, and what its heads add to the residual stream is summed where the rows belong.
 #pragma once
 
 #include <memory>
 
 #include "lora/linear.h"
-#include "moe/config.h"
 #include "moe/attention/rope.h"
 #include "moe/attention/slice.h"
+#include "moe/config.h"
 #include "parallel/comm/tensor_axis.h"
 
 namespace moetune {
 
 /// The maps and norms of one layer's attention; made by moe/model. H: heads of this rank.
 struct AttentionWeights {
-  std::unique_ptr<Linear> q;                 ///< q_proj [H*qk, D], where the model has no query latent
-  std::unique_ptr<Linear> q_a, q_b;          ///< [q_lora, D], [H*qk, q_lora]
-  std::unique_ptr<Linear> kv_a;              ///< kv_a_proj_with_mqa [kv_lora + rope, D]
-  std::unique_ptr<Linear> kv_b;              ///< [H * (nope + value), kv_lora]
-  std::unique_ptr<Linear> o;                 ///< [D, H * value]
+  std::unique_ptr<Linear> q;         ///< q_proj [H*qk, D], where the model has no query latent
+  std::unique_ptr<Linear> q_a, q_b;  ///< [q_lora, D], [H*qk, q_lora]
+  std::unique_ptr<Linear> kv_a;      ///< kv_a_proj_with_mqa [kv_lora + rope, D]
+  std::unique_ptr<Linear> kv_b;      ///< [H * (nope + value), kv_lora]
+  std::unique_ptr<Linear> o;         ///< [D, H * value]
   at::Tensor q_a_norm, kv_a_norm;
 };
 
@@ -34,9 +34,10 @@ class LatentAttention {
   LatentAttention(const ModelConfig& config, AttentionWeights weights, const TensorAxis& axis)
       : config_(config), weights_(std::move(weights)), axis_(axis), heads_(config.heads / axis.size()) {}
 
-  /// x_TD (already normed) -> y_TD, differentiable; the slice's documents do not see each other. `angles`: of all U rows. Collective
-  /// over the axis.
-  at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const StepRandom& random) const;
+  /// x_TD (already normed) -> y_TD, differentiable; the slice's documents do not see each other. `angles`: of all U
+  /// rows. Collective over the axis.
+  at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
+                     const StepRandom& random) const;
   /// Its linear maps that exist.
   std::vector<Linear*> linears() const;
 
@@ -48,7 +49,7 @@ class LatentAttention {
 };
 
 /// Causal attention within each document of the slice: q_UHA, k_UHA [U, H, qk], v_UHA [U, H, value] -> [U, H, value].
-at::Tensor packed_causal_attention(const at::Tensor& q_UHA, const at::Tensor& k_UHA, const at::Tensor& v_UHA, const Slice& slice,
-                                   double softmax_scale);
+at::Tensor packed_causal_attention(const at::Tensor& q_UHA, const at::Tensor& k_UHA, const at::Tensor& v_UHA,
+                                   const Slice& slice, double softmax_scale);
 
 }  // namespace moetune

@@ -4,8 +4,8 @@
 //   RopeAngles angles = rope.angles(slice.position_T, compute);
 //   at::Tensor q = rotate(q_rope_THA, angles);
 //
-// On disk the features of a head lie in pairs (2i, 2i+1). The rotated halves are returned as [all first, all second]: every dot product
-// of two vectors rotated so is that of the interleaved layout.
+// On disk the features of a head lie in pairs (2i, 2i+1). The rotated halves are returned as [all first, all second]:
+// every dot product of two vectors rotated so is that of the interleaved layout.
 #pragma once
 
 #include <torch/types.h>

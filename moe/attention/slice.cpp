@@ -53,10 +53,11 @@ void plan_buckets(const std::vector<int64_t>& lengths, Slice& slice, at::Device 
 }  // namespace
 
 std::vector<Slice> make_slices(const std::vector<int64_t>& document_lengths, const std::vector<int64_t>& position_U,
-                               const std::vector<int64_t>& token_U, int64_t slice_tokens, at::Device device, const TensorAxis& axis) {
+                               const std::vector<int64_t>& token_U, int64_t slice_tokens, at::Device device,
+                               const TensorAxis& axis) {
   const int64_t total = std::accumulate(document_lengths.begin(), document_lengths.end(), int64_t{0});
-  MT_CHECK(total == static_cast<int64_t>(position_U.size()) && position_U.size() == token_U.size(), total, " rows in documents, ",
-           position_U.size(), " positions, ", token_U.size(), " tokens");
+  MT_CHECK(total == static_cast<int64_t>(position_U.size()) && position_U.size() == token_U.size(), total,
+           " rows in documents, ", position_U.size(), " positions, ", token_U.size(), " tokens");
   std::vector<Slice> slices;
   size_t next = 0;
   int64_t row = 0, first_row = 0;

@@ -51,8 +51,8 @@ CpuSet allowed_cpus() {
 }
 
 double cpu_quota() {
-  // Lines "0::/path" (v2) and "4:cpu,cpuacct:/path" (v1). The limit may stand at the process's own group or at any above it; inside
-  // of a container the path is "/".
+  // Lines "0::/path" (v2) and "4:cpu,cpuacct:/path" (v1). The limit may stand at the process's own group or at any
+  // above it; inside of a container the path is "/".
   std::ifstream file("/proc/self/cgroup");
   double least = 0.0;
   for (std::string line; std::getline(file, line);) {
@@ -75,7 +75,8 @@ double cpu_share(const std::vector<CpuSet>& sets, std::size_t self, double quota
   double share = 0.0;
   for (size_t cpu = 0; cpu < sets[self].size(); ++cpu) {
     if (!sets[self][cpu]) continue;
-    share += 1.0 / static_cast<double>(std::count_if(sets.begin(), sets.end(), [&](const CpuSet& set) { return set[cpu]; }));
+    share +=
+        1.0 / static_cast<double>(std::count_if(sets.begin(), sets.end(), [&](const CpuSet& set) { return set[cpu]; }));
   }
   if (quota > 0.0) share = std::min(share, quota / static_cast<double>(sets.size()));
   return std::max(1.0, share);

@@ -18,8 +18,9 @@ CpuSet allowed_cpus();
 /// CPUs' worth of time that the control group of the process may use, cgroup v2 or v1; 0 without a limit.
 double cpu_quota();
 
-/// What process `self` may keep busy when every process of `sets` has CPUs of its own or shares them evenly with those that may use
-/// them too: whether they are bound apart, to the same CPUs, or not at all. All share one quota (0: none). At least 1.
+/// What process `self` may keep busy when every process of `sets` has CPUs of its own or shares them evenly with those
+/// that may use them too: whether they are bound apart, to the same CPUs, or not at all. All share one quota (0: none).
+/// At least 1.
 double cpu_share(const std::vector<CpuSet>& sets, std::size_t self, double quota);
 
 }  // namespace moetune

@@ -23,11 +23,11 @@ std::string str(const Parts&... parts) {
 
 enum class ExitCode : int {
   kDone = 0,
-  kDefect = 1,       ///< a defect of moetune
-  kUserError = 2,    ///< a mistake in recipe, data or files; nothing was written over
+  kDefect = 1,     ///< a defect of moetune
+  kUserError = 2,  ///< a mistake in recipe, data or files; nothing was written over
   kDoesNotFit = 3,
-  kNonFinite = 4,    ///< non-finite loss or gradient
-  kRankLost = 5,     ///< a rank died, threw or stalled
+  kNonFinite = 4,  ///< non-finite loss or gradient
+  kRankLost = 5,   ///< a rank died, threw or stalled
   kInterrupted = 130,
   kTerminated = 143,
 };

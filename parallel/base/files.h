@@ -26,7 +26,7 @@ std::string read_text_file(const std::string& path);
 struct FileIdentity {
   std::uint64_t device = 0;
   std::uint64_t inode = 0;
-  std::uint64_t size = 0;         ///< bytes
+  std::uint64_t size = 0;  ///< bytes
   std::int64_t modified_s = 0;
   std::int64_t modified_ns = 0;
   bool operator==(const FileIdentity&) const = default;
@@ -54,8 +54,9 @@ class InputFile {
   FileIdentity identity_;
 };
 
-/// A file that appears under its name whole or not at all. The bytes go to PATH.tmp-<pid>; commit() makes them durable and
-/// renames. One writer per path: two in the same process, or of the same pid on two hosts, would share the temporary file.
+/// A file that appears under its name whole or not at all. The bytes go to PATH.tmp-<pid>; commit() makes them durable
+/// and renames. One writer per path: two in the same process, or of the same pid on two hosts, would share the
+/// temporary file.
 class AtomicFile {
  public:
   explicit AtomicFile(std::string path);

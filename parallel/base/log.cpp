@@ -9,10 +9,10 @@ namespace moetune {
 namespace {
 
 struct Sinks {
-  std::shared_ptr<spdlog::logger> out = std::make_shared<spdlog::logger>(
-      "out", std::make_shared<spdlog::sinks::stdout_sink_mt>());
-  std::shared_ptr<spdlog::logger> err = std::make_shared<spdlog::logger>(
-      "err", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  std::shared_ptr<spdlog::logger> out =
+      std::make_shared<spdlog::logger>("out", std::make_shared<spdlog::sinks::stdout_sink_mt>());
+  std::shared_ptr<spdlog::logger> err =
+      std::make_shared<spdlog::logger>("err", std::make_shared<spdlog::sinks::stderr_sink_mt>());
   Sinks() {
     out->set_pattern("%v");
     err->set_pattern("%v");

@@ -34,7 +34,8 @@ MappedBytes::~MappedBytes() {
   if (pages_ != nullptr) ::munmap(pages_, page_bytes_);
 }
 
-PlacedFile::PlacedFile(std::string path, std::uint64_t size, Access access) : path_(std::move(path)), size_(size), access_(access) {
+PlacedFile::PlacedFile(std::string path, std::uint64_t size, Access access)
+    : path_(std::move(path)), size_(size), access_(access) {
   descriptor_ = ::open(path_.c_str(), fills() ? O_RDWR | O_CREAT | O_CLOEXEC : O_RDONLY | O_CLOEXEC, 0666);
   if (descriptor_ < 0) fail(path_, fills() ? "open for writing" : "open", errno);
   struct stat status;
@@ -85,7 +86,8 @@ MappedBytes PlacedFile::map(std::uint64_t offset, std::uint64_t num_bytes) const
   const std::uint64_t first = offset / page * page;
   MappedBytes bytes;
   // Populated: pages come in long reads instead of one fault each.
-  void* pages = ::mmap(nullptr, offset - first + num_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, descriptor_, static_cast<off_t>(first));
+  void* pages = ::mmap(nullptr, offset - first + num_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, descriptor_,
+                       static_cast<off_t>(first));
   if (pages == MAP_FAILED) fail(path_, "map", errno);
   bytes.pages_ = pages;
   bytes.page_bytes_ = offset - first + num_bytes;

@@ -1,9 +1,10 @@
-// A file of a fixed size that several processes fill at once, each piece at its own place. Whoever writes a place writes the same bytes there,
-// so nothing is locked, and a process may end anywhere.
+// A file of a fixed size that several processes fill at once, each piece at its own place. Whoever writes a place
+// writes the same bytes there, so nothing is locked, and a process may end anywhere.
 //
-//   PlacedFile file("slab.safetensors", size, PlacedFile::Access::kFill);   // made if need be; what nobody wrote yet is zeros
+//   // made if need be; what nobody wrote yet is zeros
+//   PlacedFile file("slab.safetensors", size, PlacedFile::Access::kFill);
 //   file.write(offset, data, num_bytes);
-//   const MappedBytes bytes = file.map(offset, num_bytes);                  // a view of the disk's bytes, not a copy
+//   const MappedBytes bytes = file.map(offset, num_bytes);  // a view of the disk's bytes, not a copy
 //
 // What the system refuses is a UserError with the path and the system's reason.
 #pragma once
@@ -13,8 +14,8 @@
 
 namespace moetune {
 
-/// A range of a file in memory, read-only, unmapped at the end. A page that the disk cannot deliver, or that another process cut off, ends
-/// this one by SIGBUS.
+/// A range of a file in memory, read-only, unmapped at the end. A page that the disk cannot deliver, or that another
+/// process cut off, ends this one by SIGBUS.
 class MappedBytes {
  public:
   MappedBytes() = default;
@@ -36,7 +37,8 @@ class MappedBytes {
 class PlacedFile {
  public:
   enum class Access { kRead, kFill };
-  /// Opens the file. kFill makes it if it is missing and gives it `size` bytes whatever it had; kRead refuses one of another size.
+  /// Opens the file. kFill makes it if it is missing and gives it `size` bytes whatever it had; kRead refuses one of
+  /// another size.
   PlacedFile(std::string path, std::uint64_t size, Access access);
   ~PlacedFile();
   PlacedFile(const PlacedFile&) = delete;

@@ -12,7 +12,8 @@
 namespace moetune {
 
 Sha256::Sha256() : state_(EVP_MD_CTX_new(), EVP_MD_CTX_free) {
-  MT_CHECK(state_ != nullptr && EVP_DigestInit_ex(state_.get(), EVP_sha256(), nullptr) == 1, "OpenSSL offers no SHA-256");
+  MT_CHECK(state_ != nullptr && EVP_DigestInit_ex(state_.get(), EVP_sha256(), nullptr) == 1,
+           "OpenSSL offers no SHA-256");
 }
 
 void Sha256::update(const void* data, std::size_t size) {
@@ -24,7 +25,8 @@ Sha256Bytes Sha256::bytes() {
   MT_CHECK(state_ != nullptr, "the digest has ended before");
   Sha256Bytes bytes;
   unsigned int length = 0;
-  MT_CHECK(EVP_DigestFinal_ex(state_.get(), bytes.data(), &length) == 1 && length == bytes.size(), "digest of ", length, " bytes");
+  MT_CHECK(EVP_DigestFinal_ex(state_.get(), bytes.data(), &length) == 1 && length == bytes.size(), "digest of ", length,
+           " bytes");
   state_.reset();
   return bytes;
 }

@@ -18,24 +18,20 @@ nlohmann::json parse_strict_json(std::string_view text, const std::string& where
   std::vector<std::unordered_set<std::string>> keys;  // of the objects that are open
   const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
     switch (event) {
-      case json::parse_event_t::object_start:
-        keys.emplace_back();
-        [[fallthrough]];
+      case json::parse_event_t::object_start: keys.emplace_back(); [[fallthrough]];
       case json::parse_event_t::array_start:
         if (depth >= max_depth) {
           throw UserError(str(where, ": JSON nested deeper than the ", max_depth, " levels allowed here"));
         }
         break;
-      case json::parse_event_t::object_end:
-        keys.pop_back();
-        break;
+      case json::parse_event_t::object_end: keys.pop_back(); break;
       case json::parse_event_t::key:
         if (!keys.back().insert(parsed.get_ref<const std::string&>()).second) {
-          throw UserError(str(where, ": key ", in_quotes(parsed.get_ref<const std::string&>()), " is given twice in one object"));
+          throw UserError(
+              str(where, ": key ", in_quotes(parsed.get_ref<const std::string&>()), " is given twice in one object"));
         }
         break;
-      default:
-        break;
+      default: break;
     }
     return true;
   };

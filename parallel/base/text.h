@@ -1,6 +1,7 @@
 // Text for messages: names from files made safe to print, and the names that someone may have meant.
 //
-//   throw UserError(str(path, ": no tensor ", in_quotes(name), "; nearest: ", list_in_quotes(nearest(name, names, 3))));
+//   throw UserError(str(path, ": no tensor ", in_quotes(name), "; nearest: ",
+//                       list_in_quotes(nearest(name, names, 3))));
 #pragma once
 
 #include <cstddef>

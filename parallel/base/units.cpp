@@ -36,7 +36,8 @@ std::string count_text(double count) { return scaled(count, 1000, std::array{"",
 std::string duration_text(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return "--";
   const auto whole = static_cast<long long>(std::llround(seconds));
-  const int s = static_cast<int>(whole % 60), m = static_cast<int>(whole / 60 % 60), h = static_cast<int>(whole / 3600 % 24);
+  const int s = static_cast<int>(whole % 60), m = static_cast<int>(whole / 60 % 60),
+            h = static_cast<int>(whole / 3600 % 24);
   if (whole >= 86400) return print("%lldd %02d:%02d:%02d", whole / 86400, h, m, s);
   return whole >= 3600 ? print("%d:%02d:%02d", h, m, s) : print("%d:%02d", m, s);
 }

@@ -8,7 +8,8 @@
 namespace moetune {
 
 void HostStash::put(int64_t key, at::Tensor tensor) {
-  MT_CHECK(tensor.is_contiguous() && tensor.device() == device_, "stash ", key, ": a tensor ", tensor.sizes(), " on ", tensor.device());
+  MT_CHECK(tensor.is_contiguous() && tensor.device() == device_, "stash ", key, ": a tensor ", tensor.sizes(), " on ",
+           tensor.device());
   Entry& entry = entries_[key];
   const int64_t bytes = static_cast<int64_t>(tensor.nbytes());
   if (!entry.host.defined() || entry.host.numel() < bytes) entry.host = host_bytes(bytes, device_.is_cuda());

@@ -1,9 +1,11 @@
-// Tensors that wait in pinned host memory while the device has other work: block inputs between the way down and the way up.
+// Tensors that wait in pinned host memory while the device has other work: block inputs between the way down and the
+// way up.
 //
 //   HostStash stash(device);
-//   stash.put(layer, std::move(x_TD));        // copies out beside the current stream; the device memory is free when the copy is done
-//   stash.fetch(layer - 1);                   // begins to copy back
-//   at::Tensor x_TD = stash.take(layer);      // on the device, in order on the current stream
+//   // copies out beside the current stream; the device memory is free when the copy is done
+//   stash.put(layer, std::move(x_TD));
+//   stash.fetch(layer - 1);  // begins to copy back
+//   at::Tensor x_TD = stash.take(layer);  // on the device, in order on the current stream
 //
 // Host memory is allocated at the first put of a key and kept for the next steps.
 #pragma once

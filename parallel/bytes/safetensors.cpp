@@ -62,15 +62,18 @@ constexpr int kHeaderDepth = 3;
 std::string read_header(const InputFile& file) {
   const std::string& path = file.path();
   if (file.size() < kPrefixBytes) {
-    throw UserError(str(path, ": ", file.size(), " bytes are too short for a safetensors file, which begins with 8 bytes of header length"));
+    throw UserError(str(path, ": ", file.size(),
+                        " bytes are too short for a safetensors file, which begins with 8 bytes of header length"));
   }
   std::uint64_t length = 0;
   file.read(0, &length, sizeof(length));
   if (length > kMaxHeaderBytes) {
-    throw UserError(str(path, ": header of ", length, " bytes; at most ", kMaxHeaderBytes, " are allowed. Is this a safetensors file?"));
+    throw UserError(str(path, ": header of ", length, " bytes; at most ", kMaxHeaderBytes,
+                        " are allowed. Is this a safetensors file?"));
   }
   if (length > file.size() - kPrefixBytes) {
-    throw UserError(str(path, ": header of ", length, " bytes runs past the end of the file (", file.size(), " bytes); the file is cut"));
+    throw UserError(str(path, ": header of ", length, " bytes runs past the end of the file (", file.size(),
+                        " bytes); the file is cut"));
   }
   std::string header(length, '\0');
   file.read(kPrefixBytes, header.data(), length);
@@ -119,7 +122,8 @@ TensorInfo parse_tensor(const std::string& path, const std::string& name, const 
   const std::optional<DType> known =
       dtype.is_string() ? dtype_of_name(dtype.get_ref<const std::string&>()) : std::nullopt;
   if (!known) {
-    throw UserError(str(where, ": unknown dtype ", dtype.is_string() ? in_quotes(dtype.get_ref<const std::string&>()) : "(not a string)"));
+    throw UserError(str(where, ": unknown dtype ",
+                        dtype.is_string() ? in_quotes(dtype.get_ref<const std::string&>()) : "(not a string)"));
   }
   info.dtype = *known;
 
@@ -132,8 +136,8 @@ TensorInfo parse_tensor(const std::string& path, const std::string& name, const 
   const std::uint64_t begin = parse_count(where, "data_offsets", offsets[0]);
   const std::uint64_t end = parse_count(where, "data_offsets", offsets[1]);
   if (begin > end || end > data_bytes) {
-    throw UserError(str(where, ": data_offsets [", begin, ", ", end, "] do not lie in the file, which holds ", data_bytes,
-                        " bytes of tensors; is it cut?"));
+    throw UserError(str(where, ": data_offsets [", begin, ", ", end, "] do not lie in the file, which holds ",
+                        data_bytes, " bytes of tensors; is it cut?"));
   }
   const std::optional<std::uint64_t> bytes = size_in_bytes(info.dtype, info.shape);
   if (!bytes) {
@@ -160,13 +164,15 @@ void check_cover(const std::string& path, const std::map<std::string, TensorInfo
   std::uint64_t covered = data_begin;
   for (const TensorInfo* info : ordered) {
     if (info->begin != covered) {
-      throw UserError(str(path, ": tensor ", in_quotes(info->name), " begins at byte ", info->begin, " of the file where ", covered,
-                          " is due: ", info->begin < covered ? "it overlaps another tensor" : "there is a hole before it"));
+      throw UserError(
+          str(path, ": tensor ", in_quotes(info->name), " begins at byte ", info->begin, " of the file where ", covered,
+              " is due: ", info->begin < covered ? "it overlaps another tensor" : "there is a hole before it"));
     }
     covered += info->bytes;
   }
   if (covered != file_bytes) {
-    throw UserError(str(path, ": ", file_bytes - covered, " bytes follow the last tensor, which ends at byte ", covered));
+    throw UserError(
+        str(path, ": ", file_bytes - covered, " bytes follow the last tensor, which ends at byte ", covered));
   }
 }
 
@@ -228,7 +234,8 @@ const TensorInfo* SafetensorsFile::find(std::string_view name) const {
 
 const TensorInfo& SafetensorsFile::at(std::string_view name) const {
   if (const TensorInfo* info = find(name)) return *info;
-  throw UserError(str(path_, ": no tensor ", in_quotes(name), "; nearest: ", list_in_quotes(nearest(name, names(), 3))));
+  throw UserError(
+      str(path_, ": no tensor ", in_quotes(name), "; nearest: ", list_in_quotes(nearest(name, names(), 3))));
 }
 
 std::vector<std::string> SafetensorsFile::names() const {
@@ -248,17 +255,19 @@ const InputFile& SafetensorsFile::opened() const {
   if (input_ == nullptr) {
     auto input = std::make_unique<InputFile>(path_);
     if (input->identity() != identity_) {
-      throw UserError(str(path_, ": the file has changed since its header was read; leave it alone during a run and start again"));
+      throw UserError(
+          str(path_, ": the file has changed since its header was read; leave it alone during a run and start again"));
     }
     input_ = std::move(input);
   }
   return *input_;
 }
 
-void SafetensorsFile::read(const TensorInfo& info, std::uint64_t first_byte, std::uint64_t num_bytes, void* destination) const {
+void SafetensorsFile::read(const TensorInfo& info, std::uint64_t first_byte, std::uint64_t num_bytes,
+                           void* destination) const {
   MT_CHECK(info.file == path_, in_quotes(info.name), " is of ", info.file, ", not of ", path_);
-  MT_CHECK(first_byte <= info.bytes && num_bytes <= info.bytes - first_byte, "bytes ", first_byte, " + ", num_bytes, " of ",
-           in_quotes(info.name), ", which has ", info.bytes);
+  MT_CHECK(first_byte <= info.bytes && num_bytes <= info.bytes - first_byte, "bytes ", first_byte, " + ", num_bytes,
+           " of ", in_quotes(info.name), ", which has ", info.bytes);
   if (num_bytes > 0) opened().read(info.begin + first_byte, destination, num_bytes);
 }
 

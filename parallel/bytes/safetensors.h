@@ -8,9 +8,9 @@
 //   writer.append("a", data, 24);
 //   writer.commit();
 //
-// Format: https://github.com/huggingface/safetensors (README, "Format"). A file is 8 bytes little-endian N, N bytes of JSON
-// header, then the tensors, row-major, without holes. Files are strangers' data: what the format forbids is a UserError that
-// names the file, the tensor and the rule. tensor_io.h makes torch tensors of it.
+// Format: https://github.com/huggingface/safetensors (README, "Format"). A file is 8 bytes little-endian N, N bytes of
+// JSON header, then the tensors, row-major, without holes. Files are strangers' data: what the format forbids is a
+// UserError that names the file, the tensor and the rule. tensor_io.h makes torch tensors of it.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,28 @@ namespace moetune {
 
 /// All element types of the format. kF8E4M3 is the "fn" kind (finite, one NaN); kF8E8M0 is a power-of-two scale.
 enum class DType {
-  kBool, kF4, kF6E2M3, kF6E3M2, kU8, kI8, kF8E5M2, kF8E4M3, kF8E8M0, kF8E4M3Fnuz, kF8E5M2Fnuz,
-  kI16, kU16, kF16, kBF16, kI32, kU32, kF32, kC64, kF64, kI64, kU64,
+  kBool,
+  kF4,
+  kF6E2M3,
+  kF6E3M2,
+  kU8,
+  kI8,
+  kF8E5M2,
+  kF8E4M3,
+  kF8E8M0,
+  kF8E4M3Fnuz,
+  kF8E5M2Fnuz,
+  kI16,
+  kU16,
+  kF16,
+  kBF16,
+  kI32,
+  kU32,
+  kF32,
+  kC64,
+  kF64,
+  kI64,
+  kU64,
 };
 /// Bits of one element: 4 to 64; kF4 and the kF6 types do not fill bytes.
 int size_in_bits(DType dtype);
@@ -56,8 +76,8 @@ struct TensorInfo {
   std::int64_t numel() const;
 };
 
-/// One file. The constructor reads and checks the header and closes the file again; the first read() opens it for good and
-/// refuses a file that has changed since. Thread-safe.
+/// One file. The constructor reads and checks the header and closes the file again; the first read() opens it for good
+/// and refuses a file that has changed since. Thread-safe.
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(std::string path);
@@ -87,10 +107,10 @@ class SafetensorsFile {
   mutable std::unique_ptr<InputFile> input_;
 };
 
-/// The weights of a model folder: model.safetensors, or the shards that model.safetensors.index.json names. All headers are
-/// checked on opening. The index decides: a tensor that lies in a shard but is not mapped to it does not exist.
-/// No path of the index leaves the folder: a shard is a plain file name, and a link leads nowhere but into the folder or, for
-/// a snapshot of a Hugging Face cache (ROOT/snapshots/REVISION), into ROOT/blobs.
+/// The weights of a model folder: model.safetensors, or the shards that model.safetensors.index.json names. All headers
+/// are checked on opening. The index decides: a tensor that lies in a shard but is not mapped to it does not exist. No
+/// path of the index leaves the folder: a shard is a plain file name, and a link leads nowhere but into the folder or,
+/// for a snapshot of a Hugging Face cache (ROOT/snapshots/REVISION), into ROOT/blobs.
 class SafetensorsFolder {
  public:
   explicit SafetensorsFolder(std::string folder);
@@ -123,20 +143,21 @@ struct TensorSpec {
   DType dtype;
   std::vector<std::int64_t> shape;
 };
-/// What a file of these tensors begins with: length and header, a multiple of 8 bytes. The data follows in the order of `specs`. The
-/// metadata always says {"format": "pt"}: readers of transformers refuse files that do not. `path` is for messages.
+/// What a file of these tensors begins with: length and header, a multiple of 8 bytes. The data follows in the order of
+/// `specs`. The metadata always says {"format": "pt"}: readers of transformers refuse files that do not. `path` is for
+/// messages.
 std::string safetensors_header(const std::string& path, const std::vector<TensorSpec>& specs, StringMap metadata);
 
 /// Writes one file, tensor after tensor, without holding it in memory; it appears under its name at commit() alone.
 class SafetensorsWriter {
  public:
   using Spec = TensorSpec;
-  /// Writes the header. The data follows in the order of `specs`; begin with the widest dtype if readers should find all
-  /// tensors aligned.
+  /// Writes the header. The data follows in the order of `specs`; begin with the widest dtype if readers should find
+  /// all tensors aligned.
   SafetensorsWriter(const std::string& path, const std::vector<Spec>& specs, StringMap metadata);
 
-  /// The next bytes of the tensor, which may come in several pieces. Tensors come in declared order; those of zero bytes
-  /// may be left out.
+  /// The next bytes of the tensor, which may come in several pieces. Tensors come in declared order; those of zero
+  /// bytes may be left out.
   void append(std::string_view name, const void* data, std::uint64_t size);
   /// Makes the file durable and visible. InternalError if bytes are missing.
   void commit();

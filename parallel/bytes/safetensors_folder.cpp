@@ -63,7 +63,8 @@ SafetensorsFolder::SafetensorsFolder(std::string folder) : folder_(std::move(fol
   const bool single = exists(folder_, kSingleName);
   const bool sharded = exists(folder_, kIndexName);
   if (single && sharded) {
-    throw UserError(str(folder_, ": holds both ", kSingleName, " and ", kIndexName, "; remove the one that is out of date"));
+    throw UserError(
+        str(folder_, ": holds both ", kSingleName, " and ", kIndexName, "; remove the one that is out of date"));
   }
   if (!single && !sharded) {
     throw UserError(str(folder_, ": holds neither ", kSingleName, " nor ", kIndexName,
@@ -90,19 +91,22 @@ const SafetensorsFile& SafetensorsFolder::open_shard(const std::string& name) {
 void SafetensorsFolder::open_index() {
   const std::string path = path_inside(folder_, kIndexName);
   const json index = parse_strict_json(read_text_file(path), path, kIndexDepth);
-  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object() || index["weight_map"].empty()) {
+  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object() ||
+      index["weight_map"].empty()) {
     throw UserError(str(path, ": needs an object \"weight_map\" from tensor names to file names"));
   }
   for (const auto& [name, shard] : index["weight_map"].items()) {
     if (!shard.is_string() || !is_shard_name(shard.get_ref<const std::string&>())) {
-      throw UserError(str(path, ": weight_map sends tensor ", in_quotes(name), " to ",
-                          shard.is_string() ? in_quotes(shard.get_ref<const std::string&>()) : "something else than a string",
-                          "; allowed is the plain name of a file in the same folder that ends in .safetensors"));
+      throw UserError(
+          str(path, ": weight_map sends tensor ", in_quotes(name), " to ",
+              shard.is_string() ? in_quotes(shard.get_ref<const std::string&>()) : "something else than a string",
+              "; allowed is the plain name of a file in the same folder that ends in .safetensors"));
     }
     const SafetensorsFile& file = open_shard(shard.get_ref<const std::string&>());
     const TensorInfo* info = file.find(name);
     if (info == nullptr) {
-      throw UserError(str(path, ": weight_map sends tensor ", in_quotes(name), " to ", in_quotes(file.path()), ", which does not hold it"));
+      throw UserError(str(path, ": weight_map sends tensor ", in_quotes(name), " to ", in_quotes(file.path()),
+                          ", which does not hold it"));
     }
     tensors_.emplace(info->name, info);
   }
@@ -115,7 +119,8 @@ const TensorInfo* SafetensorsFolder::find(std::string_view name) const {
 
 const TensorInfo& SafetensorsFolder::at(std::string_view name) const {
   if (const TensorInfo* info = find(name)) return *info;
-  throw UserError(str(folder_, ": no tensor ", in_quotes(name), "; nearest: ", list_in_quotes(nearest(name, names(), 3))));
+  throw UserError(
+      str(folder_, ": no tensor ", in_quotes(name), "; nearest: ", list_in_quotes(nearest(name, names(), 3))));
 }
 
 std::vector<std::string> SafetensorsFolder::names() const {
@@ -138,7 +143,8 @@ std::vector<const SafetensorsFile*> SafetensorsFolder::files() const {
 
 const StringMap& SafetensorsFolder::metadata() const { return files_.begin()->second->metadata(); }
 
-void SafetensorsFolder::read(const TensorInfo& info, std::uint64_t first_byte, std::uint64_t num_bytes, void* destination) const {
+void SafetensorsFolder::read(const TensorInfo& info, std::uint64_t first_byte, std::uint64_t num_bytes,
+                             void* destination) const {
   const auto file = files_.find(info.file);
   MT_CHECK(file != files_.end(), in_quotes(info.name), " is of ", info.file, ", which is no file of ", folder_);
   file->second->read(info, first_byte, num_bytes, destination);

@@ -35,7 +35,10 @@ constexpr std::array<std::pair<DType, at::ScalarType>, 19> kTypes = {{
 template <typename Source>
 at::Tensor read_bytes(const Source& source, const TensorInfo& info, at::IntArrayRef shape, std::uint64_t first_byte) {
   const std::optional<at::ScalarType> type = scalar_type_of(info.dtype);
-  if (!type) throw UserError(str(info.file, ": tensor ", in_quotes(info.name), ": torch has no dtype for ", dtype_name(info.dtype)));
+  if (!type) {
+    throw UserError(
+        str(info.file, ": tensor ", in_quotes(info.name), ": torch has no dtype for ", dtype_name(info.dtype)));
+  }
   at::Tensor tensor = at::empty(shape, at::TensorOptions().dtype(*type));
   source.read(info, first_byte, tensor.nbytes(), tensor.data_ptr());
   return tensor;
@@ -44,10 +47,12 @@ at::Tensor read_bytes(const Source& source, const TensorInfo& info, at::IntArray
 template <typename Source>
 at::Tensor read_row_range(const Source& source, std::string_view name, std::int64_t first_row, std::int64_t num_rows) {
   const TensorInfo& info = source.at(name);
-  if (info.shape.empty() || first_row < 0 || num_rows < 0 || first_row > info.shape[0] || num_rows > info.shape[0] - first_row) {
+  if (info.shape.empty() || first_row < 0 || num_rows < 0 || first_row > info.shape[0] ||
+      num_rows > info.shape[0] - first_row) {
     // qualified: c10 has a str() too, which its own types would bring in
-    throw UserError(moetune::str(info.file, ": tensor ", in_quotes(name), " has shape ", at::IntArrayRef(info.shape), ", but ", num_rows,
-                                 " rows from row ", first_row, " on are needed; do config.json and weights belong together?"));
+    throw UserError(moetune::str(info.file, ": tensor ", in_quotes(name), " has shape ", at::IntArrayRef(info.shape),
+                                 ", but ", num_rows, " rows from row ", first_row,
+                                 " on are needed; do config.json and weights belong together?"));
   }
   std::vector<std::int64_t> shape = info.shape;
   shape[0] = num_rows;
@@ -81,23 +86,27 @@ at::Tensor read_tensor(const SafetensorsFile& file, std::string_view name) {
   return read_bytes(file, info, info.shape, 0);
 }
 
-at::Tensor read_rows(const SafetensorsFolder& folder, std::string_view name, std::int64_t first_row, std::int64_t num_rows) {
+at::Tensor read_rows(const SafetensorsFolder& folder, std::string_view name, std::int64_t first_row,
+                     std::int64_t num_rows) {
   return read_row_range(folder, name, first_row, num_rows);
 }
 
-at::Tensor read_rows(const SafetensorsFile& file, std::string_view name, std::int64_t first_row, std::int64_t num_rows) {
+at::Tensor read_rows(const SafetensorsFile& file, std::string_view name, std::int64_t first_row,
+                     std::int64_t num_rows) {
   return read_row_range(file, name, first_row, num_rows);
 }
 
-void write_tensors(const std::string& path, const std::vector<std::pair<std::string, at::Tensor>>& tensors, StringMap metadata) {
+void write_tensors(const std::string& path, const std::vector<std::pair<std::string, at::Tensor>>& tensors,
+                   StringMap metadata) {
   std::vector<std::pair<std::string, at::Tensor>> ordered = tensors;
   std::stable_sort(ordered.begin(), ordered.end(),
                    [](const auto& a, const auto& b) { return a.second.element_size() > b.second.element_size(); });
   std::vector<SafetensorsWriter::Spec> specs;
   for (const auto& [name, tensor] : ordered) {
     const std::optional<DType> dtype = dtype_of(tensor.scalar_type());
-    MT_CHECK(dtype && tensor.is_cpu() && tensor.is_contiguous(), path, ": tensor ", in_quotes(name), " is ", tensor.toString(), " ",
-             tensor.sizes(), "; only contiguous CPU tensors of the dtypes of safetensors can be written");
+    MT_CHECK(dtype && tensor.is_cpu() && tensor.is_contiguous(), path, ": tensor ", in_quotes(name), " is ",
+             tensor.toString(), " ", tensor.sizes(),
+             "; only contiguous CPU tensors of the dtypes of safetensors can be written");
     specs.push_back({name, *dtype, tensor.sizes().vec()});
   }
   SafetensorsWriter writer(path, specs, std::move(metadata));

@@ -30,13 +30,15 @@ std::optional<DType> dtype_of(at::ScalarType type);
 at::Tensor read_tensor(const SafetensorsFolder& folder, std::string_view name);
 at::Tensor read_tensor(const SafetensorsFile& file, std::string_view name);
 
-/// Rows [first_row, first_row + num_rows) of dim 0, which may be none. UserError if the tensor is a scalar or has fewer rows:
-/// then the file does not fit the configuration that asked.
-at::Tensor read_rows(const SafetensorsFolder& folder, std::string_view name, std::int64_t first_row, std::int64_t num_rows);
+/// Rows [first_row, first_row + num_rows) of dim 0, which may be none. UserError if the tensor is a scalar or has fewer
+/// rows: then the file does not fit the configuration that asked.
+at::Tensor read_rows(const SafetensorsFolder& folder, std::string_view name, std::int64_t first_row,
+                     std::int64_t num_rows);
 at::Tensor read_rows(const SafetensorsFile& file, std::string_view name, std::int64_t first_row, std::int64_t num_rows);
 
-/// Writes a file atomically. Tensors keep their order, but wider dtypes come before narrower ones, so that all of them lie
-/// aligned to their own width.
-void write_tensors(const std::string& path, const std::vector<std::pair<std::string, at::Tensor>>& tensors, StringMap metadata);
+/// Writes a file atomically. Tensors keep their order, but wider dtypes come before narrower ones, so that all of them
+/// lie aligned to their own width.
+void write_tensors(const std::string& path, const std::vector<std::pair<std::string, at::Tensor>>& tensors,
+                   StringMap metadata);
 
 }  // namespace moetune

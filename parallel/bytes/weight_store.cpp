@@ -16,7 +16,9 @@ WeightStore::WeightStore(c10::Device device) : device_(device), exposed_(device)
 
 WeightStore::~WeightStore() = default;
 
-int64_t WeightStore::num_ranks(const SlabSpec& spec) const { return spec.replicas != nullptr ? spec.replicas->size() : 1; }
+int64_t WeightStore::num_ranks(const SlabSpec& spec) const {
+  return spec.replicas != nullptr ? spec.replicas->size() : 1;
+}
 
 int64_t WeightStore::shard_bytes(int64_t slab_bytes, int64_t ranks) {
   constexpr int64_t kAlignment = 256;  // of CUDA's allocations: a shard begins where wide copies like it
@@ -42,15 +44,17 @@ int64_t WeightStore::bytes_of_sweep(const std::vector<int64_t>& slabs, size_t lo
 }
 
 int WeightStore::add(const SlabSpec& spec) {
-  MT_CHECK(spec.lane >= 0 && spec.lane < kLanes && spec.bytes >= 0, "slab ", spec.name, " of ", spec.bytes, " bytes in lane ", spec.lane);
+  MT_CHECK(spec.lane >= 0 && spec.lane < kLanes && spec.bytes >= 0, "slab ", spec.name, " of ", spec.bytes,
+           " bytes in lane ", spec.lane);
   Lane& lane = *lanes_[spec.lane];
   MT_CHECK(lane.uses.empty(), "slab ", spec.name, " comes after the first schedule");
   Slab slab;
   slab.spec = spec;
   slab.shard_bytes = shard_bytes(spec.bytes, num_ranks(spec));
   slab.resident = spec.tier == SlabTier::kDevice && num_ranks(spec) == 1;
-  slab.kept = spec.tier == SlabTier::kHost ? host_bytes(slab.shard_bytes, device_.is_cuda())
-                                           : at::zeros({slab.shard_bytes}, at::TensorOptions(at::kByte).device(device_));
+  slab.kept = spec.tier == SlabTier::kHost
+                  ? host_bytes(slab.shard_bytes, device_.is_cuda())
+                  : at::zeros({slab.shard_bytes}, at::TensorOptions(at::kByte).device(device_));
   if (!slab.resident) lane.largest = std::max(lane.largest, slab.shard_bytes * num_ranks(spec));
   slabs_.push_back(std::move(slab));
   return static_cast<int>(slabs_.size()) - 1;
@@ -86,7 +90,9 @@ void WeightStore::schedule(const std::vector<int>& uses) {
     }
     for (Buffer& buffer : lane.buffers) {
       MT_CHECK(!buffer.in_use, "a new schedule while slab ", slabs_[buffer.slab].spec.name, " is in use");
-      if (!own.empty() && !buffer.bytes.defined()) buffer.bytes = at::empty({lane.largest}, at::TensorOptions(at::kByte).device(device_));
+      if (!own.empty() && !buffer.bytes.defined()) {
+        buffer.bytes = at::empty({lane.largest}, at::TensorOptions(at::kByte).device(device_));
+      }
     }
     lane.uses = std::move(own);
     lane.next = 0;
@@ -95,7 +101,8 @@ void WeightStore::schedule(const std::vector<int>& uses) {
 }
 
 WeightStore::Buffer* WeightStore::buffer_of(Lane& lane, int slab) {
-  const auto found = std::find_if(lane.buffers.begin(), lane.buffers.end(), [&](const Buffer& buffer) { return buffer.slab == slab; });
+  const auto found =
+      std::find_if(lane.buffers.begin(), lane.buffers.end(), [&](const Buffer& buffer) { return buffer.slab == slab; });
   return found == lane.buffers.end() ? nullptr : &*found;
 }
 
@@ -144,7 +151,8 @@ at::Tensor WeightStore::use(int slab) {
   if (of.resident) return of.kept;
   Lane& lane = *lanes_[of.spec.lane];
   MT_CHECK(lane.next < lane.uses.size() && lane.uses[lane.next] == slab, "slab ", of.spec.name, " is used out of turn",
-           lane.uses.empty() ? std::string(": nothing is scheduled") : ", next is " + slabs_[lane.uses[lane.next % lane.uses.size()]].spec.name);
+           lane.uses.empty() ? std::string(": nothing is scheduled")
+                             : ", next is " + slabs_[lane.uses[lane.next % lane.uses.size()]].spec.name);
   // Timed as a whole: on a GPU the wait of the current stream, on a CPU the fetches themselves.
   const StreamTimer::Piece exposed(exposed_);
   Buffer* buffer = buffer_of(lane, slab);

@@ -1,20 +1,22 @@
-// Where packed frozen weights lie, and how they come to the device in time: slabs of bytes, sharded over ranks, in device or host memory.
+// Where packed frozen weights lie, and how they come to the device in time: slabs of bytes, sharded over ranks, in
+// device or host memory.
 //
 //   WeightStore store(device);
-//   const int slab = store.add({.name = "layer 3 experts", .bytes = n, .tier = SlabTier::kHost, .lane = 1, .replicas = &group});
-//   if (store.owns(slab, first, count)) store.put(slab, first, packed);     // loading: a rank keeps its own range
-//   store.schedule(uses);                                                   // the slabs of a pass, in order, turn included
-//   at::Tensor bytes = store.use(slab);                                     // whole, on the device, in order on the current stream
+//   const int slab = store.add({.name = "experts", .bytes = n, .tier = SlabTier::kHost, .replicas = &group});
+//   if (store.owns(slab, first, count)) store.put(slab, first, packed);  // loading: a rank keeps its own range
+//   store.schedule(uses);                // the slabs of a pass, in order, turn included
+//   at::Tensor bytes = store.use(slab);  // whole, on the device, in order on the current stream
 //   store.release(slab);
 //
-// ZeRO-3 (Rajbhandari et al. 2020): of a slab, each rank of `replicas`, which would otherwise hold equal copies, keeps an equal range.
-// ZeRO-Infinity (2021): the range may lie in pinned host memory; then each rank copies its own over PCIe and the group gathers the rest.
-// What travels are the packed bytes, never a dense form.
+// ZeRO-3 (Rajbhandari et al. 2020): of a slab, each rank of `replicas`, which would otherwise hold equal copies, keeps
+// an equal range. ZeRO-Infinity (2021): the range may lie in pinned host memory; then each rank copies its own over
+// PCIe and the group gathers the rest. What travels are the packed bytes, never a dense form.
 //
-// A slab that is whole and on the device is handed out where it lies. All others pass through the buffers of their lane: kBuffers
-// each of the lane's largest slab, filled ahead of use on a side stream in the order of the schedule, which goes round: after the
-// last use the first is next. A buffer keeps its slab until another is needed sooner, so the slabs at either turn of a sweep
-// are not fetched again. All ranks of a group make the same calls in the same order; gathers are issued by the calling thread.
+// A slab that is whole and on the device is handed out where it lies. All others pass through the buffers of their
+// lane: kBuffers each of the lane's largest slab, filled ahead of use on a side stream in the order of the schedule,
+// which goes round: after the last use the first is next. A buffer keeps its slab until another is needed sooner, so
+// the slabs at either turn of a sweep are not fetched again. All ranks of a group make the same calls in the same
+// order; gathers are issued by the calling thread.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -35,7 +37,7 @@ class Communicator;
 enum class SlabTier { kDevice, kHost };
 
 struct SlabSpec {
-  std::string name;                  ///< for messages
+  std::string name;  ///< for messages
   int64_t bytes = 0;
   SlabTier tier = SlabTier::kDevice;
   int lane = 0;                      ///< slabs that take turns in the same buffers: 0 or 1
@@ -69,15 +71,16 @@ class WeightStore {
   ByteRange shard(int slab) const;
   /// Whether any of these bytes is this rank's to keep.
   bool owns(int slab, ByteRange range) const;
-  /// Keeps what is this rank's of bytes (uint8, any device) that begin at `first` of the slab. Waits for nothing on the device.
+  /// Keeps what is this rank's of bytes (uint8, any device) that begin at `first` of the slab. Waits for nothing on the
+  /// device.
   void put(int slab, int64_t first, const at::Tensor& bytes);
   /// This rank's range where it lies, uint8 [shard().count].
   const at::Tensor& kept(int slab) const;
 
   /// The uses to come, one after the other, again and again. Whoever is in a buffer stays there.
   void schedule(const std::vector<int>& uses);
-  /// The slab's bytes [bytes] on the device: current-stream work may read them until release(). Throws InternalError where the schedule
-  /// has another slab next in its lane. Collective over the slab's replicas (through fetches ahead).
+  /// The slab's bytes [bytes] on the device: current-stream work may read them until release(). Throws InternalError
+  /// where the schedule has another slab next in its lane. Collective over the slab's replicas (through fetches ahead).
   at::Tensor use(int slab);
   void release(int slab);
 
@@ -88,8 +91,8 @@ class WeightStore {
   static int64_t buffer_bytes(const std::array<int64_t, kLanes>& largest_slab);
   /// Bytes of a slab that each of `ranks` keeps: an equal range, a multiple of 256.
   static int64_t shard_bytes(int64_t slab_bytes, int64_t ranks);
-  /// Bytes fetched per step, once steps follow each other, for slabs of one lane in the order of the way down when the way up ends at
-  /// slabs[lowest]: both ways, less the slabs that wait in buffers at either turn.
+  /// Bytes fetched per step, once steps follow each other, for slabs of one lane in the order of the way down when the
+  /// way up ends at slabs[lowest]: both ways, less the slabs that wait in buffers at either turn.
   static int64_t bytes_of_sweep(const std::vector<int64_t>& slabs, size_t lowest);
 
  private:

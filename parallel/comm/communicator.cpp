@@ -17,10 +17,8 @@ bool can_sum(at::ScalarType type) {
     case at::kBFloat16:
     case at::kHalf:
     case at::kInt:
-    case at::kLong:
-      return true;
-    default:
-      return false;
+    case at::kLong: return true;
+    default: return false;
   }
 }
 
@@ -111,8 +109,8 @@ void Communicator::all_to_all_v(const at::Tensor& out, const at::Tensor& in, con
   MT_CHECK(sum(recv_counts) == out.size(0) && sum(send_counts) == in.size(0), "all_to_all_v on group ", name_,
            ": counts say ", sum(recv_counts), " rows in and ", sum(send_counts), " rows out, the tensors hold ",
            out.size(0), " and ", in.size(0));
-  MT_CHECK(recv_counts[rank_] == send_counts[rank_], "all_to_all_v on group ", name_, ": rank ", rank_, " sends itself ",
-           send_counts[rank_], " rows and expects ", recv_counts[rank_]);
+  MT_CHECK(recv_counts[rank_] == send_counts[rank_], "all_to_all_v on group ", name_, ": rank ", rank_,
+           " sends itself ", send_counts[rank_], " rows and expects ", recv_counts[rank_]);
   const int64_t row_bytes = c10::multiply_integers(in.sizes().slice(1)) * static_cast<int64_t>(in.element_size());
   const auto call = enter("all_to_all_v", static_cast<int64_t>(in.nbytes() + out.nbytes()));
   do_all_to_all_v(out, in, times(recv_counts, row_bytes), times(send_counts, row_bytes));
@@ -124,9 +122,7 @@ void Communicator::barrier() {
   do_barrier();
 }
 
-void LocalCommunicator::do_all_gather(const at::Tensor& out, const at::Tensor& in) {
-  out.view(-1).copy_(in.view(-1));
-}
+void LocalCommunicator::do_all_gather(const at::Tensor& out, const at::Tensor& in) { out.view(-1).copy_(in.view(-1)); }
 
 void LocalCommunicator::do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) {
   out.view(-1).copy_(in.view(-1));

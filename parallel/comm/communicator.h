@@ -4,11 +4,11 @@
 //   group->all_to_all_v(rows_out, rows_in, recv_counts, send_counts);            // rows of dim 0
 //   group->all_reduce_sum(gradient);                                             // in place
 //
-// For every collective: all ranks of the group call it, in the same order, from one thread. MPI returns when the tensors
-// are final; NCCL enqueues on the current CUDA stream of device() and returns, so the host must not read the result
-// before that stream has been waited for, and a tensor of another stream needs record_stream. Tensors are contiguous,
-// on device(), and may have zero elements. Broken preconditions throw InternalError before anything is sent; a failing
-// transport throws RankLostError, which names operation, group and size.
+// For every collective: all ranks of the group call it, in the same order, from one thread. MPI returns when the
+// tensors are final; NCCL enqueues on the current CUDA stream of device() and returns, so the host must not read the
+// result before that stream has been waited for, and a tensor of another stream needs record_stream. Tensors are
+// contiguous, on device(), and may have zero elements. Broken preconditions throw InternalError before anything is
+// sent; a failing transport throws RankLostError, which names operation, group and size.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -45,11 +45,11 @@ class Communicator {
   void all_reduce_max(const at::Tensor& tensor);
   /// tensor := that of rank `root`, in place; any dtype, the same shape everywhere.
   void broadcast(const at::Tensor& tensor, int root);
-  /// out := the `in` of rank 0, 1, ... one after the other; out has size() times the elements of `in`, which has the same
-  /// shape everywhere and may be this rank's part of `out` itself. Any dtype.
+  /// out := the `in` of rank 0, 1, ... one after the other; out has size() times the elements of `in`, which has the
+  /// same shape everywhere and may be this rank's part of `out` itself. Any dtype.
   void all_gather(const at::Tensor& out, const at::Tensor& in);
-  /// out := this rank's part of the sum of `in` over the ranks: `in` has size() times the elements of `out`, the part of rank 0
-  /// first; the same shape everywhere. `out` and `in` do not overlap. dtypes and rounding as all_reduce_sum.
+  /// out := this rank's part of the sum of `in` over the ranks: `in` has size() times the elements of `out`, the part
+  /// of rank 0 first; the same shape everywhere. `out` and `in` do not overlap. dtypes and rounding as all_reduce_sum.
   void reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in);
   /// Rows of dim 0 change hands. `in` holds send_counts[r] rows for rank r, in the order of the ranks; `out` gets
   /// recv_counts[r] rows from rank r. Counts are host integers, zero allowed; trailing dims and dtype are those of `in`
@@ -60,15 +60,15 @@ class Communicator {
   /// Returns when the host of every rank has come here. Does not wait for any CUDA stream.
   void barrier();
 
-  /// Payload bytes from this rank to others so far, whatever the backend sends on the wire: all_to_all_v what goes to others; all_gather
-  /// (P-1) * bytes of `in`; reduce_scatter_sum (P-1)/P * bytes of `in`; all_reduce 2 (P-1)/P * bytes (a ring, rounded down); broadcast
-  /// (P-1) * bytes at the root and nothing elsewhere.
+  /// Payload bytes from this rank to others so far, whatever the backend sends on the wire: all_to_all_v what goes to
+  /// others; all_gather (P-1) * bytes of `in`; reduce_scatter_sum (P-1)/P * bytes of `in`; all_reduce 2 (P-1)/P * bytes
+  /// (a ring, rounded down); broadcast (P-1) * bytes at the root and nothing elsewhere.
   int64_t bytes_sent() const { return bytes_sent_; }
 
   /// From now on the watchdog knows of this group's collectives.
   void report_to(std::unique_ptr<GroupProgress> progress) { progress_ = std::move(progress); }
-  /// Tells the watchdog that this rank is in a collective of the group, as long as the object lives. The collectives above do it
-  /// themselves; a rank that skips one with nothing to send must not count it.
+  /// Tells the watchdog that this rank is in a collective of the group, as long as the object lives. The collectives
+  /// above do it themselves; a rank that skips one with nothing to send must not count it.
   GroupProgress::Call enter(const std::string& operation, int64_t bytes) { return {progress_.get(), operation, bytes}; }
 
  protected:

@@ -1,4 +1,5 @@
-// A text of each rank, on every rank: what a collective decision needs besides numbers (what was found damaged, digests of files).
+// A text of each rank, on every rank: what a collective decision needs besides numbers (what was found damaged, digests
+// of files).
 //
 //   for (const std::string& damage : gathered_text(mesh.world(), damage_here)) ...
 #pragma once

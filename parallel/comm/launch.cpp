@@ -59,7 +59,9 @@ Failure current_failure() {
   } catch (const c10::Error& error) {
     // torch's allocator of host memory has no exception of its own.
     const std::string message = error.what_without_backtrace();
-    if (message.find("DefaultCPUAllocator: ") != std::string::npos) return {ExitCode::kDoesNotFit, "the host is out of memory: " + message};
+    if (message.find("DefaultCPUAllocator: ") != std::string::npos) {
+      return {ExitCode::kDoesNotFit, "the host is out of memory: " + message};
+    }
     return {ExitCode::kDefect, error.what()};
   } catch (const std::bad_alloc&) {
     return {ExitCode::kDoesNotFit, "the host is out of memory"};
@@ -70,8 +72,9 @@ Failure current_failure() {
   }
 }
 
-/// How long a rank leaves the word to others before it prints its failure. Ranks above 0 differ a little, so that one of
-/// them speaks where the mistake spares rank 0. A lost rank is a consequence: the cause has time to be printed first.
+/// How long a rank leaves the word to others before it prints its failure. Ranks above 0 differ a little, so that one
+/// of them speaks where the mistake spares rank 0. A lost rank is a consequence: the cause has time to be printed
+/// first.
 std::chrono::milliseconds patience(int rank, ExitCode code) {
   const int turn_ms = rank == 0 ? 0 : 2000 + 100 * std::min(rank - 1, 20);
   return std::chrono::milliseconds(code == ExitCode::kRankLost ? 5000 + turn_ms : turn_ms);
@@ -105,7 +108,8 @@ Launch::Launch() : exceptions_at_birth_(std::uncaught_exceptions()) {
     host_leaders_.resize(world_size_);
     MPI_Allgather(&leader, 1, MPI_INT, host_leaders_.data(), 1, MPI_INT, MPI_COMM_WORLD);
     host_world_ = MpiCommunicator::split_world(0, rank_, "world (host)");
-    host_world_->report_to(std::make_unique<GroupProgress>(progress_, make_group_id(0), host_world_->name(), world_size_));
+    host_world_->report_to(
+        std::make_unique<GroupProgress>(progress_, make_group_id(0), host_world_->name(), world_size_));
   } else {
     num_tasks_apart_ = tasks_apart();
     host_world_ = std::make_unique<LocalCommunicator>("world (host)");
@@ -125,15 +129,18 @@ Launch::~Launch() {
 
 void Launch::require_one_job() const {
   if (num_tasks_apart_ <= 1) return;
-  throw UserError(str("srun started ", num_tasks_apart_, " tasks that do not know of each other: each would be a run of one rank; start them with srun --mpi=pmix "
-                      "(srun --mpi=list says what is there)"));
+  throw UserError(
+      str("srun started ", num_tasks_apart_,
+          " tasks that do not know of each other: each would be a run of one rank; start them with srun --mpi=pmix "
+          "(srun --mpi=list says what is there)"));
 }
 
 void Launch::watch(double stall_timeout_s) {
   MT_CHECK(!watchdog_, "a second watchdog");
   if (world_size_ == 1 || stall_timeout_s <= 0.0) return;
-  watchdog_ = std::make_unique<Watchdog>(rank_, world_size_, stall_timeout_s, progress_,
-                                         [this](const std::string& text, int root) { return broadcast_string(text, root); });
+  watchdog_ =
+      std::make_unique<Watchdog>(rank_, world_size_, stall_timeout_s, progress_,
+                                 [this](const std::string& text, int root) { return broadcast_string(text, root); });
 }
 
 std::string Launch::make_group_id(int color) { return str(num_groups_++, ".", color); }
@@ -150,9 +157,9 @@ void Launch::use_device(const std::string& kind) {
                         "; look at nvidia-smi and CUDA_VISIBLE_DEVICES there, or run on the CPU"));
   }
   if (num_gpus < local_size_) {
-    throw UserError(str("device cuda: ", local_size_, " ranks were started on host ", host_name(), ", where a process sees ",
-                        num_gpus, " GPUs; each rank needs one of its own: start at most ", num_gpus,
-                        " ranks there (slots=", num_gpus,
+    throw UserError(str("device cuda: ", local_size_, " ranks were started on host ", host_name(),
+                        ", where a process sees ", num_gpus, " GPUs; each rank needs one of its own: start at most ",
+                        num_gpus, " ranks there (slots=", num_gpus,
                         " in mpirun's hostfile), or let CUDA_VISIBLE_DEVICES show every rank all GPUs"));
   }
   device_ = c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(local_rank_));
@@ -211,7 +218,9 @@ int run_guarded(Launch& launch, const std::function<int()>& program) {
     launch.failing();
     Failure failure = current_failure();
     const std::string where = launch.progress().where();
-    if (failure.code != ExitCode::kUserError && !where.empty()) failure.message += str("\n  rank ", launch.rank(), " of ", launch.world_size(), " was at ", where);
+    if (failure.code != ExitCode::kUserError && !where.empty()) {
+      failure.message += str("\n  rank ", launch.rank(), " of ", launch.world_size(), " was at ", where);
+    }
     if (launch.world_size() > 1) std::this_thread::sleep_for(patience(launch.rank(), failure.code));
     log_error(failure.message);
     if (launch.world_size() > 1) launch.abort(static_cast<int>(failure.code));

@@ -44,8 +44,8 @@ class Launch {
   int local_size() const { return local_size_; }
   /// The lowest rank of the host on which `rank` runs.
   int host_leader_of(int64_t rank) const { return host_leaders_.at(rank); }
-  /// CPUs that this rank may keep busy: those of its host that it is bound to or that its control group allows, shared evenly with
-  /// the other ranks there that may use them too. At least 1.
+  /// CPUs that this rank may keep busy: those of its host that it is bound to or that its control group allows, shared
+  /// evenly with the other ranks there that may use them too. At least 1.
   int num_cpus() const { return num_cpus_; }
 
   /// Throws UserError where srun started several tasks that do not know of each other. run_guarded() asks first of all.
@@ -53,8 +53,9 @@ class Launch {
 
   /// What this rank is doing, for messages and for the watchdog; the program tells it as it goes.
   RankProgress& progress() { return progress_; }
-  /// From now on a rank that dies, is silent for 20 s, or stands still for `stall_timeout_s` while others wait for it ends the job
-  /// with one message and exit code 5 (parallel/watch/watchdog.h). 0, or a single rank: nothing. All ranks call it, at most once.
+  /// From now on a rank that dies, is silent for 20 s, or stands still for `stall_timeout_s` while others wait for it
+  /// ends the job with one message and exit code 5 (parallel/watch/watchdog.h). 0, or a single rank: nothing. All ranks
+  /// call it, at most once.
   void watch(double stall_timeout_s);
 
   /// Chooses where groups made from now on keep their tensors: "cpu" (as at the start) or "cuda", the GPU of this host
@@ -62,9 +63,9 @@ class Launch {
   void use_device(const std::string& kind);
   c10::Device device() const { return device_; }
 
-  /// The group of the ranks that pass the same color (>= 0), ordered by key, for tensors on device(): NCCL on GPUs, MPI on
-  /// CPUs, LocalCommunicator where a rank is alone. All ranks of the job call it, in the same order; it waits for them.
-  /// The group must not outlive the Launch.
+  /// The group of the ranks that pass the same color (>= 0), ordered by key, for tensors on device(): NCCL on GPUs, MPI
+  /// on CPUs, LocalCommunicator where a rank is alone. All ranks of the job call it, in the same order; it waits for
+  /// them. The group must not outlive the Launch.
   std::unique_ptr<Communicator> make_group(int color, int key, const std::string& name);
 
   /// The largest value of all ranks, on the host. All ranks call it.
@@ -97,11 +98,11 @@ class Launch {
   std::unique_ptr<NcclWatch> nccl_watch_;
 };
 
-/// Runs the program and returns its exit code. An exception is printed and ends every rank with the exit code of the error
-/// (error.h; running out of memory is 3, an unknown exception 1). A mistake that all ranks make is printed once: rank 0
-/// prints at once and ends the job, another rank first gives it 2 s, and an error that says a rank was lost first gives
-/// the rank that was lost the time to say why. Behind what is no mistake of the user's
-/// stands where the rank was: step, layer, collective.
+/// Runs the program and returns its exit code. An exception is printed and ends every rank with the exit code of the
+/// error (error.h; running out of memory is 3, an unknown exception 1). A mistake that all ranks make is printed once:
+/// rank 0 prints at once and ends the job, another rank first gives it 2 s, and an error that says a rank was lost
+/// first gives the rank that was lost the time to say why. Behind what is no mistake of the user's stands where the
+/// rank was: step, layer, collective.
 int run_guarded(Launch& launch, const std::function<int()>& program);
 
 }  // namespace moetune

@@ -49,8 +49,9 @@ MeshShape resolve_mesh(MeshShape requested, int64_t world_size, std::vector<std:
     }
     if (dp_auto && world_size % product != 0) {
       const bool tp_fits = world_size % requested.tp == 0;
-      mistakes.push_back(str("mesh ", to_string(requested), ": ", world_size, " ranks cannot be divided by pp x ep x tp", "; set ",
-                             tp_fits ? "mesh.ep" : "mesh.tp", " to one of ", divisors_of(tp_fits ? world_size / requested.tp : world_size),
+      mistakes.push_back(str("mesh ", to_string(requested), ": ", world_size,
+                             " ranks cannot be divided by pp x ep x tp", "; set ", tp_fits ? "mesh.ep" : "mesh.tp",
+                             " to one of ", divisors_of(tp_fits ? world_size / requested.tp : world_size),
                              ", or start a multiple of pp x ep x tp ranks with mpirun -np"));
     } else if (!dp_auto && product != world_size) {
       mistakes.push_back(str("mesh ", to_string(requested), ": the product must be the number of ranks, ", world_size,
@@ -83,7 +84,8 @@ int64_t rank_at(const MeshShape& shape, const MeshCoordinates& place) {
 }
 
 Mesh::Mesh(Launch& launch, const MeshShape& shape)
-    : first_rank_(launch.rank() < shape.num_ranks() ? 0 : launch.rank()), shape_(first_rank_ == 0 ? shape : MeshShape{1, 1, 1, 1, 1}),
+    : first_rank_(launch.rank() < shape.num_ranks() ? 0 : launch.rank()),
+      shape_(first_rank_ == 0 ? shape : MeshShape{1, 1, 1, 1, 1}),
       here_(coordinates_of(shape_, launch.rank() - first_rank_)) {
   MT_CHECK(shape.num_ranks() <= launch.world_size(), "mesh ", to_string(shape), " on ", launch.world_size(), " ranks");
   MT_CHECK(shape.expert_tp == 1 || shape.expert_tp == shape.tp, "mesh ", to_string(shape));

@@ -1,11 +1,12 @@
 // The ranks of the job as a grid with named axes: world = PP x DP x EP x TP, TP varying fastest, so that the axes that
 // talk most stay inside a node.
 //
-//   const MeshShape shape = resolve_mesh({.pp = 1, .dp = 0, .ep = 8, .tp = 1}, launch.world_size());   // dp 0: what is left
-//   Mesh mesh(launch, shape);                       // every rank of the job
-//   mesh.ep().all_to_all_v(...);                    // ranks that hold different experts of one replica
-//   mesh.expert_replicas().all_reduce_sum(...);     // ranks that hold the same experts
-//   TensorAxis axis(mesh.tp());                     // ranks that hold parts of the same matrices (parallel/comm/tensor_axis.h)
+//   // dp 0: what is left
+//   const MeshShape shape = resolve_mesh({.pp = 1, .dp = 0, .ep = 8, .tp = 1}, launch.world_size());
+//   Mesh mesh(launch, shape);     // every rank of the job
+//   mesh.ep().all_to_all_v(...);  // ranks that hold different experts of one replica
+//   mesh.expert_replicas().all_reduce_sum(...);  // ranks that hold the same experts
+//   TensorAxis axis(mesh.tp());   // ranks that hold parts of the same matrices (parallel/comm/tensor_axis.h)
 //
 // parallel/ knows ranks and bytes; which tensors are equal along which axis is for its callers to know.
 #pragma once
@@ -53,8 +54,8 @@ int64_t rank_at(const MeshShape& shape, const MeshCoordinates& place);
 
 class Mesh {
  public:
-  /// Makes the groups, on launch.device(). All ranks of the job call it. A shape of fewer ranks than the job has is made of the first
-  /// ones; each other rank gets a mesh of its own, of one rank. The mesh must not outlive the launch.
+  /// Makes the groups, on launch.device(). All ranks of the job call it. A shape of fewer ranks than the job has is
+  /// made of the first ones; each other rank gets a mesh of its own, of one rank. The mesh must not outlive the launch.
   Mesh(Launch& launch, const MeshShape& shape);
 
   const MeshShape& shape() const { return shape_; }
@@ -72,8 +73,8 @@ class Mesh {
   Communicator& ep() { return *ep_; }
   /// Ranks that hold parts of the same matrices and walk the same documents: TP varies; rank() is here().tp.
   Communicator& tp() { return *tp_; }
-  /// Ranks at the same place of the expert and the tensor axis: DP varies; rank() is here().dp. Where a tensor-parallel group shares each
-  /// expert, they hold the same part of the same experts.
+  /// Ranks at the same place of the expert and the tensor axis: DP varies; rank() is here().dp. Where a tensor-parallel
+  /// group shares each expert, they hold the same part of the same experts.
   Communicator& dp() { return *dp_; }
   /// Ranks that hold the same experts, or parts of them: DP and TP vary.
   Communicator& expert_replicas() { return *expert_replicas_; }

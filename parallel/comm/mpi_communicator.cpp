@@ -14,19 +14,13 @@ namespace {
 
 MPI_Datatype mpi_type(at::ScalarType type) {
   switch (type) {
-    case at::kDouble:
-      return MPI_DOUBLE;
-    case at::kFloat:
-      return MPI_FLOAT;
-    case at::kInt:
-      return MPI_INT32_T;
-    case at::kLong:
-      return MPI_INT64_T;
+    case at::kDouble: return MPI_DOUBLE;
+    case at::kFloat: return MPI_FLOAT;
+    case at::kInt: return MPI_INT32_T;
+    case at::kLong: return MPI_INT64_T;
     case at::kByte:
-    case at::kBool:
-      return MPI_UINT8_T;
-    default:
-      throw InternalError(str("MPI reduces no ", at::toString(type)));
+    case at::kBool: return MPI_UINT8_T;
+    default: throw InternalError(str("MPI reduces no ", at::toString(type)));
   }
 }
 
@@ -43,8 +37,7 @@ struct MpiCommunicator::Handle {
   MPI_Comm comm = MPI_COMM_NULL;
 };
 
-std::unique_ptr<MpiCommunicator> MpiCommunicator::split_world(int color, int key, std::string name,
-                                                              int64_t max_count) {
+std::unique_ptr<MpiCommunicator> MpiCommunicator::split_world(int color, int key, std::string name, int64_t max_count) {
   MT_CHECK(color >= 0, "group ", name, ": color ", color);
   MT_CHECK(max_count >= 1 && max_count <= kMaxCount, "group ", name, ": max_count ", max_count);
   auto handle = std::make_unique<Handle>();

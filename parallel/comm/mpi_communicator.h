@@ -18,8 +18,8 @@ class MpiCommunicator final : public Communicator {
   /// Well below MPI's 2^31 - 1, and a multiple of every element size.
   static constexpr int64_t kMaxCount = int64_t{1} << 30;
 
-  /// The group of the ranks that pass the same color (>= 0), ordered by key. All ranks of the job call it; MPI is running.
-  /// One MPI call moves at most max_count bytes, or reduces at most max_count elements.
+  /// The group of the ranks that pass the same color (>= 0), ordered by key. All ranks of the job call it; MPI is
+  /// running. One MPI call moves at most max_count bytes, or reduces at most max_count elements.
   static std::unique_ptr<MpiCommunicator> split_world(int color, int key, std::string name,
                                                       int64_t max_count = kMaxCount);
   /// Leaves the group (all ranks of it do). While an exception is under way it does not: the peers may never come.

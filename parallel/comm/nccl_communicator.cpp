@@ -17,23 +17,15 @@ namespace {
 
 ncclDataType_t nccl_type(at::ScalarType type) {
   switch (type) {
-    case at::kDouble:
-      return ncclFloat64;
-    case at::kFloat:
-      return ncclFloat32;
-    case at::kBFloat16:
-      return ncclBfloat16;
-    case at::kHalf:
-      return ncclFloat16;
-    case at::kInt:
-      return ncclInt32;
-    case at::kLong:
-      return ncclInt64;
+    case at::kDouble: return ncclFloat64;
+    case at::kFloat: return ncclFloat32;
+    case at::kBFloat16: return ncclBfloat16;
+    case at::kHalf: return ncclFloat16;
+    case at::kInt: return ncclInt32;
+    case at::kLong: return ncclInt64;
     case at::kByte:
-    case at::kBool:
-      return ncclUint8;
-    default:
-      throw InternalError(str("NCCL reduces no ", at::toString(type)));
+    case at::kBool: return ncclUint8;
+    default: throw InternalError(str("NCCL reduces no ", at::toString(type)));
   }
 }
 
@@ -79,9 +71,9 @@ NcclCommunicator::~NcclCommunicator() {
 
 void NcclCommunicator::check(int nccl_result, const char* operation, int64_t bytes) const {
   if (nccl_result == ncclSuccess) return;
-  throw RankLostError(str(operation, " of ", bytes, " bytes on group ", name(), " (rank ", rank(), " of ", size(),
-                          ", ", device().str(), ") failed in NCCL: ",
-                          ncclGetErrorString(static_cast<ncclResult_t>(nccl_result)), ": ",
+  throw RankLostError(str(operation, " of ", bytes, " bytes on group ", name(), " (rank ", rank(), " of ", size(), ", ",
+                          device().str(),
+                          ") failed in NCCL: ", ncclGetErrorString(static_cast<ncclResult_t>(nccl_result)), ": ",
                           ncclGetLastError(handle_->comm), "; NCCL_DEBUG=WARN says more"));
 }
 
@@ -114,8 +106,8 @@ void NcclCommunicator::do_all_gather(const at::Tensor& out, const at::Tensor& in
 
 void NcclCommunicator::do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) {
   const c10::cuda::CUDAGuard guard(device());
-  check(ncclReduceScatter(in.data_ptr(), out.data_ptr(), out.numel(), nccl_type(in.scalar_type()), ncclSum, handle_->comm,
-                          current_stream(device())),
+  check(ncclReduceScatter(in.data_ptr(), out.data_ptr(), out.numel(), nccl_type(in.scalar_type()), ncclSum,
+                          handle_->comm, current_stream(device())),
         "reduce_scatter_sum", in.nbytes());
   watch_enqueued();
 }

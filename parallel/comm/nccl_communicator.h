@@ -18,8 +18,8 @@ class NcclWatch;
 
 class NcclCommunicator final : public Communicator {
  public:
-  /// Joins the ranks of `host`, each with a GPU of its own. All of them construct it at the same time; waits for them. `watch`
-  /// outlives the group, or is null.
+  /// Joins the ranks of `host`, each with a GPU of its own. All of them construct it at the same time; waits for them.
+  /// `watch` outlives the group, or is null.
   NcclCommunicator(std::unique_ptr<MpiCommunicator> host, at::Device device, NcclWatch* watch = nullptr);
   /// Waits for what was enqueued and leaves. While an exception is under way it aborts instead: a kernel may be waiting
   /// for a peer that never comes.

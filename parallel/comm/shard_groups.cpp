@@ -9,21 +9,27 @@ namespace {
 
 /// The first rank that would hold the same dense weights (or experts) as the one at `place`.
 int64_t first_holder(const MeshShape& shape, const MeshCoordinates& place, bool experts) {
-  return rank_at(shape, {.pp = place.pp, .dp = 0, .ep = experts ? place.ep : 0, .tp = experts && shape.expert_tp == 1 ? 0 : place.tp});
+  return rank_at(
+      shape,
+      {.pp = place.pp, .dp = 0, .ep = experts ? place.ep : 0, .tp = experts && shape.expert_tp == 1 ? 0 : place.tp});
 }
 
 int64_t num_ranks(const MeshShape& shape, ShardScope scope, int64_t ranks_per_host, bool experts) {
   if (scope == ShardScope::kNone) return 1;
-  const int64_t considered = scope == ShardScope::kAll ? shape.num_ranks() : std::min(ranks_per_host, shape.num_ranks());
+  const int64_t considered =
+      scope == ShardScope::kAll ? shape.num_ranks() : std::min(ranks_per_host, shape.num_ranks());
   int64_t count = 0;
-  for (int64_t rank = 0; rank < considered; ++rank) count += first_holder(shape, coordinates_of(shape, rank), experts) == 0;
+  for (int64_t rank = 0; rank < considered; ++rank) {
+    count += first_holder(shape, coordinates_of(shape, rank), experts) == 0;
+  }
   return count;
 }
 
 }  // namespace
 
 ShardGroups::ShardGroups(Launch& launch, const Mesh& mesh, ShardScope scope) {
-  // The holders of the same weights fall into parts, each named by a rank: itself, the first of its host, or the first of all.
+  // The holders of the same weights fall into parts, each named by a rank: itself, the first of its host, or the first
+  // of all.
   const auto part_of = [&](int64_t rank, int64_t first) -> int64_t {
     return scope == ShardScope::kNone ? rank : scope == ShardScope::kNode ? launch.host_leader_of(rank) : first;
   };
@@ -39,7 +45,11 @@ ShardGroups::ShardGroups(Launch& launch, const Mesh& mesh, ShardScope scope) {
   experts_ = make(true, "shards (experts)", first_expert_copy_);
 }
 
-int64_t ShardGroups::dense_ranks(const MeshShape& shape, ShardScope scope, int64_t ranks_per_host) { return num_ranks(shape, scope, ranks_per_host, false); }
-int64_t ShardGroups::expert_ranks(const MeshShape& shape, ShardScope scope, int64_t ranks_per_host) { return num_ranks(shape, scope, ranks_per_host, true); }
+int64_t ShardGroups::dense_ranks(const MeshShape& shape, ShardScope scope, int64_t ranks_per_host) {
+  return num_ranks(shape, scope, ranks_per_host, false);
+}
+int64_t ShardGroups::expert_ranks(const MeshShape& shape, ShardScope scope, int64_t ranks_per_host) {
+  return num_ranks(shape, scope, ranks_per_host, true);
+}
 
 }  // namespace moetune

@@ -1,5 +1,6 @@
-// The ranks that share frozen weights of which each would otherwise hold a copy (ZeRO-3): dense ones over the ranks that take different
-// data, experts over the ranks that hold the same experts, or the same part of each; all of them, or those of one node.
+// The ranks that share frozen weights of which each would otherwise hold a copy (ZeRO-3): dense ones over the ranks
+// that take different data, experts over the ranks that hold the same experts, or the same part of each; all of them,
+// or those of one node.
 //
 //   ShardGroups groups(launch, mesh, ShardScope::kAll);
 //   store.add({..., .replicas = groups.experts()});      // null: this rank keeps the slab whole

@@ -48,7 +48,9 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-AxisGroup& group_of(AutogradContext* context) { return *reinterpret_cast<AxisGroup*>(context->saved_data["group"].toInt()); }
+AxisGroup& group_of(AutogradContext* context) {
+  return *reinterpret_cast<AxisGroup*>(context->saved_data["group"].toInt());
+}
 
 struct GatherRows : torch::autograd::Function<GatherRows> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x_TC, int64_t group) {
@@ -68,7 +70,8 @@ struct ReduceScatterRows : torch::autograd::Function<ReduceScatterRows> {
     return group_of(context).scattered(partial_UC, rows);
   }
   static variable_list backward(AutogradContext* context, variable_list d) {
-    return {group_of(context).gathered(d[0]).narrow(0, 0, context->saved_data["num_rows"].toInt()), at::Tensor(), at::Tensor()};
+    return {group_of(context).gathered(d[0]).narrow(0, 0, context->saved_data["num_rows"].toInt()), at::Tensor(),
+            at::Tensor()};
   }
 };
 
@@ -76,8 +79,10 @@ int64_t address(const std::shared_ptr<AxisGroup>& group) { return reinterpret_ca
 
 }  // namespace
 
-TensorAxis::TensorAxis(Communicator& group) 
-    : group_(group.size() > 1 ? std::make_shared<AxisGroup>(group) : nullptr), size_(group.size()), index_(group.rank()) {}
+TensorAxis::TensorAxis(Communicator& group)
+    : group_(group.size() > 1 ? std::make_shared<AxisGroup>(group) : nullptr),
+      size_(group.size()),
+      index_(group.rank()) {}
 
 at::Tensor TensorAxis::gather_rows(const at::Tensor& x_TC, int64_t num_rows) const {
   at::Tensor all = group_ == nullptr ? x_TC : GatherRows::apply(x_TC, address(group_));

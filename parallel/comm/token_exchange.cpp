@@ -25,7 +25,9 @@ class LocalExchange final : public TokenExchange {
     round.rows_of_expert = on_host(tally(expert_TK, num_experts));
     return {round};
   }
-  RowsUnderway send(const ExchangeRound&, std::vector<at::Tensor> rows_TC) override { return {{}, std::move(rows_TC), {}}; }
+  RowsUnderway send(const ExchangeRound&, std::vector<at::Tensor> rows_TC) override {
+    return {{}, std::move(rows_TC), {}};
+  }
   std::vector<at::Tensor> receive(RowsUnderway underway) override { return std::move(underway.received); }
   void back(const ExchangeRound&, const at::Tensor& rows_YC, at::Tensor& sum_TC) override { sum_TC.add_(rows_YC); }
   double take_s() override { return 0.0; }
@@ -74,8 +76,8 @@ class GroupExchange final : public TokenExchange {
 
   std::vector<at::Tensor> receive(RowsUnderway underway) override {
     const StreamTimer::Piece piece(timer_);
-    // Memory of either stream is taken again only behind this point: what was sent by the current one, and what was received by the
-    // side stream, whose next work waits for the current one.
+    // Memory of either stream is taken again only behind this point: what was sent by the current one, and what was
+    // received by the side stream, whose next work waits for the current one.
     underway.arrived.hold_current();
     return std::move(underway.received);
   }
@@ -97,13 +99,17 @@ class GroupExchange final : public TokenExchange {
     const at::Tensor expert_KT = expert_TK.narrow(0, begin, end - begin).t();
     // A row for each rank, and one for what goes nowhere.
     const at::Tensor wanted_PT = at::zeros({ranks + 1, end - begin}, expert_KT.options().dtype(at::kBool))
-                                     .scatter_(0, expert_KT.floor_divide(local_experts), true).narrow(0, 0, ranks);
-    // To each rank: how many rows it gets from here, and how many of them chose each of its experts. One wait for all counts.
-    const at::Tensor told_PC = at::cat({wanted_PT.sum(1, /*keepdim=*/true), tally(expert_KT, num_experts).view({ranks, local_experts})}, 1);
+                                     .scatter_(0, expert_KT.floor_divide(local_experts), true)
+                                     .narrow(0, 0, ranks);
+    // To each rank: how many rows it gets from here, and how many of them chose each of its experts. One wait for all
+    // counts.
+    const at::Tensor told_PC =
+        at::cat({wanted_PT.sum(1, /*keepdim=*/true), tally(expert_KT, num_experts).view({ranks, local_experts})}, 1);
     const at::Tensor heard_PC = at::empty_like(told_PC);
     const std::vector<int64_t> one_each(ranks, 1);
     group_.all_to_all_v(heard_PC, told_PC, one_each, one_each);
-    const std::vector<int64_t> counts = on_host(at::cat({told_PC.select(1, 0), heard_PC.select(1, 0), heard_PC.narrow(1, 1, local_experts).sum(0)}));
+    const std::vector<int64_t> counts =
+        on_host(at::cat({told_PC.select(1, 0), heard_PC.select(1, 0), heard_PC.narrow(1, 1, local_experts).sum(0)}));
 
     ExchangeRound round;
     round.send_counts.assign(counts.begin(), counts.begin() + ranks);

@@ -1,5 +1,5 @@
-// How much memory there is on a device, and how much of it this process has used at the most: on a GPU what its allocator handed out,
-// on a CPU the resident set.
+// How much memory there is on a device, and how much of it this process has used at the most: on a GPU what its
+// allocator handed out, on a CPU the resident set.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -8,7 +8,8 @@
 
 namespace moetune {
 
-/// Peak bytes since the start of the process: of torch's allocator on a GPU, VmHWM on a CPU (0 where the system does not say).
+/// Peak bytes since the start of the process: of torch's allocator on a GPU, VmHWM on a CPU (0 where the system does
+/// not say).
 int64_t peak_memory_bytes(c10::Device device);
 
 /// Bytes of memory of the current device of this kind, free or not; 0 for CPUs, and where there is no such device.

@@ -35,8 +35,9 @@ at::Tensor host_bytes(int64_t num_bytes, bool pin) {
     if (result != cudaSuccess) {
       cudaGetLastError();
       munmap(memory, static_cast<size_t>(mapped));
-      throw UserError(::moetune::str("pinning ", num_bytes, " bytes of host memory failed: ", cudaGetErrorString(result),
-                                     "; is the limit of locked memory (ulimit -l) too low, or the host's memory full?"));
+      throw UserError(
+          ::moetune::str("pinning ", num_bytes, " bytes of host memory failed: ", cudaGetErrorString(result),
+                         "; is the limit of locked memory (ulimit -l) too low, or the host's memory full?"));
     }
   }
   const auto give_back = [mapped, pin](void* data) {

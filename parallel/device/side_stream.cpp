@@ -29,7 +29,9 @@ struct SideStream::Stream {
 };
 
 SideStream::SideStream(c10::Device device) : device_(device) {
-  if (device.is_cuda()) stream_ = std::make_unique<Stream>(Stream{c10::cuda::getStreamFromPool(/*isHighPriority=*/true, device.index())});
+  if (device.is_cuda()) {
+    stream_ = std::make_unique<Stream>(Stream{c10::cuda::getStreamFromPool(/*isHighPriority=*/true, device.index())});
+  }
 }
 
 SideStream::~SideStream() = default;

@@ -1,8 +1,8 @@
 // Work beside a device's current stream: a CUDA stream of its own; on a CPU the work is done at once.
 //
 //   SideStream side(device);
-//   StreamPoint ready = side.run(StreamPoint::of_current(device), [&] { buffer.copy_(pinned, /*non_blocking=*/true); });
-//   ready.hold_current();          // the current stream goes on when the work is done; the host does not wait
+//   StreamPoint ready = side.run(StreamPoint::of_current(device), [&] { buffer.copy_(pinned, true); });
+//   ready.hold_current();  // the current stream goes on when the work is done; the host does not wait
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -36,10 +36,11 @@ class SideStream {
  public:
   explicit SideStream(c10::Device device);
   ~SideStream();
-  /// Gives `work` to the side stream, to begin once `after` is reached; returns the point behind it. Inside, the side stream is the
-  /// current one. Memory that the work touches must stay until the returned point is reached.
+  /// Gives `work` to the side stream, to begin once `after` is reached; returns the point behind it. Inside, the side
+  /// stream is the current one. Memory that the work touches must stay until the returned point is reached.
   StreamPoint run(const StreamPoint& after, const std::function<void()>& work);
-  /// The memory of a tensor that was allocated for another stream is not given to anyone else before all work here so far is done.
+  /// The memory of a tensor that was allocated for another stream is not given to anyone else before all work here so
+  /// far is done.
   void keep_until_done(const at::Tensor& tensor);
 
  private:

@@ -39,7 +39,9 @@ double StreamTimer::take_s() {
   seconds_ = 0.0;
   if (!events_ || events_->used == 0) return seconds;
   events_->all[events_->used - 1]->synchronize();
-  for (size_t i = 0; i + 1 < events_->used; i += 2) seconds += 1e-3 * static_cast<double>(events_->all[i]->elapsed_time(*events_->all[i + 1]));
+  for (size_t i = 0; i + 1 < events_->used; i += 2) {
+    seconds += 1e-3 * static_cast<double>(events_->all[i]->elapsed_time(*events_->all[i + 1]));
+  }
   events_->used = 0;
   return seconds;
 }

@@ -18,7 +18,8 @@ class StreamTimer {
   explicit StreamTimer(c10::Device device);
   ~StreamTimer();
 
-  /// A piece of work: from construction to destruction, in the order of the current stream. Pieces of one timer do not nest.
+  /// A piece of work: from construction to destruction, in the order of the current stream. Pieces of one timer do not
+  /// nest.
   class Piece {
    public:
     explicit Piece(StreamTimer& timer) : timer_(timer) { timer_.begin(); }

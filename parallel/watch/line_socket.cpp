@@ -74,7 +74,9 @@ std::vector<std::string> LineSocket::receive() {
   }
   std::vector<std::string> lines;
   size_t begin = 0;
-  for (size_t end; (end = incoming_.find('\n', begin)) != std::string::npos; begin = end + 1) lines.push_back(incoming_.substr(begin, end - begin));
+  for (size_t end; (end = incoming_.find('\n', begin)) != std::string::npos; begin = end + 1) {
+    lines.push_back(incoming_.substr(begin, end - begin));
+  }
   incoming_.erase(0, begin);
   return lines;
 }
@@ -104,9 +106,11 @@ LineListener::LineListener() {
   sockaddr_in four{};
   four.sin_family = AF_INET;
   socklen_t four_bytes = sizeof four;
-  if (fd_.get() < 0 || ::bind(fd_.get(), reinterpret_cast<sockaddr*>(&four), sizeof four) != 0 || ::listen(fd_.get(), SOMAXCONN) != 0 ||
+  if (fd_.get() < 0 || ::bind(fd_.get(), reinterpret_cast<sockaddr*>(&four), sizeof four) != 0 ||
+      ::listen(fd_.get(), SOMAXCONN) != 0 ||
       ::getsockname(fd_.get(), reinterpret_cast<sockaddr*>(&four), &four_bytes) != 0) {
-    throw RankLostError(str("the watchdog cannot listen on a TCP port: ", std::strerror(errno), "; run.stall_timeout_s=0 does without it"));
+    throw RankLostError(str("the watchdog cannot listen on a TCP port: ", std::strerror(errno),
+                            "; run.stall_timeout_s=0 does without it"));
   }
   port_ = ntohs(four.sin_port);
 }

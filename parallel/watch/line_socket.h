@@ -1,9 +1,9 @@
 // Lines of text over TCP without waiting: what the watchdog talks with, beside MPI, which it may not call.
 //
-//   LineListener listener;                                          // some free port, all addresses of this host
+//   LineListener listener;                                     // some free port, all addresses of this host
 //   std::optional<LineSocket> socket = connect_lines("10.0.0.1", port, 2.0);
-//   socket->send("hello");                                          // queued; goes out now or with the next send or receive
-//   for (const std::string& line : socket->receive()) { ... }       // what has come so far
+//   socket->send("hello");                                     // queued; goes out now or with the next send or receive
+//   for (const std::string& line : socket->receive()) { ... }  // what has come so far
 #pragma once
 
 #include <deque>

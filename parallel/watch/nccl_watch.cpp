@@ -17,7 +17,8 @@ constexpr auto kPeriod = std::chrono::milliseconds(250);
 
 }  // namespace
 
-NcclWatch::NcclWatch(RankProgress& progress, c10::Device device) : progress_(progress), device_(device), thread_([this] { run(); }) {}
+NcclWatch::NcclWatch(RankProgress& progress, c10::Device device)
+    : progress_(progress), device_(device), thread_([this] { run(); }) {}
 
 NcclWatch::~NcclWatch() {
   done_ = true;
@@ -44,7 +45,8 @@ void NcclWatch::enqueued(const Collective& collective, CUstream_st* stream) {
   if (!free_events_.empty()) {
     event = free_events_.back();
     free_events_.pop_back();
-  } else if (enqueued_.size() == kMostEvents || cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) {
+  } else if (enqueued_.size() == kMostEvents ||
+             cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) {
     return;
   }
   if (cudaEventRecord(event, stream) == cudaSuccess) {
@@ -74,7 +76,8 @@ void NcclWatch::look_for_errors() {
   for (const auto& [comm, name] : groups_) {
     ncclResult_t error = ncclSuccess;
     if (ncclCommGetAsyncError(comm, &error) != ncclSuccess || error == ncclSuccess || error == ncclInProgress) continue;
-    progress_.set_transport_error(str("group ", name, ": ", ncclGetErrorString(error), ": ", ncclGetLastError(comm), "; NCCL_DEBUG=WARN says more"));
+    progress_.set_transport_error(str("group ", name, ": ", ncclGetErrorString(error), ": ", ncclGetLastError(comm),
+                                      "; NCCL_DEBUG=WARN says more"));
   }
 }
 
@@ -85,7 +88,8 @@ void NcclWatch::run() {
       const std::lock_guard lock(mutex_);
       take_finished();
       look_for_errors();
-      progress_.set_unfinished(broken_ || enqueued_.empty() ? std::nullopt : std::optional<Collective>(enqueued_.front().collective));
+      progress_.set_unfinished(broken_ || enqueued_.empty() ? std::nullopt
+                                                            : std::optional<Collective>(enqueued_.front().collective));
     }
     std::this_thread::sleep_for(kPeriod);
   }

@@ -1,12 +1,12 @@
-// Which collectives the GPU has not finished, and what NCCL says broke: a collective on a GPU returns at once, so that a peer that
-// never comes shows only in a kernel that never ends.
+// Which collectives the GPU has not finished, and what NCCL says broke: a collective on a GPU returns at once, so that
+// a peer that never comes shows only in a kernel that never ends.
 //
 //   NcclWatch watch(progress, device);                        // a thread of its own
 //   watch.add(comm, "ep");
 //   ncclAllReduce(...);  watch.enqueued(collective, stream);  // an event on the stream: about 2 us
 //
-// The thread tells RankProgress what it finds. It is not that of Watchdog: a call into CUDA may wait, behind a lock of the driver, for
-// the very kernel that does not end, and a rank must not fall silent because it waits.
+// The thread tells RankProgress what it finds. It is not that of Watchdog: a call into CUDA may wait, behind a lock of
+// the driver, for the very kernel that does not end, and a rank must not fall silent because it waits.
 #pragma once
 
 #include <c10/core/Device.h>

@@ -59,7 +59,8 @@ std::string RankProgress::where() const {
     for (const GroupCount& group : groups_) {
       if (group.group == call.group) name = group.name;
     }
-    text += str(text.empty() ? "" : ", ", "in ", call.operation, " #", call.number, " of group ", name, " (", call.bytes, " bytes)");
+    text += str(text.empty() ? "" : ", ", "in ", call.operation, " #", call.number, " of group ", name, " (",
+                call.bytes, " bytes)");
   }
   return text;
 }
@@ -117,7 +118,9 @@ GroupProgress::GroupProgress(RankProgress& progress, std::string group, std::str
 GroupProgress::~GroupProgress() {
   const std::lock_guard lock(progress_.mutex_);
   auto& groups = progress_.groups_;
-  groups.erase(std::remove_if(groups.begin(), groups.end(), [&](const GroupCount& count) { return count.group == group_; }), groups.end());
+  groups.erase(
+      std::remove_if(groups.begin(), groups.end(), [&](const GroupCount& count) { return count.group == group_; }),
+      groups.end());
 }
 
 GroupCount& GroupProgress::count() const {
@@ -130,7 +133,8 @@ GroupProgress::Call::Call(GroupProgress* group, const std::string& operation, in
   if (group_ == nullptr) return;
   RankProgress& progress = group_->progress_;
   const std::lock_guard lock(progress.mutex_);
-  progress.call_ = RankProgress::UnderWay{{group_->group_, operation, ++group_->count().entered, bytes, 0.0}, RankProgress::Clock::now()};
+  progress.call_ = RankProgress::UnderWay{{group_->group_, operation, ++group_->count().entered, bytes, 0.0},
+                                          RankProgress::Clock::now()};
   ++progress.signs_;
 }
 

@@ -1,12 +1,12 @@
-// What this rank is doing: where it is, which collectives it came to, when it last got on. The thread that works writes it as it
-// goes, the watchdog reads it at any time; nothing here waits for another rank.
+// What this rank is doing: where it is, which collectives it came to, when it last got on. The thread that works writes
+// it as it goes, the watchdog reads it at any time; nothing here waits for another rank.
 //
 //   RankProgress& progress = launch.progress();
 //   RankProgress::Place place(&progress, "step 17", RankProgress::Pace::kWatched);     // until the end of the scope
 //   RankProgress::Place layer(&progress, "layer 5 on its way up");                 // "step 17, layer 5 on its way up"
 //
-// Signs of progress are: a change of place, a collective begun or ended, an operator of torch begun (count_operators). Groups of
-// Launch::make_group tell of their collectives by themselves.
+// Signs of progress are: a change of place, a collective begun or ended, an operator of torch begun (count_operators).
+// Groups of Launch::make_group tell of their collectives by themselves.
 #pragma once
 
 #include <time.h>
@@ -49,8 +49,8 @@ class RankProgress {
   RankProgress(const RankProgress&) = delete;
   RankProgress& operator=(const RankProgress&) = delete;
 
-  /// Where the rank is: "step 17, layer 5 on its way up, in all_reduce_sum #12 of group data (4096 bytes)"; empty outside of
-  /// places and collectives.
+  /// Where the rank is: "step 17, layer 5 on its way up, in all_reduce_sum #12 of group data (4096 bytes)"; empty
+  /// outside of places and collectives.
   std::string where() const;
   /// What other ranks are to know now. `operators`: torch's operators begun so far; a change is a sign of progress.
   RankReport report(int64_t operators);
@@ -84,7 +84,7 @@ class RankProgress {
   int64_t signs_ = 0;
   int64_t signs_told_ = -1;
   Clock::time_point last_sign_ = Clock::now();
-  clockid_t cpu_clock_;           ///< of the thread that works
+  clockid_t cpu_clock_;  ///< of the thread that works
   double cpu_at_last_sign_s_ = 0.0;
 };
 

@@ -8,8 +8,14 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Collective, group, operation, number, bytes, 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(GroupCount, group, name, size, entered)
 
 std::string to_line(const RankReport& report) {
-  nlohmann::json json{{"host", report.host}, {"process", report.process}, {"place", report.place}, {"patient", report.patient},
-                      {"idle_s", report.idle_s}, {"cpu_s", report.cpu_s}, {"transport_error", report.transport_error}, {"groups", report.groups}};
+  nlohmann::json json{{"host", report.host},
+                      {"process", report.process},
+                      {"place", report.place},
+                      {"patient", report.patient},
+                      {"idle_s", report.idle_s},
+                      {"cpu_s", report.cpu_s},
+                      {"transport_error", report.transport_error},
+                      {"groups", report.groups}};
   if (report.waiting) json["waiting"] = *report.waiting;
   // Escapes keep line ends out; a host name need not be UTF-8.
   return json.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);

@@ -14,7 +14,9 @@ using Ranks = std::vector<int64_t>;
 std::string numbers(const Ranks& ranks) {
   constexpr size_t kMost = 16;
   std::string text;
-  for (size_t i = 0; i < std::min(ranks.size(), kMost); ++i) text += str(i == 0 ? "" : i + 1 == ranks.size() ? " and " : ", ", ranks[i]);
+  for (size_t i = 0; i < std::min(ranks.size(), kMost); ++i) {
+    text += str(i == 0 ? "" : i + 1 == ranks.size() ? " and " : ", ", ranks[i]);
+  }
   return ranks.size() > kMost ? str(text, " and ", ranks.size() - kMost, " more") : text;
 }
 
@@ -30,7 +32,10 @@ class Judge {
     if (!died.empty()) return about(died, "died; mpirun tells the signal or exit code", "was last heard of");
     const Ranks silent = those([&](const Witness& rank) { return alive(rank) && rank.silent_s > limits_.silence_s; });
     if (!silent.empty()) {
-      return about(silent, str("silent for ", whole(ranks_[silent[0]].silent_s), " s: the process was stopped, or its host or the way there is lost"), "was last heard of");
+      return about(silent,
+                   str("silent for ", whole(ranks_[silent[0]].silent_s),
+                       " s: the process was stopped, or its host or the way there is lost"),
+                   "was last heard of");
     }
     const Ranks broken = those([](const Witness& rank) { return alive(rank) && !rank.report.transport_error.empty(); });
     if (!broken.empty()) return about(broken, "NCCL failed: " + ranks_[broken[0]].report.transport_error, "is");
@@ -55,18 +60,21 @@ class Judge {
 
   template <typename Condition>
   Ranks some_of(Ranks ranks, const Condition& condition) const {
-    ranks.erase(std::remove_if(ranks.begin(), ranks.end(), [&](int64_t rank) { return !condition(ranks_[rank]); }), ranks.end());
+    ranks.erase(std::remove_if(ranks.begin(), ranks.end(), [&](int64_t rank) { return !condition(ranks_[rank]); }),
+                ranks.end());
     return ranks;
   }
 
   static bool asleep(const Witness& rank) { return rank.report.cpu_s < 0.05 * rank.report.idle_s; }
   std::string stalls(int64_t rank) const {
-    return str("stalls: without progress for ", whole(ranks_[rank].report.idle_s), " s, ", asleep(ranks_[rank]) ? "asleep" : "busy");
+    return str("stalls: without progress for ", whole(ranks_[rank].report.idle_s), " s, ",
+               asleep(ranks_[rank]) ? "asleep" : "busy");
   }
 
   bool idle(const Witness& rank) const {
     constexpr double kSlowestBytesPerSecond = 1e7;
-    const double transfer_s = rank.report.waiting ? static_cast<double>(rank.report.waiting->bytes) / kSlowestBytesPerSecond : 0.0;
+    const double transfer_s =
+        rank.report.waiting ? static_cast<double>(rank.report.waiting->bytes) / kSlowestBytesPerSecond : 0.0;
     return alive(rank) && rank.report.idle_s > limits_.stall_s + transfer_s;
   }
   bool stands_still(const Witness& rank) const { return idle(rank) && !rank.report.patient; }
@@ -93,7 +101,8 @@ class Judge {
   Ranks late_and_waiting_for_nobody() const {
     return those([&](const Witness& late) {
       return stands_still(late) && !waits_for_any(late) &&
-             std::any_of(ranks_.begin(), ranks_.end(), [&](const Witness& rank) { return waits_long(rank) && waits_for(rank, late); });
+             std::any_of(ranks_.begin(), ranks_.end(),
+                         [&](const Witness& rank) { return waits_long(rank) && waits_for(rank, late); });
     });
   }
 
@@ -112,32 +121,38 @@ class Judge {
     });
   }
 
-  /// All have come to the collective that the rank is in, and still it does not end. Who sleeps in it holds up those who look, and
-  /// who is in it still holds up those who are through.
+  /// All have come to the collective that the rank is in, and still it does not end. Who sleeps in it holds up those
+  /// who look, and who is in it still holds up those who are through.
   std::string unending(int64_t rank) const {
     const Ranks inside = those([&](const Witness& other) { return alive(other) && together(other, ranks_[rank]); });
     const Ranks sleepers = some_of(inside, asleep);
     if ((!sleepers.empty() && sleepers.size() < inside.size()) || ended_for_some(*ranks_[rank].report.waiting)) {
       const Ranks& guilty = sleepers.empty() ? inside : sleepers;
       const Ranks looking = some_of(inside, [&](const Witness& other) { return !sleepers.empty() && !asleep(other); });
-      return str(about(guilty, stalls(guilty[0]), "is"), looking.empty() ? "" : "\n  in the same collective: " + subject(looking));
+      return str(about(guilty, stalls(guilty[0]), "is"),
+                 looking.empty() ? "" : "\n  in the same collective: " + subject(looking));
     }
     const std::string& group = ranks_[rank].report.waiting->group;
     const Ranks known = those([&](const Witness& other) { return find(other, group) != nullptr; });
     const GroupCount* count = find(ranks_[rank], group);
     const bool all = count != nullptr && static_cast<int64_t>(known.size()) == count->size;
-    return str(subject(inside), " of ", ranks_.size(), inside.size() == 1 ? " is" : " are", " in a collective that does not end: ",
-               all ? "all have come to it, so look at the network and the GPUs" : str("of its ranks only ", numbers(known), " are known to the watchdog"), "\n  rank ", rank, " is ", doing(ranks_[rank]), ", since ", whole(ranks_[rank].report.waiting->seconds), " s",
-               waiting_for(rank));
+    return str(subject(inside), " of ", ranks_.size(), inside.size() == 1 ? " is" : " are",
+               " in a collective that does not end: ",
+               all ? "all have come to it, so look at the network and the GPUs"
+                   : str("of its ranks only ", numbers(known), " are known to the watchdog"),
+               "\n  rank ", rank, " is ", doing(ranks_[rank]), ", since ", whole(ranks_[rank].report.waiting->seconds),
+               " s", waiting_for(rank));
   }
 
   /// All stand still, at least one of them in a step, and each waits for another, or for something that never ends.
   std::optional<std::string> deadlock() const {
     const Ranks still = those([&](const Witness& rank) { return stands_still(rank) || waits_long(rank); });
     const Ranks living = those(alive);
-    const bool watched = std::any_of(ranks_.begin(), ranks_.end(), [&](const Witness& rank) { return stands_still(rank); });
+    const bool watched =
+        std::any_of(ranks_.begin(), ranks_.end(), [&](const Witness& rank) { return stands_still(rank); });
     if (!watched || still.size() < living.size()) return std::nullopt;
-    const Ranks arrived = some_of(still, [&](const Witness& rank) { return rank.report.waiting && !waits_for_any(rank); });
+    const Ranks arrived =
+        some_of(still, [&](const Witness& rank) { return rank.report.waiting && !waits_for_any(rank); });
     if (!arrived.empty()) return unending(arrived[0]);
     std::string text = str("no rank has made progress for ", whole(limits_.stall_s), " s");
     for (const Ranks& alike : by_doing(still)) text += str("\n  ", subject(alike), ": ", doing(ranks_[alike[0]]));
@@ -147,7 +162,8 @@ class Judge {
   std::vector<Ranks> by_doing(const Ranks& ranks) const {
     std::vector<Ranks> alike;
     for (const int64_t rank : ranks) {
-      const auto same = std::find_if(alike.begin(), alike.end(), [&](const Ranks& some) { return doing(ranks_[some[0]]) == doing(ranks_[rank]); });
+      const auto same = std::find_if(alike.begin(), alike.end(),
+                                     [&](const Ranks& some) { return doing(ranks_[some[0]]) == doing(ranks_[rank]); });
       same == alike.end() ? alike.push_back({rank}) : same->push_back(rank);
     }
     return alike;
@@ -155,8 +171,9 @@ class Judge {
 
   static std::string named(const Collective& collective, const Witness& member) {
     const GroupCount* count = find(member, collective.group);
-    return str(collective.operation, " #", collective.number, " of group ", count == nullptr ? collective.group : str(count->name, " (", count->size, " ranks)"),
-               ", ", collective.bytes, " bytes");
+    return str(collective.operation, " #", collective.number, " of group ",
+               count == nullptr ? collective.group : str(count->name, " (", count->size, " ranks)"), ", ",
+               collective.bytes, " bytes");
   }
   /// "at step 17, layer 5 on its way up, in all_reduce_sum #3 of group data (4 ranks), 4096 bytes"
   static std::string doing(const Witness& rank) {
@@ -166,8 +183,8 @@ class Judge {
 
   std::string about(const Ranks& guilty, const std::string& what, const char* is) const {
     const Witness& first = ranks_[guilty[0]];
-    std::string text = str("rank ", guilty[0], " of ", ranks_.size(), " (host ", first.report.host, ", process ", first.report.process, ") ", what,
-                           "\n  rank ", guilty[0], " ", is, " ", doing(first));
+    std::string text = str("rank ", guilty[0], " of ", ranks_.size(), " (host ", first.report.host, ", process ",
+                           first.report.process, ") ", what, "\n  rank ", guilty[0], " ", is, " ", doing(first));
     if (guilty.size() > 1) text += str("\n  the same holds for ", subject(Ranks(guilty.begin() + 1, guilty.end())));
     return text + waiting_for(guilty[0]);
   }
@@ -177,11 +194,15 @@ class Judge {
     std::string text;
     Ranks told;
     for (size_t i = 0; i < ranks_.size(); ++i) {
-      if (!alive(ranks_[i]) || !waits_for(ranks_[i], ranks_[late]) || std::count(told.begin(), told.end(), static_cast<int64_t>(i)) > 0) continue;
+      if (!alive(ranks_[i]) || !waits_for(ranks_[i], ranks_[late]) ||
+          std::count(told.begin(), told.end(), static_cast<int64_t>(i)) > 0) {
+        continue;
+      }
       const Collective& collective = *ranks_[i].report.waiting;
       const Ranks waiting = those([&](const Witness& rank) { return alive(rank) && together(rank, ranks_[i]); });
       told.insert(told.end(), waiting.begin(), waiting.end());
-      text += str("\n  ", subject(waiting), waiting.size() == 1 ? " waits" : " wait", " for it, ", doing(ranks_[i]), ", since ", whole(collective.seconds), " s");
+      text += str("\n  ", subject(waiting), waiting.size() == 1 ? " waits" : " wait", " for it, ", doing(ranks_[i]),
+                  ", since ", whole(collective.seconds), " s");
     }
     return text;
   }
@@ -192,6 +213,8 @@ class Judge {
 
 }  // namespace
 
-std::optional<std::string> verdict(const std::vector<Witness>& ranks, const Limits& limits) { return Judge(ranks, limits).verdict(); }
+std::optional<std::string> verdict(const std::vector<Witness>& ranks, const Limits& limits) {
+  return Judge(ranks, limits).verdict();
+}
 
 }  // namespace moetune

@@ -22,15 +22,18 @@ constexpr double kGrace_s = 0.5;
 /// Ranks 0 and 1 are given so much longer to speak before another rank does.
 constexpr double kForsaken_s = 10.0;
 
-// torch's callbacks are plain functions of the whole process, so this is one too. About every tenth operator is counted: each one
-// would cost a microsecond, which small operators feel.
+// torch's callbacks are plain functions of the whole process, so this is one too. About every tenth operator is
+// counted: each one would cost a microsecond, which small operators feel.
 std::atomic<int64_t> num_operators = 0;
 
 void count_operators() {
-  static const auto kHandle = at::addGlobalCallback(at::RecordFunctionCallback([](const at::RecordFunction&) -> std::unique_ptr<at::ObserverContext> {
-                                                      num_operators.fetch_add(1, std::memory_order_relaxed);
-                                                      return nullptr;
-                                                    }).scopes({at::RecordScope::FUNCTION}).samplingProb(0.1));
+  static const auto kHandle = at::addGlobalCallback(
+      at::RecordFunctionCallback([](const at::RecordFunction&) -> std::unique_ptr<at::ObserverContext> {
+        num_operators.fetch_add(1, std::memory_order_relaxed);
+        return nullptr;
+      })
+          .scopes({at::RecordScope::FUNCTION})
+          .samplingProb(0.1));
   (void)kHandle;
 }
 
@@ -47,8 +50,11 @@ double seconds(std::chrono::steady_clock::duration duration) { return std::chron
 
 Watchdog::Watchdog(int rank, int world_size, double stall_timeout_s, RankProgress& progress,
                    const std::function<std::string(const std::string& text, int root)>& share)
-    : rank_(rank), world_size_(world_size), limits_{std::min(stall_timeout_s, kMostSilence_s), stall_timeout_s},
-      period_(static_cast<int64_t>(std::clamp(stall_timeout_s * 1000.0 / 8.0, 50.0, 500.0))), progress_(progress) {
+    : rank_(rank),
+      world_size_(world_size),
+      limits_{std::min(stall_timeout_s, kMostSilence_s), stall_timeout_s},
+      period_(static_cast<int64_t>(std::clamp(stall_timeout_s * 1000.0 / 8.0, 50.0, 500.0))),
+      progress_(progress) {
   MT_CHECK(world_size >= 2 && stall_timeout_s > 0.0, "watchdog over ", world_size, " ranks, ", stall_timeout_s, " s");
   count_operators();
   token_ = share(random_token(), 0);
@@ -264,11 +270,14 @@ void Watchdog::judge() {
     Witness& witness = rank.witness;
     witness.silent_s = seconds(Clock::now() - rank.heard);
     const bool gone = !rank.socket && &rank != &ranks_[static_cast<size_t>(rank_)];
-    if (gone && witness.state == Witness::State::kAlive && witness.silent_s > kGrace_s) witness.state = Witness::State::kDied;
+    if (gone && witness.state == Witness::State::kAlive && witness.silent_s > kGrace_s) {
+      witness.state = Witness::State::kDied;
+    }
     witnesses.push_back(witness);
   }
   const Witness& first = witnesses[0];
-  const bool first_is_gone = first.state == Witness::State::kDied || (first.state == Witness::State::kAlive && first.silent_s > limits_.silence_s);
+  const bool first_is_gone = first.state == Witness::State::kDied ||
+                             (first.state == Witness::State::kAlive && first.silent_s > limits_.silence_s);
   if (rank_ != 0 && !first_is_gone) return;
   if (const std::optional<std::string> message = verdict(witnesses, limits_)) speak(*message);
 }

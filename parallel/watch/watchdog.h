@@ -1,13 +1,14 @@
-// Ends a job that no longer gets on, with one message: a rank that died, is silent, or stands still while others wait for it.
+// Ends a job that no longer gets on, with one message: a rank that died, is silent, or stands still while others wait
+// for it.
 //
 //   Watchdog watchdog(rank, world_size, 30.0, progress, share);    // every rank; Launch::watch does it
 //   ...                                                            // the job; RankProgress tells what it does
 //   ~Watchdog                                                      // this rank is done, whatever the others do
 //
-// Each rank has a thread that tells ranks 0 and 1 twice a second, over TCP and never over MPI, what RankProgress says of it. Rank 0
-// judges (parallel/watch/verdict.h), rank 1 does when rank 0 is gone. Who finds something prints it, tells the others to leave without a
-// word, and ends its process with exit code 5, which makes the launcher end the job. A rank that reaches neither of the two for
-// long speaks for itself.
+// Each rank has a thread that tells ranks 0 and 1 twice a second, over TCP and never over MPI, what RankProgress says
+// of it. Rank 0 judges (parallel/watch/verdict.h), rank 1 does when rank 0 is gone. Who finds something prints it,
+// tells the others to leave without a word, and ends its process with exit code 5, which makes the launcher end the
+// job. A rank that reaches neither of the two for long speaks for itself.
 #pragma once
 
 #include <atomic>
@@ -27,12 +28,13 @@ namespace moetune {
 
 class Watchdog {
  public:
-  /// share(text, root) returns the text of rank `root` on every rank: a collective, called by the constructor, which all ranks of
-  /// the job call. `stall_timeout_s` above 0: how long a rank may stand still while others wait for it (Limits::stall_s); a process
-  /// may be silent for as long, but no longer than 20 s.
+  /// share(text, root) returns the text of rank `root` on every rank: a collective, called by the constructor, which
+  /// all ranks of the job call. `stall_timeout_s` above 0: how long a rank may stand still while others wait for it
+  /// (Limits::stall_s); a process may be silent for as long, but no longer than 20 s.
   Watchdog(int rank, int world_size, double stall_timeout_s, RankProgress& progress,
            const std::function<std::string(const std::string& text, int root)>& share);
-  /// Tells that this rank is done. Not a collective; but while rank 0 or 1 watches over others, it must not go before them.
+  /// Tells that this rank is done. Not a collective; but while rank 0 or 1 watches over others, it must not go before
+  /// them.
   ~Watchdog();
 
   /// This rank is about to tell what went wrong and to end the job: nobody else shall speak.
@@ -70,11 +72,11 @@ class Watchdog {
   RankProgress& progress_;
   std::string token_;  ///< of this job: strangers that find the port are sent away
 
-  std::mutex mutex_;   ///< over all that follows; held by the thread except while it waits
-  std::optional<LineListener> listener_;   ///< of ranks 0 and 1
-  std::vector<LineSocket> strangers_;      ///< have not said who they are
-  std::vector<Watched> ranks_;             ///< of ranks 0 and 1
-  std::map<int, LineSocket> watchers_;     ///< rank 0 or 1 -> the way there
+  std::mutex mutex_;                      ///< over all that follows; held by the thread except while it waits
+  std::optional<LineListener> listener_;  ///< of ranks 0 and 1
+  std::vector<LineSocket> strangers_;     ///< have not said who they are
+  std::vector<Watched> ranks_;            ///< of ranks 0 and 1
+  std::map<int, LineSocket> watchers_;    ///< rank 0 or 1 -> the way there
   Clock::time_point heard_watcher_ = Clock::now();
   bool failing_ = false;
   std::atomic<bool> done_ = false;

@@ -1,7 +1,9 @@
 """A rank of a training run dies in the middle of a step: the others must end soon with one message, and --resume go on.
 
-    kill_and_resume(run)     # prints what happened and how long it took; Unexpected says what should have been otherwise
+kill_and_resume(run)     # prints what happened and how long it took; Unexpected says what should have been
+                         otherwise
 """
+
 import os
 import pathlib
 import signal
@@ -26,7 +28,11 @@ def ranks_of(job):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             if parent == job.pid:
-                environment = dict(item.split("=", 1) for item in (folder / "environ").read_text(errors="replace").split("\0") if "=" in item)
+                environment = dict(
+                    item.split("=", 1)
+                    for item in (folder / "environ").read_text(errors="replace").split("\0")
+                    if "=" in item
+                )
                 found[int(environment["OMPI_COMM_WORLD_RANK"])] = int(folder.name)
         except (OSError, KeyError):
             continue  # ended meanwhile, or no rank
@@ -54,14 +60,22 @@ def kill_and_resume(run):
     ended_s = time.monotonic() - killed
     before = {line["step"]: line["loss"] for line in run.lines("step")}
     messages = [line for line in output.read_text().splitlines() if "error: " in line]
-    print(f"rank {victim} of {run.ranks} killed half a step after step {max(before)}: the job ended {ended_s:.1f} s later with exit code {job.returncode}, saying\n    " +
-          "\n    ".join(messages), flush=True)
+    print(
+        f"rank {victim} of {run.ranks} killed half a step after step {max(before)}: the job ended {ended_s:.1f} s later"
+        f" with exit code {job.returncode}, saying\n    " + "\n    ".join(messages),
+        flush=True,
+    )
     if ended_s > ENDED_WITHIN_S or job.returncode == 0 or len(messages) != 1:
-        raise Unexpected(f"the job should end within {ENDED_WITHIN_S:.0f} s, in failure, with one message:\n{output.read_text()[-2000:]}")
+        raise Unexpected(
+            f"the job should end within {ENDED_WITHIN_S:.0f} s, in failure, with one"
+            f" message:\n{output.read_text()[-2000:]}"
+        )
 
     with open(output, "w") as file:
         begin = time.monotonic()
-        job = subprocess.Popen(run.command("train", "--resume"), stdout=file, stderr=subprocess.STDOUT, env=run.machine.environment())
+        job = subprocess.Popen(
+            run.command("train", "--resume"), stdout=file, stderr=subprocess.STDOUT, env=run.machine.environment()
+        )
         saved = max(before) // CHECKPOINT_STEPS * CHECKPOINT_STEPS
         # The resumed run takes the lines behind its checkpoint out of the log before it writes its own.
         wait_until(lambda: len(run.lines("start")) == 2 and run.lines("step")[-1]["step"] > saved, job, output)
@@ -70,7 +84,14 @@ def kill_and_resume(run):
     after = {line["step"]: line["loss"] for line in run.lines("step")}
     resumed = run.lines("start")[-1]["step"]
     again = max(abs(after[step] - before[step]) / before[step] for step in before if step in after)
-    print(f"--resume: from step {resumed}; its first step was done {first_step_s:.1f} s after the command, {run.lines('step')[resumed]['step_s']:.2f} s of them the step itself; "
-          f"losses of the steps done twice differ by {again:.1e} at the most", flush=True)
+    print(
+        f"--resume: from step {resumed}; its first step was done {first_step_s:.1f} s after the command,"
+        f" {run.lines('step')[resumed]['step_s']:.2f} s of them the step itself; losses of the steps done twice differ"
+        f" by {again:.1e} at the most",
+        flush=True,
+    )
     if job.returncode != 0 or resumed != saved or max(after) != STEPS:
-        raise Unexpected(f"the resumed run should go on behind step {saved} and end after step {STEPS} with exit code 0, not {job.returncode}:\n{output.read_text()[-2000:]}")
+        raise Unexpected(
+            f"the resumed run should go on behind step {saved} and end after step {STEPS} with exit code 0, not"
+            f" {job.returncode}:\n{output.read_text()[-2000:]}"
+        )

@@ -3,17 +3,22 @@
 Tensors, little-endian, in this order in the file:
     offsets  I64 [documents + 1]   document d is tokens[offsets[d] : offsets[d + 1]]; offsets[0] = 0
     tokens   I32 [N]
-    labels   I32 [N]               unshifted: labels[i] is tokens[i] (or the id that a pre-tokenised line gave) where it is a
-                                   target, predicted from position i - 1; -100 elsewhere. The first label of a document is
+    labels   I32 [N]               unshifted: labels[i] is tokens[i] (or the id that a pre-tokenised line gave) where
+             it is a
+                                   target, predicted from position i - 1; -100 elsewhere. The first label of a document
+                                       is
                                    always -100, since nothing predicts it; every document has a target.
-Metadata, all strings: moetune_tokens "1" (version of this format), documents, tokens, target_tokens (labels that are not -100),
-format (messages, prompt/completion, alpaca, sharegpt, text, input_ids/labels), vocab_size (highest id of the tokenizer, or of
+Metadata, all strings: moetune_tokens "1" (version of this format), documents, tokens, target_tokens (labels that are
+    not -100),
+format (messages, prompt/completion, alpaca, sharegpt, text, input_ids/labels), vocab_size (highest id of the
+    tokenizer, or of
 the data where no tokenizer was needed, plus one), key (64 hex digits), sources (JSON: what the key was made from).
 
-The key is the SHA-256 of everything that shaped the tokens, so a cache is never stale: other content, other name.
-The file is written beside its place, synced and renamed; equal input gives equal bytes (the header is written here because
+The key is the SHA-256 of everything that shaped the tokens, so a cache is never stale: other content, other name. The
+file is written beside its place, synced and renamed; equal input gives equal bytes (the header is written here because
 the safetensors package orders metadata at random).
 """
+
 import hashlib
 import json
 import os
@@ -54,7 +59,11 @@ def write(path, chunks, metadata):
     np.cumsum(lengths, out=offsets[1:])
     total = int(offsets[-1])
     header, begin = {"__metadata__": metadata}, 0
-    for name, dtype, count, width in (("offsets", "I64", len(offsets), 8), ("tokens", "I32", total, 4), ("labels", "I32", total, 4)):
+    for name, dtype, count, width in (
+        ("offsets", "I64", len(offsets), 8),
+        ("tokens", "I32", total, 4),
+        ("labels", "I32", total, 4),
+    ):
         header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [begin, begin + count * width]}
         begin += count * width
     text = json.dumps(header, ensure_ascii=False).encode()

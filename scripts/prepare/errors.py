@@ -1,12 +1,12 @@
 """Mistakes of the user: one clear text, exit code 2, no traceback.
 
-    problems = Problems("data/train.jsonl")
-    problems.add("not valid JSON", "one JSON object a line", line=3, detail="Expecting ',' at column 17")
-    problems.raise_if_any()        # one UserError that lists every kind with its count and first lines
+problems = Problems("data/train.jsonl")
+problems.add("not valid JSON", "one JSON object a line", line=3, detail="Expecting ',' at column 17")
+problems.raise_if_any()        # one UserError that lists every kind with its count and first lines
 """
 
-MAX_LISTED = 10          # lines listed of each kind of problem
-MAX_PROBLEMS = 10_000    # a file that is wrong throughout need not be read to its end
+MAX_LISTED = 10  # lines listed of each kind of problem
+MAX_PROBLEMS = 10_000  # a file that is wrong throughout need not be read to its end
 
 
 class UserError(Exception):
@@ -23,7 +23,7 @@ class Problems:
 
     def __init__(self, path):
         self.path = path
-        self.kinds = {}          # kind -> [fix, count, first details]
+        self.kinds = {}  # kind -> [fix, count, first details]
         self.count = 0
 
     def add(self, kind, fix, line, sample_id=None, detail=""):
@@ -38,8 +38,10 @@ class Problems:
     def raise_if_any(self, unfinished=False):
         if not self.count:
             return
-        out = [f"{self.path}: {self.count} problem{'s' if self.count > 1 else ''}"
-               + (" so far; the rest was not read" if unfinished else "")]
+        out = [
+            f"{self.path}: {self.count} problem{'s' if self.count > 1 else ''}"
+            + (" so far; the rest was not read" if unfinished else "")
+        ]
         for kind, (fix, count, details) in self.kinds.items():
             out.append(f"  {kind}: {count} line{'s' if count > 1 else ''}")
             out += [f"    {d}" for d in details]

@@ -3,9 +3,10 @@
     name = detect(value)                        # "messages", ..., or None
     sample = convert(name, value, line, has_template=True, train_on="assistant")
 
-A Sample is one of three things: a conversation (messages, to be rendered by the chat template), a Text whose pieces are known,
-or tokens that are there already. A mistake in a line raises BadLine(kind, fix, detail).
+A Sample is one of three things: a conversation (messages, to be rendered by the chat template), a Text whose pieces are
+known, or tokens that are there already. A mistake in a line raises BadLine(kind, fix, detail).
 """
+
 from dataclasses import dataclass, field
 
 # In order of precedence: an alpaca file, say, often carries a "text" column beside its own.
@@ -17,8 +18,10 @@ FORMATS = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
-FORMAT_HELP = ('{"messages": [{"role", "content"}...]}, {"prompt", "completion"}, {"instruction", "input"?, "output"}, '
-               '{"conversations": [{"from", "value"}...]}, {"text"} or {"input_ids", "labels"}')
+FORMAT_HELP = (
+    '{"messages": [{"role", "content"}...]}, {"prompt", "completion"}, {"instruction", "input"?, "output"}, '
+    '{"conversations": [{"from", "value"}...]}, {"text"} or {"input_ids", "labels"}'
+)
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 IGNORED = -100
 
@@ -31,19 +34,21 @@ class BadLine(Exception):
 @dataclass(frozen=True)
 class Span:
     """Characters [start, end) of a text that came from the data; the rest is the template's."""
+
     start: int
     end: int
     trained: bool
-    reasoning_tags: bool = False      # <think> and </think> in it are the model's own tokens (assistant content)
-    ends_turn: bool = False           # the end token behind it is trained with it
+    reasoning_tags: bool = False  # <think> and </think> in it are the model's own tokens (assistant content)
+    ends_turn: bool = False  # the end token behind it is trained with it
 
 
 @dataclass
 class Text:
     """A text to tokenise as a whole, with the places of content in it."""
+
     text: str
     spans: list
-    framed: bool = False              # bos (if the tokenizer adds one) before it and a trained eos behind it
+    framed: bool = False  # bos (if the tokenizer adds one) before it and a trained eos behind it
 
     @staticmethod
     def of(*pieces):
@@ -64,7 +69,7 @@ class Sample:
     text: Text = None
     tokens: list = None
     labels: list = None
-    trained: list = field(default_factory=list)     # of each message: whether its content is a target
+    trained: list = field(default_factory=list)  # of each message: whether its content is a target
 
     @property
     def size(self):
@@ -89,7 +94,9 @@ def _string(value, key, may_be_empty=True):
         try:
             text.encode()
         except UnicodeEncodeError as e:
-            raise BadLine("half of a surrogate pair", "replace the \\ud800-\\udfff escape", f'character {e.start + 1} of "{key}"') from None
+            raise BadLine(
+                "half of a surrogate pair", "replace the \\ud800-\\udfff escape", f'character {e.start + 1} of "{key}"'
+            ) from None
     return text
 
 
@@ -109,12 +116,18 @@ def _messages(value, train_on):
     if not isinstance(turns, list) or not turns or not all(isinstance(m, dict) for m in turns):
         raise BadLine('"messages" is not a list of messages', 'give a list of {"role": ..., "content": ...}')
     if value.get("tools") or any(m.get("tool_calls") for m in turns):
-        raise BadLine("tool calls", "moetune does not train on tool calls through a template: give such lines as input_ids and labels")
+        raise BadLine(
+            "tool calls",
+            "moetune does not train on tool calls through a template: give such lines as input_ids and labels",
+        )
     messages, trained = [], []
     for m in turns:
         if "role" not in m or "content" not in m:
-            raise BadLine('a message without "role" or "content"', 'give both; sharegpt lines have "conversations", "from", "value"',
-                          "keys " + ", ".join(map(str, list(m)[:6])))
+            raise BadLine(
+                'a message without "role" or "content"',
+                'give both; sharegpt lines have "conversations", "from", "value"',
+                "keys " + ", ".join(map(str, list(m)[:6])),
+            )
         message = {"role": _string(m, "role", may_be_empty=False), "content": _content(m)}
         if m.get("reasoning_content") is not None:
             message["reasoning_content"] = _string(m, "reasoning_content")
@@ -129,13 +142,19 @@ def _messages(value, train_on):
 def _sharegpt(value):
     turns = value["conversations"]
     if not isinstance(turns, list) or not all(isinstance(m, dict) and "from" in m and "value" in m for m in turns):
-        raise BadLine('"conversations" is not a list of {"from", "value"}', 'give that, or "messages" with "role" and "content"')
+        raise BadLine(
+            '"conversations" is not a list of {"from", "value"}', 'give that, or "messages" with "role" and "content"'
+        )
     messages = []
     for m in turns:
         role = SHAREGPT_ROLES.get(m["from"]) if isinstance(m["from"], str) else None
         if role is None:
-            raise BadLine("a speaker that is not known", '"from" may be ' + ", ".join(SHAREGPT_ROLES), repr(m["from"])[:40])
-        messages.append({"role": role, "content": _string(m, "value"), **({"train": m["train"]} if "train" in m else {})})
+            raise BadLine(
+                "a speaker that is not known", '"from" may be ' + ", ".join(SHAREGPT_ROLES), repr(m["from"])[:40]
+            )
+        messages.append(
+            {"role": role, "content": _string(m, "value"), **({"train": m["train"]} if "train" in m else {})}
+        )
     return {"messages": messages}
 
 
@@ -149,13 +168,25 @@ def _alpaca(value, has_template, train_all):
         asked = f"{instruction}\n\n{extra}" if extra else instruction
         return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]}, None
     if extra:
-        pieces = [("Below is an instruction that describes a task, paired with an input that provides further context. "
-                   "Write a response that appropriately completes the request.\n\n### Instruction:\n", None),
-                  (instruction, train_all), ("\n\n### Input:\n", None), (extra, train_all)]
+        pieces = [
+            (
+                "Below is an instruction that describes a task, paired with an input that provides further context. "
+                "Write a response that appropriately completes the request.\n\n### Instruction:\n",
+                None,
+            ),
+            (instruction, train_all),
+            ("\n\n### Input:\n", None),
+            (extra, train_all),
+        ]
     else:
-        pieces = [("Below is an instruction that describes a task. "
-                   "Write a response that appropriately completes the request.\n\n### Instruction:\n", None),
-                  (instruction, train_all)]
+        pieces = [
+            (
+                "Below is an instruction that describes a task. "
+                "Write a response that appropriately completes the request.\n\n### Instruction:\n",
+                None,
+            ),
+            (instruction, train_all),
+        ]
     return None, Text.of(*pieces, ("\n\n### Response:\n", None), (output, True))
 
 
@@ -169,14 +200,23 @@ def _ids(value):
             raise BadLine(f'"{key}" is not a list of whole numbers', "give token ids")
         bad = next((i for i in ids if not (0 <= i < 2**31 - 1 or i == least)), None)
         if bad is not None:
-            raise BadLine(f'"{key}" holds an id out of range', "ids are 0 to 2147483646; a label may be -100 too", str(bad))
+            raise BadLine(
+                f'"{key}" holds an id out of range', "ids are 0 to 2147483646; a label may be -100 too", str(bad)
+            )
     if len(tokens) != len(labels):
-        raise BadLine('"input_ids" and "labels" differ in length', "give one label a token", f"{len(tokens)} and {len(labels)}")
+        raise BadLine(
+            '"input_ids" and "labels" differ in length', "give one label a token", f"{len(tokens)} and {len(labels)}"
+        )
     targets = [i for i, label in enumerate(labels) if label != IGNORED]
     last = len(tokens) - 1
-    if (len(targets) > 1 and any(labels[i] != tokens[i] for i in targets)
-            and all(i < last and labels[i] == tokens[i + 1] or i == last for i in targets)):
-        raise BadLine('"labels" are shifted', "labels[i] is the target that equals input_ids[i]; moetune shifts by itself")
+    if (
+        len(targets) > 1
+        and any(labels[i] != tokens[i] for i in targets)
+        and all(i < last and labels[i] == tokens[i + 1] or i == last for i in targets)
+    ):
+        raise BadLine(
+            '"labels" are shifted', "labels[i] is the target that equals input_ids[i]; moetune shifts by itself"
+        )
     return tokens, labels
 
 

@@ -1,9 +1,10 @@
 """Reads a JSONL file that need not be well-meant: strict UTF-8, one object a line, bounded in length and depth.
 
-    problems = Problems(path)
-    for line, value in read_objects(path, problems):   # line counts from 1; faulty lines go to problems instead
-        ...
+problems = Problems(path)
+for line, value in read_objects(path, problems):   # line counts from 1; faulty lines go to problems instead
+    ...
 """
+
 import json
 
 from prepare.errors import UserError
@@ -47,8 +48,12 @@ def _parse(raw, line, problems):
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as e:
-        problems.add("not UTF-8", "convert the file to UTF-8, for example with iconv", line,
-                     detail=f"byte 0x{raw[e.start]:02x} at byte {e.start + 1} of the line")
+        problems.add(
+            "not UTF-8",
+            "convert the file to UTF-8, for example with iconv",
+            line,
+            detail=f"byte 0x{raw[e.start]:02x} at byte {e.start + 1} of the line",
+        )
         return None
     too_deep = f"nest at most {MAX_DEPTH} levels"
     try:
@@ -75,10 +80,12 @@ def _parse(raw, line, problems):
 
 
 def _refuse_other_files(path, head):
-    for magic, kind, fix in ((b"PAR1", "a Parquet file", "write it as JSONL first"),
-                             (b"\x1f\x8b", "gzip-compressed", "unpack it with gunzip first"),
-                             (b"(\xb5/\xfd", "zstd-compressed", "unpack it with unzstd first"),
-                             (b"[", "one JSON array", "write one object a line: jq -c '.[]' FILE > FILE.jsonl")):
+    for magic, kind, fix in (
+        (b"PAR1", "a Parquet file", "write it as JSONL first"),
+        (b"\x1f\x8b", "gzip-compressed", "unpack it with gunzip first"),
+        (b"(\xb5/\xfd", "zstd-compressed", "unpack it with unzstd first"),
+        (b"[", "one JSON array", "write one object a line: jq -c '.[]' FILE > FILE.jsonl"),
+    ):
         if head.startswith(magic):
             raise UserError(f"{path}: this is {kind}, not JSONL\n  fix: {fix}")
 
@@ -91,7 +98,9 @@ def read_objects(path, problems):
             while raw := f.readline(MAX_LINE_BYTES + 1):
                 line += 1
                 if len(raw) > MAX_LINE_BYTES:
-                    problems.add(f"longer than {MAX_LINE_BYTES >> 20} MiB", "split the document into several lines", line)
+                    problems.add(
+                        f"longer than {MAX_LINE_BYTES >> 20} MiB", "split the document into several lines", line
+                    )
                     while raw and not raw.endswith(b"\n"):
                         raw = f.readline(MAX_LINE_BYTES)
                     seen = True

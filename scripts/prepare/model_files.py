@@ -1,11 +1,13 @@
 """What preparation needs of a Hugging Face model folder: tokenizer.json as it is, bos, eos and the chat template.
 
-    model = ModelFiles(folder)
-    model.tokenizer      # tokenizers.Tokenizer, from tokenizer.json itself: "tokenizer_class" is not trusted (transformers 5
-                         # rebuilds DeepSeek's byte-level tokenizer as another one because of it)
-    model.template       # source of the chat template, or None
-    model.bos, model.eos # strings, or None
+model = ModelFiles(folder)
+model.tokenizer      # tokenizers.Tokenizer, from tokenizer.json itself: "tokenizer_class" is not trusted
+                     (transformers 5
+                     # rebuilds DeepSeek's byte-level tokenizer as another one because of it)
+model.template       # source of the chat template, or None
+model.bos, model.eos # strings, or None
 """
+
 import json
 from pathlib import Path
 
@@ -48,11 +50,13 @@ class ModelFiles:
         self.folder = Path(folder)
         path = self.folder / "tokenizer.json"
         if not path.is_file():
-            raise UserError(f"{path}: there is no such file\n  fix: --model is a Hugging Face folder with tokenizer.json")
+            raise UserError(
+                f"{path}: there is no such file\n  fix: --model is a Hugging Face folder with tokenizer.json"
+            )
         self.tokenizer_text = path.read_bytes()
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as e:       # the package raises bare Exception
+        except Exception as e:  # the package raises bare Exception
             raise UserError(f"{path}: tokenizers cannot read it: {e}\n  fix: download it again") from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -74,11 +78,15 @@ class ModelFiles:
         if isinstance(template, list):
             named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
             if "default" not in named:
-                raise UserError(f"{where}: none of its chat templates is named \"default\", only "
-                                f"{', '.join(map(str, named))}\n  fix: put the one to use into chat_template.jinja beside it")
+                raise UserError(
+                    f'{where}: none of its chat templates is named "default", only '
+                    f"{', '.join(map(str, named))}\n  fix: put the one to use into chat_template.jinja beside it"
+                )
             template = named["default"]
         if template is not None and not isinstance(template, str):
-            raise UserError(f"{where}: \"chat_template\" is a {type(template).__name__}\n  fix: it is a string, or a list with names")
+            raise UserError(
+                f'{where}: "chat_template" is a {type(template).__name__}\n  fix: it is a string, or a list with names'
+            )
         if template is not None and len(template.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
             raise UserError(f"{where}: the chat template is larger than {MAX_TEMPLATE_BYTES >> 20} MiB")
         return template or None

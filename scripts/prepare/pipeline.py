@@ -1,7 +1,8 @@
 """A whole file through all stages, in chunks of lines.
 
-    result = prepare_file(path, model, options)     # Result: chunks for cache.write, counts and notes; or a UserError
+result = prepare_file(path, model, options)     # Result: chunks for cache.write, counts and notes; or a UserError
 """
+
 import sys
 from dataclasses import dataclass, field
 
@@ -14,7 +15,10 @@ from prepare.spans import render_with_spans
 from prepare.template import ChatTemplate, limited_memory
 from prepare.tokenise import Tokeniser
 
-CHUNK_DOCUMENTS, CHUNK_SIZE = 4096, 4 << 20      # at most, of documents and of characters: a chunk's offsets are Python objects
+CHUNK_DOCUMENTS, CHUNK_SIZE = (
+    4096,
+    4 << 20,
+)  # at most, of documents and of characters: a chunk's offsets are Python objects
 
 
 @dataclass
@@ -24,7 +28,7 @@ class Result:
     tokens: int = 0
     target_tokens: int = 0
     vocab_size: int = 0
-    chunks: list = field(default_factory=list)      # (tokens, labels, lengths)
+    chunks: list = field(default_factory=list)  # (tokens, labels, lengths)
     notes: list = field(default_factory=list)
 
 
@@ -34,8 +38,10 @@ def first_format(path):
     for line, value in read_objects(path, problems):
         name = detect(value)
         if name is None:
-            raise UserError(f"{path}: line {line}: its format is not known; its keys are {', '.join(list(value)[:12]) or 'none'}\n"
-                            f"  fix: write {FORMAT_HELP}")
+            raise UserError(
+                f"{path}: line {line}: its format is not known; its keys are {', '.join(list(value)[:12]) or 'none'}\n"
+                f"  fix: write {FORMAT_HELP}"
+            )
         return name
     problems.raise_if_any()
 
@@ -44,8 +50,13 @@ def _samples(path, name, has_template, train_on, problems):
     for line, value in read_objects(path, problems):
         seen = detect(value)
         if seen != name:
-            problems.add(f"not in the file's format, {name}", "keep one format a file", line, value.get("id"),
-                         seen or "keys " + (", ".join(list(value)[:6]) or "none"))
+            problems.add(
+                f"not in the file's format, {name}",
+                "keep one format a file",
+                line,
+                value.get("id"),
+                seen or "keys " + (", ".join(list(value)[:6]) or "none"),
+            )
             continue
         try:
             yield convert(name, value, line, has_template, train_on)
@@ -80,7 +91,7 @@ class _Chunks:
     def __init__(self, model, template, special, train_all, problems):
         self.template, self.problems = template, problems
         self.tokeniser = Tokeniser(model, special, train_all) if model else None
-        self.dropped = 0        # messages of which the template leaves nothing
+        self.dropped = 0  # messages of which the template leaves nothing
 
     def _text(self, sample):
         if sample.text is not None:
@@ -129,8 +140,12 @@ def prepare_file(path, model, name, special, train_on):
         targets = seen[ends] - seen[ends - lengths]
         for d in np.flatnonzero(targets == 0).tolist():
             if kept[d] is not None:
-                problems.add("nothing to train on: every label is masked",
-                             "give each sample an assistant message, a completion or a label; or remove it", kept[d].line, kept[d].id)
+                problems.add(
+                    "nothing to train on: every label is masked",
+                    "give each sample an assistant message, a completion or a label; or remove it",
+                    kept[d].line,
+                    kept[d].id,
+                )
         result.documents += len(lengths)
         result.tokens += len(tokens)
         result.target_tokens += int(targets.sum())
@@ -142,10 +157,16 @@ def prepare_file(path, model, name, special, train_on):
         print(file=sys.stderr)
     problems.raise_if_any()
     result.vocab_size = chunks.tokeniser.vocab_size if model else highest + 1
-    limits = [n for n in (model.model_vocab, chunks.tokeniser.vocab_size if name == "input_ids/labels" else None) if n] if model else []
+    limits = (
+        [n for n in (model.model_vocab, chunks.tokeniser.vocab_size if name == "input_ids/labels" else None) if n]
+        if model
+        else []
+    )
     if limits and highest >= min(limits):
-        raise UserError(f"{path}: token {highest} lies beyond the vocabulary of {min(limits)} in {model.folder}\n"
-                        "  fix: tokenizer.json, config.json and the data must belong to one model")
+        raise UserError(
+            f"{path}: token {highest} lies beyond the vocabulary of {min(limits)} in {model.folder}\n"
+            "  fix: tokenizer.json, config.json and the data must belong to one model"
+        )
     result.notes = _notes(chunks)
     return result
 
@@ -153,10 +174,15 @@ def prepare_file(path, model, name, special, train_on):
 def _notes(chunks):
     notes, tokeniser = [], chunks.tokeniser
     if tokeniser and tokeniser.kept_as_text:
-        notes.append(f"special-token text stayed ordinary text in {tokeniser.kept_as_text:,} documents (--special-tokens as_text)")
+        notes.append(
+            f"special-token text stayed ordinary text in {tokeniser.kept_as_text:,} documents (--special-tokens"
+            " as_text)"
+        )
     if tokeniser and tokeniser.turns_without_end:
-        notes.append(f"{tokeniser.turns_without_end:,} of {tokeniser.turns:,} trained turns are not followed by a special token in the "
-                     "chat template: the model will not learn to stop there")
+        notes.append(
+            f"{tokeniser.turns_without_end:,} of {tokeniser.turns:,} trained turns are not followed by a special token"
+            " in the chat template: the model will not learn to stop there"
+        )
     if chunks.dropped:
         notes.append(f"the chat template leaves nothing of {chunks.dropped:,} messages")
     return notes

@@ -2,17 +2,24 @@
 
     text, dropped = render_with_spans(template, sample, may_be_special)      # a formats.Text
 
-The conversation is rendered twice: as it is, and with the content between sentinels (noncharacters, which Unicode reserves
-for internal use and which no content may hold). The second render tells the places; it counts only where it equals the first
+The conversation is rendered twice: as it is, and with the content between sentinels (noncharacters, which Unicode
+    reserves
+for internal use and which no content may hold). The second render tells the places; it counts only where it equals the
+    first
 one after the sentinels are taken out. Two ways to set them are tried:
     whole   around all of the content;
     cores   around what is left of it without outer white space, and in an assistant's content around each part between
-            <think> tags, for templates that strip content or take thoughts out of it. One more render, of the cores alone,
+            <think> tags, for templates that strip content or take thoughts out of it. One more render, of the cores
+                alone,
             tells how much of the white space beside them is the content's own.
-Where neither holds for all messages at once, each is marked alone; a message that no mark survives in is sought by its text,
-which must stand in the render exactly once. What is still not found is an error if its place matters: if it is trained, or
-if it could hold text of special tokens. Content that the template drops (earlier thoughts) has no place and is only counted.
+Where neither holds for all messages at once, each is marked alone; a message that no mark survives in is sought by its
+    text,
+which must stand in the render exactly once. What is still not found is an error if its place matters: if it is
+    trained, or
+if it could hold text of special tokens. Content that the template drops (earlier thoughts) has no place and is only
+    counted.
 """
+
 import re
 from dataclasses import dataclass
 
@@ -28,12 +35,13 @@ _TO_ASCII = str.maketrans(_DIGITS, "0123456789")
 
 _THINK_TAG = re.compile(r"(</?think>)")
 _THINK_OPENS = re.compile(r"<think>\s*\Z")
-_FIELDS = ("reasoning_content", "content")      # in the order in which templates write them
+_FIELDS = ("reasoning_content", "content")  # in the order in which templates write them
 
 
 @dataclass
 class _Part:
     """A marked stretch of a message, and the white space of the content on its two sides."""
+
     message: int
     left: str
     right: str
@@ -55,7 +63,9 @@ class _Marker:
             if self.whole:
                 marked[key] = self._wrap(index, "", text, "")
             elif message["role"] == "assistant":
-                marked[key] = "".join(p if _THINK_TAG.fullmatch(p) else self._core(index, p) for p in _THINK_TAG.split(text))
+                marked[key] = "".join(
+                    p if _THINK_TAG.fullmatch(p) else self._core(index, p) for p in _THINK_TAG.split(text)
+                )
             else:
                 marked[key] = self._core(index, text)
         return marked
@@ -70,7 +80,7 @@ class _Marker:
         if not core:
             return text
         at = text.index(core)
-        left, right = text[:at], text[at + len(core):]
+        left, right = text[:at], text[at + len(core) :]
         wrapped = self._wrap(index, left, core, right)
         return wrapped if self.bare else left + wrapped + right
 
@@ -79,7 +89,7 @@ def _unmark(marked):
     """(text without sentinels, [(part, start, end)]), or (None, None) where sentinels are not in matching pairs."""
     places, out, at, opened, length = [], [], 0, None, 0
     for m in _MARK.finditer(marked):
-        out.append(marked[at:m.start()])
+        out.append(marked[at : m.start()])
         length += m.start() - at
         at = m.end()
         number = int(m[2].translate(_TO_ASCII))
@@ -119,14 +129,15 @@ def _with_white_space(template, messages, text, numbers, places, parts):
         return places
     widened = [list(p) for p in places]
     for k in range(len(places) + 1):
-        # Between two cores stands: what is left of the right side of one, the template's own text, what is left of the other's left side.
+        # Between two cores stands: what is left of the right side of one, the template's own text, what is left of the
+        # other's left side.
         start, bare_start = (places[k - 1][2], bare[k - 1][2]) if k else (0, 0)
         end, bare_end = (places[k][1], bare[k][1]) if k < len(places) else (len(text), len(bare_text))
         gap, own = text[start:end], bare_text[bare_start:bare_end]
         right = parts[places[k - 1][0]].right if k else ""
         left = parts[places[k][0]].left if k < len(places) else ""
         for kept in range(min(len(right), len(gap) - len(own)), -1, -1):
-            before, rest = gap[kept + len(own):], gap[kept:kept + len(own)]
+            before, rest = gap[kept + len(own) :], gap[kept : kept + len(own)]
             if rest == own and right.startswith(gap[:kept]) and left.endswith(before):
                 if k:
                     widened[k - 1][2] += kept
@@ -149,12 +160,17 @@ def _one_by_one(template, messages, text, matters):
         if found:
             places += found
         elif matters[i]:
-            raise BadLine("the chat template changes content beyond recognition",
-                          "its place cannot be found for the loss mask: give such lines as prompt/completion or input_ids/labels",
-                          f"message {i + 1}, role {message['role']}")
+            raise BadLine(
+                "the chat template changes content beyond recognition",
+                "its place cannot be found for the loss mask: give such lines as prompt/completion or input_ids/labels",
+                f"message {i + 1}, role {message['role']}",
+            )
     places.sort(key=lambda p: p[1])
     if any(a[2] > b[1] for a, b in zip(places, places[1:])):
-        raise BadLine("the chat template mixes the contents of messages", "give such lines as prompt/completion or input_ids/labels")
+        raise BadLine(
+            "the chat template mixes the contents of messages",
+            "give such lines as prompt/completion or input_ids/labels",
+        )
     return places
 
 
@@ -163,16 +179,32 @@ def _spans(text, places, messages, trained):
     spans = []
     for number, start, end in places:
         is_assistant = messages[number]["role"] == "assistant"
-        if spans and spans[-1][0] == number and is_assistant and not re.sub(r"</?think>|\s", "", text[spans[-1][2]:start]):
+        if (
+            spans
+            and spans[-1][0] == number
+            and is_assistant
+            and not re.sub(r"</?think>|\s", "", text[spans[-1][2] : start])
+        ):
             spans[-1][2] = end
             continue
-        if is_assistant and (opens := _THINK_OPENS.search(text, spans[-1][2] if spans else 0, start)) and _thinks_first(messages[number], text[start:end]):
-            start = opens.start()     # the model writes the opening tag itself
+        if (
+            is_assistant
+            and (opens := _THINK_OPENS.search(text, spans[-1][2] if spans else 0, start))
+            and _thinks_first(messages[number], text[start:end])
+        ):
+            start = opens.start()  # the model writes the opening tag itself
         spans.append([number, start, end])
     last = {number: k for k, (number, _, _) in enumerate(spans)}
-    return [Span(start, end, trained[number], reasoning_tags=messages[number]["role"] == "assistant",
-                 ends_turn=trained[number] and last[number] == k)
-            for k, (number, start, end) in enumerate(spans)]
+    return [
+        Span(
+            start,
+            end,
+            trained[number],
+            reasoning_tags=messages[number]["role"] == "assistant",
+            ends_turn=trained[number] and last[number] == k,
+        )
+        for k, (number, start, end) in enumerate(spans)
+    ]
 
 
 def _thinks_first(message, piece):
@@ -188,12 +220,19 @@ def render_with_spans(template, sample, may_be_special):
     messages = sample.messages
     for i, message in enumerate(messages):
         if any(NONCHARACTERS.search(v) for v in message.values()):
-            raise BadLine("content holds U+FDD0..U+FDEF", "Unicode reserves these for internal use, and so does moetune: remove them",
-                          f"message {i + 1}, role {message['role']}")
+            raise BadLine(
+                "content holds U+FDD0..U+FDEF",
+                "Unicode reserves these for internal use, and so does moetune: remove them",
+                f"message {i + 1}, role {message['role']}",
+            )
     try:
         text = template.render(messages)
     except TemplateRefused as e:
-        raise BadLine("the chat template refuses the conversation", "bring it into the form that the model's template asks for", str(e)) from None
+        raise BadLine(
+            "the chat template refuses the conversation",
+            "bring it into the form that the model's template asks for",
+            str(e),
+        ) from None
     everyone = range(len(messages))
     places = _try(template, messages, text, everyone, True)
     if places is None:

@@ -4,9 +4,10 @@
     with limited_memory():
         text = template.render(messages)       # TemplateRefused: the template calls raise_exception, or breaks a limit
 
-The sandbox keeps Python's objects away; limits on time, memory and integers keep a loop or a huge repetition from hanging the
-machine. strftime_now gives the day of today at midnight, so that one run never renders two dates.
+The sandbox keeps Python's objects away; limits on time, memory and integers keep a loop or a huge repetition from
+hanging the machine. strftime_now gives the day of today at midnight, so that one run never renders two dates.
 """
+
 import contextlib
 import datetime
 import json
@@ -22,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from prepare.errors import UserError
 
 RENDER_SECONDS = 10
-RENDER_BYTES = 2 << 30       # address space that rendering may add to the process
+RENDER_BYTES = 2 << 30  # address space that rendering may add to the process
 OUTPUT_CHARS = 128 << 20
 INTEGER_BITS = 1024
 
@@ -32,7 +33,9 @@ class TemplateRefused(Exception):
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %} ... {% endgeneration %} marks the assistant's part for transformers; spans say that here, so only its body counts."""
+    """{% generation %} ... {% endgeneration %} marks the assistant's part for transformers; spans say that here, so
+    only its body counts."""
+
     tags = {"generation"}
 
     def parse(self, parser):
@@ -45,7 +48,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context, operator, left, right):
         bits = [v.bit_length() for v in (left, right) if isinstance(v, int)]
-        if len(bits) == 2 and (max(bits) if operator == "*" else bits[0] * abs(min(right, INTEGER_BITS))) > INTEGER_BITS:
+        if (
+            len(bits) == 2
+            and (max(bits) if operator == "*" else bits[0] * abs(min(right, INTEGER_BITS))) > INTEGER_BITS
+        ):
             raise OverflowError("an integer grows too large")
         return super().call_binop(context, operator, left, right)
 
@@ -85,7 +91,8 @@ def _too_slow(signum, frame):
 
 @contextlib.contextmanager
 def _limited_time():
-    """Raises _TooSlow after RENDER_SECONDS. Signals reach the main thread only; elsewhere the other limits hold alone."""
+    """Raises _TooSlow after RENDER_SECONDS. Signals reach the main thread only; elsewhere the other limits hold
+    alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -112,12 +119,14 @@ class ChatTemplate:
         self.tokens = {k: v for k, v in (("bos_token", bos), ("eos_token", eos)) if v is not None}
         fix = "\n  fix: compare chat_template.jinja or tokenizer_config.json with the model's original"
         try:
-            with limited_memory(), _limited_time():       # Jinja computes constant expressions while it compiles
+            with limited_memory(), _limited_time():  # Jinja computes constant expressions while it compiles
                 self.template = environment.from_string(source)
         except jinja2.TemplateSyntaxError as e:
             raise UserError(f"the chat template does not compile: {e.message}, at its line {e.lineno}{fix}") from None
         except (RecursionError, MemoryError, SyntaxError) as e:
-            raise UserError(f"the chat template does not compile: {type(e).__name__}, it is nested too deep or too large{fix}") from None
+            raise UserError(
+                f"the chat template does not compile: {type(e).__name__}, it is nested too deep or too large{fix}"
+            ) from None
         except _TooSlow:
             raise UserError(f"the chat template does not compile within {RENDER_SECONDS} s{fix}") from None
 
@@ -125,7 +134,9 @@ class ChatTemplate:
         """The text of one conversation, without a generation prompt. Call it under limited_memory."""
         try:
             with _limited_time():
-                text = self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=False, **self.tokens)
+                text = self.template.render(
+                    messages=messages, tools=None, documents=None, add_generation_prompt=False, **self.tokens
+                )
         except _TooSlow:
             raise TemplateRefused(f"it ran for more than {RENDER_SECONDS} s") from None
         except MemoryError:
@@ -134,7 +145,7 @@ class ChatTemplate:
             raise TemplateRefused(f'it says "{e.message}"') from None
         except RecursionError:
             raise TemplateRefused("it recurses without end") from None
-        except Exception as e:       # a template is a program: any error of its expressions may come out
+        except Exception as e:  # a template is a program: any error of its expressions may come out
             raise TemplateRefused(f"{type(e).__name__}: {str(e)[:200]}") from None
         if len(text) > OUTPUT_CHARS:
             raise TemplateRefused(f"it writes more than {OUTPUT_CHARS >> 20} Mi characters")

@@ -3,18 +3,22 @@
     tokeniser = Tokeniser(model, special="as_text", train_all=False)
     tokens, labels, lengths = tokeniser.encode(texts, on_bad=lambda i, error: ...)
 
-A text is tokenised as a whole by the model's own tokenizer, so merges across the border of template and content come out as
-they do in transformers, and the mask is laid over by character offsets. A token that holds a character of trained content is
-trained; so is the first special token behind an assistant's content, with the white space between.
+A text is tokenised as a whole by the model's own tokenizer, so merges across the border of template and content come
+out as they do in transformers, and the mask is laid over by character offsets. A token that holds a character of
+trained content is trained; so is the first special token behind an assistant's content, with the white space between.
 
 Special-token text inside content ("<|im_end|>" typed by a user) is ordinary text unless the user says otherwise:
-    as_text   such a text goes through a second tokenizer, equal to the first but for the names of its added tokens, which are
-              sentinels there. The template's special tokens are renamed in the text, those in content are left, and so stay text.
+    as_text   such a text goes through a second tokenizer, equal to the first but for the names of its added tokens,
+              which are
+              sentinels there. The template's special tokens are renamed in the text, those in content are left, and so
+                  stay text.
     reject    an error
     allow     they become special tokens
-White-space-only added tokens (runs of blanks, in some vocabularies) are text anyway; so are, in an assistant's content, the
+White-space-only added tokens (runs of blanks, in some vocabularies) are text anyway; so are, in an assistant's
+    content, the
 <think> tags what they say: tokens of the model.
 """
+
 import json
 import re
 from dataclasses import replace
@@ -35,9 +39,9 @@ def _renamed(text, spans, names, pattern, tags):
     """Text and spans with the added tokens of the template (and reasoning tags) replaced by their sentinels."""
     out, moved, at = "", [], 0
     for span in spans:
-        out += pattern.sub(lambda m: names[m[0]], text[at:span.start])
+        out += pattern.sub(lambda m: names[m[0]], text[at : span.start])
         start = len(out)
-        content = text[span.start:span.end]
+        content = text[span.start : span.end]
         out += tags.sub(lambda m: names[m[0]], content) if tags and span.reasoning_tags else content
         moved.append(replace(span, start=start, end=len(out)))
         at = span.end
@@ -53,11 +57,13 @@ class _AsText:
         self.tokenizer = Tokenizer.from_str(json.dumps(spec))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self.names, self.ids = {}, {}           # content -> sentinel; id here -> id in the model
+        self.names, self.ids = {}, {}  # content -> sentinel; id here -> id in the model
         for i, token in enumerate(added.values()):
             self.names[token.content] = token.content if token.content.isspace() else _SENTINEL.format(i)
         flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-        self.tokenizer.add_tokens([AddedToken(self.names[t.content], **{f: getattr(t, f) for f in flags}) for t in added.values()])
+        self.tokenizer.add_tokens(
+            [AddedToken(self.names[t.content], **{f: getattr(t, f) for f in flags}) for t in added.values()]
+        )
         for token_id, token in added.items():
             self.ids[self.tokenizer.token_to_id(self.names[token.content])] = token_id
         longest_first = sorted((n for n in self.names if not n.isspace()), key=len, reverse=True)
@@ -69,11 +75,17 @@ class _AsText:
     def encode(self, document):
         """Ids, offsets and the renamed document."""
         if NONCHARACTERS.search(document.text):
-            raise BadLine("content holds U+FDD0..U+FDEF", "Unicode reserves these for internal use, and so does moetune: remove them")
+            raise BadLine(
+                "content holds U+FDD0..U+FDEF",
+                "Unicode reserves these for internal use, and so does moetune: remove them",
+            )
         text, spans = _renamed(document.text, document.spans, self.names, self.pattern, self.tags)
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         if any(i in self.controls and i not in self.ids for i in encoding.ids):
-            raise BadLine("special-token text that this vocabulary cannot spell as text", "remove it from the content, or use --special-tokens allow")
+            raise BadLine(
+                "special-token text that this vocabulary cannot spell as text",
+                "remove it from the content, or use --special-tokens allow",
+            )
         return [self.ids.get(i, i) for i in encoding.ids], encoding.offsets, replace(document, text=text, spans=spans)
 
 
@@ -82,19 +94,22 @@ class Tokeniser:
         self.model, self.special, self.train_all = model, special, train_all
         tokenizer = model.tokenizer
         framed, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
-        self.prefix = next((framed[:i] for i in range(len(framed)) if framed[i:i + len(bare)] == bare), [])
+        self.prefix = next((framed[:i] for i in range(len(framed)) if framed[i : i + len(bare)] == bare), [])
         self.eos = tokenizer.token_to_id(model.eos) if model.eos else None
-        # The post-processor adds nothing to ids here, but some trim white space off the offsets that the mask is made from.
+        # The post-processor adds nothing to ids here, but some trim white space off the offsets that the mask is made
+        # from.
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
         self.tokenizer = tokenizer
         self.added = tokenizer.get_added_tokens_decoder()
-        self.vocab_size = max(max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), *self.added, -1) + 1
+        self.vocab_size = (
+            max(max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), *self.added, -1) + 1
+        )
         self.is_control = np.zeros(self.vocab_size, dtype=bool)
         for i, token in self.added.items():
             self.is_control[i] = not token.content.isspace()
         self.tag_ids = {i for i, t in self.added.items() if t.content in REASONING_TAGS}
         self.as_text = None
-        self.kept_as_text = 0       # texts in which special-token text was kept as text
+        self.kept_as_text = 0  # texts in which special-token text was kept as text
         self.turns = self.turns_without_end = 0
         self._special_text = None
 
@@ -111,17 +126,22 @@ class Tokeniser:
         for i, (start, end) in zip(ids, offsets):
             if not self.is_control[i]:
                 continue
-            piece = document.text[start:end]        # a token may swallow white space around it; that harms nobody
+            piece = document.text[start:end]  # a token may swallow white space around it; that harms nobody
             start, end = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
-            if any(s.start < end and start < s.end and not (s.reasoning_tags and i in self.tag_ids) for s in document.spans):
+            if any(
+                s.start < end and start < s.end and not (s.reasoning_tags and i in self.tag_ids) for s in document.spans
+            ):
                 found.append(self.added[i].content)
         return found
 
     def encode(self, documents, on_bad):
-        """Tokens, labels (int32) of the documents one behind the other and their lengths; on_bad(index, BadLine) takes those that fail."""
+        """Tokens, labels (int32) of the documents one behind the other and their lengths; on_bad(index, BadLine) takes
+        those that fail."""
         if any(d.framed for d in documents) and self.eos is None:
-            raise UserError(f"{self.model.folder}/tokenizer_config.json: no \"eos_token\" that the tokenizer knows ({self.model.eos!r})\n"
-                            "  fix: name it; texts and completions end with it")
+            raise UserError(
+                f'{self.model.folder}/tokenizer_config.json: no "eos_token" that the tokenizer knows'
+                f" ({self.model.eos!r})\n  fix: name it; texts and completions end with it"
+            )
         if not documents:
             return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64)
         encodings = self.tokenizer.encode_batch([d.text for d in documents], add_special_tokens=False)
@@ -133,8 +153,11 @@ class Tokeniser:
                 try:
                     found = self._specials_in_content(documents[d], ids[d].tolist(), offsets[d])
                     if found and self.special == "reject":
-                        raise BadLine("special-token text in content", "remove it, or use --special-tokens as_text (it stays text) or allow",
-                                      ", ".join(dict.fromkeys(found[:5])))
+                        raise BadLine(
+                            "special-token text in content",
+                            "remove it, or use --special-tokens as_text (it stays text) or allow",
+                            ", ".join(dict.fromkeys(found[:5])),
+                        )
                     if found:
                         self.as_text = self.as_text or _AsText(self.model.tokenizer_text, self.added)
                         new_ids, offsets[d], documents[d] = self.as_text.encode(documents[d])
@@ -151,7 +174,9 @@ class Tokeniser:
         lengths = np.array([len(i) for i in ids], dtype=np.int64)
         base = np.cumsum([0] + [len(d.text) + 1 for d in documents])
         count = int(lengths.sum())
-        flat = np.fromiter(chain.from_iterable(chain.from_iterable(offsets)), dtype=np.int64, count=2 * count).reshape(-1, 2)
+        flat = np.fromiter(chain.from_iterable(chain.from_iterable(offsets)), dtype=np.int64, count=2 * count).reshape(
+            -1, 2
+        )
         shift = np.repeat(base[:-1], lengths)
         starts = flat[:, 0] + shift
         ends = flat[:, 1] + shift
@@ -176,10 +201,10 @@ class Tokeniser:
         first = np.searchsorted(ends, spans[:, 0], side="right").tolist()
         behind = np.searchsorted(starts, spans[:, 1], side="left").tolist()
         flags = [s for d in documents for s in d.spans]
-        for trained in (False, True):           # trained last: a token on the border of two spans is trained if one is
+        for trained in (False, True):  # trained last: a token on the border of two spans is trained if one is
             for k, span in enumerate(flags):
                 if span.trained == trained:
-                    mask[first[k]:behind[k]] = trained
+                    mask[first[k] : behind[k]] = trained
         control = self.is_control[tokens]
         token_end = np.cumsum(lengths).tolist()
         k = 0
@@ -187,7 +212,9 @@ class Tokeniser:
             for i, span in enumerate(document.spans):
                 if span.ends_turn:
                     limit = document.spans[i + 1].start if i + 1 < len(document.spans) else len(document.text)
-                    self._train_end(mask, control, document, offsets[d], token_end[d] - int(lengths[d]), behind[k], limit)
+                    self._train_end(
+                        mask, control, document, offsets[d], token_end[d] - int(lengths[d]), behind[k], limit
+                    )
                 k += 1
         labels = np.where(mask, tokens, IGNORED).astype(np.int32)
         if any(d.framed for d in documents):
@@ -204,7 +231,7 @@ class Tokeniser:
             if start >= limit and limit < len(document.text):
                 break
             if control[token_start + j]:
-                mask[behind:token_start + j + 1] = True
+                mask[behind : token_start + j + 1] = True
                 return
             if document.text[start:end].strip():
                 break
@@ -213,15 +240,18 @@ class Tokeniser:
     def _frame(self, documents, tokens, labels, lengths):
         out_tokens, out_labels, end = [], [], 0
         for d, length in zip(documents, lengths.tolist()):
-            own, own_labels = tokens[end:end + length].tolist(), labels[end:end + length].tolist()
+            own, own_labels = tokens[end : end + length].tolist(), labels[end : end + length].tolist()
             end += length
             if d.framed:
-                if own[:len(self.prefix)] != self.prefix:
+                if own[: len(self.prefix)] != self.prefix:
                     own, own_labels = self.prefix + own, [IGNORED] * len(self.prefix) + own_labels
                 if own[-1:] != [self.eos]:
                     own, own_labels = own + [self.eos], own_labels + [self.eos]
             out_tokens.append(own)
             out_labels.append(own_labels)
         lengths = np.array([len(t) for t in out_tokens])
-        flat = (np.fromiter(chain.from_iterable(x), dtype=np.int32, count=int(lengths.sum())) for x in (out_tokens, out_labels))
+        flat = (
+            np.fromiter(chain.from_iterable(x), dtype=np.int32, count=int(lengths.sum()))
+            for x in (out_tokens, out_labels)
+        )
         return *flat, lengths

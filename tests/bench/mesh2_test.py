@@ -1,6 +1,6 @@
 """Rehearsed rows of scripts/bench/mesh2: the bytes that a step moves equal their formulas, and calls share the work.
 
-    .venv/bin/python tests/bench/mesh2_test.py
+.venv/bin/python tests/bench/mesh2_test.py
 """
 
 import json
@@ -16,9 +16,25 @@ PROGRAM = pathlib.Path(os.environ.get("MOETUNE_BUILD", REPOSITORY / "build")).re
 
 class Mesh2Test(unittest.TestCase):
     def call(self, out, *options):
-        command = [REPOSITORY / "scripts/bench/mesh2", "--rehearse", "--program", PROGRAM, "--tokens", "8192", "--steps", "3", "--out", out, *options]
+        command = [
+            REPOSITORY / "scripts/bench/mesh2",
+            "--rehearse",
+            "--program",
+            PROGRAM,
+            "--tokens",
+            "8192",
+            "--steps",
+            "3",
+            "--out",
+            out,
+            *options,
+        ]
         done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600)
-        return done.returncode, done.stdout, [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+        return (
+            done.returncode,
+            done.stdout,
+            [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else [],
+        )
 
     def test_rows(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -31,12 +47,25 @@ class Mesh2Test(unittest.TestCase):
             self.assertEqual(code, 0, output)
             by_layout = {row["layout"]: row for row in rows}
             self.assertEqual(list(by_layout), ["ep2", "tp2", "dp2-sharded-host"])
-            for name, moves in {"tp2": ["tensor_axis_sent_bytes"], "dp2-sharded-host": ["weights_copied_bytes", "weights_gathered_bytes"]}.items():
-                for key in ["weights_copied_bytes", "weights_gathered_bytes", "tensor_axis_sent_bytes", "exchange_sent_bytes"]:
+            for name, moves in {
+                "tp2": ["tensor_axis_sent_bytes"],
+                "dp2-sharded-host": ["weights_copied_bytes", "weights_gathered_bytes"],
+            }.items():
+                for key in [
+                    "weights_copied_bytes",
+                    "weights_gathered_bytes",
+                    "tensor_axis_sent_bytes",
+                    "exchange_sent_bytes",
+                ]:
                     self.assertEqual(by_layout[name][key], by_layout[name]["planned_" + key], f"{name}: {key}")
                     self.assertEqual(by_layout[name][key] > 0, key in moves, f"{name}: {key}")
-            # Each token goes to the other rank unless all its groups are here; the busiest rank returns more than the mean.
-            self.assertAlmostEqual(by_layout["ep2"]["exchange_sent_bytes"] / by_layout["ep2"]["planned_exchange_sent_bytes"], 1.0, delta=0.1)
+            # Each token goes to the other rank unless all its groups are here; the busiest rank returns more than the
+            # mean.
+            self.assertAlmostEqual(
+                by_layout["ep2"]["exchange_sent_bytes"] / by_layout["ep2"]["planned_exchange_sent_bytes"],
+                1.0,
+                delta=0.1,
+            )
 
             before = out.read_text()
             code, output, _ = self.call(out, "--only", "tp2")

@@ -19,15 +19,23 @@ namespace {
 /// A model of this rank on a mesh of its own, with the state to save.
 struct Run {
   explicit Run(const MeshShape& shape)
-      : mesh(test_launch(), shape), tiny(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kBFloat16, .targets = {"q_a_proj", "q_b_proj", "o_proj", "experts.up_proj", "experts.down_proj"}}, &mesh),
-        partition(tiny.model->parameters, mesh), optimizer(partition, {}), state{*tiny.model, optimizer, "run: {}\n", "frozen", "data", 17, 4} {}
+      : mesh(test_launch(), shape),
+        tiny(tiny_config(3),
+             {.base = BaseFormat::kFp32,
+              .compute = at::kBFloat16,
+              .targets = {"q_a_proj", "q_b_proj", "o_proj", "experts.up_proj", "experts.down_proj"}},
+             &mesh),
+        partition(tiny.model->parameters, mesh),
+        optimizer(partition, {}),
+        state{*tiny.model, optimizer, "run: {}\n", "frozen", "data", 17, 4} {}
 
   /// What this rank holds of a tensor whose numbers, over all ranks, count up from one that its name gives.
   static at::Tensor expected(const Parameter& parameter) {
     const ParameterInfo& info = parameter.info();
     std::vector<int64_t> whole = info.part.whole_shape(parameter.working.sizes());
     if (info.num_experts > 0) whole[0] = info.num_experts;
-    const at::Tensor numbers = at::arange(c10::multiply_integers(whole), at::kFloat).view(whole) + static_cast<double>(info.name.size() * 1000 + info.layer);
+    const at::Tensor numbers = at::arange(c10::multiply_integers(whole), at::kFloat).view(whole) +
+                               static_cast<double>(info.name.size() * 1000 + info.layer);
     const at::Tensor part = info.part.of(numbers, parameter.working.sizes());
     return info.num_experts > 0 ? part.narrow(0, info.first_expert, parameter.working.size(0)) : part;
   }
@@ -70,13 +78,16 @@ struct SharedFolder {
 TEST_CASE("a checkpoint of one mesh is that of another, number by number", "[checkpoint]") {
   if (test_launch().device().is_cuda()) return;  // the tiny model is built on the CPU
   const int64_t P = test_launch().world_size();
-  const std::vector<MeshShape> shapes = {{1, P, 1, 1}, {1, 1, P, 1}, {1, P / 2, 2, 1}, {1, 1, P / 2, 2}, {1, 1, P / 2, 2, 2}, {1, P / 2, 1, 2, 2}};
+  const std::vector<MeshShape> shapes = {{1, P, 1, 1},     {1, 1, P, 1},        {1, P / 2, 2, 1},
+                                         {1, 1, P / 2, 2}, {1, 1, P / 2, 2, 2}, {1, P / 2, 1, 2, 2}};
   for (const MeshShape& from : shapes) {
     SharedFolder folder;
     {
       Run saved(from);
       saved.for_each_run([](at::Tensor held, const at::Tensor& numbers) { held.copy_(numbers); });
-      for (int64_t block = 1; block < 3; ++block) saved.tiny.model->blocks[block].router()->bias().fill_(static_cast<double>(block));
+      for (int64_t block = 1; block < 3; ++block) {
+        saved.tiny.model->blocks[block].router()->bias().fill_(static_cast<double>(block));
+      }
       saved.optimizer.set_steps_taken(6);
       Checkpoints(folder.path, saved.mesh).save(6, saved.state, 1);
       CHECK(read_manifest(folder.path / "step-00000006").files.size() == static_cast<size_t>(P + 1));
@@ -87,8 +98,12 @@ TEST_CASE("a checkpoint of one mesh is that of another, number by number", "[che
       CHECK(Checkpoints(folder.path, loaded.mesh).load_latest(loaded.state) == 6);
       CHECK(loaded.optimizer.steps_taken() == 6);
       loaded.for_each_run([](const at::Tensor& held, const at::Tensor& numbers) { CHECK(at::equal(held, numbers)); });
-      for (const Parameter& parameter : loaded.tiny.model->parameters.all()) CHECK(at::equal(parameter.working, Run::expected(parameter).to(at::kBFloat16)));
-      for (int64_t block = 1; block < 3; ++block) CHECK(at::equal(loaded.tiny.model->blocks[block].router()->bias(), at::full({4}, static_cast<float>(block))));
+      for (const Parameter& parameter : loaded.tiny.model->parameters.all()) {
+        CHECK(at::equal(parameter.working, Run::expected(parameter).to(at::kBFloat16)));
+      }
+      for (int64_t block = 1; block < 3; ++block) {
+        CHECK(at::equal(loaded.tiny.model->blocks[block].router()->bias(), at::full({4}, static_cast<float>(block))));
+      }
     }
     folder.wait_for_all();
   }
@@ -104,7 +119,9 @@ TEST_CASE("what one rank finds damaged is damaged for all", "[checkpoint]") {
   checkpoints.save(2, run.state, 3);
   auto damage = [&](const char* step) {
     // The second of the files (recipe.yaml is the first): rank 1 reads it.
-    if (test_launch().rank() == 0) std::ofstream(folder.path / step / str("state-00000-of-0000", P, ".safetensors"), std::ios::app) << "x";
+    if (test_launch().rank() == 0) {
+      std::ofstream(folder.path / step / str("state-00000-of-0000", P, ".safetensors"), std::ios::app) << "x";
+    }
     folder.wait_for_all();
   };
   damage("step-00000002");

@@ -11,9 +11,7 @@ using namespace moetune;
 
 namespace {
 
-std::unique_ptr<Communicator> make_world() {
-  return test_launch().make_group(0, test_launch().rank(), "test world");
-}
+std::unique_ptr<Communicator> make_world() { return test_launch().make_group(0, test_launch().rank(), "test world"); }
 
 const std::vector<at::ScalarType> kMovable = {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf,
                                               at::kInt,    at::kLong,  at::kByte};
@@ -36,7 +34,9 @@ Rows rows_sent_by(int from, int size, int64_t width) {
   Rows rows;
   for (int to = 0; to < size; ++to) {
     rows.counts.push_back(rows_between(from, to));
-    for (int64_t i = 0; i < rows.counts.back(); ++i) rows.values.insert(rows.values.end(), width, row_value(from, to, i));
+    for (int64_t i = 0; i < rows.counts.back(); ++i) {
+      rows.values.insert(rows.values.end(), width, row_value(from, to, i));
+    }
   }
   return rows;
 }
@@ -45,7 +45,9 @@ Rows rows_received_by(int to, int size, int64_t width) {
   Rows rows;
   for (int from = 0; from < size; ++from) {
     rows.counts.push_back(rows_between(from, to));
-    for (int64_t i = 0; i < rows.counts.back(); ++i) rows.values.insert(rows.values.end(), width, row_value(from, to, i));
+    for (int64_t i = 0; i < rows.counts.back(); ++i) {
+      rows.values.insert(rows.values.end(), width, row_value(from, to, i));
+    }
   }
   return rows;
 }
@@ -110,8 +112,7 @@ TEST_CASE("16-bit sums round once on MPI", "[communicator]") {
   // round back to 1; the sum 1 + 3/512 is nearer to 1 + 1/128.
   if (!over_mpi() || test_launch().world_size() != 4) return;
   const auto world = make_world();
-  const at::Tensor value =
-      test_tensor(std::vector<double>{world->rank() == 0 ? 1.0 : 1.0 / 512}, at::kBFloat16);
+  const at::Tensor value = test_tensor(std::vector<double>{world->rank() == 0 ? 1.0 : 1.0 / 512}, at::kBFloat16);
   world->all_reduce_sum(value);
   CHECK(to_vector<double>(value) == std::vector<double>{1.0 + 1.0 / 128});
 }
@@ -295,8 +296,13 @@ TEST_CASE("mistakes in arguments are found before anything is sent", "[communica
   defect([&] { world->all_reduce_sum(at::zeros({3, 2}, in.options()).t()); }, "is not contiguous");
   defect([&] { world->all_reduce_sum(at::zeros({2}, test_options(at::kBool))); }, "no such reduction");
   defect([&] { world->all_gather(at::zeros({P, 5}, in.options()), in); }, "all_gather on group test world");
-  defect([&] { world->reduce_scatter_sum(at::zeros({P, 2}, in.options()), at::zeros({P, P, 3}, in.options())); }, "reduce_scatter_sum on group");
-  defect([&] { world->reduce_scatter_sum(at::zeros({2}, test_options(at::kByte)), at::zeros({P, 2}, test_options(at::kByte))); }, "reduce_scatter_sum on group");
+  defect([&] { world->reduce_scatter_sum(at::zeros({P, 2}, in.options()), at::zeros({P, P, 3}, in.options())); },
+         "reduce_scatter_sum on group");
+  defect(
+      [&] {
+        world->reduce_scatter_sum(at::zeros({2}, test_options(at::kByte)), at::zeros({P, 2}, test_options(at::kByte)));
+      },
+      "reduce_scatter_sum on group");
   defect([&] { world->broadcast(in, P); }, "root");
   defect([&] { world->all_to_all_v(at::empty_like(in), in, ones, twos); }, "counts say");
   defect([&] { world->all_to_all_v(at::empty({P, 3}, in.options()), in, ones, ones); }, "all_to_all_v on group");

@@ -50,8 +50,8 @@ int run_tests(Launch& launch, Arguments arguments) {
   std::streambuf* terminal = std::cout.rdbuf();
   if (launch.rank() != 0) std::cout.rdbuf(report.rdbuf());
   Catch::Session session;
-  int failed = session.applyCommandLine(static_cast<int>(arguments.catch_arguments.size()),
-                                        arguments.catch_arguments.data());
+  int failed =
+      session.applyCommandLine(static_cast<int>(arguments.catch_arguments.size()), arguments.catch_arguments.data());
   session.configData().abortAfter = 1;
   if (failed == 0) failed = session.run();
   std::cout.rdbuf(terminal);

@@ -1,10 +1,10 @@
-// A job that fails or stalls as told, for failure_test.py: failing_rank DEVICE WHO KIND, WHO being a rank, `all` or `none`. Ranks
-// that do not fail wait for the others in a collective, as they would in training.
+// A job that fails or stalls as told, for failure_test.py: failing_rank DEVICE WHO KIND, WHO being a rank, `all` or
+// `none`. Ranks that do not fail wait for the others in a collective, as they would in training.
 #include <ATen/ATen.h>
 
-#include <iostream>
 #include <chrono>
 #include <csignal>
+#include <iostream>
 #include <new>
 #include <stdexcept>
 #include <thread>
@@ -41,7 +41,9 @@ void stall(const std::string& kind) {
     std::this_thread::sleep_for(std::chrono::seconds(1));  // so that the others were told of the step and its group
     raise(SIGSTOP);
   }
-  while (kind == "sleep" || (kind == "nap" && elapsed() < 2 * kStallTimeout)) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  while (kind == "sleep" || (kind == "nap" && elapsed() < 2 * kStallTimeout)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
   for (volatile int64_t turns = 0; kind == "loop";) turns = turns + 1;
   // Slow but healthy: one operator after the other.
   at::Tensor x = at::ones({64, 64});
@@ -64,8 +66,10 @@ int main(int argc, char** argv) {
     // The group is destroyed while the exception passes: that must not wait for the other ranks.
     const auto world = launch.make_group(0, launch.rank(), "world");
     // In a step, but for those that take a nap: they wait for a disk, say, which is no stall.
-    const RankProgress::Place place(&launch.progress(), "step 3", kind == "nap" ? RankProgress::Pace::kPatient : RankProgress::Pace::kWatched);
-    if (who == std::to_string(launch.rank()) && (kind == "stop" || kind == "sleep" || kind == "nap" || kind == "loop" || kind == "slow")) {
+    const RankProgress::Place place(&launch.progress(), "step 3",
+                                    kind == "nap" ? RankProgress::Pace::kPatient : RankProgress::Pace::kWatched);
+    if (who == std::to_string(launch.rank()) &&
+        (kind == "stop" || kind == "sleep" || kind == "nap" || kind == "loop" || kind == "slow")) {
       stall(kind);
     } else if (who == "all" || who == std::to_string(launch.rank())) fail(kind);
     // A lost rank is noticed by another rank at once, and must not speak before the rank that has the cause.

@@ -1,7 +1,8 @@
 """How a failing rank ends the job: exit code, one message, no waiting.
 
-    failure_test.py FAILING_RANK_BINARY cpu|cuda [MPIRUN ARGUMENT...]
+failure_test.py FAILING_RANK_BINARY cpu|cuda [MPIRUN ARGUMENT...]
 """
+
 import os
 import subprocess
 import sys
@@ -65,23 +66,43 @@ class FailureTest(unittest.TestCase):
     def test_tasks_that_do_not_know_of_each_other(self):
         """srun without --mpi=pmix: each task would be a run of its own, in the same folder."""
         for tasks, code in (("1", 0), ("2", 2)):
-            job = subprocess.run([BINARY, DEVICE, "none", "user"], capture_output=True, text=True, timeout=LIMIT_S, env=os.environ | {"SLURM_STEP_NUM_TASKS": tasks})
+            job = subprocess.run(
+                [BINARY, DEVICE, "none", "user"],
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_S,
+                env=os.environ | {"SLURM_STEP_NUM_TASKS": tasks},
+            )
             self.assertEqual(job.returncode, code, job.stderr)
         self.assertIn("error: srun started 2 tasks that do not know of each other", job.stderr)
 
     def test_a_stall_is_told_by_who_watches(self):
-        """Stopped, asleep for ever, in an endless loop: exit code 5, and the rank, the collective and who waits are named."""
-        for kind, ranks, who, what in [("stop", 3, 2, "silent for 3 s"), ("stop", 3, 0, "silent for 3 s"), ("sleep", 2, 1, "stalls: without progress for 3 s, asleep"),
-                                       ("loop", 3, 1, "stalls: without progress for 3 s, busy"), ("sleep", 3, 0, "stalls: without progress for 3 s, asleep")]:
+        """Stopped, asleep for ever, in an endless loop: exit code 5, and the rank, the collective and who waits are
+        named."""
+        for kind, ranks, who, what in [
+            ("stop", 3, 2, "silent for 3 s"),
+            ("stop", 3, 0, "silent for 3 s"),
+            ("sleep", 2, 1, "stalls: without progress for 3 s, asleep"),
+            ("loop", 3, 1, "stalls: without progress for 3 s, busy"),
+            ("sleep", 3, 0, "stalls: without progress for 3 s, asleep"),
+        ]:
             with self.subTest(kind, who=who):
                 job = self.run_job(ranks, who, kind)
                 everything = job.stdout + job.stderr
                 self.assertEqual(job.returncode, 5, everything)
                 self.assertEqual(everything.count("error: "), 1, everything)
                 speaker = 1 if (kind, who) == ("stop", 0) else 0
-                self.assertRegex(everything, rf"\[rank {speaker}\] error: rank {who} of {ranks} \(host .*, process \d+\) {what.replace('3 s', '[34] s')}")
+                self.assertRegex(
+                    everything,
+                    rf"\[rank {speaker}\] error: rank {who} of {ranks} \(host .*, process \d+\)"
+                    rf" {what.replace('3 s', '[34] s')}",
+                )
                 others = [str(rank) for rank in range(ranks) if rank != who]
-                self.assertRegex(everything, rf"ranks? {' and '.join(others)} waits? for it, at step 3, in all_reduce_sum #1 of group world \({ranks} ranks\), 4 bytes")
+                self.assertRegex(
+                    everything,
+                    rf"ranks? {' and '.join(others)} waits? for it, at step 3, in all_reduce_sum #1 of group world"
+                    rf" \({ranks} ranks\), 4 bytes",
+                )
 
     def test_a_slow_rank_is_waited_for(self):
         for kind in ("slow", "nap"):

@@ -23,7 +23,9 @@ struct Parts {
   TensorAxis axis{*group};
   VocabularyPart part = VocabularyPart::of(V, axis);
   ParameterSet parameters{test_launch().device(), at::kDouble};
-  Parameter& weight(uint64_t seed) { return parameters.add({}, random_normal({V, D}, seed).narrow(0, part.first, part.count)); }
+  Parameter& weight(uint64_t seed) {
+    return parameters.add({}, random_normal({V, D}, seed).narrow(0, part.first, part.count));
+  }
   at::Tensor own(const at::Tensor& whole_VD) const { return whole_VD.narrow(0, part.first, part.count); }
 };
 
@@ -31,9 +33,11 @@ struct Parts {
 
 TEST_CASE("a head in parts of the vocabulary has the loss and the gradients of the whole", "[head]") {
   Parts p;
-  const at::Tensor x = on_device(random_normal({U, D}, 1)).requires_grad_(), norm_whole = on_device(random_normal({D}, 2)).requires_grad_();
+  const at::Tensor x = on_device(random_normal({U, D}, 1)).requires_grad_(),
+                   norm_whole = on_device(random_normal({D}, 2)).requires_grad_();
   const at::Tensor weight_whole = on_device(random_normal({V, D}, 3)).requires_grad_();
-  const at::Tensor row = on_device(long_tensor({1, 2, 4, 5, 6, 9, 10})), target = on_device(long_tensor({3, 0, 21, 3, 14, 7, 11}));
+  const at::Tensor row = on_device(long_tensor({1, 2, 4, 5, 6, 9, 10})),
+                   target = on_device(long_tensor({3, 0, 21, 3, 14, 7, 11}));
   const double scale = 0.25;
   const at::Tensor logits = (x / (x.square().mean(-1, true) + kEps).sqrt() * norm_whole).matmul(weight_whole.t());
   const at::Tensor expected = at::cross_entropy_loss(logits.index_select(0, row), target, {}, at::Reduction::Sum);
@@ -62,7 +66,8 @@ TEST_CASE("logits far apart between the parts neither overflow nor vanish", "[he
   at::Tensor weight = at::full({p.part.count, 1}, 1000.0 * p.axis.index(), test_options(at::kDouble));
   Head head({at::ones({1}, test_options(at::kDouble)), weight}, V, 0.0, 4, p.axis);
   const VocabularyPart last{(p.axis.size() - 1) * p.axis.rows_of(V), V - (p.axis.size() - 1) * p.axis.rows_of(V)};
-  const HeadResult result = head.loss(at::ones({1, 1}, test_options(at::kDouble)), on_device(long_tensor({0})), on_device(long_tensor({V - 1})), 1.0, false);
+  const HeadResult result = head.loss(at::ones({1, 1}, test_options(at::kDouble)), on_device(long_tensor({0})),
+                                      on_device(long_tensor({V - 1})), 1.0, false);
   CHECK(result.loss_sum.item<double>() == Approx(std::log(static_cast<double>(last.count))).epsilon(1e-12));
 }
 

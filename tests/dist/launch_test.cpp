@@ -38,8 +38,8 @@ TEST_CASE("a mesh holds the groups of its axes", "[mesh]") {
     CHECK(mesh.ep().rank() == mesh.here().ep);
     CHECK(mesh.tp().rank() == mesh.here().tp);
 
-    // The members of a group: neighbours in tp, every tp-th rank of one replica in ep, those of one place in ep in expert_replicas, of one in ep and
-    // tp in dp.
+    // The members of a group: neighbours in tp, every tp-th rank of one replica in ep, those of one place in ep in
+    // expert_replicas, of one in ep and tp in dp.
     const auto members = [&](Communicator& group) {
       const at::Tensor ranks = at::empty({group.size()}, test_options(at::kInt));
       group.all_gather(ranks, at::full({1}, me, test_options(at::kInt)));

@@ -1,4 +1,5 @@
-// Gradients, masters and moments in parts over the ranks: what comes back is what one rank computes, with and without overlap.
+// Gradients, masters and moments in parts over the ranks: what comes back is what one rank computes, with and without
+// overlap.
 #include "trainer/update/optimizer.h"
 
 #include <cmath>
@@ -26,7 +27,9 @@ ParameterInfo info_of(int64_t layer, Replicas replicas, Role role = Role::kAdapt
 double initial(int64_t tensor, int64_t i) { return static_cast<double>((tensor * 5 + i * 3) % 7) - 3.0; }
 
 /// What rank r adds to number i of a tensor in a step; a multiple of 1/4, so that sums are exact.
-double gradient(int64_t tensor, int64_t i, int64_t rank, int64_t step) { return static_cast<double>((tensor + 2 * i + 3 * rank + step) % 9 - 4) / 4.0; }
+double gradient(int64_t tensor, int64_t i, int64_t rank, int64_t step) {
+  return static_cast<double>((tensor + 2 * i + 3 * rank + step) % 9 - 4) / 4.0;
+}
 
 struct Held {
   int64_t layer, numel;
@@ -34,9 +37,11 @@ struct Held {
   Role role = Role::kAdapterA;
 };
 
-// Fewer numbers than ranks; B before A; a layer of both kinds; a tensor that no rank has gradients for; tensors across shard ends.
-const std::vector<Held> kHeld = {{-1, 1, Replicas::kEverywhere},       {0, 5, Replicas::kEverywhere, Role::kAdapterB}, {0, 8, Replicas::kEverywhere},
-                                 {1, 3, Replicas::kEverywhere},        {1, 7, Replicas::kExpertReplicas},              {1, 2, Replicas::kExpertReplicas, Role::kAdapterB},
+// Fewer numbers than ranks; B before A; a layer of both kinds; a tensor that no rank has gradients for; tensors across
+// shard ends.
+const std::vector<Held> kHeld = {{-1, 1, Replicas::kEverywhere},    {0, 5, Replicas::kEverywhere, Role::kAdapterB},
+                                 {0, 8, Replicas::kEverywhere},     {1, 3, Replicas::kEverywhere},
+                                 {1, 7, Replicas::kExpertReplicas}, {1, 2, Replicas::kExpertReplicas, Role::kAdapterB},
                                  {3, 6, Replicas::kEverywhere}};
 constexpr size_t kWithoutGradient = 3;
 
@@ -48,7 +53,8 @@ std::vector<at::Tensor> train(const MeshShape& shape, bool overlap) {
   for (size_t tensor = 0; tensor < kHeld.size(); ++tensor) {
     std::vector<double> numbers;
     for (int64_t i = 0; i < kHeld[tensor].numel; ++i) numbers.push_back(initial(static_cast<int64_t>(tensor), i));
-    parameters.add(info_of(kHeld[tensor].layer, kHeld[tensor].replicas, kHeld[tensor].role), at::tensor(numbers, at::kDouble));
+    parameters.add(info_of(kHeld[tensor].layer, kHeld[tensor].replicas, kHeld[tensor].role),
+                   at::tensor(numbers, at::kDouble));
   }
   const Partition partition(parameters, mesh);
   GradientReducer reducer(partition, mesh);
@@ -68,7 +74,9 @@ std::vector<at::Tensor> train(const MeshShape& shape, bool overlap) {
           for (int64_t ep = 0; ep < (experts ? shape.ep : 1); ++ep) {
             double sum = 0.0;
             for (int64_t rank = 0; rank < shape.num_ranks(); ++rank) {
-              if (!experts || coordinates_of(shape, rank).ep == ep) sum += gradient(static_cast<int64_t>(tensor), i, rank, step);
+              if (!experts || coordinates_of(shape, rank).ep == ep) {
+                sum += gradient(static_cast<int64_t>(tensor), i, rank, step);
+              }
             }
             squares += sum * sum;
           }
@@ -94,7 +102,8 @@ double adamw(int64_t tensor, int64_t i, const MeshShape& shape) {
   for (int64_t step = 1; step <= 2; ++step) {
     double g = 0.0;
     for (int64_t rank = 0; rank < shape.num_ranks() && tensor != static_cast<int64_t>(kWithoutGradient); ++rank) {
-      const bool copies = held.replicas == Replicas::kEverywhere || coordinates_of(shape, rank).ep == coordinates_of(shape, test_launch().rank()).ep;
+      const bool copies = held.replicas == Replicas::kEverywhere ||
+                          coordinates_of(shape, rank).ep == coordinates_of(shape, test_launch().rank()).ep;
       if (copies) g += 0.25 * gradient(tensor, i, rank, step);
     }
     m = 0.8 * m + 0.2 * g;
@@ -117,7 +126,8 @@ TEST_CASE("partitioned AdamW is AdamW on every mesh, overlapped or not", "[optim
       INFO(to_string(shape) << ", tensor " << tensor);
       CHECK(at::equal(overlapped[tensor], waited[tensor]));
       for (int64_t i = 0; i < kHeld[tensor].numel; ++i) {
-        CHECK(overlapped[tensor][i].item<double>() == Approx(adamw(static_cast<int64_t>(tensor), i, shape)).epsilon(1e-12).margin(1e-14));
+        CHECK(overlapped[tensor][i].item<double>() ==
+              Approx(adamw(static_cast<int64_t>(tensor), i, shape)).epsilon(1e-12).margin(1e-14));
       }
     }
   }
@@ -142,7 +152,8 @@ TEST_CASE("a rank keeps its own part of the state and of nothing else", "[optimi
   parameters.all()[0].gradient().add_(1);
   reducer.reduce(0);
   CHECK(group.ranks().bytes_sent() - before == (P - 1) * 40);
-  CHECK(reducer.global_norm(1) == Approx(static_cast<double>(P) * std::sqrt(static_cast<double>(10 * P - 1))));  // waits for the device
+  // waits for the device
+  CHECK(reducer.global_norm(1) == Approx(static_cast<double>(P) * std::sqrt(static_cast<double>(10 * P - 1))));
   CHECK(to_vector<float>(reducer.gradients()[0])[0] == static_cast<float>(P));
   optimizer.step(0.0, 1.0, reducer.gradients());
   optimizer.flush();
@@ -158,5 +169,6 @@ TEST_CASE("a number that is not finite is told with its rank", "[optimizer]") {
   GradientReducer reducer(partition, mesh);
   if (launch.rank() == 1) parameters.all()[0].gradient()[4] = NAN;
   reducer.reduce(0);
-  CHECK(contains(message_of<NonFiniteError>([&] { reducer.global_norm(6); }), "step 6: the gradient of rank 1 is not finite; nothing was updated"));
+  CHECK(contains(message_of<NonFiniteError>([&] { reducer.global_norm(6); }),
+                 "step 6: the gradient of rank 1 is not finite; nothing was updated"));
 }

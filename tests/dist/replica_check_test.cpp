@@ -1,4 +1,5 @@
-// Replicas that differ are found, and told by tensor, group and ranks: whatever it is that several ranks hold, on every mesh.
+// Replicas that differ are found, and told by tensor, group and ranks: whatever it is that several ranks hold, on every
+// mesh.
 #include "trainer/state/replica_check.h"
 
 #include <map>
@@ -9,8 +10,8 @@
 #include "tests/support/dist.h"
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_model.h"
-#include "trainer/state/frozen_digest.h"
 #include "trainer/run/stepper.h"
+#include "trainer/state/frozen_digest.h"
 
 using namespace moetune;
 
@@ -39,11 +40,19 @@ std::vector<Target> targets(Model& model) {
   auto add = [&](const std::string& kind, const std::string& name, Replicas replicas, const at::Tensor& bytes) {
     found.emplace(str(kind, static_cast<int>(replicas)), Target{name, replicas, bytes});
   };
-  for (Parameter& parameter : model.parameters.all()) add("trained", parameter.name(), parameter.info().replicas, bytes_of(parameter.working));
-  for (size_t layer = 0; layer < model.blocks.size(); ++layer) {
-    if (model.blocks[layer].is_moe()) add("bias", str("model.layers.", layer, ".mlp.gate.e_score_correction_bias"), Replicas::kEverywhere, bytes_of(model.blocks[layer].router()->bias()));
+  for (Parameter& parameter : model.parameters.all()) {
+    add("trained", parameter.name(), parameter.info().replicas, bytes_of(parameter.working));
   }
-  for (const PlainTensor& plain : model.plain) add("plain", plain.name, plain.part.is_whole() ? Replicas::kEverywhere : Replicas::kTensorIndex, bytes_of(plain.held));
+  for (size_t layer = 0; layer < model.blocks.size(); ++layer) {
+    if (model.blocks[layer].is_moe()) {
+      add("bias", str("model.layers.", layer, ".mlp.gate.e_score_correction_bias"), Replicas::kEverywhere,
+          bytes_of(model.blocks[layer].router()->bias()));
+    }
+  }
+  for (const PlainTensor& plain : model.plain) {
+    add("plain", plain.name, plain.part.is_whole() ? Replicas::kEverywhere : Replicas::kTensorIndex,
+        bytes_of(plain.held));
+  }
   for (const FrozenSlab& slab : model.slabs->all()) {
     const auto [first, kept] = slab.kept();
     for (const FrozenSlab::Held& held : slab.held()) {
@@ -51,7 +60,8 @@ std::vector<Target> targets(Model& model) {
       const Replicas of_experts = cut.parts > 1 ? Replicas::kExpertTensorIndex : Replicas::kExpertReplicas;
       const Replicas of_dense = cut.dim != MatrixCut::Dim::kNone ? Replicas::kTensorIndex : Replicas::kEverywhere;
       if (held.offset < first || held.offset >= first + kept.numel()) continue;
-      add("slab", held.name + "/", slab.kind() == SlabKind::kExperts ? of_experts : of_dense, kept.narrow(0, held.offset - first, 1));
+      add("slab", held.name + "/", slab.kind() == SlabKind::kExperts ? of_experts : of_dense,
+          kept.narrow(0, held.offset - first, 1));
     }
   }
   std::vector<Target> all;
@@ -147,12 +157,18 @@ TEST_CASE("one of many is told by those it stands against", "[replica_check]") {
   const int64_t P = test_launch().world_size(), own = test_launch().rank();
   if (P < 4) return;
   Mesh mesh(test_launch(), {1, P, 1, 1});
-  auto held = [&](int64_t value) { return std::vector<HeldDigest>{{"a", "whole", Replicas::kEverywhere, true, true, at::full({}, value, test_options(at::kLong))}}; };
-  auto said = [&](int64_t value) { return message_of<InternalError>([&] { require_equal_replicas(held(value), mesh, "now", "so"); }); };
+  auto held = [&](int64_t value) {
+    return std::vector<HeldDigest>{
+        {"a", "whole", Replicas::kEverywhere, true, true, at::full({}, value, test_options(at::kLong))}};
+  };
+  auto said = [&](int64_t value) {
+    return message_of<InternalError>([&] { require_equal_replicas(held(value), mesh, "now", "so"); });
+  };
   CHECK(contains(said(own == 0), "a (group stage): rank 0 has not what ranks 1, 2, 3 have"));
   CHECK(contains(said(own < 2 ? 5 : own), "a (group stage): rank 2; rank 3 have not what ranks 0, 1 have"));
   // A rank that holds another part than its group's is a defect of whoever said who holds copies.
   std::vector<HeldDigest> other = held(1);
   if (own == 0) other[0].place = "half";
-  CHECK(contains(message_of<InternalError>([&] { require_equal_replicas(other, mesh, "now", "so"); }), str("ranks hold the same part, group stage has ", P)));
+  CHECK(contains(message_of<InternalError>([&] { require_equal_replicas(other, mesh, "now", "so"); }),
+                 str("ranks hold the same part, group stage has ", P)));
 }

@@ -1,5 +1,5 @@
-// Experts dealt out over ranks, and each shared by the ranks of a tensor axis, against one rank that holds them all: uneven, empty and
-// padded loads, rounds, dropout, in fp64.
+// Experts dealt out over ranks, and each shared by the ranks of a tensor axis, against one rank that holds them all:
+// uneven, empty and padded loads, rounds, dropout, in fp64.
 #include "moe/routed_experts.h"
 
 #include "parallel/base/error.h"
@@ -18,7 +18,8 @@ constexpr int64_t kEmptyExpert = 3;
 
 /// A rank's experts with adapters, or with weights that train.
 struct Experts {
-  Experts(int64_t first, int64_t count, const TensorAxis& axis, std::unique_ptr<TokenExchange> rows, bool train) : exchange(std::move(rows)) {
+  Experts(int64_t first, int64_t count, const TensorAxis& axis, std::unique_ptr<TokenExchange> rows, bool train)
+      : exchange(std::move(rows)) {
     const at::Device device = test_launch().device();
     auto map = [&](const char* leaf, int64_t outputs, int64_t inputs, MatrixCut::Dim dim, uint64_t seed) {
       const MatrixCut cut{dim, axis.index(), axis.size()};
@@ -35,16 +36,22 @@ struct Experts {
         for (int64_t e = first; e < first + count; ++e) held.push_back(cut.part_of(weight[e]));
         return std::make_unique<GroupedLinear>(parameters.add(info, at::stack(held)));
       }
-      auto frozen = std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, count, outputs, inputs, cut}, device, at::kDouble);
+      auto frozen = std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, count, outputs, inputs, cut}, device,
+                                                   at::kDouble);
       for (int64_t e = 0; e < count; ++e) frozen->set(e, weight[first + e]);
-      auto adapter = std::make_unique<Adapter>(AdapterSpec{R, 1.5, 0.3}, info, count, outputs, inputs, 1, parameters, cut);
+      auto adapter =
+          std::make_unique<Adapter>(AdapterSpec{R, 1.5, 0.3}, info, count, outputs, inputs, 1, parameters, cut);
       Parameter& b = adapter->b();
-      b.master().copy_(b.info().part.of(random_normal({E, outputs, R}, seed + 100).narrow(0, first, count), b.master().sizes()));
+      b.master().copy_(
+          b.info().part.of(random_normal({E, outputs, R}, seed + 100).narrow(0, first, count), b.master().sizes()));
       b.refresh_working();
       return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter));
     };
-    auto gate = map("gate_proj", F, D, MatrixCut::Dim::kOutputs, 1), up = map("up_proj", F, D, MatrixCut::Dim::kOutputs, 2), down = map("down_proj", D, F, MatrixCut::Dim::kInputs, 3);
-    experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), ExpertPlacement{first, count, E}, 2, *exchange, axis);
+    auto gate = map("gate_proj", F, D, MatrixCut::Dim::kOutputs, 1),
+         up = map("up_proj", F, D, MatrixCut::Dim::kOutputs, 2),
+         down = map("down_proj", D, F, MatrixCut::Dim::kInputs, 3);
+    experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down),
+                                              ExpertPlacement{first, count, E}, 2, *exchange, axis);
     scratch.reserve(experts->scratch_elements());
   }
 
@@ -65,15 +72,21 @@ struct Rows {
     std::vector<int64_t> experts;
     const int64_t used[] = {0, 1, 2, 4, 5, 6, 7};
     for (int64_t t = 0; t < count; ++t) {
-      for (int64_t k = 0; k < K; ++k) experts.push_back(t + 1 == count ? E : used[(t * t + place + k * (t % 3 + 1)) % 7]);
+      for (int64_t k = 0; k < K; ++k) {
+        experts.push_back(t + 1 == count ? E : used[(t * t + place + k * (t % 3 + 1)) % 7]);
+      }
     }
-    Rows rows{random_normal({count, D}, 10 + place), random_normal({count, K}, 20 + place).abs(), long_tensor(experts).view({count, K}),
-              at::arange(1000 * place, 1000 * place + count, at::kLong), random_normal({count, D}, 30 + place)};
+    Rows rows{random_normal({count, D}, 10 + place), random_normal({count, K}, 20 + place).abs(),
+              long_tensor(experts).view({count, K}), at::arange(1000 * place, 1000 * place + count, at::kLong),
+              random_normal({count, D}, 30 + place)};
     return rows.on(test_launch().device());
   }
-  Rows on(at::Device device) const { return {z_TD.to(device), weight_TK.to(device), expert_TK.to(device), token_T.to(device), d_TD.to(device)}; }
+  Rows on(at::Device device) const {
+    return {z_TD.to(device), weight_TK.to(device), expert_TK.to(device), token_T.to(device), d_TD.to(device)};
+  }
   Rows narrow(int64_t first, int64_t count) const {
-    return {z_TD.narrow(0, first, count), weight_TK.narrow(0, first, count), expert_TK.narrow(0, first, count), token_T.narrow(0, first, count), d_TD.narrow(0, first, count)};
+    return {z_TD.narrow(0, first, count), weight_TK.narrow(0, first, count), expert_TK.narrow(0, first, count),
+            token_T.narrow(0, first, count), d_TD.narrow(0, first, count)};
   }
   static Rows joined(const std::vector<Rows>& all) {
     std::vector<at::Tensor> z, weight, expert, token, d;
@@ -99,7 +112,8 @@ Passed pass_through(Experts& held, const Rows& rows, bool keep) {
   KeptExperts kept;
   Passed passed;
   KeptExperts* keeps = keep ? &kept : nullptr;
-  passed.routed_TD = held.experts->forward(record, held.experts->send(record, {rows.z_TD, rows.weight_TK, rows.token_T, {}}, held.pass), held.pass, keeps);
+  passed.routed_TD = held.experts->forward(
+      record, held.experts->send(record, {rows.z_TD, rows.weight_TK, rows.token_T, {}}, held.pass), held.pass, keeps);
   Dispatch up = held.experts->send(record, {rows.z_TD, rows.weight_TK, rows.token_T, rows.d_TD}, held.pass, keeps);
   passed.gradients = held.experts->backward(record, std::move(up), held.pass, keeps);
   return passed;
@@ -120,7 +134,8 @@ void check_layout(const MeshShape& shape, int64_t buffer_rows, bool train, bool 
 
   const int64_t own = E / shape.ep, first = mesh.here().ep * own, here = mesh.here().ep;
   const TensorAxis axis = expert_axis(mesh);
-  Experts part(first, own, axis, shape.ep == 1 ? make_local_exchange() : make_token_exchange(mesh.ep(), buffer_rows), train);
+  Experts part(first, own, axis, shape.ep == 1 ? make_local_exchange() : make_token_exchange(mesh.ep(), buffer_rows),
+               train);
   const int64_t count = (begins[here + 1] - begins[here]) / shape.tp, begin = begins[here] + mesh.here().tp * count;
   const int64_t before = mesh.tp().bytes_sent();
   const Passed passed = pass_through(part, places[here].narrow(mesh.here().tp * count, count), keep);
@@ -153,7 +168,9 @@ TEST_CASE("experts shared by a tensor axis compute what whole ones do", "[routed
   if (P == 4) shapes.insert(shapes.end(), {{1, 1, 2, 2, 2}, {1, 1, 2, 2, 1}});
   for (const MeshShape& shape : shapes) {
     for (const int64_t buffer_rows : {0, 5}) {
-      for (const bool train : {false, true}) check_layout(shape, buffer_rows, train, /*keep=*/train == (buffer_rows > 0));
+      for (const bool train : {false, true}) {
+        check_layout(shape, buffer_rows, train, /*keep=*/train == (buffer_rows > 0));
+      }
     }
   }
 }

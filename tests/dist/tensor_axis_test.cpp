@@ -18,14 +18,16 @@ struct Axis {
 };
 
 at::Tensor counted(int64_t first, int64_t rows, double factor = 1.0) {
-  return ((at::arange(first, first + rows, test_options(at::kDouble)) + 1) * factor).unsqueeze(1) * at::tensor({1.0, -2.0}, test_options(at::kDouble));
+  return ((at::arange(first, first + rows, test_options(at::kDouble)) + 1) * factor).unsqueeze(1) *
+         at::tensor({1.0, -2.0}, test_options(at::kDouble));
 }
 
 /// This rank's rows of `num_rows` counted ones; zeros in place of padding.
 at::Tensor own_rows(const Axis& a, int64_t num_rows, double factor = 1.0) {
   const int64_t T = a.axis.rows_of(num_rows);
   at::Tensor rows = counted(a.me * T, T, factor);
-  rows.masked_fill_((at::arange(a.me * T, a.me * T + T, test_options(at::kDouble)) >= static_cast<double>(num_rows)).unsqueeze(1), 0);
+  rows.masked_fill_(
+      (at::arange(a.me * T, a.me * T + T, test_options(at::kDouble)) >= static_cast<double>(num_rows)).unsqueeze(1), 0);
   return rows;
 }
 
@@ -76,9 +78,11 @@ TEST_CASE("a column-cut map and a row-cut one behind it are the whole maps", "[t
   auto numbers = [](int64_t rows, int64_t columns, int64_t modulus) {
     return (at::arange(rows * columns, test_options(at::kDouble)).remainder(modulus) - 2).view({rows, columns});
   };
-  const at::Tensor x_all = numbers(U, kWidth, 7), up_all = numbers(hidden, kWidth, 5), down_all = numbers(kWidth, hidden, 4), d_all = numbers(U, kWidth, 3);
+  const at::Tensor x_all = numbers(U, kWidth, 7), up_all = numbers(hidden, kWidth, 5),
+                   down_all = numbers(kWidth, hidden, 4), d_all = numbers(U, kWidth, 3);
   // One rank: y = (x up^T)^2 down^T + x, dx and the gradients of both maps.
-  at::Tensor x_whole = x_all.clone().requires_grad_(), up_whole = up_all.clone().requires_grad_(), down_whole = down_all.clone().requires_grad_();
+  at::Tensor x_whole = x_all.clone().requires_grad_(), up_whole = up_all.clone().requires_grad_(),
+             down_whole = down_all.clone().requires_grad_();
   at::Tensor y_whole = x_whole.matmul(up_whole.t()).square().matmul(down_whole.t()) + x_whole;
   const auto wanted = torch::autograd::grad({y_whole}, {x_whole, up_whole, down_whole}, {d_all});
 
@@ -89,7 +93,8 @@ TEST_CASE("a column-cut map and a row-cut one behind it are the whole maps", "[t
     return rows;
   };
   at::Tensor x = own(x_all).requires_grad_();
-  at::Tensor up = up_all.narrow(0, 2 * a.me, 2).clone().requires_grad_(), down = down_all.narrow(1, 2 * a.me, 2).clone().requires_grad_();
+  at::Tensor up = up_all.narrow(0, 2 * a.me, 2).clone().requires_grad_(),
+             down = down_all.narrow(1, 2 * a.me, 2).clone().requires_grad_();
   at::Tensor y = a.axis.reduce_scatter_rows(a.axis.gather_rows(x, U).matmul(up.t()).square().matmul(down.t())) + x;
   CHECK(at::equal(y, own(y_whole.detach())));
   const auto got = torch::autograd::grad({y}, {x, up, down}, {own(d_all)});

@@ -1,4 +1,5 @@
-// The exchange of rows between ranks: closed forms in numbers that sums represent exactly, uneven and empty loads, rounds.
+// The exchange of rows between ranks: closed forms in numbers that sums represent exactly, uneven and empty loads,
+// rounds.
 #include "parallel/comm/token_exchange.h"
 
 #include "parallel/comm/communicator.h"
@@ -44,7 +45,9 @@ void check_exchange(int64_t buffer_rows) {
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t p = 0; p < ranks; ++p) {
       const std::vector<int64_t> chosen = experts_at(me, t, p, ranks);
-      for (size_t i = 0; i < chosen.size(); ++i) expert[t][2 * p + static_cast<int64_t>(i)] = kLocalExperts * p + chosen[i];
+      for (size_t i = 0; i < chosen.size(); ++i) {
+        expert[t][2 * p + static_cast<int64_t>(i)] = kLocalExperts * p + chosen[i];
+      }
     }
     rows[t][0] = token_value(me, t);
     rows[t][1] = -token_value(me, t);
@@ -65,7 +68,8 @@ void check_exchange(int64_t buffer_rows) {
   }
   at::Tensor sum = at::zeros_like(rows);
   for (const ExchangeRound& round : rounds) {
-    const std::vector<at::Tensor> arrived = exchange->receive(exchange->send(round, {rows, rows.narrow(1, 0, 1).to(at::kInt)}));
+    const std::vector<at::Tensor> arrived =
+        exchange->receive(exchange->send(round, {rows, rows.narrow(1, 0, 1).to(at::kInt)}));
     REQUIRE(arrived.size() == 2);
     const at::Tensor got = arrived[0];
     CHECK(got.size(0) == round.num_received);
@@ -112,7 +116,8 @@ TEST_CASE("An exchange in which nobody wants anything") {
   CHECK(exchange->receive(exchange->send(rounds[0], {at::ones({5, 3}, options)})).at(0).size(0) == 0);
 }
 
-TEST_CASE("The sent rows are counted: each routed token once a destination, whatever number of its experts live there") {
+TEST_CASE(
+    "The sent rows are counted: each routed token once a destination, whatever number of its experts live there") {
   Launch& launch = test_launch();
   auto group = launch.make_group(0, launch.rank(), "exchange");
   auto exchange = make_token_exchange(*group, 0);
@@ -123,6 +128,7 @@ TEST_CASE("The sent rows are counted: each routed token once a destination, what
   const auto rounds = exchange->plan(all_experts.expand({4, num_experts}), num_experts);
   CHECK(group->bytes_sent() - planning == (1 + 2) * 8 * (group->size() - 1));
   const int64_t before = group->bytes_sent();
-  exchange->receive(exchange->send(rounds[0], {at::ones({4, width}, at::TensorOptions(at::kFloat).device(launch.device()))}));
+  exchange->receive(
+      exchange->send(rounds[0], {at::ones({4, width}, at::TensorOptions(at::kFloat).device(launch.device()))}));
   CHECK(group->bytes_sent() - before == 4 * width * 4 * (group->size() - 1));
 }

@@ -1,4 +1,5 @@
-"""model.cache: a second start takes the frozen weights from the cache, on any mesh, and whatever is wrong with it costs time alone.
+"""model.cache: a second start takes the frozen weights from the cache, on any mesh, and whatever is wrong with it costs
+time alone.
 
     .venv/bin/python tests/faults/cache_test.py [BUILD_FOLDER]
 """
@@ -33,7 +34,8 @@ def slabs(cache):
 
 
 def offsets(file):
-    """{tensor: its first byte in the file}, in the order of the file; empty for a file that nobody has given a header yet."""
+    """{tensor: its first byte in the file}, in the order of the file; empty for a file that nobody has given a header
+    yet."""
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length) or "{}")
@@ -59,7 +61,9 @@ def garble(file, names):
     with safe_open(file, "pt") as opened, open(file, "r+b") as raw:
         for name in names:
             raw.seek(places[name])
-            raw.write(numpy.random.default_rng(1).integers(0, 63, opened.get_tensor(name).nbytes, dtype=numpy.uint8).tobytes())
+            raw.write(
+                numpy.random.default_rng(1).integers(0, 63, opened.get_tensor(name).nbytes, dtype=numpy.uint8).tobytes()
+            )
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
@@ -73,7 +77,13 @@ class CacheTest(unittest.TestCase):
 
     def run_once(self, name, ranks=1, cache=True, **changes):
         """A run of two steps in a folder of its own: its start line, losses and output."""
-        settings = {"model.weights": "pretrained", "model.path": str(self.model), "train.steps": 2, "mtp.loss_weight": 0, "checkpoint.every_steps": 0}
+        settings = {
+            "model.weights": "pretrained",
+            "model.path": str(self.model),
+            "train.steps": 2,
+            "mtp.loss_weight": 0,
+            "checkpoint.every_steps": 0,
+        }
         if cache:
             settings["model.cache"] = str(self.cache)
         run = TinyRun(self.folder / name, **settings, **changes)
@@ -91,7 +101,12 @@ class CacheTest(unittest.TestCase):
         # 4.5 bits of bf16's 16.
         self.assertEqual(packed, sum(sizes[name] for name in linear) * 4.5 / 16)
         self.assertIn("packed into the cache", output)
-        inspected = subprocess.run([TinyRun(self.folder / "first").arguments("inspect")[0], "inspect", str(self.cache)], capture_output=True, text=True, check=True).stdout
+        inspected = subprocess.run(
+            [TinyRun(self.folder / "first").arguments("inspect")[0], "inspect", str(self.cache)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         self.assertIn(f"whole: {len(linear)} of {len(linear)} matrices", inspected)
 
         garble(self.model / "model.safetensors", linear)
@@ -104,7 +119,11 @@ class CacheTest(unittest.TestCase):
         self.assertEqual(again, losses)
         self.assertEqual(second["frozen_digest"], first["frozen_digest"])
         self.assertIn("packed from the cache", output)
-        for name, ranks, mesh in (("ep", 2, {"mesh.ep": 2}), ("shards", 2, {"mesh.shard": "all"}), ("tp", 2, {"mesh.tp": 2})):
+        for name, ranks, mesh in (
+            ("ep", 2, {"mesh.ep": 2}),
+            ("shards", 2, {"mesh.shard": "all"}),
+            ("tp", 2, {"mesh.tp": 2}),
+        ):
             with self.subTest(mesh=name):
                 start, again, _ = self.run_once(name, ranks, **mesh)
                 self.assertEqual(start["frozen_digest"], first["frozen_digest"])
@@ -118,7 +137,10 @@ class CacheTest(unittest.TestCase):
         self.assertGreater(first["cache_written_bytes"], 0)
         start, again, _ = self.run_once("second", **{"model.base": "nf4_double"})
         self.assertEqual(start["frozen_digest"], first["frozen_digest"])
-        self.assertEqual((start["checkpoint_read_bytes"], start["cache_written_bytes"]), (sum(size for name, size in sizes.items() if not name.endswith(LINEAR)), 0))
+        self.assertEqual(
+            (start["checkpoint_read_bytes"], start["cache_written_bytes"]),
+            (sum(size for name, size in sizes.items() if not name.endswith(LINEAR)), 0),
+        )
 
     def test_damage_is_said_and_mended(self):
         write_checkpoint(self.model, **SIZES)
@@ -161,7 +183,17 @@ class CacheTest(unittest.TestCase):
         before = 0
         # Each goes on where the last was killed: at some matrix of the 192 of experts, of 0.3 MB each.
         for number, delay_s in enumerate((0.0, 0.007, 0.02, 0.033)):
-            run = TinyRun(self.folder / f"killed{number}", **{"model.weights": "pretrained", "model.path": str(self.model), "model.cache": str(self.cache), "train.steps": 1, "mtp.loss_weight": 0, "adapter.targets": "[attention]"})
+            run = TinyRun(
+                self.folder / f"killed{number}",
+                **{
+                    "model.weights": "pretrained",
+                    "model.path": str(self.model),
+                    "model.cache": str(self.cache),
+                    "train.steps": 1,
+                    "mtp.loss_weight": 0,
+                    "adapter.targets": "[attention]",
+                },
+            )
             enough, process, end = filled() + 3 * 2**20, run.start(), time.time() + 120
             while filled() < enough and process.poll() is None and time.time() < end:
                 time.sleep(0.0005)
@@ -191,7 +223,9 @@ class CacheTest(unittest.TestCase):
     def test_disk_full(self):
         write_checkpoint(self.model, **SIZES)
         self.cache.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(self.cache)], capture_output=True, text=True)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(self.cache)], capture_output=True, text=True
+        )
         if mounted.returncode != 0:
             self.skipTest(f"this machine does not allow a file system of its own: {mounted.stderr.strip()}")
         self.addCleanup(subprocess.run, ["umount", str(self.cache)], check=True)

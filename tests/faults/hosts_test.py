@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/faults/hosts_test.py [BUILD_FOLDER]       # as root
 
-Each "host" has its network, its name and its folder for temporary files, so that Open MPI finds three machines: TCP between
-them, shared memory within. Exit code 77, which ctest shows as skipped, where the kernel does not allow that.
+Each "host" has its network, its name and its folder for temporary files, so that Open MPI finds three machines: TCP
+between them, shared memory within. Exit code 77, which ctest shows as skipped, where the kernel does not allow that.
 """
 
 import os
@@ -23,7 +23,8 @@ from tiny_run import TinyRun
 SUBNET = "10.213.77"
 HOSTS = {f"mthost{i}": f"{SUBNET}.{10 + i}" for i in (1, 2, 3)}
 BRIDGE = "mtbr0"
-# What ssh would be: AGENT HOST COMMAND..., the command in a shell of that host. A TMPDIR of its own keeps Open MPI's sessions apart.
+# What ssh would be: AGENT HOST COMMAND..., the command in a shell of that host. A TMPDIR of its own keeps Open MPI's
+# sessions apart.
 AGENT = """#!/bin/sh
 host=$1; shift
 export TMPDIR={folder}/tmp-$host
@@ -69,14 +70,49 @@ class HostsTest(unittest.TestCase):
         agent.chmod(0o755)
         hostfile = cls.folder / "hosts"
         hostfile.write_text("".join(f"{host} slots=2\n" for host in HOSTS))
-        cls.mpirun = ["mpirun", "--allow-run-as-root", "--hostfile", str(hostfile), "--map-by", "slot", "--bind-to", "none",
-                      "--mca", "plm", "rsh", "--mca", "plm_rsh_agent", str(agent), "--mca", "plm_rsh_no_tree_spawn", "1",
-                      "--mca", "oob_tcp_if_include", f"{SUBNET}.0/24", "--mca", "btl_tcp_if_include", f"{SUBNET}.0/24", "--mca", "btl", "self,vader,tcp",
-                      "--mca", "orte_keep_fqdn_hostnames", "1"]
+        cls.mpirun = [
+            "mpirun",
+            "--allow-run-as-root",
+            "--hostfile",
+            str(hostfile),
+            "--map-by",
+            "slot",
+            "--bind-to",
+            "none",
+            "--mca",
+            "plm",
+            "rsh",
+            "--mca",
+            "plm_rsh_agent",
+            str(agent),
+            "--mca",
+            "plm_rsh_no_tree_spawn",
+            "1",
+            "--mca",
+            "oob_tcp_if_include",
+            f"{SUBNET}.0/24",
+            "--mca",
+            "btl_tcp_if_include",
+            f"{SUBNET}.0/24",
+            "--mca",
+            "btl",
+            "self,vader,tcp",
+            "--mca",
+            "orte_keep_fqdn_hostnames",
+            "1",
+        ]
 
     def launch(self, arguments, ranks=6):
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_COMM", "PMIX", "PRTE"))} | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([*self.mpirun, "-np", str(ranks), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_COMM", "PMIX", "PRTE"))} | {
+            "OMP_NUM_THREADS": "1"
+        }
+        return subprocess.Popen(
+            [*self.mpirun, "-np", str(ranks), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
 
     def test_places_on_hosts(self):
         """Six ranks, two on each host: the number within the host is what chooses the GPU."""
@@ -111,7 +147,11 @@ class HostsTest(unittest.TestCase):
         pids = subprocess.run(["ip", "netns", "pids", "mthost3"], capture_output=True, text=True).stdout.split()
         ranks = {}
         for pid in pids:
-            environment = dict(item.split("=", 1) for item in pathlib.Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0") if "=" in item)
+            environment = dict(
+                item.split("=", 1)
+                for item in pathlib.Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+                if "=" in item
+            )
             if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == "moetune":
                 ranks[int(environment["OMPI_COMM_WORLD_RANK"])] = int(pid)
         self.assertEqual(sorted(ranks), [4, 5])
@@ -131,7 +171,10 @@ if __name__ == "__main__":
         sys.exit("ip (Debian package iproute2) is missing: scripts/setup --dev")
     if not refusal:
         tried = do("ip netns add mtprobe", check=False)
-        refusal = tried.stderr.strip() or do("ip netns exec mtprobe unshare --uts hostname mtprobe", check=False).stderr.strip()
+        refusal = (
+            tried.stderr.strip()
+            or do("ip netns exec mtprobe unshare --uts hostname mtprobe", check=False).stderr.strip()
+        )
         do("ip netns del mtprobe", check=False)
     if refusal:
         print(f"SKIPPED: several hosts are not tested, network namespaces are not to be had here: {refusal}")

@@ -1,6 +1,6 @@
 """Resume is exact: whatever ended a run, going on gives the bits of the run that nothing ended (design contract 5).
 
-    .venv/bin/python tests/faults/resume_test.py [BUILD_FOLDER]
+.venv/bin/python tests/faults/resume_test.py [BUILD_FOLDER]
 """
 
 import os
@@ -65,7 +65,9 @@ class ResumeTest(unittest.TestCase):
         self.assert_same(run, whole)
 
     def test_sigusr1_saves_and_goes_on(self):
-        run = TinyRun(self.folder / "saved", **{"train.steps": 60, "checkpoint.every_steps": 0, "checkpoint.keep_last": 9})
+        run = TinyRun(
+            self.folder / "saved", **{"train.steps": 60, "checkpoint.every_steps": 0, "checkpoint.keep_last": 9}
+        )
         process = run.start()
         run.wait_for_step(10, process)
         process.send_signal(signal.SIGUSR1)
@@ -111,7 +113,11 @@ class ResumeTest(unittest.TestCase):
         first = TinyRun(self.folder / "first", **small)
         first.finish()
         adapter = self.folder / "adapter"
-        subprocess.run([program(), "export", str(self.folder / "first" / "run"), "--to", str(adapter)], check=True, capture_output=True)
+        subprocess.run(
+            [program(), "export", str(self.folder / "first" / "run"), "--to", str(adapter)],
+            check=True,
+            capture_output=True,
+        )
         tensors = load_file(adapter / "adapter_model.safetensors")
         tensors[sorted(tensors)[0]][0, 0] = float("inf")
         save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -130,9 +136,18 @@ class ResumeTest(unittest.TestCase):
         shutil.rmtree(first.checkpoints()[-1])
         saved, log = self.folder / "saved", first.log.read_text()
         shutil.copytree(first.checkpoints()[-1], saved)
-        for ranks, ep, tp, expert_tp in ((4, 4, 1, 1), (4, 2, 1, 1), (4, 1, 1, 1), (1, 1, 1, 1), (4, 2, 2, 1), (2, 1, 2, 2)):
+        for ranks, ep, tp, expert_tp in (
+            (4, 4, 1, 1),
+            (4, 2, 1, 1),
+            (4, 1, 1, 1),
+            (1, 1, 1, 1),
+            (4, 2, 2, 1),
+            (2, 1, 2, 2),
+        ):
             with self.subTest(ranks=ranks, ep=ep, tp=tp, expert_tp=expert_tp):
-                moved = TinyRun(self.folder / "moved", **settings, **{"mesh.ep": ep, "mesh.tp": tp, "mesh.expert_tp": expert_tp})
+                moved = TinyRun(
+                    self.folder / "moved", **settings, **{"mesh.ep": ep, "mesh.tp": tp, "mesh.expert_tp": expert_tp}
+                )
                 moved.finish(ranks, resume=True)
                 self.assertEqual(sorted(moved.losses()), list(range(1, 21)))
                 for step, loss in whole.losses().items():

@@ -1,6 +1,6 @@
 """A rank that is stopped, killed, or stands still in training ends the job soon, with one message that names it.
 
-    .venv/bin/python tests/faults/stall_test.py [BUILD_FOLDER]
+.venv/bin/python tests/faults/stall_test.py [BUILD_FOLDER]
 """
 
 import os
@@ -19,8 +19,8 @@ from tiny_run import TinyRun
 
 HEARD_S = 1.5  # ranks report twice a second: until then the last report may be of the time before the first step
 STALL_S = 4
-# Stops the thread that works and no other, as a lock that is never released would. Its own process, because the kernel tells
-# the end of a traced thread to the tracer before the parent.
+# Stops the thread that works and no other, as a lock that is never released would. Its own process, because the kernel
+# tells the end of a traced thread to the tracer before the parent.
 TRACER = """
 import ctypes, os, sys
 libc, pid = ctypes.CDLL(None, use_errno=True), int(sys.argv[1])
@@ -39,7 +39,11 @@ class StallTest(unittest.TestCase):
         self.addCleanup(shutil.rmtree, self.folder)
 
     def start(self, ranks, **changes):
-        self.run_ = TinyRun(self.folder, **{"mesh.ep": 2, "train.steps": 100000, "checkpoint.every_steps": 0, "run.stall_timeout_s": STALL_S} | changes)
+        self.run_ = TinyRun(
+            self.folder,
+            **{"mesh.ep": 2, "train.steps": 100000, "checkpoint.every_steps": 0, "run.stall_timeout_s": STALL_S}
+            | changes,
+        )
         process = self.run_.start(ranks)
         self.addCleanup(process.kill)
         self.run_.wait_for_step(5, process)
@@ -51,7 +55,11 @@ class StallTest(unittest.TestCase):
         children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
         by_rank = {}
         for pid in children:
-            environment = dict(item.split("=", 1) for item in pathlib.Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0") if "=" in item)
+            environment = dict(
+                item.split("=", 1)
+                for item in pathlib.Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+                if "=" in item
+            )
             by_rank[int(environment["OMPI_COMM_WORLD_RANK"])] = int(pid)
         return by_rank
 
@@ -65,7 +73,9 @@ class StallTest(unittest.TestCase):
         return output
 
     def assert_names(self, output, rank, ranks, pid, what):
-        self.assertRegex(output, rf"error: rank {rank} of {ranks} \(host {re.escape(os.uname().nodename)}, process {pid}\) {what}")
+        self.assertRegex(
+            output, rf"error: rank {rank} of {ranks} \(host {re.escape(os.uname().nodename)}, process {pid}\) {what}"
+        )
         self.assertRegex(output, rf"rank {rank} (is|was last heard of) at (end of )?step \d+")
         # Who waits, in which collective of which group, how large.
         self.assertRegex(output, r"(waits? for it,|is) at .*, in \w+ #\d+ of group \w+.* \(\d ranks\), \d+ bytes")

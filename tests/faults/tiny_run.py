@@ -1,4 +1,5 @@
-"""A tiny run of the real program: config.json, tokens and recipe in a folder of its own, no checkpoint needed (weights: random).
+"""A tiny run of the real program: config.json, tokens and recipe in a folder of its own, no checkpoint needed (weights:
+random).
 
     run = TinyRun(folder, steps=40)
     run.start(ranks=2).wait()
@@ -17,11 +18,30 @@ import time
 from safetensors.numpy import load_file
 
 CONFIG = {
-    "model_type": "deepseek_v3", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 32,
-    "num_hidden_layers": 3, "first_k_dense_replace": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 16,
-    "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 8, "n_shared_experts": 1,
-    "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5,
-    "rms_norm_eps": 1e-6, "max_position_embeddings": 256, "num_nextn_predict_layers": 1,
+    "model_type": "deepseek_v3",
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 256,
+    "num_nextn_predict_layers": 1,
 }
 
 
@@ -44,11 +64,28 @@ class TinyRun:
             for _ in range(200):
                 ids = [draw.randrange(CONFIG["vocab_size"]) for _ in range(draw.randrange(4, 30))]
                 file.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
-        self.values = {"run.dir": str(self.folder / "run"), "run.device": "cpu", "run.threads": 1, "model.path": str(self.folder / "model"),
-                       "model.weights": "random", "model.base": "nf4", "model.compute": "fp32", "adapter.rank": 4, "adapter.alpha": 8,
-                       "adapter.dropout": 0.1, "adapter.targets": "[all_linear]", "data.train": str(self.folder / "train.jsonl"),
-                       "data.max_tokens": 64, "train.steps": 30, "train.batch": 4, "train.optimizer.lr": 0.01, "router.bias": "update",
-                       "mtp.loss_weight": 0.3, "checkpoint.every_steps": 10, "checkpoint.keep_last": 2} | changes
+        self.values = {
+            "run.dir": str(self.folder / "run"),
+            "run.device": "cpu",
+            "run.threads": 1,
+            "model.path": str(self.folder / "model"),
+            "model.weights": "random",
+            "model.base": "nf4",
+            "model.compute": "fp32",
+            "adapter.rank": 4,
+            "adapter.alpha": 8,
+            "adapter.dropout": 0.1,
+            "adapter.targets": "[all_linear]",
+            "data.train": str(self.folder / "train.jsonl"),
+            "data.max_tokens": 64,
+            "train.steps": 30,
+            "train.batch": 4,
+            "train.optimizer.lr": 0.01,
+            "router.bias": "update",
+            "mtp.loss_weight": 0.3,
+            "checkpoint.every_steps": 10,
+            "checkpoint.keep_last": 2,
+        } | changes
         self.log = self.folder / "run" / "log.jsonl"
 
     def arguments(self, command, resume=False):
@@ -65,8 +102,19 @@ class TinyRun:
 
     def start(self, ranks=1, resume=False, command="train", before_start=None):
         """The running process; with more ranks it is mpirun. `before_start` is called in it first."""
-        launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
-        return subprocess.Popen([*launch, *self.arguments(command, resume)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, preexec_fn=before_start)
+        launch = (
+            ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
+            if ranks > 1
+            else []
+        )
+        return subprocess.Popen(
+            [*launch, *self.arguments(command, resume)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            preexec_fn=before_start,
+        )
 
     def finish(self, ranks=1, resume=False, expect=0):
         """Runs to the end and returns the output; fails when the exit code is another."""

@@ -26,7 +26,8 @@ TEST_CASE("Grouped products in bf16 on CUDA equal those expert by expert in fp64
     auto wide = [](const at::Tensor& tensor) { return tensor.to(at::kCPU, at::kDouble); };
     // Memory that the allocator hands out again must not show in what no row writes.
     at::full({num_experts * outputs * inputs}, 1e30, bf16);
-    CHECK(relative(grouped_mm(x_XI, w_eOI.transpose(1, 2), groups), grouped_mm(wide(x_XI), wide(w_eOI).transpose(1, 2), host)) < 5e-3);
+    CHECK(relative(grouped_mm(x_XI, w_eOI.transpose(1, 2), groups),
+                   grouped_mm(wide(x_XI), wide(w_eOI).transpose(1, 2), host)) < 5e-3);
     CHECK(relative(grouped_mm(y_XO, w_eOI, groups), grouped_mm(wide(y_XO), wide(w_eOI), host)) < 5e-3);
     const at::Tensor outer = grouped_outer(y_XO, x_XI, groups);
     CHECK(relative(outer, grouped_outer(wide(y_XO), wide(x_XI), host)) < 5e-3);
@@ -38,7 +39,8 @@ TEST_CASE("Grouped products in bf16 on CUDA equal those expert by expert in fp64
     CHECK(part.num_rows() == counts[1] + counts[2]);
     if (part.num_rows() > 0) {
       CHECK(relative(grouped_mm(part_rows, w_eOI.narrow(0, 1, 2).transpose(1, 2), part),
-                     grouped_mm(wide(part_rows), wide(w_eOI).narrow(0, 1, 2).transpose(1, 2), host.range(1, 2))) < 5e-3);
+                     grouped_mm(wide(part_rows), wide(w_eOI).narrow(0, 1, 2).transpose(1, 2), host.range(1, 2))) <
+            5e-3);
     }
   }
 }

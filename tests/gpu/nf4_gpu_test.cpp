@@ -8,8 +8,8 @@
 #include <functional>
 #include <limits>
 
-#include "lora/frozen_weight.h"
 #include "lora/formats/nf4.h"
+#include "lora/frozen_weight.h"
 #include "parallel/base/error.h"
 
 using namespace moetune;
@@ -17,14 +17,17 @@ using namespace moetune;
 namespace {
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
-  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && at::equal(a.view(-1).view(at::kByte), b.cpu().view(-1).view(at::kByte));
+  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
+         at::equal(a.view(-1).view(at::kByte), b.cpu().view(-1).view(at::kByte));
 }
 
 /// Weights that meet every branch: ordinary blocks of very different size, zeros, subnormals, huge values, exact ties.
 at::Tensor weights(int64_t num_elements) {
   const at::Tensor index = at::arange(num_elements, at::kDouble);
   at::Tensor weight = (at::sin(index * 1.7) * at::exp(4 * at::sin(index.div(64, "floor")))).to(at::kFloat);
-  const auto block = [&](int64_t b) { return weight.slice(0, std::min(b * 64, num_elements), std::min(b * 64 + 64, num_elements)); };
+  const auto block = [&](int64_t b) {
+    return weight.slice(0, std::min(b * 64, num_elements), std::min(b * 64 + 64, num_elements));
+  };
   block(1).zero_();
   block(2).zero_().neg_();
   block(3).mul_(1e-40);
@@ -34,7 +37,8 @@ at::Tensor weights(int64_t num_elements) {
     ties.copy_(at::tensor({-0.8480964004993439f, -0.6106329262256622f, -0.4599952697753906f, -0.33967943489551544f,
                            -0.23460740596055984f, -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f,
                            0.1202552504837513f, 0.2035212516784668f, 0.2920137718319893f, 0.3893125355243683f,
-                           0.5016634166240692f, 0.6427869200706482f, 0.8614784181118011f, 1.0f}).repeat({4}));
+                           0.5016634166240692f, 0.6427869200706482f, 0.8614784181118011f, 1.0f})
+                   .repeat({4}));
   }
   return weight;
 }
@@ -72,7 +76,8 @@ TEST_CASE("NF4 on CUDA equals NF4 on the CPU bit for bit", "[nf4]") {
           CHECK(same_bits(cpu.absmax, gpu.absmax));
         }
         for (const auto out_dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
-          const at::Tensor out = at::empty({num_elements}, out_dtype), out_gpu = at::full({num_elements + 64}, 5.0, out.options().device(at::kCUDA));
+          const at::Tensor out = at::empty({num_elements}, out_dtype),
+                           out_gpu = at::full({num_elements + 64}, 5.0, out.options().device(at::kCUDA));
           nf4_dequantise_into(cpu, out);
           nf4_dequantise_into(gpu, out_gpu.slice(0, 0, num_elements));
           CHECK(same_bits(out, out_gpu.slice(0, 0, num_elements)));
@@ -88,7 +93,8 @@ TEST_CASE("Units of a stack, whole or cut, are the same on CUDA as on the CPU", 
   const at::Tensor stack = weights(E * O * I).view({E, O, I}).contiguous();
   DequantCounters counters;
   for (const BaseFormat format : {BaseFormat::kNf4, BaseFormat::kNf4Double}) {
-    for (const MatrixCut& cut : {MatrixCut{}, MatrixCut{MatrixCut::Dim::kOutputs, 1, 2}, MatrixCut{MatrixCut::Dim::kInputs, 2, 3}}) {
+    for (const MatrixCut& cut :
+         {MatrixCut{}, MatrixCut{MatrixCut::Dim::kOutputs, 1, 2}, MatrixCut{MatrixCut::Dim::kInputs, 2, 3}}) {
       std::vector<at::Tensor> dense;
       for (const at::Device device : {at::Device(at::kCPU), at::Device(at::kCUDA)}) {
         Scratch scratch(device, at::kBFloat16);
@@ -123,11 +129,12 @@ TEST_CASE("Bandwidth of NF4 on CUDA", "[nf4][bandwidth]") {
       const at::Tensor out = at::empty({num_elements}, weight.options().dtype(dtype));
       const double seconds = best_seconds([&] { nf4_dequantise_into(q, out); });
       const double bytes_per_s = static_cast<double>(q.num_bytes() + static_cast<int64_t>(out.nbytes())) / seconds;
-      std::printf("dequantise %s to %s: %.3f ms, %.2f TB/s read + written\n", double_quantise ? "double" : "single", at::toString(dtype),
-                  seconds * 1e3, bytes_per_s / 1e12);
+      std::printf("dequantise %s to %s: %.3f ms, %.2f TB/s read + written\n", double_quantise ? "double" : "single",
+                  at::toString(dtype), seconds * 1e3, bytes_per_s / 1e12);
       CHECK(bytes_per_s > 0.2e12);  // a fraction of any such card's memory: a kernel that fell off its fast path shows
     }
   }
   const double seconds = best_seconds([&] { nf4_quantise(weight, false); });
-  std::printf("quantise bf16: %.3f ms, %.1f G weights/s\n", seconds * 1e3, static_cast<double>(num_elements) / seconds / 1e9);
+  std::printf("quantise bf16: %.3f ms, %.1f G weights/s\n", seconds * 1e3,
+              static_cast<double>(num_elements) / seconds / 1e9);
 }

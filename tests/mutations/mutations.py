@@ -1,11 +1,12 @@
-"""Defects that trainers like this one have had, each as a change of one source file, with the contract that must catch it.
+"""Defects that trainers like this one have had, each as a change of one source file, with the contract that must catch
+it.
 
     .venv/bin/python tests/mutations/mutations.py list                    # name;file of each, for CMake
     .venv/bin/python tests/mutations/mutations.py write NAME OUT.cpp      # the source file with the defect in it
 
-CMake links `mutants/NAME` from the program's own objects and the changed one, which the linker takes instead of the library's; the program
-itself has no hook. Code in headers cannot be changed so. A text that is not found exactly once in its file is an error of the build: whoever
-changed that line says here how the same defect looks now.
+CMake links `mutants/NAME` from the program's own objects and the changed one, which the linker takes instead of the
+library's; the program itself has no hook. Code in headers cannot be changed so. A text that is not found exactly once
+in its file is an error of the build: whoever changed that line says here how the same defect looks now.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @dataclasses.dataclass(frozen=True)
 class Command:
     """`verify-layout` of a layout, or `train` with these values of the recipe, on so many ranks."""
+
     ranks: int
     layout: str = ""
     recipe: tuple = ()  # (key, value) pairs
@@ -30,69 +32,115 @@ TRAIN = (("model.base", "bf16"), ("train.steps", 4), ("run.check_replicas_every"
 @dataclasses.dataclass(frozen=True)
 class Mutation:
     name: str
-    why: str       # what goes wrong, and where it did
+    why: str  # what goes wrong, and where it did
     source: str
-    edits: tuple   # (text, replacement) pairs, one after the other
+    edits: tuple  # (text, replacement) pairs, one after the other
     command: Command
-    says: str      # regular expression for what the program says, with exit code 1
+    says: str  # regular expression for what the program says, with exit code 1
 
 
 MUTATIONS = [
     Mutation(
         "gradient_not_summed_over_tp",
-        "A of a map that is cut by outputs is whole on every rank of the tensor axis, and each sees the gradient of its own outputs alone. "
-        "Without their sum the copies drift apart, each a little wrong: the losses look fine.",
+        "A of a map that is cut by outputs is whole on every rank of the tensor axis, and each sees the gradient of its"
+        " own outputs alone. Without their sum the copies drift apart, each a little wrong: the losses look fine.",
         "trainer/update/replica_groups.cpp",
         (("case Replicas::kEverywhere: return mesh.stage();", "case Replicas::kEverywhere: return mesh.data();"),),
-        TWO_TP, r"tp 2 .*<- WRONG\n +farthest gradient: .*lora_A"),
+        TWO_TP,
+        r"tp 2 .*<- WRONG\n +farthest gradient: .*lora_A",
+    ),
     Mutation(
         "gradient_not_summed_over_ep",
-        "Ranks of an expert group take different data, so that what they hold alike (attention, norms) needs a sum over them too; "
-        "written for data parallel groups alone, it is left out.",
+        "Ranks of an expert group take different data, so that what they hold alike (attention, norms) needs a sum over"
+        " them too; written for data parallel groups alone, it is left out.",
         "trainer/update/gradients.cpp",
-        (("group.ranks().reduce_scatter_sum(own, flat);", "own.copy_(flat.narrow(0, group.shard_begin(), group.shard_size()));"),),
-        TWO_EP, r"ep 2 .*<- WRONG\n +farthest gradient: "),
+        (
+            (
+                "group.ranks().reduce_scatter_sum(own, flat);",
+                "own.copy_(flat.narrow(0, group.shard_begin(), group.shard_size()));",
+            ),
+        ),
+        TWO_EP,
+        r"ep 2 .*<- WRONG\n +farthest gradient: ",
+    ),
     Mutation(
         "initial_a_of_each_rank",
-        "Generators seeded by rank, so that cut matrices do not get equal parts, give copies different starts as well. B is zero: the first "
-        "loss is right, and the first all-gather hides it.",
+        "Generators seeded by rank, so that cut matrices do not get equal parts, give copies different starts as well."
+        " B is zero: the first loss is right, and the first all-gather hides it.",
         "lora/adapters/adapter.cpp",
         (("stream_key(seed, name)", "stream_key(seed + cut.index, name)"),),
         Command(2, recipe=TRAIN + (("mesh.tp", 2),)),
-        r"at the start: replicas differ; nothing was trained\n  model\.layers\.0\.\S+\.lora_A\.weight \(group stage\): rank 1 has not what rank 0 has\n"),
+        r"at the start: replicas differ; nothing was trained\n  model\.layers\.0\.\S+\.lora_A\.weight \(group stage\):"
+        r" rank 1 has not what rank 0 has\n",
+    ),
     Mutation(
         "delta_added_by_each_rank",
-        "A map cut by inputs sums what its ranks give. Where each rank adds the whole of B A x to its part, and not its part of it, the sum "
-        "holds it once for each rank.",
+        "A map cut by inputs sums what its ranks give. Where each rank adds the whole of B A x to its part, and not its"
+        " part of it, the sum holds it once for each rank.",
         "lora/linear.cpp",
-        (("adapter_->scale());", "adapter_->scale() * (frozen_->shape().cut.cuts_inputs() ? frozen_->shape().cut.parts : 1));"),),
-        TWO_TP, r"tp 2 .*<- WRONG\n"),
+        (
+            (
+                "adapter_->scale());",
+                "adapter_->scale() * (frozen_->shape().cut.cuts_inputs() ? frozen_->shape().cut.parts : 1));",
+            ),
+        ),
+        TWO_TP,
+        r"tp 2 .*<- WRONG\n",
+    ),
     Mutation(
         "stale_working_copy",
-        "One rank has the new values, the others go on with those of the step before: nothing looks wrong but that training is slow.",
+        "One rank has the new values, the others go on with those of the step before: nothing looks wrong but that"
+        " training is slow.",
         "trainer/update/optimizer.cpp",
-        (("member.parameter->working.copy_(FlatGroup::view(flat, member));", "if (group.ranks().rank() == 0) member.parameter->working.copy_(FlatGroup::view(flat, member));"),),
+        (
+            (
+                "member.parameter->working.copy_(FlatGroup::view(flat, member));",
+                "if (group.ranks().rank() == 0) member.parameter->working.copy_(FlatGroup::view(flat, member));",
+            ),
+        ),
         Command(2, recipe=TRAIN + (("mesh.dp", 2),)),
-        r"step 2: replicas differ; nothing was updated\n  \S+\.lora_[AB]\.weight \(group (stage|data|expert_replicas)\): rank 1 has not what rank 0 has\n"),
+        r"step 2: replicas differ; nothing was updated\n  \S+\.lora_[AB]\.weight \(group"
+        r" (stage|data|expert_replicas)\): rank 1 has not what rank 0 has\n",
+    ),
     Mutation(
         "received_rows_not_sorted",
-        "Received rows come in the order of their senders; taken for grouped by expert they go through other experts' weights.",
+        "Received rows come in the order of their senders; taken for grouped by expert they go through other experts'"
+        " weights.",
         "moe/routed_experts.cpp",
         ((".sort(/*stable=*/true, 0, false)", ".floor_divide(placement_.count).sort(/*stable=*/true, 0, false)"),),
-        TWO_EP, r"ep 2 .*<- WRONG\n"),
+        TWO_EP,
+        r"ep 2 .*<- WRONG\n",
+    ),
     Mutation(
         "padding_counted_in_loads",
-        "Rows of padding are routed nowhere, but they stand in the same tensor; counted as tokens they move the biases of the routers.",
+        "Rows of padding are routed nowhere, but they stand in the same tensor; counted as tokens they move the biases"
+        " of the routers.",
         "trainer/sweep/sweep.cpp",
         (("tally(expert_TK, ", "tally(expert_TK.clamp_max(model_.config.experts - 1), "),),
-        TWO_TP, r"tp 2 .*<- WRONG\n"),
+        TWO_TP,
+        r"tp 2 .*<- WRONG\n",
+    ),
     Mutation(
         "released_slab_read",
-        "A buffer that is given back before its experts were made dense is filled with those of another layer while they are read.",
+        "A buffer that is given back before its experts were made dense is filled with those of another layer while"
+        " they are read.",
         "lora/frozen_slab.cpp",
-        (("  slabs_.store_.release(number_);\n", "  if (kind_ != SlabKind::kExperts) slabs_.store_.release(number_);\n"),
-         ("one.weight->bind(bytes, one.offset, record_bytes_);", "one.weight->bind(bytes, one.offset, record_bytes_);\n  if (kind_ == SlabKind::kExperts) slabs_.store_.release(number_);")),
-        TWO_SHARDED, r"dp 2 .*sharded.*<- WRONG\n"),
+        (
+            (
+                "  slabs_.store_.release(number_);\n",
+                "  if (kind_ != SlabKind::kExperts) slabs_.store_.release(number_);\n",
+            ),
+            (
+                "one.weight->bind(bytes, one.offset, record_bytes_);",
+                (
+                    "one.weight->bind(bytes, one.offset, record_bytes_);\n  if (kind_ == SlabKind::kExperts)"
+                    " slabs_.store_.release(number_);"
+                ),
+            ),
+        ),
+        TWO_SHARDED,
+        r"dp 2 .*sharded.*<- WRONG\n",
+    ),
 ]
 
 
@@ -101,8 +149,10 @@ def mutated(mutation):
     text = (ROOT / mutation.source).read_text()
     for old, new in mutation.edits:
         if text.count(old) != 1:
-            sys.exit(f"tests/mutations/mutations.py: {mutation.name}: {mutation.source} has this text {text.count(old)} times, not once:\n  {old}\n"
-                     "Say there how the defect looks in the code as it is now.")
+            sys.exit(
+                f"tests/mutations/mutations.py: {mutation.name}: {mutation.source} has this text {text.count(old)}"
+                f" times, not once:\n  {old}\nSay there how the defect looks in the code as it is now."
+            )
         text = text.replace(old, new)
     return f'#line 1 "{mutation.source}"\n' + text
 

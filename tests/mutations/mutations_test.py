@@ -1,5 +1,5 @@
-"""Contract: known defects, put back into the program, are caught. Each by what is named for it, and not by chance: the program without the
-defect passes the same command.
+"""Contract: known defects, put back into the program, are caught. Each by what is named for it, and not by chance: the
+program without the defect passes the same command.
 
     .venv/bin/python tests/mutations/mutations_test.py [BUILD_FOLDER]
 """
@@ -29,7 +29,14 @@ def done(path, command):
     if command.layout:
         arguments += ["--layout", command.layout]
     launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(command.ranks)]
-    ended = subprocess.run([*launch, str(path), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    ended = subprocess.run(
+        [*launch, str(path), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     return ended.returncode, ended.stdout
 
 

@@ -1,7 +1,7 @@
 """PEFT adapter folders with random, non-zero A and B, under per-expert two-dimensional keys.
 
-    section = adapter_files.write("/tmp/a", model_folder, targets=["attention", "experts"], rank=4, alpha=6.0, seed=1)
-    adapter = adapter_files.read("/tmp/a")        # Adapter: scale, and {weight name: (A_RI, B_OR)}
+section = adapter_files.write("/tmp/a", model_folder, targets=["attention", "experts"], rank=4, alpha=6.0, seed=1)
+adapter = adapter_files.read("/tmp/a")        # Adapter: scale, and {weight name: (A_RI, B_OR)}
 """
 
 import json
@@ -50,9 +50,13 @@ def matches(path, target):
 def targeted(model_folder, targets, mtp):
     """{module path: [O, I]} of every linear map that `targets` cover; those of the MTP module only when `mtp`."""
     num_layers = json.loads((pathlib.Path(model_folder) / "config.json").read_text())["num_hidden_layers"]
-    return {name.removesuffix(".weight"): tensor.shape for name, tensor in models.read(model_folder).items()
-            if is_projection(name) and (mtp or int(name.split(".")[2]) < num_layers)
-            and any(matches(name.removesuffix(".weight"), target) for target in targets)}
+    return {
+        name.removesuffix(".weight"): tensor.shape
+        for name, tensor in models.read(model_folder).items()
+        if is_projection(name)
+        and (mtp or int(name.split(".")[2]) < num_layers)
+        and any(matches(name.removesuffix(".weight"), target) for target in targets)
+    }
 
 
 def write(folder, model_folder, targets, rank, alpha, seed, rslora=False, mtp=False):
@@ -65,13 +69,32 @@ def write(folder, model_folder, targets, rank, alpha, seed, rslora=False, mtp=Fa
     tensors = {}
     for path, (outputs, inputs) in targeted(model_folder, targets, mtp).items():
         tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) / math.sqrt(inputs)
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.3 / math.sqrt(rank)
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = (
+            torch.randn(outputs, rank, generator=generator) * 0.3 / math.sqrt(rank)
+        )
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     leaves = sorted({key.split(".")[-3] for key in tensors})
-    (folder / "adapter_config.json").write_text(json.dumps(dict(
-        base_model_name_or_path=str(model_folder), bias="none", fan_in_fan_out=False, inference_mode=True,
-        init_lora_weights=True, lora_alpha=alpha, lora_dropout=0.0, modules_to_save=None, peft_type="LORA", r=rank,
-        target_modules=leaves, task_type="CAUSAL_LM", use_dora=False, use_rslora=rslora), indent=2))
+    (folder / "adapter_config.json").write_text(
+        json.dumps(
+            dict(
+                base_model_name_or_path=str(model_folder),
+                bias="none",
+                fan_in_fan_out=False,
+                inference_mode=True,
+                init_lora_weights=True,
+                lora_alpha=alpha,
+                lora_dropout=0.0,
+                modules_to_save=None,
+                peft_type="LORA",
+                r=rank,
+                target_modules=leaves,
+                task_type="CAUSAL_LM",
+                use_dora=False,
+                use_rslora=rslora,
+            ),
+            indent=2,
+        )
+    )
     return dict(rank=rank, alpha=alpha, rslora=rslora, targets=targets) | {"from": str(folder)}
 
 
@@ -82,6 +105,10 @@ def read(folder):
     tensors = load_file(folder / "adapter_model.safetensors")
     root = math.sqrt(settings["r"]) if settings["use_rslora"] else settings["r"]
     paths = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
-    return Adapter(settings["lora_alpha"] / root, {
-        path.removeprefix(PREFIX): (tensors[path + ".lora_A.weight"], tensors[path + ".lora_B.weight"])
-        for path in paths})
+    return Adapter(
+        settings["lora_alpha"] / root,
+        {
+            path.removeprefix(PREFIX): (tensors[path + ".lora_A.weight"], tensors[path + ".lora_B.weight"])
+            for path in paths
+        },
+    )

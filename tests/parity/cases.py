@@ -16,7 +16,7 @@ def documents(vocab_size=128, lengths=LENGTHS, seed=7):
         tokens = torch.randint(vocab_size, (length,), generator=generator).tolist()
         labels = list(tokens)
         if index % 2 == 0:
-            labels[:length // 3] = [-100] * (length // 3)
+            labels[: length // 3] = [-100] * (length // 3)
         if index == 3:
             labels[10:15] = [-100] * 5
         result.append({"input_ids": tokens, "labels": labels})
@@ -26,7 +26,21 @@ def documents(vocab_size=128, lengths=LENGTHS, seed=7):
 def config(model, adapter=None, **changes):
     """CONFIG for the checkpoint `model` and the section that adapter_files.write returned (None: the weights train)."""
     return {
-        "model": str(model), "base": "fp32", "compute": "fp32", "adapter": adapter,
-        "documents": documents(), "max_tokens": MAX_TOKENS, "batch": BATCH, "slice_tokens": 1024, "keep": "none",
-        "steps": 0, "lr": 1e-3, "clip": 1.0, "mtp_loss_weight": 0.0, "balance_loss": 0.0, "router_bias": "frozen",
-        "bias_rate": 0.001, "mesh": {"dp": 1, "ep": 1}} | changes
+        "model": str(model),
+        "base": "fp32",
+        "compute": "fp32",
+        "adapter": adapter,
+        "documents": documents(),
+        "max_tokens": MAX_TOKENS,
+        "batch": BATCH,
+        "slice_tokens": 1024,
+        "keep": "none",
+        "steps": 0,
+        "lr": 1e-3,
+        "clip": 1.0,
+        "mtp_loss_weight": 0.0,
+        "balance_loss": 0.0,
+        "router_bias": "frozen",
+        "bias_rate": 0.001,
+        "mesh": {"dp": 1, "ep": 1},
+    } | changes

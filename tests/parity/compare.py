@@ -16,11 +16,13 @@ def relative(actual, expected):
 def differences(actual, expected, tolerance):
     """Lines that say what is missing, extra, of another shape or further off than `tolerance`; none when all agree."""
     lines = [f"missing: {name}" for name in sorted(expected.keys() - actual.keys())]
-    lines += [f"not expected: {name}" for name in sorted(actual.keys() - expected.keys()) if not name.startswith(OPTIONAL)]
+    lines += [
+        f"not expected: {name}" for name in sorted(actual.keys() - expected.keys()) if not name.startswith(OPTIONAL)
+    ]
     for name in sorted(expected.keys() & actual.keys()):
         if actual[name].shape != expected[name].shape:
             lines.append(f"{name}: shape {list(actual[name].shape)}, expected {list(expected[name].shape)}")
-        elif not (error := relative(actual[name], expected[name])) <= tolerance:      # also true of NaN
+        elif not (error := relative(actual[name], expected[name])) <= tolerance:  # also true of NaN
             lines.append(f"{name}: relative difference {error:.2e} > {tolerance:.0e}")
     return lines
 

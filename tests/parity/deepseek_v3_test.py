@@ -43,9 +43,12 @@ class DeepseekV3Test(ParityCase):
     def test_targets(self):
         """Groups, leaf names, one projection of the experts; rsLoRA; a rank other than a multiple of anything."""
         for name, targets, settings in (
-                ("groups", ["attention"], dict(rslora=True, alpha=4.0)), ("groups", ["experts"], dict(rank=3)),
-                ("plain", ["q_proj", "kv_b_proj", "experts.up_proj"], {}),
-                ("plain", ["shared_expert", "dense_mlp"], {}), ("groups", ["gate_proj", "o_proj"], dict(rslora=True))):
+            ("groups", ["attention"], dict(rslora=True, alpha=4.0)),
+            ("groups", ["experts"], dict(rank=3)),
+            ("plain", ["q_proj", "kv_b_proj", "experts.up_proj"], {}),
+            ("plain", ["shared_expert", "dense_mlp"], {}),
+            ("groups", ["gate_proj", "o_proj"], dict(rslora=True)),
+        ):
             with self.subTest(f"{name} {targets}"):
                 self.check(cases.config(self.model(name), self.adapter(name, targets, **settings)))
 
@@ -75,8 +78,15 @@ class DeepseekV3Test(ParityCase):
     def test_router_bias_update(self):
         for rate in (0.001, 0.05):
             with self.subTest(rate=rate):
-                self.check(cases.config(self.model("groups"), self.adapter("groups", ["attention", "experts"]), steps=10,
-                                        router_bias="update", bias_rate=rate))
+                self.check(
+                    cases.config(
+                        self.model("groups"),
+                        self.adapter("groups", ["attention", "experts"]),
+                        steps=10,
+                        router_bias="update",
+                        bias_rate=rate,
+                    )
+                )
 
     def test_sweep_settings_change_nothing(self):
         """Slices and kept graphs are means, not mathematics."""
@@ -96,8 +106,17 @@ class DeepseekV3Test(ParityCase):
         for mesh in (dict(dp=1, ep=2), dict(dp=2, ep=1)):
             with self.subTest(mesh):
                 adapter = self.adapter("mtp", ["all_linear"], mtp=True)
-                self.check(cases.config(self.model("mtp"), adapter, mesh=mesh, mtp_loss_weight=0.3, balance_loss=0.05,
-                                        router_bias="update", steps=3))
+                self.check(
+                    cases.config(
+                        self.model("mtp"),
+                        adapter,
+                        mesh=mesh,
+                        mtp_loss_weight=0.3,
+                        balance_loss=0.05,
+                        router_bias="update",
+                        steps=3,
+                    )
+                )
 
     def test_fp64(self):
         """The same in double precision on both sides, where a small mistake cannot hide in rounding."""
@@ -109,7 +128,8 @@ class DeepseekV3Test(ParityCase):
                     self.check(config, tolerance=EXACT, state_tolerance=EXACT)
 
     def test_bf16(self):
-        """What runs use: bf16 over NF4. Losses of ten steps stay within bf16's rounding of the fp32 reference on the same weights."""
+        """What runs use: bf16 over NF4. Losses of ten steps stay within bf16's rounding of the fp32 reference on the
+        same weights."""
         for base in ("bf16", "nf4"):
             with self.subTest(base):
                 config = cases.config(self.model("groups"), self.adapter("groups", ["all_linear"]), steps=10, base=base)

@@ -2,8 +2,9 @@
 
     .venv/bin/python tests/parity/export_test.py [BUILD_FOLDER] [unittest arguments]
 
-The program trains on a checkpoint of models.py, its own logits come from `moetune logits`, and the other side knows nothing of
-it but the exported folders. Weights move far (large learning rate), so that an export without effect would show.
+The program trains on a checkpoint of models.py, its own logits come from `moetune logits`, and the other side knows
+nothing of it but the exported folders. Weights move far (large learning rate), so that an export without effect would
+show.
 """
 
 import json
@@ -35,9 +36,18 @@ EXPERT_LEAVES = ("gate_proj", "up_proj", "down_proj")
 class ExportTest(ParityCase):
     def moetune(self, *arguments, expect=0, ranks=1):
         """Output of the program, which must end with the exit code `expect`; on more ranks under mpirun."""
-        launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
-        done = subprocess.run([*launch, str(program.build / "moetune"), *map(str, arguments)], capture_output=True, text=True,
-                              timeout=program.TIMEOUT_S, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        launch = (
+            ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
+            if ranks > 1
+            else []
+        )
+        done = subprocess.run(
+            [*launch, str(program.build / "moetune"), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=program.TIMEOUT_S,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         output = done.stdout + done.stderr
         self.assertEqual(done.returncode, expect, output[-4000:])
         return output
@@ -50,11 +60,17 @@ class ExportTest(ParityCase):
         data.write_text("".join(json.dumps(document) + "\n" for document in cases.documents()))
         recipe = {
             "run": {"dir": str(place / "run"), "seed": 3, "device": "cpu", "threads": 1},
-            "model": {"path": str(model), "weights": weights, "base": base, "compute": "fp32"}, "adapter": adapter,
+            "model": {"path": str(model), "weights": weights, "base": base, "compute": "fp32"},
+            "adapter": adapter,
             "data": {"train": str(data), "max_tokens": cases.MAX_TOKENS},
-            "train": {"steps": STEPS, "batch": cases.BATCH, "optimizer": {"lr": 0.03}, "schedule": {"kind": "constant"}},
+            "train": {
+                "steps": STEPS,
+                "batch": cases.BATCH,
+                "optimizer": {"lr": 0.03},
+                "schedule": {"kind": "constant"},
+            },
         } | sections
-        (place / "recipe.yaml").write_text(json.dumps(recipe))      # JSON is YAML
+        (place / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
         self.moetune("train", place / "recipe.yaml", ranks=ranks)
         return place / "run"
 
@@ -70,13 +86,19 @@ class ExportTest(ParityCase):
     def logits(self, model):
         """The same of a model of transformers."""
         with torch.no_grad():
-            return torch.cat([model(input_ids=torch.tensor(document["input_ids"])[None], use_cache=False).logits[0]
-                              for document in cases.documents()])
+            return torch.cat(
+                [
+                    model(input_ids=torch.tensor(document["input_ids"])[None], use_cache=False).logits[0]
+                    for document in cases.documents()
+                ]
+            )
 
     def load(self, folder, adapter=None):
-        """The model in `folder` in fp32, with an adapter if there is one; every tensor of the model must be in the folder."""
-        model, found = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager",
-                                                             output_loading_info=True)
+        """The model in `folder` in fp32, with an adapter if there is one; every tensor of the model must be in the
+        folder."""
+        model, found = DeepseekV3ForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, experts_implementation="eager", output_loading_info=True
+        )
         self.assertFalse(found["missing_keys"])
         return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False) if adapter else model
 
@@ -89,45 +111,67 @@ class ExportTest(ParityCase):
         return dict(rank=4, alpha=6.0, targets=targets) | changes
 
     def test_peft_reads_adapter_on_exported_base(self):
-        """NF4 bases: the base that the adapter was trained on is the dequantised one, and only on it do the logits agree."""
+        """NF4 bases: the base that the adapter was trained on is the dequantised one, and only on it do the logits
+        agree."""
         for name, base, section in (
-                ("groups", "fp32", self.adapter_section(["attention", "experts"])),
-                ("groups", "nf4", self.adapter_section(["attention", "experts"])),
-                ("groups", "fp32", self.adapter_section(["attention", "experts"], ranks={f"experts.{leaf}": 2 for leaf in EXPERT_LEAVES})),
-                ("groups", "fp32", self.adapter_section(["q_a_proj", "experts.down_proj"])),
-                ("fp8", "nf4_double", self.adapter_section(["attention", "experts"])),
-                ("plain", "nf4", self.adapter_section(["attention"], rslora=True, ranks={"o_proj": 2})),
-                ("plain", "bf16", self.adapter_section(["attention", "experts"], ranks={"q_proj": 7}))):
+            ("groups", "fp32", self.adapter_section(["attention", "experts"])),
+            ("groups", "nf4", self.adapter_section(["attention", "experts"])),
+            (
+                "groups",
+                "fp32",
+                self.adapter_section(["attention", "experts"], ranks={f"experts.{leaf}": 2 for leaf in EXPERT_LEAVES}),
+            ),
+            ("groups", "fp32", self.adapter_section(["q_a_proj", "experts.down_proj"])),
+            ("fp8", "nf4_double", self.adapter_section(["attention", "experts"])),
+            ("plain", "nf4", self.adapter_section(["attention"], rslora=True, ranks={"o_proj": 2})),
+            ("plain", "bf16", self.adapter_section(["attention", "experts"], ranks={"q_proj": 7})),
+        ):
             with self.subTest(f"{name} {base} {section}"):
                 run = self.train(self.model(name), section, base=base)
                 self.moetune("export", run, "--to", run.parent / "adapter")
                 self.moetune("export", run, "--to", run.parent / "base", "--base")
                 base_logits = self.logits(self.load(run.parent / "base"))
-                self.assert_same(self.logits(self.load(run.parent / "base", run.parent / "adapter")), self.own_logits(run), base_logits)
+                self.assert_same(
+                    self.logits(self.load(run.parent / "base", run.parent / "adapter")),
+                    self.own_logits(run),
+                    base_logits,
+                )
 
     def test_experts_of_two_ranks(self):
         """Each rank saves the experts it holds; the export has them all, each under its number."""
         run = self.train(self.model("groups"), self.adapter_section(["experts"]), ranks=2, mesh={"ep": 2})
         self.moetune("export", run, "--to", run.parent / "adapter")
-        self.assert_same(self.logits(self.load(self.model("groups"), run.parent / "adapter")), self.own_logits(run),
-                         self.logits(self.load(self.model("groups"))))
+        self.assert_same(
+            self.logits(self.load(self.model("groups"), run.parent / "adapter")),
+            self.own_logits(run),
+            self.logits(self.load(self.model("groups"))),
+        )
 
     def test_vllm_form_in_peft(self):
-        """One rank, scales in B, zeros for what was not trained: PEFT reads it as well, and what it cannot read as trained too."""
+        """One rank, scales in B, zeros for what was not trained: PEFT reads it as well, and what it cannot read as
+        trained too."""
         base_logits = self.logits(self.load(self.model("groups")))
-        for section in (self.adapter_section(["o_proj", "experts.up_proj"], rslora=True, ranks={"o_proj": 2}),
-                        self.adapter_section(["experts.gate_proj", "experts.up_proj"]),
-                        self.adapter_section(["experts"], rslora=True), self.adapter_section(["experts"], ranks={"experts.down_proj": 2})):
+        for section in (
+            self.adapter_section(["o_proj", "experts.up_proj"], rslora=True, ranks={"o_proj": 2}),
+            self.adapter_section(["experts.gate_proj", "experts.up_proj"]),
+            self.adapter_section(["experts"], rslora=True),
+            self.adapter_section(["experts"], ranks={"experts.down_proj": 2}),
+        ):
             with self.subTest(section):
                 run = self.train(self.model("groups"), section)
                 self.assertIn("--for vllm", self.moetune("export", run, "--to", run.parent / "as-trained"))
                 self.moetune("export", run, "--to", run.parent / "adapter", "--for", "vllm")
                 settings = json.loads((run.parent / "adapter" / "adapter_config.json").read_text())
                 self.assertEqual((settings["r"], settings["lora_alpha"], settings["use_rslora"]), (4, 4, False))
-                self.assert_same(self.logits(self.load(self.model("groups"), run.parent / "adapter")), self.own_logits(run), base_logits)
+                self.assert_same(
+                    self.logits(self.load(self.model("groups"), run.parent / "adapter")),
+                    self.own_logits(run),
+                    base_logits,
+                )
 
     def test_exported_adapter_goes_on(self):
-        """moetune reads its own export, dense maps and shared experts included, and the report names what PEFT would drop."""
+        """moetune reads its own export, dense maps and shared experts included, and the report names what PEFT would
+        drop."""
         run = self.train(self.model("groups"), self.adapter_section(["all_linear"]))
         report = self.moetune("export", run, "--to", run.parent / "adapter")
         for name in ("model.layers.0.mlp.gate_proj", "mlp.shared_experts.down_proj", "self_attn.kv_b_proj"):
@@ -135,7 +179,9 @@ class ExportTest(ParityCase):
         exported = adapter_files.read(run.parent / "adapter")
         expected = adapter_files.targeted(self.model("groups"), ["all_linear"], mtp=False)
         self.assertEqual(exported.pairs.keys(), expected.keys())
-        config = cases.config(self.model("groups"), self.adapter_section(["all_linear"]) | {"from": str(run.parent / "adapter")})
+        config = cases.config(
+            self.model("groups"), self.adapter_section(["all_linear"]) | {"from": str(run.parent / "adapter")}
+        )
         self.assertLess(compare.relative(program.run(config)["logits"], self.own_logits(run)), TOLERANCE)
 
     def test_merge(self):
@@ -144,13 +190,22 @@ class ExportTest(ParityCase):
             with self.subTest(name):
                 run = self.train(self.model(name), self.adapter_section(targets), mtp={"loss_weight": mtp})
                 self.moetune("merge", run, "--to", run.parent / "merged")
-                self.assert_same(self.logits(self.load(run.parent / "merged")), self.own_logits(run), self.logits(self.load(self.model(name))))
+                self.assert_same(
+                    self.logits(self.load(run.parent / "merged")),
+                    self.own_logits(run),
+                    self.logits(self.load(self.model(name))),
+                )
                 merged, original = models.read(run.parent / "merged"), models.read(self.model(name))
                 self.assertEqual(merged.keys(), original.keys())
                 projection = lambda key: adapter_files.is_projection(key)
                 self.assertTrue(all(torch.equal(merged[key], original[key]) for key in original if not projection(key)))
-                self.assertTrue(all(not torch.equal(merged[key], original[key]) for key in original
-                                    if projection(key) and ".experts." not in key))
+                self.assertTrue(
+                    all(
+                        not torch.equal(merged[key], original[key])
+                        for key in original
+                        if projection(key) and ".experts." not in key
+                    )
+                )
 
     def test_merge_of_bf16_and_fp8(self):
         """Each weight is W + s B A of the exported adapter, rounded to bf16 once."""
@@ -174,21 +229,31 @@ class ExportTest(ParityCase):
 
     def test_router_biases_travel(self):
         """Moved biases are in the merged model and in the exported base, and beside the adapter."""
-        run = self.train(self.model("groups"), self.adapter_section(["attention"]), router={"bias": "update", "bias_rate": 0.3})
-        for command in (("merge", run, "--to", run.parent / "merged"), ("export", run, "--to", run.parent / "base", "--base"),
-                        ("export", run, "--to", run.parent / "adapter")):
+        run = self.train(
+            self.model("groups"), self.adapter_section(["attention"]), router={"bias": "update", "bias_rate": 0.3}
+        )
+        for command in (
+            ("merge", run, "--to", run.parent / "merged"),
+            ("export", run, "--to", run.parent / "base", "--base"),
+            ("export", run, "--to", run.parent / "adapter"),
+        ):
             self.moetune(*command)
         expected = self.own_logits(run)
         self.assertLess(compare.relative(self.logits(self.load(run.parent / "merged")), expected), TOLERANCE)
-        self.assertLess(compare.relative(self.logits(self.load(run.parent / "base", run.parent / "adapter")), expected), TOLERANCE)
-        self.assertGreater(compare.relative(self.logits(self.load(self.model("groups"), run.parent / "adapter")), expected), 0.01)
+        self.assertLess(
+            compare.relative(self.logits(self.load(run.parent / "base", run.parent / "adapter")), expected), TOLERANCE
+        )
+        self.assertGreater(
+            compare.relative(self.logits(self.load(self.model("groups"), run.parent / "adapter")), expected), 0.01
+        )
         biases = load_file(run.parent / "adapter" / "router_bias.safetensors")
         merged = models.read(run.parent / "merged")
         self.assertEqual(sorted(biases), [f"model.layers.{layer}.mlp.gate.e_score_correction_bias" for layer in (1, 2)])
         self.assertTrue(all(torch.equal(merged[name], bias) for name, bias in biases.items()))
 
     def test_trained_weights(self):
-        """`adapter: none`: from a checkpoint, and from random weights, which is how a base trained from scratch leaves."""
+        """`adapter: none`: from a checkpoint, and from random weights, which is how a base trained from scratch
+        leaves."""
         for name, weights, mtp in (("groups", "pretrained", 0.0), ("mtp", "pretrained", 0.3), ("mtp", "random", 0.3)):
             with self.subTest(f"{name} {weights}"):
                 run = self.train(self.model(name), "none", weights=weights, mtp={"loss_weight": mtp})
@@ -199,8 +264,11 @@ class ExportTest(ParityCase):
     def test_nothing_is_written_over(self):
         run = self.train(self.model("groups"), self.adapter_section(["attention"]))
         before = {path: path.read_bytes() for path in pathlib.Path(self.model("groups")).iterdir()}
-        for command in (("export", run, "--to", self.model("groups"), "--base"), ("merge", run, "--to", self.model("groups")),
-                        ("export", run, "--to", run)):
+        for command in (
+            ("export", run, "--to", self.model("groups"), "--base"),
+            ("merge", run, "--to", self.model("groups")),
+            ("export", run, "--to", run),
+        ):
             self.assertIn("nothing was changed", self.moetune(*command, expect=2))
         self.assertEqual(before, {path: path.read_bytes() for path in pathlib.Path(self.model("groups")).iterdir()})
         for _ in range(2):

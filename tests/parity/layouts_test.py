@@ -1,8 +1,10 @@
-"""Contract: `moetune verify-layout` finds that every layout computes what one rank computes, and says so when one does not parse.
+"""Contract: `moetune verify-layout` finds that every layout computes what one rank computes, and says so when one does
+not parse.
 
     .venv/bin/python tests/parity/layouts_test.py [BUILD_FOLDER] [unittest arguments]
 
-Twenty-one layouts over eight ranks in fp64, LoRA on every target with dropout, MTP, balance loss and bias update on a double-quantised base.
+Twenty-one layouts over eight ranks in fp64, LoRA on every target with dropout, MTP, balance loss and bias update on a
+double-quantised base.
 """
 
 import re
@@ -28,13 +30,24 @@ class LayoutsTest(ParityCase):
     def verify(self, ranks, *arguments):
         recipe = self.folder / "recipe.yaml"
         recipe.write_text(RECIPE.format(folder=self.folder, model=self.model("mtp")))
-        launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
-        return subprocess.run([*launch, str(program.build / "moetune"), "verify-layout", str(recipe), *arguments], capture_output=True, text=True, timeout=600)
+        launch = (
+            ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
+            if ranks > 1
+            else []
+        )
+        return subprocess.run(
+            [*launch, str(program.build / "moetune"), "verify-layout", str(recipe), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
 
     def test_every_layout_computes_the_same(self):
         done = self.verify(8)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
-        lines = re.findall(r"^dp (\d) x ep (\d) x tp (\d)(.*?) +(\d)  (\S+) +(\S+) +(\S+) +(\S+) +same$", done.stdout, re.MULTILINE)
+        lines = re.findall(
+            r"^dp (\d) x ep (\d) x tp (\d)(.*?) +(\d)  (\S+) +(\S+) +(\S+) +(\S+) +same$", done.stdout, re.MULTILINE
+        )
         self.assertGreaterEqual(len(lines), 12, done.stdout)
         for dp, ep, tp, _, ranks, *distances in lines:
             self.assertEqual(int(dp) * int(ep) * int(tp), int(ranks))
@@ -47,8 +60,12 @@ class LayoutsTest(ParityCase):
             self.assertIn(word, said)
 
     def test_layouts_that_cannot_be(self):
-        for layout, reason in (("dp=2", "2 ranks; the job has 1"), ("dq=2", "'dq=2' is not understood"), ("shard=some", "'shard=some' is not understood"),
-                               ("tp=4,expert_tp=2", "expert_tp is 2; allowed is 1, or tp, which is 4")):
+        for layout, reason in (
+            ("dp=2", "2 ranks; the job has 1"),
+            ("dq=2", "'dq=2' is not understood"),
+            ("shard=some", "'shard=some' is not understood"),
+            ("tp=4,expert_tp=2", "expert_tp is 2; allowed is 1, or tp, which is 4"),
+        ):
             done = self.verify(1, "--layout", layout)
             self.assertEqual(done.returncode, 2)
             self.assertIn(reason, done.stderr)

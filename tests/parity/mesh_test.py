@@ -29,30 +29,57 @@ class MeshTest(ParityCase):
                 compare.assert_close(self, actual, expected, TOLERANCE)
 
     def config(self, model, adapter, **changes):
-        return cases.config(self.model(model), adapter, compute="fp64", steps=4, balance_loss=0.05, router_bias="update",
-                            bias_rate=0.01, invariants=True) | changes
+        return (
+            cases.config(
+                self.model(model),
+                adapter,
+                compute="fp64",
+                steps=4,
+                balance_loss=0.05,
+                router_bias="update",
+                bias_rate=0.01,
+                invariants=True,
+            )
+            | changes
+        )
 
     def test_adapters(self):
         """LoRA on everything, MTP loss included, experts with no token at all on some ranks."""
         adapter = self.adapter("mtp", ["all_linear"], mtp=True)
-        config = self.config("mtp", adapter, mtp_loss_weight=0.3, documents=cases.documents(lengths=LENGTHS), batch=ROWS)
+        config = self.config(
+            "mtp", adapter, mtp_loss_weight=0.3, documents=cases.documents(lengths=LENGTHS), batch=ROWS
+        )
         self.check(config, [(dp, ep) for dp in (1, 2, 4) for ep in (1, 2, 4) if dp * ep > 1])
 
     def test_adapters_in_parts(self):
-        """The same with matrices cut over a tensor axis: slices of rows that its ranks do not divide, so that some hold padding."""
+        """The same with matrices cut over a tensor axis: slices of rows that its ranks do not divide, so that some hold
+        padding."""
         adapter = self.adapter("mtp", ["all_linear"], mtp=True)
-        config = self.config("mtp", adapter, mtp_loss_weight=0.3, documents=cases.documents(lengths=LENGTHS), batch=ROWS, slice_tokens=30)
+        config = self.config(
+            "mtp", adapter, mtp_loss_weight=0.3, documents=cases.documents(lengths=LENGTHS), batch=ROWS, slice_tokens=30
+        )
         self.check(config, [(1, 1, 2), (1, 1, 4), (1, 2, 2), (2, 1, 2), (2, 2, 2), (1, 2, 4), (2, 1, 4)])
 
     def test_adapters_of_single_groups(self):
-        """An adapter on one kind of map at a time: what is cut by outputs, by inputs and not at all goes alone through the axis."""
-        for targets in (["q_a_proj"], ["q_b_proj"], ["kv_a_proj_with_mqa"], ["kv_b_proj"], ["o_proj"], ["shared_expert"], ["dense_mlp"], ["experts"]):
+        """An adapter on one kind of map at a time: what is cut by outputs, by inputs and not at all goes alone through
+        the axis."""
+        for targets in (
+            ["q_a_proj"],
+            ["q_b_proj"],
+            ["kv_a_proj_with_mqa"],
+            ["kv_b_proj"],
+            ["o_proj"],
+            ["shared_expert"],
+            ["dense_mlp"],
+            ["experts"],
+        ):
             config = self.config("groups", self.adapter("groups", targets), steps=2)
             with self.subTest(targets=targets):
                 self.check(config, [(1, 1, 2)])
 
     def test_experts_in_parts(self):
-        """Each expert shared by a tensor axis: adapters with dropout on every map, in rounds too, and weights that train."""
+        """Each expert shared by a tensor axis: adapters with dropout on every map, in rounds too, and weights that
+        train."""
         adapter = self.adapter("groups", ["all_linear"]) | {"dropout": 0.2}
         config = self.config("groups", adapter, documents=cases.documents(lengths=LENGTHS), batch=ROWS, steps=2, keep=1)
         self.check(config, [(1, 2, 2), (2, 1, 2)], expert_tp=2)
@@ -85,7 +112,14 @@ class MeshTest(ParityCase):
     def test_slices_of_a_row_or_two(self):
         """Slices with fewer rows than the tensor axis has ranks: some hold padding alone."""
         adapter = self.adapter("mtp", ["all_linear"], mtp=True)
-        config = self.config("mtp", adapter, mtp_loss_weight=0.3, documents=cases.documents(lengths=(2, 2, 3, 17, 7, 2, 5, 2)), max_tokens=19, batch=2)
+        config = self.config(
+            "mtp",
+            adapter,
+            mtp_loss_weight=0.3,
+            documents=cases.documents(lengths=(2, 2, 3, 17, 7, 2, 5, 2)),
+            max_tokens=19,
+            batch=2,
+        )
         self.check(config, [(1, 1, 4), (1, 2, 2), (2, 1, 4)], slice_tokens=1)
 
     def test_exchange_in_rounds(self):
@@ -96,17 +130,25 @@ class MeshTest(ParityCase):
             self.check(config, [(1, 4), (1, 2, 2)], buffer_rows=buffer_rows)
 
     def test_weights_sharded_and_streamed(self):
-        """Frozen weights whole, shared by the ranks that would hold copies, in host memory, or both; block inputs in host memory too."""
+        """Frozen weights whole, shared by the ranks that would hold copies, in host memory, or both; block inputs in
+        host memory too."""
         adapter = self.adapter("mtp", ["all_linear"], mtp=True)
         for base in ("nf4_double", "fp32"):
-            config = self.config("mtp", adapter, mtp_loss_weight=0.3, base=base, documents=cases.documents(lengths=LENGTHS), batch=ROWS)
+            config = self.config(
+                "mtp", adapter, mtp_loss_weight=0.3, base=base, documents=cases.documents(lengths=LENGTHS), batch=ROWS
+            )
             meshes = [(1, 1), (2, 1), (2, 2), (4, 1)] + ([(2, 1, 2)] if base == "fp32" else [])
-            for changes in ({"shard": "all"}, {"offload": "all", "stash": True}, {"shard": "all", "offload": "all", "keep": 1}):
+            for changes in (
+                {"shard": "all"},
+                {"offload": "all", "stash": True},
+                {"shard": "all", "offload": "all", "keep": 1},
+            ):
                 with self.subTest(base=base):
                     self.check(config, meshes, **changes)
 
     def test_dropout(self):
-        """Masks are a function of seed, step, place, token and feature: the same on every mesh, in every slicing, kept or recomputed."""
+        """Masks are a function of seed, step, place, token and feature: the same on every mesh, in every slicing, kept
+        or recomputed."""
         adapter = self.adapter("groups", ["all_linear"]) | {"dropout": 0.2}
         config = self.config("groups", adapter)
         expected = program.run(config)

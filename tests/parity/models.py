@@ -3,9 +3,10 @@
     folder = models.write("groups", "/tmp/groups")        # config.json + *.safetensors, the same bytes on every call
 
 transformers builds each model and writes its tensors, under per-expert names; what it cannot write (the MTP module, FP8
-blocks, the spelling of config.json that DeepSeek ships) is added here. Weights are scaled so that no part of the network
-is close to linear or idle: norms differ from 1, the correction bias changes choices, one expert of every MoE layer gets
-no token, loads are unequal. rms_norm_eps is large because the norms of the latents use 1e-6 whatever config.json says.
+blocks, the spelling of config.json that DeepSeek ships) is added here. Weights are scaled so that no part of the
+network is close to linear or idle: norms differ from 1, the correction bias changes choices, one expert of every MoE
+layer gets no token, loads are unequal. rms_norm_eps is large because the norms of the latents use 1e-6 whatever
+config.json says.
 """
 
 import json
@@ -24,13 +25,40 @@ FP8_BLOCK = 128
 FP8_MAX = 448.0
 
 SMALL = dict(
-    vocab_size=128, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=3,
-    first_k_dense_replace=1, num_attention_heads=4, num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=16,
-    qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12, n_routed_experts=8, n_shared_experts=2,
-    num_experts_per_tok=3, n_group=2, topk_group=1, norm_topk_prob=True, routed_scaling_factor=2.5,
-    num_nextn_predict_layers=0, rms_norm_eps=1e-3, max_position_embeddings=64, rope_theta=1000.0)
-YARN = dict(type="yarn", factor=4, original_max_position_embeddings=16, beta_fast=32, beta_slow=1, mscale=0.7,
-            mscale_all_dim=0.9)
+    vocab_size=128,
+    hidden_size=32,
+    intermediate_size=48,
+    moe_intermediate_size=16,
+    num_hidden_layers=3,
+    first_k_dense_replace=1,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    q_lora_rank=24,
+    kv_lora_rank=16,
+    qk_nope_head_dim=16,
+    qk_rope_head_dim=8,
+    v_head_dim=12,
+    n_routed_experts=8,
+    n_shared_experts=2,
+    num_experts_per_tok=3,
+    n_group=2,
+    topk_group=1,
+    norm_topk_prob=True,
+    routed_scaling_factor=2.5,
+    num_nextn_predict_layers=0,
+    rms_norm_eps=1e-3,
+    max_position_embeddings=64,
+    rope_theta=1000.0,
+)
+YARN = dict(
+    type="yarn",
+    factor=4,
+    original_max_position_embeddings=16,
+    beta_fast=32,
+    beta_slow=1,
+    mscale=0.7,
+    mscale_all_dim=0.9,
+)
 
 
 @dataclass
@@ -40,34 +68,66 @@ class Shape:
     seed: int
     config: dict = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
-    shard: str = "1GB"           # of transformers' own writer
-    own_config: bool = True      # config.json spelt as DeepSeek ships it; False: as transformers 5 writes it
-    mtp_copies: bool = True      # the module's embedding and head are copies of the main ones, as DeepSeek ships it
+    shard: str = "1GB"  # of transformers' own writer
+    own_config: bool = True  # config.json spelt as DeepSeek ships it; False: as transformers 5 writes it
+    mtp_copies: bool = True  # the module's embedding and head are copies of the main ones, as DeepSeek ships it
     fp8: bool = False
 
 
 SHAPES = {
     "groups": Shape(seed=1, config=dict(rope_scaling=YARN)),
-    "plain": Shape(seed=2, dtype=torch.bfloat16, shard="30KB", own_config=False, config=dict(
-        q_lora_rank=None, n_group=1, norm_topk_prob=False, n_shared_experts=1,
-        rope_theta=None, rope_parameters=dict(rope_type="default", rope_theta=500.0))),
+    "plain": Shape(
+        seed=2,
+        dtype=torch.bfloat16,
+        shard="30KB",
+        own_config=False,
+        config=dict(
+            q_lora_rank=None,
+            n_group=1,
+            norm_topk_prob=False,
+            n_shared_experts=1,
+            rope_theta=None,
+            rope_parameters=dict(rope_type="default", rope_theta=500.0),
+        ),
+    ),
     # Two ranks of a tensor axis cut its matrices at borders of NF4 blocks.
     "blocks": Shape(seed=6, config=dict(intermediate_size=128, moe_intermediate_size=64, v_head_dim=32)),
     "mtp": Shape(seed=3, config=dict(num_hidden_layers=2, num_nextn_predict_layers=1, rope_scaling=YARN)),
-    "mtp_own_head": Shape(seed=4, mtp_copies=False, config=dict(
-        num_hidden_layers=2, num_nextn_predict_layers=1, q_lora_rank=None)),
-    "fp8": Shape(seed=5, fp8=True, dtype=torch.bfloat16, config=dict(
-        num_hidden_layers=2, num_nextn_predict_layers=1, hidden_size=192, intermediate_size=320,
-        moe_intermediate_size=160, n_shared_experts=1, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
-        q_lora_rank=144, kv_lora_rank=64, num_attention_heads=2, num_key_value_heads=2, qk_nope_head_dim=64,
-        qk_rope_head_dim=16, v_head_dim=96)),
+    "mtp_own_head": Shape(
+        seed=4, mtp_copies=False, config=dict(num_hidden_layers=2, num_nextn_predict_layers=1, q_lora_rank=None)
+    ),
+    "fp8": Shape(
+        seed=5,
+        fp8=True,
+        dtype=torch.bfloat16,
+        config=dict(
+            num_hidden_layers=2,
+            num_nextn_predict_layers=1,
+            hidden_size=192,
+            intermediate_size=320,
+            moe_intermediate_size=160,
+            n_shared_experts=1,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=1,
+            q_lora_rank=144,
+            kv_lora_rank=64,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            qk_nope_head_dim=64,
+            qk_rope_head_dim=16,
+            v_head_dim=96,
+        ),
+    ),
 }
 
 
 def write(name, folder):
     """Writes the checkpoint of SHAPES[name] into `folder` (created) and returns its path."""
     shape, folder = SHAPES[name], pathlib.Path(folder)
-    settings = {key: value for key, value in (SMALL | shape.config).items() if value is not None or key == "q_lora_rank"}
+    settings = {
+        key: value for key, value in (SMALL | shape.config).items() if value is not None or key == "q_lora_rank"
+    }
     num_layers, num_mtp = settings["num_hidden_layers"], settings["num_nextn_predict_layers"]
     # The decoder layer inside the MTP module is one more layer of the trunk, as far as its tensors go.
     built = settings | dict(num_hidden_layers=num_layers + num_mtp)
@@ -75,7 +135,7 @@ def write(name, folder):
     generator = torch.Generator().manual_seed(shape.seed)
     fill(model, generator)
     model.to(shape.dtype)
-    for module in model.modules():   # stays fp32 on disk, as in the published files
+    for module in model.modules():  # stays fp32 on disk, as in the published files
         if hasattr(module, "e_score_correction_bias"):
             module.e_score_correction_bias = module.e_score_correction_bias.float()
     model.save_pretrained(folder, max_shard_size=shape.shard)
@@ -88,13 +148,26 @@ def write(name, folder):
         write_shards(folder, [*split(tensors, 2), scales] if scales else split(tensors, 2))
     if shape.own_config:
         published = settings | dict(
-            architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", hidden_act="silu",
-            scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1, ep_size=1, aux_loss_alpha=0.001,
-            seq_aux=True, attention_bias=False, attention_dropout=0.0, tie_word_embeddings=False, bos_token_id=0,
-            eos_token_id=1, torch_dtype=str(shape.dtype).removeprefix("torch."))
+            architectures=["DeepseekV3ForCausalLM"],
+            model_type="deepseek_v3",
+            hidden_act="silu",
+            scoring_func="sigmoid",
+            topk_method="noaux_tc",
+            moe_layer_freq=1,
+            ep_size=1,
+            aux_loss_alpha=0.001,
+            seq_aux=True,
+            attention_bias=False,
+            attention_dropout=0.0,
+            tie_word_embeddings=False,
+            bos_token_id=0,
+            eos_token_id=1,
+            torch_dtype=str(shape.dtype).removeprefix("torch."),
+        )
         if shape.fp8:
-            published["quantization_config"] = dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic",
-                                                    weight_block_size=[FP8_BLOCK, FP8_BLOCK])
+            published["quantization_config"] = dict(
+                quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[FP8_BLOCK, FP8_BLOCK]
+            )
         (folder / "config.json").write_text(json.dumps(published, indent=2))
     return folder
 
@@ -107,7 +180,7 @@ def fill(model, generator):
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith("e_score_correction_bias"):
                 tensor.copy_(0.3 * noise)
-                tensor[(3 * moe_layer_idx + 1) % tensor.numel()] = -2.0   # below any sigmoid: this expert stays empty
+                tensor[(3 * moe_layer_idx + 1) % tensor.numel()] = -2.0  # below any sigmoid: this expert stays empty
                 moe_layer_idx += 1
             elif name.endswith("norm.weight"):
                 tensor.copy_(1.0 + 0.2 * noise)
@@ -128,10 +201,14 @@ def mtp_extras(tensors, layer, generator, shape):
     norm = lambda: 1.0 + 0.2 * draw(hidden)
     copies = shape.mtp_copies
     extras = {
-        "enorm.weight": norm(), "hnorm.weight": norm(), "shared_head.norm.weight": norm(),
+        "enorm.weight": norm(),
+        "hnorm.weight": norm(),
+        "shared_head.norm.weight": norm(),
         "eh_proj.weight": draw(hidden, 2 * hidden) / math.sqrt(2 * hidden),
         "embed_tokens.weight": tensors["model.embed_tokens.weight"].clone() if copies else draw(vocab, hidden),
-        "shared_head.head.weight": tensors["lm_head.weight"].clone() if copies else draw(vocab, hidden) / math.sqrt(hidden),
+        "shared_head.head.weight": tensors["lm_head.weight"].clone()
+        if copies
+        else draw(vocab, hidden) / math.sqrt(hidden),
     }
     return {f"model.layers.{layer}.{name}": tensor.to(shape.dtype) for name, tensor in extras.items()}
 
@@ -155,7 +232,7 @@ def quantise_fp8(tensors):
 
 def fp8_block(weight_OI, row, column):
     """The 128x128 block of `weight_OI` (the last ones may be smaller), as a view."""
-    return weight_OI[row * FP8_BLOCK:(row + 1) * FP8_BLOCK, column * FP8_BLOCK:(column + 1) * FP8_BLOCK]
+    return weight_OI[row * FP8_BLOCK : (row + 1) * FP8_BLOCK, column * FP8_BLOCK : (column + 1) * FP8_BLOCK]
 
 
 def split(tensors, parts):
@@ -173,11 +250,13 @@ def write_shards(folder, shards):
         weight_map |= dict.fromkeys(tensors, file)
     total = sum(tensor.numel() * tensor.element_size() for tensors in shards for tensor in tensors.values())
     (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2))
+        json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
+    )
 
 
 def read(folder):
-    """Every tensor of a checkpoint under its name on disk; FP8 blocks as bf16, like DeepSeek's own conversion script."""
+    """Every tensor of a checkpoint under its name on disk; FP8 blocks as bf16, like DeepSeek's own conversion
+    script."""
     tensors = {}
     for file in sorted(pathlib.Path(folder).glob("*.safetensors")):
         tensors |= load_file(file)

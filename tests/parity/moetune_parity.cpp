@@ -1,9 +1,9 @@
-// Runs steps of a model that a JSON file describes and writes logits, losses, gradients and adapters to a safetensors file, for the
-// comparisons in this folder. Alone, or under mpirun with the mesh of the file.
+// Runs steps of a model that a JSON file describes and writes logits, losses, gradients and adapters to a safetensors
+// file, for the comparisons in this folder. Alone, or under mpirun with the mesh of the file.
 //
 //   moetune_parity CONFIG.json
-#include <fstream>
 #include <ATen/Parallel.h>
+#include <fstream>
 
 #include <iostream>
 
@@ -12,11 +12,11 @@
 #include "lora/adapters/peft_files.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
+#include "parallel/bytes/tensor_io.h"
+#include "parallel/bytes/weight_store.h"
 #include "parallel/comm/launch.h"
 #include "parallel/comm/mesh.h"
-#include "parallel/bytes/tensor_io.h"
 #include "parallel/comm/shard_groups.h"
-#include "parallel/bytes/weight_store.h"
 #include "trainer/assemble.h"
 #include "trainer/state/frozen_digest.h"
 #include "trainer/update/gradients.h"
@@ -30,14 +30,19 @@ namespace {
 
 struct Output {
   std::vector<std::pair<std::string, at::Tensor>> tensors;
-  void add(const std::string& name, const at::Tensor& tensor) { tensors.emplace_back(name, tensor.detach().cpu().clone(at::MemoryFormat::Contiguous)); }
+  void add(const std::string& name, const at::Tensor& tensor) {
+    tensors.emplace_back(name, tensor.detach().cpu().clone(at::MemoryFormat::Contiguous));
+  }
 };
 
 /// Adds all parameters, put together from the ranks' shards, under their Hugging Face names: a stack expert by expert.
-void add_parameters(Output& output, const std::string& prefix, const Partition& partition, const std::vector<at::Tensor>& shards, Mesh& mesh) {
+void add_parameters(Output& output, const std::string& prefix, const Partition& partition,
+                    const std::vector<at::Tensor>& shards, Mesh& mesh) {
   for (const auto& [name, tensor] : whole_tensors(partition, shards, mesh)) {
     if (name.find('*') == std::string::npos) output.add(prefix + name, tensor);
-    else for (int64_t e = 0; e < tensor.size(0); ++e) output.add(prefix + expert_name(name, e), tensor[e]);
+    else {
+      for (int64_t e = 0; e < tensor.size(0); ++e) output.add(prefix + expert_name(name, e), tensor[e]);
+    }
   }
 }
 
@@ -46,17 +51,23 @@ int run(const std::string& path, Launch& launch) {
   launch.use_device(config.value("device", "cpu"));
   at::set_num_threads(1);
   const json mesh_json = config.value("mesh", json::object());
-  Mesh mesh(launch, resolve_mesh({1, mesh_json.value("dp", int64_t{0}), mesh_json.value("ep", int64_t{1}), mesh_json.value("tp", int64_t{1}), config.value("expert_tp", int64_t{1})}, launch.world_size()));
+  Mesh mesh(launch, resolve_mesh({1, mesh_json.value("dp", int64_t{0}), mesh_json.value("ep", int64_t{1}),
+                                  mesh_json.value("tp", int64_t{1}), config.value("expert_tp", int64_t{1})},
+                                 launch.world_size()));
 
   const std::string folder = config.at("model");
   const ModelConfig model_config = load_model_config(folder);
-  auto exchange = mesh.ep().size() == 1 ? make_local_exchange() : make_token_exchange(mesh.ep(), config.value("buffer_rows", int64_t{0}));
+  auto exchange = mesh.ep().size() == 1 ? make_local_exchange()
+                                        : make_token_exchange(mesh.ep(), config.value("buffer_rows", int64_t{0}));
   ModelOptions options;
   options.device = launch.device();
   const std::string compute = config.value("compute", "fp32");
   options.compute = compute == "fp64" ? at::kDouble : compute == "bf16" ? at::kBFloat16 : at::kFloat;
   const std::string base = config.value("base", "fp32");
-  options.base = base == "nf4" ? BaseFormat::kNf4 : base == "nf4_double" ? BaseFormat::kNf4Double : base == "bf16" ? BaseFormat::kBf16 : BaseFormat::kFp32;
+  options.base = base == "nf4"          ? BaseFormat::kNf4
+                 : base == "nf4_double" ? BaseFormat::kNf4Double
+                 : base == "bf16"       ? BaseFormat::kBf16
+                                        : BaseFormat::kFp32;
   options.seed = 17;
   options.head_chunk_rows = config.value("head_chunk_rows", int64_t{7});
   const int64_t local_experts = model_config.experts / mesh.ep().size();
@@ -69,11 +80,14 @@ int run(const std::string& path, Launch& launch) {
   const ShardGroups shards(launch, mesh, config.value("shard", "none") == "all" ? ShardScope::kAll : ShardScope::kNone);
   WeightPlacement weights;
   weights.dense_on_host = config.value("offload", "none") == "all";
-  for (int64_t layer = 0; weights.dense_on_host && layer <= model_config.num_layers; ++layer) weights.host_layers.push_back(layer);
+  for (int64_t layer = 0; weights.dense_on_host && layer <= model_config.num_layers; ++layer) {
+    weights.host_layers.push_back(layer);
+  }
   FrozenSlabs slabs(store, slab_placement(weights, shards));
   options.slabs = &slabs;
   // Two experts at a time, so that the chunks of experts are walked too.
-  options.expert_chunk_bytes = 2 * 3 * model_config.width * model_config.expert_width * static_cast<int64_t>(c10::elementSize(options.compute));
+  options.expert_chunk_bytes =
+      2 * 3 * model_config.width * model_config.expert_width * static_cast<int64_t>(c10::elementSize(options.compute));
   const json adapter = config.value("adapter", json());
   options.train_weights = adapter.is_null();
   AdapterTargets targets;
@@ -89,7 +103,10 @@ int run(const std::string& path, Launch& launch) {
   }
   auto source = open_pretrained(folder);
   auto model = build_model(model_config, *source, options);
-  if (!adapter.is_null() && !adapter.value("from", json()).is_null()) load_peft_adapter(adapter.at("from").get<std::string>(), model->parameters, adapter.at("alpha"), adapter.value("rslora", false));
+  if (!adapter.is_null() && !adapter.value("from", json()).is_null()) {
+    load_peft_adapter(adapter.at("from").get<std::string>(), model->parameters, adapter.at("alpha"),
+                      adapter.value("rslora", false));
+  }
 
   std::vector<int32_t> tokens, labels;
   std::vector<int64_t> offsets{0};
@@ -107,7 +124,9 @@ int run(const std::string& path, Launch& launch) {
 
   SweepOptions sweep_options;
   const json keep = config.value("keep", json("none"));
-  sweep_options.keep_layers = keep == "all" ? static_cast<int64_t>(model->blocks.size()) : keep == "none" ? 0 : keep.get<int64_t>();
+  sweep_options.keep_layers = keep == "all"    ? static_cast<int64_t>(model->blocks.size())
+                              : keep == "none" ? 0
+                                               : keep.get<int64_t>();
   sweep_options.mtp_weight = config.value("mtp_loss_weight", 0.0);
   sweep_options.balance_weight = config.value("balance_loss", 0.0);
   sweep_options.poison_released = true;
@@ -124,19 +143,25 @@ int run(const std::string& path, Launch& launch) {
 
   Output output;
   const bool invariants = config.value("invariants", false);
-  if (invariants) output.add("frozen_digest", at::tensor(std::vector<int64_t>(digest.begin(), digest.end()), at::kLong));
+  if (invariants) {
+    output.add("frozen_digest", at::tensor(std::vector<int64_t>(digest.begin(), digest.end()), at::kLong));
+  }
   const int64_t steps = config.value("steps", int64_t{1});
   const double clip = config.value("clip", 0.0);
   const bool diagnostics = config.value("diagnostics", false);
   std::vector<double> losses, norms;
   // Logits, loss and gradients are those before any step, also when no step is taken.
   for (int64_t step = 0; step < std::max<int64_t>(1, steps); ++step) {
-    const RankBatch local = batches.local(config.value("same_batch", true) ? 0 : step, mesh.data().rank(), mesh.data().size());
-    const StepBatch batch = make_step_batch(local, *model, config.value("slice_tokens", int64_t{1} << 40), launch.device(), options.compute);
+    const RankBatch local =
+        batches.local(config.value("same_batch", true) ? 0 : step, mesh.data().rank(), mesh.data().size());
+    const StepBatch batch = make_step_batch(local, *model, config.value("slice_tokens", int64_t{1} << 40),
+                                            launch.device(), options.compute);
     if (step == 0) {
       // Rows of this rank at their place in the global batch, summed over the ranks.
-      at::Tensor logits = at::zeros({local.global.tokens, model_config.vocab}, at::TensorOptions(accumulate_dtype(options.compute)).device(launch.device()));
-      logits.index_copy_(0, at::tensor(local.global_tokens, at::kLong).to(launch.device()), sweep.logits(batch).to(logits.scalar_type()));
+      at::Tensor logits = at::zeros({local.global.tokens, model_config.vocab},
+                                    at::TensorOptions(accumulate_dtype(options.compute)).device(launch.device()));
+      logits.index_copy_(0, at::tensor(local.global_tokens, at::kLong).to(launch.device()),
+                         sweep.logits(batch).to(logits.scalar_type()));
       mesh.data().all_reduce_sum(logits);
       output.add("logits", logits);
     }
@@ -153,15 +178,21 @@ int run(const std::string& path, Launch& launch) {
     mesh.data().all_reduce_sum(load);
     if (step == 0) {
       output.add("loss", at::tensor({loss}, at::kDouble));
-      if (result.mtp_loss_sum.defined()) output.add("mtp_loss", at::tensor({mean(result.mtp_loss_sum, static_cast<double>(local.global.mtp_targets))}, at::kDouble));
-      if (result.balance_loss.defined()) output.add("balance_loss", at::tensor({mean(result.balance_loss, 1.0)}, at::kDouble));
+      if (result.mtp_loss_sum.defined()) {
+        output.add("mtp_loss",
+                   at::tensor({mean(result.mtp_loss_sum, static_cast<double>(local.global.mtp_targets))}, at::kDouble));
+      }
+      if (result.balance_loss.defined()) {
+        output.add("balance_loss", at::tensor({mean(result.balance_loss, 1.0)}, at::kDouble));
+      }
       if (diagnostics || invariants) output.add("load", load);
       add_parameters(output, "grad/", partition, reducer.gradients(), mesh);
     }
     if (steps == 0) break;
     losses.push_back(loss);
     norms.push_back(norm);
-    optimizer.step(config.value("lr", 0.0), clip > 0.0 && norm > clip ? clip / (norm + 1e-6) : 1.0, reducer.gradients());
+    optimizer.step(config.value("lr", 0.0), clip > 0.0 && norm > clip ? clip / (norm + 1e-6) : 1.0,
+                   reducer.gradients());
     if (config.value("router_bias", "frozen") == "update") {
       int64_t row = 0;
       for (Block& block : model->blocks) {

@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/parity/nf4_test.py [BUILD_FOLDER] [unittest arguments]
 
-held_weights.py says what is quantised and from which dtype: "groups" and "mtp" are stored in fp32, "plain" in bf16, "fp8" in
-FP8 blocks. Blocks of 64 straddle rows (inputs of 12 to 48 elements).
+held_weights.py says what is quantised and from which dtype: "groups" and "mtp" are stored in fp32, "plain" in bf16,
+"fp8" in FP8 blocks. Blocks of 64 straddle rows (inputs of 12 to 48 elements).
 """
 
 import unittest
@@ -30,8 +30,9 @@ class Nf4Test(ParityCase):
 
     def test_same_codes_on_two_ranks(self):
         """The statistics of double quantisation come from the whole tensor, whoever owns it."""
-        config = cases.config(self.model("groups"), self.adapter("groups", ["experts"]), base="nf4_double",
-                              mesh={"dp": 1, "ep": 2})
+        config = cases.config(
+            self.model("groups"), self.adapter("groups", ["experts"]), base="nf4_double", mesh={"dp": 1, "ep": 2}
+        )
         compare.assert_close(self, program.run(config), reference.run(config), TOLERANCE)
 
 

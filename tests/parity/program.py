@@ -1,7 +1,7 @@
 """Runs moetune_parity on a CONFIG and reads what it wrote.
 
-    program.choose_build()                      # once per test file: takes the build folder off the command line
-    tensors = program.run(config)               # starts dp * ep * tp ranks under mpirun, or one without it
+program.choose_build()                      # once per test file: takes the build folder off the command line
+tensors = program.run(config)               # starts dp * ep * tp ranks under mpirun, or one without it
 """
 
 import json
@@ -28,14 +28,26 @@ def choose_build():
 
 
 def run(config):
-    """{name: tensor} that moetune_parity wrote for `config` (README.md says which); raises with its output when it fails."""
+    """{name: tensor} that moetune_parity wrote for `config` (README.md says which); raises with its output when it
+    fails."""
     ranks = math.prod(config["mesh"].values())
-    launch = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
+    launch = (
+        ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
+        if ranks > 1
+        else []
+    )
     with tempfile.TemporaryDirectory() as folder:
         file, out = pathlib.Path(folder, "config.json"), pathlib.Path(folder, "out.safetensors")
-        file.write_text(json.dumps({"device": os.environ.get("MOETUNE_TEST_DEVICE", "cpu")} | config | {"out": str(out)}))
-        done = subprocess.run([*launch, str(build / "moetune_parity"), str(file)], capture_output=True, text=True,
-                              timeout=TIMEOUT_S, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        file.write_text(
+            json.dumps({"device": os.environ.get("MOETUNE_TEST_DEVICE", "cpu")} | config | {"out": str(out)})
+        )
+        done = subprocess.run(
+            [*launch, str(build / "moetune_parity"), str(file)],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         if done.returncode != 0:
             said = (done.stdout + done.stderr)[-4000:]
             raise RuntimeError(f"moetune_parity on {ranks} ranks ended with {done.returncode}:\n{said}")

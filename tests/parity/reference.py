@@ -1,11 +1,12 @@
 """What moetune must compute, computed by transformers, torch.optim and, for the MTP module and the balance loss, by the
 equations of the DeepSeek-V3 report (arXiv:2412.19437).
 
-    expected = reference.run(config)      # takes the CONFIG of moetune_parity (see README.md), returns its tensors by name
+    expected = reference.run(config)      # takes the CONFIG of moetune_parity (see README.md), returns its tensors by
+        name
 
-Adapters enter as effective weights: every weight of the model is W + scale * B A, a function of the leaves A and B, and the
-fused expert tensors of transformers 5 are stacked from such effective per-expert weights, so autograd yields the gradient
-of every leaf under its Hugging Face name. reference_test.py compares this construction with PEFT itself.
+Adapters enter as effective weights: every weight of the model is W + scale * B A, a function of the leaves A and B, and
+the fused expert tensors of transformers 5 are stacked from such effective per-expert weights, so autograd yields the
+gradient of every leaf under its Hugging Face name. reference_test.py compares this construction with PEFT itself.
 """
 
 import contextlib
@@ -36,13 +37,15 @@ class Widen(TorchFunctionMode):
 
 
 def keep_angles_narrow(rotary):
-    """Cosines and sines come from fp32 whatever else is wide: transformers says so, and so they are constants of the model."""
+    """Cosines and sines come from fp32 whatever else is wide: transformers says so, and so they are constants of the
+    model."""
     forward = rotary.forward
 
     def narrow(x, position_ids):
-        with torch._C.DisableTorchFunction():     # Widen included
+        with torch._C.DisableTorchFunction():  # Widen included
             cos, sin = forward(x.float(), position_ids=position_ids)
             return cos.to(x.dtype), sin.to(x.dtype)
+
     rotary.forward = narrow
 
 
@@ -65,11 +68,13 @@ class Network(nn.Module):
             layer.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
             layer.enorm, layer.hnorm = norm(), norm()
             layer.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
-            layer.shared_head = nn.ModuleDict(dict(
-                norm=norm(), head=nn.Linear(config.hidden_size, config.vocab_size, bias=False)))
+            layer.shared_head = nn.ModuleDict(
+                dict(norm=norm(), head=nn.Linear(config.hidden_size, config.vocab_size, bias=False))
+            )
             self.model.layers.append(layer)
-        self.routers = {name: module for name, module in self.named_modules()
-                        if isinstance(module, deepseek.DeepseekV3TopkRouter)}
+        self.routers = {
+            name: module for name, module in self.named_modules() if isinstance(module, deepseek.DeepseekV3TopkRouter)
+        }
         self.routed = {}
         for name, router in self.routers.items():
             router.register_forward_hook(lambda _module, _inputs, output, name=name: self.routed.update({name: output}))
@@ -87,7 +92,8 @@ class Network(nn.Module):
         return self.lm_head(h_TD), mtp_TV, dict(self.routed)
 
     def mtp(self, tokens_T, h_TD, lengths):
-        """Equations 21-23 at depth 1 (the checkpoint's eh_proj takes the embedding first, the report's the state first).
+        """Equations 21-23 at depth 1 (the checkpoint's eh_proj takes the embedding first, the report's the state
+        first).
 
         Row i of a document of n tokens, i = 0 .. n-2, sees h_i and t_{i+1} and predicts t_{i+2}; h is the trunk's
         output after model.norm.
@@ -97,13 +103,23 @@ class Network(nn.Module):
         has_next = torch.ones(len(tokens_T), dtype=torch.bool)
         has_next[ends - 1] = False
         row_idx = has_next.nonzero()[:, 0]
-        z_TD = layer.eh_proj(torch.cat([layer.enorm(layer.embed_tokens(tokens_T[row_idx + 1])),
-                                        layer.hnorm(h_TD[row_idx])], -1))
+        z_TD = layer.eh_proj(
+            torch.cat([layer.enorm(layer.embed_tokens(tokens_T[row_idx + 1])), layer.hnorm(h_TD[row_idx])], -1)
+        )
         position_ids = positions([length - 1 for length in lengths])[None]
-        mask = create_causal_mask(config=self.config, inputs_embeds=z_TD[None], attention_mask=None,
-                                  past_key_values=None, position_ids=position_ids)
-        out_TD = layer(z_TD[None], attention_mask=mask, position_ids=position_ids,
-                       position_embeddings=self.model.rotary_emb(z_TD[None], position_ids=position_ids))[0]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=z_TD[None],
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=position_ids,
+        )
+        out_TD = layer(
+            z_TD[None],
+            attention_mask=mask,
+            position_ids=position_ids,
+            position_embeddings=self.model.rotary_emb(z_TD[None], position_ids=position_ids),
+        )[0]
         return layer.shared_head["head"](layer.shared_head["norm"](out_TD))
 
 
@@ -121,9 +137,13 @@ class Reference:
         # Not under Widen: the frequencies of the rotary angles are constants that transformers computes in fp32.
         self.network = Network(config["model"], attention).to(self.dtype)
         keep_angles_narrow(self.network.model.rotary_emb)
-        self.weights = {name: tensor.to(self.dtype) for name, tensor in
-                        held_weights.held(models.read(config["model"]), config.get("base", "fp32")).items()}
-        self.network.load_state_dict(fuse(self.weights, self.network.config.n_routed_experts))   # nothing missing or left
+        self.weights = {
+            name: tensor.to(self.dtype)
+            for name, tensor in held_weights.held(models.read(config["model"]), config.get("base", "fp32")).items()
+        }
+        self.network.load_state_dict(
+            fuse(self.weights, self.network.config.n_routed_experts)
+        )  # nothing missing or left
         self.share_mtp_copies()
         self.leaves, self.adapter = {}, None
         if config["adapter"]:
@@ -132,9 +152,11 @@ class Reference:
                 self.leaves[path + ".lora_A.weight"] = A_RI.to(self.dtype)
                 self.leaves[path + ".lora_B.weight"] = B_OR.to(self.dtype)
         else:
-            self.leaves = {name: tensor for name, tensor in self.weights.items()
-                           if not name.endswith("e_score_correction_bias") and self.takes_part(name)
-                           and name not in self.shared}
+            self.leaves = {
+                name: tensor
+                for name, tensor in self.weights.items()
+                if not name.endswith("e_score_correction_bias") and self.takes_part(name) and name not in self.shared
+            }
         for leaf in self.leaves.values():
             leaf.requires_grad_()
 
@@ -153,10 +175,15 @@ class Reference:
     def share_mtp_copies(self):
         """Embedding and head of the MTP module are the main ones where the files hold equal values."""
         layer = self.network.config.num_hidden_layers
-        pairs = {f"model.layers.{layer}.embed_tokens.weight": "model.embed_tokens.weight",
-                 f"model.layers.{layer}.shared_head.head.weight": "lm_head.weight"}
-        self.shared = {copy: main for copy, main in pairs.items()
-                       if copy in self.weights and torch.equal(self.weights[copy], self.weights[main])}
+        pairs = {
+            f"model.layers.{layer}.embed_tokens.weight": "model.embed_tokens.weight",
+            f"model.layers.{layer}.shared_head.head.weight": "lm_head.weight",
+        }
+        self.shared = {
+            copy: main
+            for copy, main in pairs.items()
+            if copy in self.weights and torch.equal(self.weights[copy], self.weights[main])
+        }
 
     def effective(self):
         """The parameters and buffers of `network`, as functions of the leaves."""
@@ -186,14 +213,19 @@ class Reference:
             result["total"] = result["total"] + self.config["mtp_loss_weight"] * result["mtp_loss"]
         if self.config.get("balance_loss", 0.0) > 0:
             result["balance_loss"] = balance_loss(
-                [routed[name][0] for name in self.trunk_routers()], [len(document) for document in tokens],
-                self.network.config.num_experts_per_tok, self.config["balance_loss"])
+                [routed[name][0] for name in self.trunk_routers()],
+                [len(document) for document in tokens],
+                self.network.config.num_experts_per_tok,
+                self.config["balance_loss"],
+            )
             result["total"] = result["total"] + result["balance_loss"]
         return result
 
     def trunk_routers(self):
         """Names of the routers, those of the MTP module left out."""
-        return [name for name in self.network.routers if int(name.split(".")[2]) < self.network.config.num_hidden_layers]
+        return [
+            name for name in self.network.routers if int(name.split(".")[2]) < self.network.config.num_hidden_layers
+        ]
 
     def update_router_bias(self, routed):
         """b_i += rate * sign(mean load - load_i) over all tokens of the step (section 2.1.2 of the report)."""
@@ -241,8 +273,8 @@ def balance_loss(router_logits, lengths, top_k, alpha):
 def run(config):
     """Every tensor that moetune_parity writes for `config`.
 
-    `logits`, the losses and `grad/` belong to the parameters at the start (gradients before clipping), `losses` to each of
-    `steps` AdamW steps on the same batch, `adapter/` (or `weight/`) and `router_bias/` to the state after them.
+    `logits`, the losses and `grad/` belong to the parameters at the start (gradients before clipping), `losses` to each
+    of `steps` AdamW steps on the same batch, `adapter/` (or `weight/`) and `router_bias/` to the state after them.
     """
     reference = Reference(config)
     documents, leaves = config["documents"], reference.leaves
@@ -252,7 +284,7 @@ def run(config):
         optimizer.zero_grad()
         step_losses = reference.losses(documents)
         step_losses["total"].backward()
-        for leaf in leaves.values():       # an expert that got no token trains with a gradient of zero
+        for leaf in leaves.values():  # an expert that got no token trains with a gradient of zero
             leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         losses.append(step_losses["loss"].item())
         if step == 0:
@@ -270,6 +302,9 @@ def run(config):
         kind = "adapter" if reference.adapter else "weight"
         result |= {f"{kind}/{name}": leaf.detach() for name, leaf in leaves.items()}
         if config.get("router_bias") == "update":
-            result |= {f"router_bias/{name.split('.')[2]}": reference.weights[name + ".e_score_correction_bias"]
-                       for name in reference.network.routers if reference.takes_part(name)}
+            result |= {
+                f"router_bias/{name.split('.')[2]}": reference.weights[name + ".e_score_correction_bias"]
+                for name in reference.network.routers
+                if reference.takes_part(name)
+            }
     return result

@@ -60,7 +60,8 @@ class ReferenceTest(ParityCase):
             compare.assert_close(self, actual, expected, 1e-5)
 
     def test_routed_experts_equal_peft(self):
-        """PEFT fuses per-expert adapters at load; logits and loss are comparable, its fused gradients are not needed."""
+        """PEFT fuses per-expert adapters at load; logits and loss are comparable, its fused gradients are not
+        needed."""
         adapter = self.adapter("groups", ["attention", "experts"])
         peft = self.peft_gradients(self.model("groups"), adapter)
         actual = run(cases.config(self.model("groups"), adapter))
@@ -102,24 +103,53 @@ class ReferenceTest(ParityCase):
         position_ids = torch.arange(rows)[None]
         embedded_TD = module.embed_tokens(tokens_T[1:])[None]
         out_TD = module.layers[0](
-            embedded_TD, state_TD[:, :-1], position_ids=position_ids, past_key_values=None, attention_mask=None,
-            position_embeddings=module.rotary_emb(embedded_TD, position_ids=position_ids))
+            embedded_TD,
+            state_TD[:, :-1],
+            position_ids=position_ids,
+            past_key_values=None,
+            attention_mask=None,
+            position_embeddings=module.rotary_emb(embedded_TD, position_ids=position_ids),
+        )
         self.assertLess(compare.relative(mtp_TV, module.shared_head(out_TD)[0]), 1e-6)
 
     def test_finite_differences(self):
-        """Directional derivative of the total loss in fp64, MTP and balance loss included; adapter and full training."""
+        """Directional derivative of the total loss in fp64, MTP and balance loss included; adapter and full
+        training."""
         settings = dict(compute="fp64", mtp_loss_weight=0.3, balance_loss=0.1)
         adapter = self.adapter("mtp", ["all_linear"], mtp=True)
-        self.check_derivatives(cases.config(self.model("mtp"), adapter, **settings), [
-            "model.layers.1.mlp.experts.0.gate_proj.lora_A.weight", "model.layers.0.self_attn.q_a_proj.lora_B.weight",
-            "model.layers.2.mlp.experts.0.down_proj.lora_B.weight", "model.layers.2.self_attn.kv_b_proj.lora_A.weight",
-            "model.layers.1.mlp.shared_experts.up_proj.lora_B.weight", "model.layers.0.mlp.down_proj.lora_A.weight"])
-        self.check_derivatives(cases.config(self.model("mtp"), **settings), [
-            "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.1.mlp.gate.weight",
-            "model.layers.2.eh_proj.weight", "model.layers.2.mlp.gate.weight", "model.layers.2.enorm.weight",
-            "model.layers.1.mlp.experts.2.up_proj.weight", "model.layers.0.self_attn.kv_a_layernorm.weight"])
-        self.check_derivatives(cases.config(self.model("mtp_own_head"), **settings), [
-            "model.embed_tokens.weight", "model.layers.2.embed_tokens.weight", "model.layers.2.shared_head.head.weight"])
+        self.check_derivatives(
+            cases.config(self.model("mtp"), adapter, **settings),
+            [
+                "model.layers.1.mlp.experts.0.gate_proj.lora_A.weight",
+                "model.layers.0.self_attn.q_a_proj.lora_B.weight",
+                "model.layers.2.mlp.experts.0.down_proj.lora_B.weight",
+                "model.layers.2.self_attn.kv_b_proj.lora_A.weight",
+                "model.layers.1.mlp.shared_experts.up_proj.lora_B.weight",
+                "model.layers.0.mlp.down_proj.lora_A.weight",
+            ],
+        )
+        self.check_derivatives(
+            cases.config(self.model("mtp"), **settings),
+            [
+                "model.embed_tokens.weight",
+                "lm_head.weight",
+                "model.norm.weight",
+                "model.layers.1.mlp.gate.weight",
+                "model.layers.2.eh_proj.weight",
+                "model.layers.2.mlp.gate.weight",
+                "model.layers.2.enorm.weight",
+                "model.layers.1.mlp.experts.2.up_proj.weight",
+                "model.layers.0.self_attn.kv_a_layernorm.weight",
+            ],
+        )
+        self.check_derivatives(
+            cases.config(self.model("mtp_own_head"), **settings),
+            [
+                "model.embed_tokens.weight",
+                "model.layers.2.embed_tokens.weight",
+                "model.layers.2.shared_head.head.weight",
+            ],
+        )
 
     def check_derivatives(self, config, names):
         reference, width = Reference(config), 1e-6
@@ -186,7 +216,7 @@ class ReferenceTest(ParityCase):
             for name, (router_logits_TE, _, chosen_TK) in routed.items():
                 for expert in chosen_TK.flatten().tolist():
                     loads[name][expert] += 1
-                if name == "model.layers.1.mlp.gate":       # the only MoE layer of the trunk
+                if name == "model.layers.1.mlp.gate":  # the only MoE layer of the trunk
                     scores = [[1 / (1 + math.exp(-x)) for x in row] for row in router_logits_TE.tolist()]
                     for expert in range(8):
                         top = sum(sorted(row, reverse=True)[:3].count(row[expert]) for row in scores)
@@ -196,8 +226,11 @@ class ReferenceTest(ParityCase):
         for kind in sums:
             self.assertAlmostEqual(result[kind].item(), sums[kind] / counts[kind], 12)
         self.assertAlmostEqual(result["balance_loss"].item(), balance, 12)
-        self.assertAlmostEqual(result["total"].item(),
-                               sum(w * result[k].item() for k, w in (("loss", 1), ("mtp_loss", 0.3), ("balance_loss", 1))), 12)
+        self.assertAlmostEqual(
+            result["total"].item(),
+            sum(w * result[k].item() for k, w in (("loss", 1), ("mtp_loss", 0.3), ("balance_loss", 1))),
+            12,
+        )
         before = {name: reference.weights[name + ".e_score_correction_bias"].clone() for name in loads}
         reference.update_router_bias(result["routed"])
         for name, load in loads.items():
@@ -224,14 +257,17 @@ class ReferenceTest(ParityCase):
 
     def test_held_weights(self):
         """NF4 differs from fp32 by a plausible amount, double quantisation a little from single."""
-        logits = {base: run(cases.config(self.model("groups"), base=base))["logits"]
-                  for base in ("fp32", "bf16", "nf4", "nf4_double")}
+        logits = {
+            base: run(cases.config(self.model("groups"), base=base))["logits"]
+            for base in ("fp32", "bf16", "nf4", "nf4_double")
+        }
         self.assertTrue(1e-4 < compare.relative(logits["bf16"], logits["fp32"]) < 1e-1)
         self.assertTrue(1e-2 < compare.relative(logits["nf4"], logits["fp32"]) < 1.0)
         self.assertTrue(1e-4 < compare.relative(logits["nf4_double"], logits["nf4"]) < 0.3)
 
     def test_fp8_blocks(self):
-        """Dequantised blocks are within the formats' spacing (1/16 of a value, and bf16's) of the weights they came from."""
+        """Dequantised blocks are within the formats' spacing (1/16 of a value, and bf16's) of the weights they came
+        from."""
         shape = models.SHAPES["fp8"]
         weight_OI = torch.randn(192, 320, generator=torch.Generator().manual_seed(0)) * 3
         tensors = {"x_proj.weight": weight_OI.to(shape.dtype)}
@@ -247,7 +283,10 @@ class ReferenceTest(ParityCase):
     def test_precision_leaves_room(self):
         """fp32 and fp64 differ by far less than the 1e-5 that the trainer is held to."""
         adapter = self.adapter("groups", ["all_linear"])
-        for config in (cases.config(self.model("groups"), adapter, steps=10), cases.config(self.model("groups"), steps=10)):
+        for config in (
+            cases.config(self.model("groups"), adapter, steps=10),
+            cases.config(self.model("groups"), steps=10),
+        ):
             narrow, wide = run(config), run(config | {"compute": "fp64"})
             error, name = compare.largest(narrow, wide)
             self.assertLess(error, 1e-5, name)

@@ -1,8 +1,10 @@
-"""What the tests of preparation share: model folders with real and small tokenizers, templates, and a call of the command line.
+"""What the tests of preparation share: model folders with real and small tokenizers, templates, and a call of the
+command line.
 
-The templates say in our own words what the public ones of each family do; {% generation %} stands where transformers' mask of
-the assistant's tokens should be, so that transformers is an oracle for the labels as well as for the tokens.
+The templates say in our own words what the public ones of each family do; {% generation %} stands where transformers'
+mask of the assistant's tokens should be, so that transformers is an oracle for the labels as well as for the tokens.
 """
+
 import contextlib
 import functools
 import importlib.util
@@ -67,19 +69,23 @@ LLAMA3_TEMPLATE = """{% for m in messages %}{% set head = '<|start_header_id|>' 
 {% if loop.index0 == 0 %}{{ bos_token }}{% endif %}{{ head }}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] | trim + '<|eot_id|>' }}{% endgeneration %}{% else %}{{ m['content'] | trim + '<|eot_id|>' }}{% endif %}
 {% endfor %}"""
 
-# As Llama-2 and Vicuna: plain words around the content, so that merges cross the border; the system prompt moves into the first question.
+# As Llama-2 and Vicuna: plain words around the content, so that merges cross the border; the system prompt moves into
+# the first question.
 PLAIN_TEMPLATE = """{{ bos_token }}{% set ns = namespace(system='') %}{% for m in messages %}
 {%- if m.role == 'system' %}{% set ns.system = '<<' + m.content + '>> ' %}
 {%- elif m.role == 'user' %}{{ 'USER: ' + ns.system + m.content.strip() }}{% set ns.system = '' %}
 {%- else %}{{ ' ASSISTANT: ' }}{% generation %}{{ m.content.strip() + eos_token }}{% endgeneration %}{% endif %}
 {%- endfor %}"""
 
-TEXTS = ["The quick brown fox jumps over the lazy dog; an assistant answers what the user asks.",
-         "Grüße aus München, naïve café, 東京 is a city. 12345 numbers; def f(x):\n    return x + 1\n"] * 20
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog; an assistant answers what the user asks.",
+    "Grüße aus München, naïve café, 東京 is a city. 12345 numbers; def f(x):\n    return x + 1\n",
+] * 20
 
 
 def small_tokenizer(specials, bos=None, sentencepiece=False):
-    """A BPE of some 500 tokens with these special tokens: byte-level with NFC and a Qwen-like split, or with Metaspace."""
+    """A BPE of some 500 tokens with these special tokens: byte-level with NFC and a Qwen-like split, or with
+    Metaspace."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=sentencepiece, unk_token=None, fuse_unk=sentencepiece))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if sentencepiece:
@@ -88,17 +94,27 @@ def small_tokenizer(specials, bos=None, sentencepiece=False):
         alphabet = sorted(set("".join(TEXTS)) | set(map(chr, range(32, 127))))
     else:
         tokenizer.normalizer = normalizers.NFC()
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(
+                    Regex(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
+                    "isolated",
+                ),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
         tokenizer.decoder = decoders.ByteLevel()
         # transformers' mask loses turns where offsets are trimmed, so the oracle gets whole ones.
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=560, initial_alphabet=list(alphabet), show_progress=False))
+    tokenizer.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=560, initial_alphabet=list(alphabet), show_progress=False)
+    )
     tokenizer.add_special_tokens([AddedToken(s, normalized=False) for s in specials])
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in ("<think>", "</think>")])
     if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        )
     return tokenizer
 
 
@@ -123,9 +139,13 @@ def model_folder(folder, tokenizer, bos, eos, template=None, **config):
 def oracle(folder):
     """transformers' tokenizer of a folder's tokenizer.json, bypassing the class that the config may name."""
     from transformers import PreTrainedTokenizerFast
+
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token=config.get("bos_token"),
-                                        eos_token=config.get("eos_token"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        bos_token=config.get("bos_token"),
+        eos_token=config.get("eos_token"),
+    )
     tokenizer.chat_template = config.get("chat_template")
     return tokenizer
 

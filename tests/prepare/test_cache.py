@@ -1,4 +1,5 @@
 """The token cache: its bytes, its key, and that it is reused only when nothing changed."""
+
 import hashlib
 import json
 import tempfile
@@ -14,7 +15,9 @@ from support import model_folder, prepare, small_tokenizer, write_lines
 from prepare import cache
 
 TEMPLATE = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
-LINES = [{"messages": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": "tell"}]} for i in range(5)]
+LINES = [
+    {"messages": [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": "tell"}]} for i in range(5)
+]
 
 
 class Cache(unittest.TestCase):
@@ -36,12 +39,19 @@ class Cache(unittest.TestCase):
         summary = self.run_it()
         with safe_open(summary["cache"], framework="numpy") as f:
             metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
-        self.assertEqual({k: (v.dtype.name, v.ndim) for k, v in tensors.items()}, {"tokens": ("int32", 1), "labels": ("int32", 1), "offsets": ("int64", 1)})
+        self.assertEqual(
+            {k: (v.dtype.name, v.ndim) for k, v in tensors.items()},
+            {"tokens": ("int32", 1), "labels": ("int32", 1), "offsets": ("int64", 1)},
+        )
         self.assertEqual(metadata["moetune_tokens"], "1")
         for name in ("documents", "tokens", "target_tokens"):
             self.assertEqual(int(metadata[name]), summary[name])
         self.assertEqual(metadata["format"], "messages")
-        self.assertEqual(int(metadata["vocab_size"]), max(json.loads((self.model / "tokenizer.json").read_text())["added_tokens"], key=lambda t: t["id"])["id"] + 1)
+        self.assertEqual(
+            int(metadata["vocab_size"]),
+            max(json.loads((self.model / "tokenizer.json").read_text())["added_tokens"], key=lambda t: t["id"])["id"]
+            + 1,
+        )
         self.assertEqual(json.loads(metadata["sources"])["data"], hashlib.sha256(self.data.read_bytes()).hexdigest())
         self.assertEqual(Path(summary["cache"]).stem, metadata["key"][:16])
         self.assertEqual(tensors["offsets"][0], 0)
@@ -60,8 +70,13 @@ class Cache(unittest.TestCase):
     def test_damaged_file_is_rebuilt(self):
         path = Path(self.run_it()["cache"])
         whole = path.read_bytes()
-        for damaged in (whole[:-4], whole[:5], b"", whole.replace(b'"moetune_tokens": "1"', b'"moetune_tokens": "0"'),
-                        whole.replace(path.stem.encode(), b"0" * 16)):
+        for damaged in (
+            whole[:-4],
+            whole[:5],
+            b"",
+            whole.replace(b'"moetune_tokens": "1"', b'"moetune_tokens": "0"'),
+            whole.replace(path.stem.encode(), b"0" * 16),
+        ):
             path.write_bytes(damaged)
             self.assertFalse(self.run_it()["reused"])
             self.assertEqual(path.read_bytes(), whole)
@@ -97,6 +112,7 @@ class Cache(unittest.TestCase):
         differs("template with a date")
         with mock.patch("prepare.template.datetime.date") as date:
             import datetime
+
             date.today.return_value = datetime.datetime(2020, 2, 2).date()
             differs("date")
 

@@ -1,4 +1,5 @@
 """Each line format's tokens and labels, and each mistake's message."""
+
 import json
 import tempfile
 import unittest
@@ -8,7 +9,10 @@ import support
 from support import documents, model_folder, oracle, prepare, small_tokenizer, write_lines
 
 BOS, EOS = "<s>", "</s>"
-TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% if m.role == 'assistant' %}{{"
+    " eos_token }}{% endif %}{% endfor %}"
+)
 
 
 class Formats(unittest.TestCase):
@@ -63,7 +67,7 @@ class Formats(unittest.TestCase):
         self.assertEqual(labels, [-100, *body, eos])
         _, ((tokens, labels),) = self.good([{"text": "Grüße, 東京 fox"}], model="no_bos")
         self.assertEqual(tokens, [*body, eos])
-        self.assertEqual(labels, [-100, *body[1:], eos])        # nothing predicts a document's first token
+        self.assertEqual(labels, [-100, *body[1:], eos])  # nothing predicts a document's first token
 
     def test_bos_and_eos_written_out_are_not_doubled(self):
         _, ((tokens, _),) = self.good([{"text": "<s>fox</s>"}], "--special-tokens", "allow")
@@ -85,29 +89,50 @@ class Formats(unittest.TestCase):
         line = {"instruction": "Translate.", "input": "fox", "output": "Fuchs", "text": "ignored"}
         summary, rendered = self.good([line, {"instruction": "Hi", "input": "", "output": "Ho"}])
         self.assertEqual(summary["format"], "alpaca")
-        chats = [{"messages": [{"role": "user", "content": "Translate.\n\nfox"}, {"role": "assistant", "content": "Fuchs"}]},
-                 {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}]
+        chats = [
+            {"messages": [{"role": "user", "content": "Translate.\n\nfox"}, {"role": "assistant", "content": "Fuchs"}]},
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+        ]
         self.assertEqual(rendered, self.good(chats)[1])
 
     def test_alpaca_without_a_template(self):
-        _, docs = self.good([{"instruction": "Translate.", "input": "fox", "output": "Fuchs"}, {"instruction": "Hi", "output": "Ho"}], model="bare")
-        self.assertEqual(self.oracle.decode(docs[0][0][1:]), "Below is an instruction that describes a task, paired with an input that provides "
-                         "further context. Write a response that appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n"
-                         "### Input:\nfox\n\n### Response:\nFuchs</s>")
+        _, docs = self.good(
+            [{"instruction": "Translate.", "input": "fox", "output": "Fuchs"}, {"instruction": "Hi", "output": "Ho"}],
+            model="bare",
+        )
+        self.assertEqual(
+            self.oracle.decode(docs[0][0][1:]),
+            "Below is an instruction that describes a task, paired with an input that provides further context. Write a"
+            " response that appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n###"
+            " Input:\nfox\n\n### Response:\nFuchs</s>",
+        )
         self.assertEqual(self.oracle.decode([t for t in docs[0][1] if t != -100]), "Fuchs</s>")
         self.assertTrue(self.oracle.decode(docs[1][0]).endswith("### Instruction:\nHi\n\n### Response:\nHo</s>"))
 
     def test_sharegpt(self):
-        line = {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"},
-                                  {"from": "user", "value": "c"}, {"from": "assistant", "value": "d"}]}
+        line = {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "human", "value": "a"},
+                {"from": "gpt", "value": "b"},
+                {"from": "user", "value": "c"},
+                {"from": "assistant", "value": "d"},
+            ]
+        }
         roles = {"human": "user", "gpt": "assistant"}
-        same = {"messages": [{"role": roles.get(m["from"], m["from"]), "content": m["value"]} for m in line["conversations"]]}
+        same = {
+            "messages": [
+                {"role": roles.get(m["from"], m["from"]), "content": m["value"]} for m in line["conversations"]
+            ]
+        }
         summary, docs = self.good([line])
         self.assertEqual(summary["format"], "sharegpt")
         self.assertEqual(docs, self.good([same])[1])
 
     def test_input_ids_need_no_tokenizer(self):
-        summary, docs = self.good([{"input_ids": [5, 6, 7], "labels": [5, -100, 7]}, {"input_ids": [1, 2], "labels": [-100, 2]}], model=None)
+        summary, docs = self.good(
+            [{"input_ids": [5, 6, 7], "labels": [5, -100, 7]}, {"input_ids": [1, 2], "labels": [-100, 2]}], model=None
+        )
         self.assertEqual(docs, [([5, 6, 7], [-100, -100, 7]), ([1, 2], [-100, 2])])
         self.assertEqual((summary["documents"], summary["tokens"], summary["target_tokens"]), (2, 5, 2))
         self.assertEqual(summary["format"], "input_ids/labels")
@@ -130,17 +155,33 @@ class Formats(unittest.TestCase):
 
     def test_all_masked(self):
         talk = [{"role": "user", "content": "a"}]
-        lines = [{"messages": talk + [{"role": "assistant", "content": "b"}]}] + [{"messages": talk, "id": f"n{i}"} for i in range(12)]
-        err = self.bad(lines, "nothing to train on: every label is masked: 12 lines", "line 2 (id 'n0')", "line 11 (id 'n9')", "... and 2 more")
+        lines = [{"messages": talk + [{"role": "assistant", "content": "b"}]}] + [
+            {"messages": talk, "id": f"n{i}"} for i in range(12)
+        ]
+        err = self.bad(
+            lines,
+            "nothing to train on: every label is masked: 12 lines",
+            "line 2 (id 'n0')",
+            "line 11 (id 'n9')",
+            "... and 2 more",
+        )
         self.assertNotIn("line 12", err)
         self.bad([{"input_ids": [1, 2], "labels": [1, -100]}], "nothing to train on", model=None)
 
     def test_mixed_formats(self):
-        self.bad([{"text": "a"}, {"prompt": "a", "completion": "b", "id": 4}, {"foo": 1}], "not in the file's format, text: 2 lines",
-                 "line 2 (id '4'): prompt/completion", "line 3: keys foo")
+        self.bad(
+            [{"text": "a"}, {"prompt": "a", "completion": "b", "id": 4}, {"foo": 1}],
+            "not in the file's format, text: 2 lines",
+            "line 2 (id '4'): prompt/completion",
+            "line 3: keys foo",
+        )
 
     def test_unknown_format(self):
-        self.bad([{"question": "a", "answer": "b"}], "line 1: its format is not known; its keys are question, answer", '{"messages"')
+        self.bad(
+            [{"question": "a", "answer": "b"}],
+            "line 1: its format is not known; its keys are question, answer",
+            '{"messages"',
+        )
 
     def test_empty_files(self):
         self.bad(b"", "the file is empty")
@@ -151,8 +192,15 @@ class Formats(unittest.TestCase):
         self.bad(b'{"text": "a\\ud800b"}\n', "half of a surrogate pair", 'character 2 of "text"')
 
     def test_bad_json(self):
-        self.bad(b'{"text": "a"}\n{"text": \n[1]\n"x"\n{"text": "a", "text": "b"}\n{"text": NaN}\n', "not valid JSON: 2 lines", "line 2: Expecting value",
-                 "not a JSON object: 2 lines", "line 3: a list instead", 'a key stands twice in one object: 1 line\n    line 5: "text"', "NaN is not JSON")
+        self.bad(
+            b'{"text": "a"}\n{"text": \n[1]\n"x"\n{"text": "a", "text": "b"}\n{"text": NaN}\n',
+            "not valid JSON: 2 lines",
+            "line 2: Expecting value",
+            "not a JSON object: 2 lines",
+            "line 3: a list instead",
+            'a key stands twice in one object: 1 line\n    line 5: "text"',
+            "NaN is not JSON",
+        )
         self.bad(b'[{"text": "a"}]', "one JSON array", "jq -c")
         self.bad(b"\x1f\x8b\x08\x00", "gzip-compressed")
         self.bad(b"PAR1....", "a Parquet file")
@@ -164,10 +212,14 @@ class Formats(unittest.TestCase):
 
     def test_line_length(self):
         from prepare import jsonl
+
         cap, jsonl.MAX_LINE_BYTES = jsonl.MAX_LINE_BYTES, 1 << 20
         try:
-            self.bad(b'{"text": "a"}\n{"text": "' + b"a" * (3 << 20) + b'"}\n{"text": 5}\n', "longer than 1 MiB: 1 line\n    line 2",
-                     '"text" is not a string: 1 line\n    line 3')
+            self.bad(
+                b'{"text": "a"}\n{"text": "' + b"a" * (3 << 20) + b'"}\n{"text": 5}\n',
+                "longer than 1 MiB: 1 line\n    line 2",
+                '"text" is not a string: 1 line\n    line 3',
+            )
         finally:
             jsonl.MAX_LINE_BYTES = cap
         self.assertEqual(cap, 64 << 20)
@@ -175,32 +227,60 @@ class Formats(unittest.TestCase):
     def test_bad_messages(self):
         def turn(**m):
             return {"messages": [{"role": "user", "content": "a", **m}, {"role": "assistant", "content": "b"}]}
-        for line, message in (({"messages": []}, '"messages" is not a list of messages'), ({"messages": "hi"}, '"messages" is not a list of messages'),
-                              ({"messages": [{"from": "human", "value": "a"}]}, 'a message without "role" or "content": 1 line\n    line 1: keys from, value'),
-                              (turn(content=None), '"content" is not a string'), (turn(content=[{"type": "image"}]), "content that is not text"),
-                              (turn(train="yes"), '"train" is not true or false'), (turn(tool_calls=[{}]), "tool calls"),
-                              (turn(content="\ufdd0"), "content holds U+FDD0..U+FDEF"), (turn(role=3), '"role" is not a string')):
+
+        for line, message in (
+            ({"messages": []}, '"messages" is not a list of messages'),
+            ({"messages": "hi"}, '"messages" is not a list of messages'),
+            (
+                {"messages": [{"from": "human", "value": "a"}]},
+                'a message without "role" or "content": 1 line\n    line 1: keys from, value',
+            ),
+            (turn(content=None), '"content" is not a string'),
+            (turn(content=[{"type": "image"}]), "content that is not text"),
+            (turn(train="yes"), '"train" is not true or false'),
+            (turn(tool_calls=[{}]), "tool calls"),
+            (turn(content="\ufdd0"), "content holds U+FDD0..U+FDEF"),
+            (turn(role=3), '"role" is not a string'),
+        ):
             self.bad([line], message, "line 1")
 
     def test_bad_lines_of_other_formats(self):
         self.bad([{"text": ""}], '"text" is empty')
         self.bad([{"prompt": [], "completion": "a"}], '"prompt" is not a string', "a list")
         self.bad([{"instruction": "a", "output": "b", "history": [["a", "b"]]}], '"history" in an alpaca line')
-        self.bad([{"conversations": [{"from": "tool", "value": "x"}]}], "a speaker that is not known: 1 line\n    line 1: 'tool'", "human, user, gpt")
-        self.bad([{"conversations": [{"role": "user", "content": "x"}]}], '"conversations" is not a list of {"from", "value"}')
+        self.bad(
+            [{"conversations": [{"from": "tool", "value": "x"}]}],
+            "a speaker that is not known: 1 line\n    line 1: 'tool'",
+            "human, user, gpt",
+        )
+        self.bad(
+            [{"conversations": [{"role": "user", "content": "x"}]}],
+            '"conversations" is not a list of {"from", "value"}',
+        )
 
     def test_bad_ids(self):
-        for line, message in (({"input_ids": [1, 2]}, '"input_ids" without "labels"'), ({"input_ids": [1, 2], "labels": [1]}, "differ in length: 1 line\n    line 1: 2 and 1"),
-                              ({"input_ids": [1, -1], "labels": [1, 1]}, '"input_ids" holds an id out of range'), ({"input_ids": [1, True], "labels": [1, 1]}, '"input_ids" is not a list of whole numbers'),
-                              ({"input_ids": [1, 2], "labels": [1, -5]}, '"labels" holds an id out of range'), ({"input_ids": [1, 2**31], "labels": [1, 1]}, "out of range"),
-                              ({"input_ids": [1, 2, 3, 4], "labels": [2, 3, 4, -100]}, '"labels" are shifted'), ({"input_ids": [], "labels": []}, "nothing to train on")):
+        for line, message in (
+            ({"input_ids": [1, 2]}, '"input_ids" without "labels"'),
+            ({"input_ids": [1, 2], "labels": [1]}, "differ in length: 1 line\n    line 1: 2 and 1"),
+            ({"input_ids": [1, -1], "labels": [1, 1]}, '"input_ids" holds an id out of range'),
+            ({"input_ids": [1, True], "labels": [1, 1]}, '"input_ids" is not a list of whole numbers'),
+            ({"input_ids": [1, 2], "labels": [1, -5]}, '"labels" holds an id out of range'),
+            ({"input_ids": [1, 2**31], "labels": [1, 1]}, "out of range"),
+            ({"input_ids": [1, 2, 3, 4], "labels": [2, 3, 4, -100]}, '"labels" are shifted'),
+            ({"input_ids": [], "labels": []}, "nothing to train on"),
+        ):
             self.bad([line], message, model=None)
         self.bad([{"input_ids": [1, 99999], "labels": [1, 99999]}], "token 99999 lies beyond the vocabulary")
 
     # mistakes in the model's files and options
 
     def test_missing_template(self):
-        self.bad([{"messages": [{"role": "user", "content": "a"}]}], "the model has no chat template", "chat_template.jinja", model="bare")
+        self.bad(
+            [{"messages": [{"role": "user", "content": "a"}]}],
+            "the model has no chat template",
+            "chat_template.jinja",
+            model="bare",
+        )
 
     def test_missing_model(self):
         self.bad([{"text": "a"}], "format text needs a tokenizer", "--model DIR", model=None)

@@ -1,4 +1,5 @@
 """The quickstart's data from WordNet, and its report against transformers' own loss and generation."""
+
 import contextlib
 import io
 import json
@@ -23,10 +24,22 @@ class Data(unittest.TestCase):
             path = Path(folder) / "data.noun"
             path.write_text(SYNSETS)
             nouns = quickstart_data.read_nouns(path)
-        self.assertEqual(nouns, [("entity", "top", "that which is perceived"),
-                                 ("domestic dog", "animal", 'a member of the genus Canis; "the dog barked all night"; "a | b"')])
-        self.assertEqual(quickstart_data.conversation(*nouns[1]), {"messages": [
-            {"role": "user", "content": "What kind of thing is domestic dog: a member of the genus Canis?"}, {"role": "assistant", "content": "animal"}]})
+        self.assertEqual(
+            nouns,
+            [
+                ("entity", "top", "that which is perceived"),
+                ("domestic dog", "animal", 'a member of the genus Canis; "the dog barked all night"; "a | b"'),
+            ],
+        )
+        self.assertEqual(
+            quickstart_data.conversation(*nouns[1]),
+            {
+                "messages": [
+                    {"role": "user", "content": "What kind of thing is domestic dog: a member of the genus Canis?"},
+                    {"role": "assistant", "content": "animal"},
+                ]
+            },
+        )
         self.assertEqual(len(quickstart_data.definition("word " * 50).split()), 24)
 
     @unittest.skipUnless(WORDNET.is_file(), "needs Debian's wordnet-base")
@@ -34,12 +47,14 @@ class Data(unittest.TestCase):
         nouns = quickstart_data.read_nouns(WORDNET)
         self.assertEqual(len(nouns), 82_115)
         self.assertEqual(len({n[1] for n in nouns}), 26)
-        self.assertEqual(sum(n[1] == "artifact" for n in nouns), 11_587)      # as WordNet's lexicographer files count
+        self.assertEqual(sum(n[1] == "artifact" for n in nouns), 11_587)  # as WordNet's lexicographer files count
         training, held = quickstart_data.split(nouns)
         self.assertEqual((len(training), len(held)), (81_115, 1_000))
         self.assertEqual(sorted(training + held), sorted(nouns))
         self.assertFalse({n[0].lower() for n in training} & {n[0].lower() for n in held})
-        self.assertFalse({quickstart_data.definition(n[2]) for n in training} & {quickstart_data.definition(n[2]) for n in held})
+        self.assertFalse(
+            {quickstart_data.definition(n[2]) for n in training} & {quickstart_data.definition(n[2]) for n in held}
+        )
         self.assertEqual(quickstart_data.split(nouns), (training, held))
 
 
@@ -49,17 +64,22 @@ class Report(unittest.TestCase):
         import quickstart_report
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
+
         torch.set_num_threads(1)
         cls.report, cls.torch = quickstart_report, torch
         cls.folder = tempfile.TemporaryDirectory()
         cls.root = Path(cls.folder.name)
-        nouns = [(f"noun {w}", k, f"{w} is a thing of kind {k}") for w in ("red", "green", "blue", "black") for k in quickstart_data.CLASSES.values()]
+        nouns = [
+            (f"noun {w}", k, f"{w} is a thing of kind {k}")
+            for w in ("red", "green", "blue", "black")
+            for k in quickstart_data.CLASSES.values()
+        ]
         quickstart_data.write_base(cls.root / "base", [t["text"] for n in nouns for t in [quickstart_data.text(*n)]])
         torch.manual_seed(1)
         cls.model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(cls.root / "base")).eval()
         for p in cls.model.parameters():
             if p.dim() > 1:
-                torch.nn.init.normal_(p, std=0.3)       # sharp enough for greedy choices that rounding does not turn
+                torch.nn.init.normal_(p, std=0.3)  # sharp enough for greedy choices that rounding does not turn
         cls.model.save_pretrained(cls.root / "base")
         cls.heldout = support.write_lines(cls.root / "heldout.jsonl", [quickstart_data.conversation(*n) for n in nouns])
         cls.tokenizer = quickstart_report.load_tokenizer(cls.root / "base")
@@ -86,7 +106,9 @@ class Report(unittest.TestCase):
         torch = self.torch
         rows = []
         for question, _, tokens, prompt in self.questions[:6]:
-            greedy = self.model.generate(input_ids=torch.tensor([tokens[:prompt]]), do_sample=False, max_new_tokens=5, eos_token_id=None)[0].tolist()
+            greedy = self.model.generate(
+                input_ids=torch.tensor([tokens[:prompt]]), do_sample=False, max_new_tokens=5, eos_token_id=None
+            )[0].tolist()
             rows.append((question, "", greedy, prompt))
         self.assertEqual(self.report.evaluate(self.model, rows)[1], 1.0)
         rows[0][2][-1] = (rows[0][2][-1] + 1) % 4096
@@ -97,8 +119,12 @@ class Report(unittest.TestCase):
         from peft import LoraConfig, PeftModel, get_peft_model
         from safetensors.torch import save_file
         from transformers import AutoModelForCausalLM
+
         torch = self.torch
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(self.root / "base"), LoraConfig(r=4, target_modules=["q_a_proj", "o_proj"], init_lora_weights=False))
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(self.root / "base"),
+            LoraConfig(r=4, target_modules=["q_a_proj", "o_proj"], init_lora_weights=False),
+        )
         model.save_pretrained(self.root / "adapter")
         ids = torch.arange(4, 40)
         with torch.no_grad():
@@ -109,7 +135,16 @@ class Report(unittest.TestCase):
         save_file({"input_ids": ids, "logits": wrong}, self.root / "wrong.safetensors")
         for file, code, words in (("same", 0, ", equal"), ("wrong", 1, "1.00e-02, NOT equal")):
             out = io.StringIO()
-            arguments = ["report", str(self.root / "base"), str(self.root / "adapter"), str(self.heldout), "--logits", str(self.root / f"{file}.safetensors"), "--examples", "1"]
+            arguments = [
+                "report",
+                str(self.root / "base"),
+                str(self.root / "adapter"),
+                str(self.heldout),
+                "--logits",
+                str(self.root / f"{file}.safetensors"),
+                "--examples",
+                "1",
+            ]
             before, sys.argv = sys.argv, arguments
             try:
                 with contextlib.redirect_stdout(out), warnings.catch_warnings():

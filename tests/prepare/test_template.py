@@ -1,4 +1,5 @@
 """The chat template as an untrusted program: where it comes from, what it may do, and what stops it."""
+
 import datetime
 import json
 import tempfile
@@ -28,27 +29,42 @@ class Sources(unittest.TestCase):
     def text(self, model):
         code, summary, _, err = prepare(self.data, "--model", model, "--cache", self.root / "cache")
         self.assertEqual(code, 0, err)
-        return Tokenizer.from_file(str(model / "tokenizer.json")).decode(documents(summary)[0][0], skip_special_tokens=False)
+        return Tokenizer.from_file(str(model / "tokenizer.json")).decode(
+            documents(summary)[0][0], skip_special_tokens=False
+        )
 
     def test_file_before_config(self):
         one, two = ("{% for m in messages %}{{ '" + n + ":' + m.content + eos_token }}{% endfor %}" for n in "12")
-        config = model_folder(self.root / "config", small_tokenizer(("</s>",)), None, {"content": "</s>", "__type": "AddedToken"}, one)
+        config = model_folder(
+            self.root / "config", small_tokenizer(("</s>",)), None, {"content": "</s>", "__type": "AddedToken"}, one
+        )
         self.assertEqual(self.text(config), "1:a</s>1:b</s>")
-        named = model_folder(self.root / "named", config / "tokenizer.json", None, "</s>",
-                             [{"name": "tool_use", "template": one}, {"name": "default", "template": two}])
+        named = model_folder(
+            self.root / "named",
+            config / "tokenizer.json",
+            None,
+            "</s>",
+            [{"name": "tool_use", "template": one}, {"name": "default", "template": two}],
+        )
         self.assertEqual(self.text(named), "2:a</s>2:b</s>")
         (config / "chat_template.jinja").write_text(two)
         self.assertEqual(self.text(config), "2:a</s>2:b</s>")
-        unnamed = model_folder(self.root / "unnamed", config / "tokenizer.json", None, "</s>", [{"name": "rag", "template": one}])
+        unnamed = model_folder(
+            self.root / "unnamed", config / "tokenizer.json", None, "</s>", [{"name": "rag", "template": one}]
+        )
         code, _, _, err = prepare(self.data, "--model", unnamed, "--cache", self.root / "cache")
         self.assertEqual(code, 2)
         self.assertIn('none of its chat templates is named "default", only rag', err)
 
     def test_refusals_name_the_line_and_the_templates_words(self):
-        model = model_folder(self.root / "m", small_tokenizer(("</s>",)), None, "</s>", "{{ raise_exception('roles must alternate') }}")
+        model = model_folder(
+            self.root / "m", small_tokenizer(("</s>",)), None, "</s>", "{{ raise_exception('roles must alternate') }}"
+        )
         code, _, _, err = prepare(self.data, "--model", model, "--cache", self.root / "cache")
         self.assertEqual(code, 2)
-        self.assertIn('the chat template refuses the conversation: 1 line\n    line 1: it says "roles must alternate"', err)
+        self.assertIn(
+            'the chat template refuses the conversation: 1 line\n    line 1: it says "roles must alternate"', err
+        )
 
     def test_syntax_and_size(self):
         model = model_folder(self.root / "m", small_tokenizer(("</s>",)), None, "</s>", "a\n{% for %}")
@@ -74,9 +90,13 @@ class Limits(unittest.TestCase):
         self.assertIn(words, str(e.exception))
 
     def test_environment_is_that_of_transformers(self):
-        source = ("{{ bos_token }}{% for m in messages %}\n  {% if loop.last %}\n{{ m | tojson }}{% break %}{% endif %}\n{% endfor %}{{ '<é>' | tojson }}"
-                  "{% generation %}{{ messages[0].content }}{% endgeneration %}{{ eos_token is defined }}{{ tools is none }}")
+        source = (
+            "{{ bos_token }}{% for m in messages %}\n  {% if loop.last %}\n{{ m | tojson }}{% break %}{% endif %}\n{%"
+            " endfor %}{{ '<é>' | tojson }}{% generation %}{{ messages[0].content }}{% endgeneration %}{{ eos_token is"
+            " defined }}{{ tools is none }}"
+        )
         from transformers.utils.chat_template_utils import render_jinja_template
+
         expected, _ = render_jinja_template(conversations=[TALK], chat_template=source, bos_token="<s>")
         self.assertEqual(self.render(source), expected[0])
 
@@ -92,7 +112,9 @@ class Limits(unittest.TestCase):
         limit, template_module.RENDER_SECONDS = template_module.RENDER_SECONDS, 0.3
         try:
             begin = time.monotonic()
-            self.refused("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it ran for more than")
+            self.refused(
+                "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it ran for more than"
+            )
             self.assertLess(time.monotonic() - begin, 20)
         finally:
             template_module.RENDER_SECONDS = limit
@@ -106,7 +128,10 @@ class Limits(unittest.TestCase):
 
     def test_integers(self):
         self.refused("{{ 10 ** 10 ** 10 ** 10 }}", "an integer grows too large")
-        self.refused("{% set ns = namespace(x=3) %}{% for i in range(90) %}{% set ns.x = ns.x * ns.x %}{% endfor %}", "an integer grows too large")
+        self.refused(
+            "{% set ns = namespace(x=3) %}{% for i in range(90) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+            "an integer grows too large",
+        )
 
     def test_output(self):
         limit, template_module.OUTPUT_CHARS = template_module.OUTPUT_CHARS, 1000

@@ -1,5 +1,5 @@
-// What a test in tests/dist/ sees of the job that runs it. dist_main.cpp starts the Launch; every rank runs every test in
-// the same order. The first failed assertion on any rank ends the job, so no rank waits for one that gave up.
+// What a test in tests/dist/ sees of the job that runs it. dist_main.cpp starts the Launch; every rank runs every test
+// in the same order. The first failed assertion on any rank ends the job, so no rank waits for one that gave up.
 //
 //   TEST_CASE("sums") {
 //     auto group = test_launch().make_group(0, test_launch().rank(), "world");

@@ -7,8 +7,8 @@
 
 namespace moetune {
 
-/// Runs `action` and returns what() of the Expected that it throws; "(nothing was thrown)" if it throws nothing. An exception of
-/// another type passes through and fails the test.
+/// Runs `action` and returns what() of the Expected that it throws; "(nothing was thrown)" if it throws nothing. An
+/// exception of another type passes through and fails the test.
 template <typename Expected, typename Action>
 std::string message_of(Action&& action) {
   try {

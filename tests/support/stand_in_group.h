@@ -1,4 +1,5 @@
-// Stands for the other ranks of a group where only sizes and places matter: nothing is sent, every rank holds what this one does.
+// Stands for the other ranks of a group where only sizes and places matter: nothing is sent, every rank holds what this
+// one does.
 //
 //   StandInGroup group(/*rank=*/1, /*size=*/4);
 //   TensorAxis axis(group);
@@ -16,9 +17,16 @@ class StandInGroup final : public Communicator {
  private:
   void do_all_reduce(const at::Tensor&, ReduceOp) override {}
   void do_broadcast(const at::Tensor&, int) override {}
-  void do_all_gather(const at::Tensor& out, const at::Tensor& in) override { out.view({size(), -1}).copy_(in.view({1, -1})); }
-  void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) override { out.view({-1}).copy_(in.view({size(), -1})[rank()]); }
-  void do_all_to_all_v(const at::Tensor& out, const at::Tensor&, const std::vector<int64_t>&, const std::vector<int64_t>&) override { out.zero_(); }
+  void do_all_gather(const at::Tensor& out, const at::Tensor& in) override {
+    out.view({size(), -1}).copy_(in.view({1, -1}));
+  }
+  void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) override {
+    out.view({-1}).copy_(in.view({size(), -1})[rank()]);
+  }
+  void do_all_to_all_v(const at::Tensor& out, const at::Tensor&, const std::vector<int64_t>&,
+                       const std::vector<int64_t>&) override {
+    out.zero_();
+  }
 };
 
 }  // namespace moetune

@@ -16,7 +16,8 @@
 
 namespace moetune {
 
-/// One dense layer, then MoE layers (an MTP module is at hand) of 4 experts in 2 groups; every linear weight is a multiple of 64 numbers.
+/// One dense layer, then MoE layers (an MTP module is at hand) of 4 experts in 2 groups; every linear weight is a
+/// multiple of 64 numbers.
 inline ModelConfig tiny_config(int64_t layers) {
   ModelConfig config;
   config.vocab = 32;
@@ -57,7 +58,8 @@ struct TinyOptions {
 struct TinyModel {
   /// With a mesh, what this rank of it holds.
   TinyModel(const ModelConfig& config, const TinyOptions& tiny, Mesh* mesh = nullptr)
-      : exchange(mesh == nullptr || mesh->shape().ep == 1 ? make_local_exchange() : make_token_exchange(mesh->ep(), 0)) {
+      : exchange(mesh == nullptr || mesh->shape().ep == 1 ? make_local_exchange()
+                                                          : make_token_exchange(mesh->ep(), 0)) {
     targets = AdapterTargets({tiny.targets, 2, 4.0, false, 0.0, {}});
     ModelOptions options;
     options.compute = tiny.compute;

@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t R = 4, I = 64, O = 6;
 
 struct OneAdapter {
-  OneAdapter(const std::string& name, double dropout, uint64_t seed = 17, int64_t first_expert = 0, int64_t local = 0, int64_t experts = 0)
+  OneAdapter(const std::string& name, double dropout, uint64_t seed = 17, int64_t first_expert = 0, int64_t local = 0,
+             int64_t experts = 0)
       : adapter({R, 1.0, dropout}, info_of(name, first_expert, experts), local, O, I, seed, parameters) {}
   static ParameterInfo info_of(const std::string& name, int64_t first_expert, int64_t experts) {
     ParameterInfo info;
@@ -44,7 +45,8 @@ TEST_CASE("A is uniform within 1/sqrt(I), B zero, both named", "[adapter]") {
 }
 
 TEST_CASE("an expert starts alike on whatever rank it lies", "[adapter]") {
-  const OneAdapter all("m.experts.*.up_proj", 0.0, 17, 0, 6, 6), part("m.experts.*.up_proj", 0.0, 17, 4, 2, 6), single("m.experts.5.up_proj", 0.0);
+  const OneAdapter all("m.experts.*.up_proj", 0.0, 17, 0, 6, 6), part("m.experts.*.up_proj", 0.0, 17, 4, 2, 6),
+      single("m.experts.5.up_proj", 0.0);
   CHECK(all.adapter.a().master().sizes() == at::IntArrayRef({6, R, I}));
   CHECK(all.adapter.b().master().sizes() == at::IntArrayRef({6, O, R}));
   CHECK(at::equal(part.adapter.a().master(), all.adapter.a().master().narrow(0, 4, 2)));
@@ -59,16 +61,19 @@ TEST_CASE("a part of an adapter starts and drops as that part of the whole", "[a
   const StepRandom random{17, 3, true};
   for (int64_t index = 0; index < 2; ++index) {
     ParameterSet parameters(at::kCPU, at::kFloat);
-    const Adapter by_inputs({R, 1.0, 0.25}, OneAdapter::info_of("m.o_proj", 0, 0), 0, O, I, 17, parameters, {MatrixCut::Dim::kInputs, index, 2});
+    const Adapter by_inputs({R, 1.0, 0.25}, OneAdapter::info_of("m.o_proj", 0, 0), 0, O, I, 17, parameters,
+                            {MatrixCut::Dim::kInputs, index, 2});
     CHECK(at::equal(by_inputs.a().master(), whole.adapter.a().master().narrow(1, index * I / 2, I / 2)));
     CHECK(by_inputs.b().master().sizes() == at::IntArrayRef({O, R}));
     CHECK(by_inputs.a().info().replicas == Replicas::kTensorIndex);
     CHECK(by_inputs.b().info().replicas == Replicas::kEverywhere);
     CHECK(by_inputs.a().info().part.whole_shape({R, I / 2}) == std::vector<int64_t>{R, I});
     CHECK(at::equal(by_inputs.a().info().part.of(whole.adapter.a().master(), {R, I / 2}), by_inputs.a().master()));
-    CHECK(at::equal(by_inputs.drop(x.narrow(1, index * I / 2, I / 2), token, random), whole.adapter.drop(x, token, random).narrow(1, index * I / 2, I / 2)));
+    CHECK(at::equal(by_inputs.drop(x.narrow(1, index * I / 2, I / 2), token, random),
+                    whole.adapter.drop(x, token, random).narrow(1, index * I / 2, I / 2)));
 
-    const Adapter by_outputs({R, 1.0, 0.25}, OneAdapter::info_of("m.o_proj", 0, 0), 0, O, I, 17, parameters, {MatrixCut::Dim::kOutputs, index, 2});
+    const Adapter by_outputs({R, 1.0, 0.25}, OneAdapter::info_of("m.o_proj", 0, 0), 0, O, I, 17, parameters,
+                             {MatrixCut::Dim::kOutputs, index, 2});
     CHECK(at::equal(by_outputs.a().master(), whole.adapter.a().master()));
     CHECK(by_outputs.b().master().sizes() == at::IntArrayRef({O / 2, R}));
     CHECK(by_outputs.a().info().replicas == Replicas::kEverywhere);
@@ -80,7 +85,8 @@ TEST_CASE("a part of an adapter starts and drops as that part of the whole", "[a
 
 TEST_CASE("a part of a stack's adapters starts and drops as that part of the whole", "[adapter]") {
   const OneAdapter whole("m.experts.*.down_proj", 0.25, 17, 2, 3, 6);
-  const at::Tensor x = random_normal({40, I}, 5, at::kFloat), token = at::arange(100, 140, at::kLong), whole_a = whole.adapter.a().master();
+  const at::Tensor x = random_normal({40, I}, 5, at::kFloat), token = at::arange(100, 140, at::kLong),
+                   whole_a = whole.adapter.a().master();
   const StepRandom random{17, 3, true};
   ParameterInfo info = OneAdapter::info_of("m.experts.*.down_proj", 2, 6);
   info.replicas = Replicas::kExpertReplicas;
@@ -93,7 +99,8 @@ TEST_CASE("a part of a stack's adapters starts and drops as that part of the who
     CHECK(by_inputs.a().info().replicas == Replicas::kExpertTensorIndex);
     CHECK(by_inputs.b().master().sizes() == at::IntArrayRef({3, O, R}));
     CHECK(by_inputs.b().info().replicas == Replicas::kExpertReplicas);
-    CHECK(at::equal(by_inputs.drop(x.narrow(1, index * I / 2, I / 2), token, random), whole.adapter.drop(x, token, random).narrow(1, index * I / 2, I / 2)));
+    CHECK(at::equal(by_inputs.drop(x.narrow(1, index * I / 2, I / 2), token, random),
+                    whole.adapter.drop(x, token, random).narrow(1, index * I / 2, I / 2)));
 
     const Adapter by_outputs({R, 1.0, 0.25}, info, 3, O, I, 17, parameters, {MatrixCut::Dim::kOutputs, index, 2});
     CHECK(at::equal(by_outputs.a().master(), whole_a));

@@ -57,7 +57,7 @@ TEST_CASE("a shuffled order is a permutation that seed and epoch decide", "[shuf
   int stay = 0, rising = 0;
   for (size_t i = 0; i < order.size(); ++i) stay += order[i] == static_cast<std::int64_t>(i);
   for (size_t i = 1; i < order.size(); ++i) rising += order[i] > order[i - 1];
-  CHECK(stay < 8);                // expected 1
+  CHECK(stay < 8);                     // expected 1
   CHECK(std::abs(rising - 500) < 60);  // expected 499.5, standard deviation 9
   std::sort(order.begin(), order.end());
   for (size_t i = 0; i < order.size(); ++i) REQUIRE(order[i] == static_cast<std::int64_t>(i));
@@ -96,9 +96,11 @@ TEST_CASE("packing by hand", "[batches]") {
   CHECK(pack(lengths, 10, 64) == std::vector<std::int64_t>{0, 1, 0, 1, 2, 3, 2});
   // 6 5 | 3 4 2 2 | 9: the last 2 finds room of 2 twice
   CHECK(pack(lengths, 11, 64) == std::vector<std::int64_t>{0, 0, 1, 1, 1, 2, 1});
-  CHECK(pack(std::vector<std::int64_t>{8, 8, 2, 2}, 10, 64) == std::vector<std::int64_t>{0, 1, 0, 1});  // of equals the oldest
+  // of equals the oldest
+  CHECK(pack(std::vector<std::int64_t>{8, 8, 2, 2}, 10, 64) == std::vector<std::int64_t>{0, 1, 0, 1});
   CHECK(pack(std::vector<std::int64_t>{8, 9, 9, 2}, 10, 3) == std::vector<std::int64_t>{0, 1, 2, 0});
-  CHECK(pack(std::vector<std::int64_t>{8, 9, 9, 2}, 10, 2) == std::vector<std::int64_t>{0, 1, 2, 3});  // 0 is closed by then
+  // 0 is closed by then
+  CHECK(pack(std::vector<std::int64_t>{8, 9, 9, 2}, 10, 2) == std::vector<std::int64_t>{0, 1, 2, 3});
 
   const Documents documents = make_documents(lengths);
   Batches in_order(documents, {.batch = 7, .max_tokens = 10, .packing = true, .shuffle = false, .endless = false});

@@ -22,10 +22,14 @@ namespace {
 /// A model, its optimizer and the state to save; different numbers for different `fill`.
 struct Run {
   explicit Run(uint64_t fill, std::vector<std::string> targets = {"all_linear"})
-      : tiny(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kFloat, .targets = std::move(targets)}), partition(tiny.model->parameters, mesh),
-        optimizer(partition, {}), state{*tiny.model, optimizer, "run: {}\n", "frozen", "data", 17, 4} {
+      : tiny(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kFloat, .targets = std::move(targets)}),
+        partition(tiny.model->parameters, mesh),
+        optimizer(partition, {}),
+        state{*tiny.model, optimizer, "run: {}\n", "frozen", "data", 17, 4} {
     std::vector<at::Tensor> gradients;
-    for (const FlatGroup& group : partition.groups()) gradients.push_back(random_normal({group.shard_size()}, fill++).to(at::kFloat));
+    for (const FlatGroup& group : partition.groups()) {
+      gradients.push_back(random_normal({group.shard_size()}, fill++).to(at::kFloat));
+    }
     optimizer.step(0.1, 1.0, gradients);  // pending: saving completes it
     for (Block& block : tiny.model->blocks) {
       if (block.is_moe()) block.router()->bias().copy_(random_normal({4}, fill++));
@@ -35,7 +39,9 @@ struct Run {
   std::vector<at::Tensor> numbers() {
     optimizer.flush();
     std::vector<at::Tensor> found;
-    for (const Optimizer::Shard& shard : optimizer.shards()) found.insert(found.end(), {shard.master.clone(), shard.first_moment.clone(), shard.second_moment.clone()});
+    for (const Optimizer::Shard& shard : optimizer.shards()) {
+      found.insert(found.end(), {shard.master.clone(), shard.first_moment.clone(), shard.second_moment.clone()});
+    }
     for (Parameter& parameter : tiny.model->parameters.all()) found.push_back(parameter.working.detach().clone());
     for (Block& block : tiny.model->blocks) {
       if (block.is_moe()) found.push_back(block.router()->bias().clone());
@@ -51,7 +57,8 @@ struct Run {
 };
 
 bool all_equal(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const at::Tensor& x, const at::Tensor& y) { return at::equal(x, y); });
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const at::Tensor& x, const at::Tensor& y) { return at::equal(x, y); });
 }
 
 void flip_byte(const fs::path& path, int64_t from_end) {
@@ -107,22 +114,27 @@ TEST_CASE("a damaged checkpoint is named and passed over", "[checkpoint]") {
   SECTION("a short file") { fs::resize_file(place.step(2) / kState, 100); }
   SECTION("no manifest") { fs::remove(place.step(2) / "manifest.json"); }
   SECTION("half a manifest") { fs::resize_file(place.step(2) / "manifest.json", 40); }
-  SECTION("a manifest of another make") { write_text_atomically((place.step(2) / "manifest.json").string(), R"({"format": 3, "files": {}})"); }
+  SECTION("a manifest of another make") {
+    write_text_atomically((place.step(2) / "manifest.json").string(), R"({"format": 3, "files": {}})");
+  }
   SECTION("a manifest without digests") {
-    write_text_atomically((place.step(2) / "manifest.json").string(), R"({"format": "moetune-checkpoint-2", "step": 2, "files": {"recipe.yaml": {}}})");
+    write_text_atomically((place.step(2) / "manifest.json").string(),
+                          R"({"format": "moetune-checkpoint-2", "step": 2, "files": {"recipe.yaml": {}}})");
   }
   CHECK(contains(message_of<UserError>([&] { verify_checkpoint(place.step(2)); }), "step-00000002"));
   CHECK(place.checkpoints.load_latest(loaded.state) == 1);
   CHECK(all_equal(loaded.numbers(), first.numbers()));
   fs::remove(place.step(1) / kState);
-  CHECK(contains(message_of<UserError>([&] { place.checkpoints.load_latest(loaded.state); }), "no checkpoint is whole"));
+  CHECK(
+      contains(message_of<UserError>([&] { place.checkpoints.load_latest(loaded.state); }), "no checkpoint is whole"));
 }
 
 TEST_CASE("a checkpoint of an older format is refused by its name", "[checkpoint]") {
   Place place;
   Run run(1);
   place.checkpoints.save(1, run.state, 1);
-  write_text_atomically((place.step(1) / "manifest.json").string(), R"({"format": "moetune-checkpoint-1", "step": 1, "files": {}})");
+  write_text_atomically((place.step(1) / "manifest.json").string(),
+                        R"({"format": "moetune-checkpoint-1", "step": 1, "files": {}})");
   const std::string message = message_of<UserError>([&] { place.checkpoints.load_latest(run.state); });
   CHECK(contains(message, "step-00000001/manifest.json: is of format \"moetune-checkpoint-1\""));
   CHECK(contains(message, "adapter.from"));
@@ -133,13 +145,26 @@ TEST_CASE("a run that differs from the saved one is refused", "[checkpoint]") {
   Run saved(1), other(1000);
   place.checkpoints.save(1, saved.state, 1);
   auto refusal = [&] { return message_of<UserError>([&] { place.checkpoints.load_latest(other.state); }); };
-  SECTION("seed") { other.state.seed = 18; CHECK(contains(refusal(), "run.seed was then 17, now 18")); }
-  SECTION("batch") { other.state.batch = 5; CHECK(contains(refusal(), "train.batch was then 4, now 5")); }
-  SECTION("data") { other.state.data_digest = "x"; CHECK(contains(refusal(), "training data")); }
-  SECTION("frozen weights") { other.state.frozen_digest = "x"; CHECK(contains(refusal(), "frozen weights")); }
+  SECTION("seed") {
+    other.state.seed = 18;
+    CHECK(contains(refusal(), "run.seed was then 17, now 18"));
+  }
+  SECTION("batch") {
+    other.state.batch = 5;
+    CHECK(contains(refusal(), "train.batch was then 4, now 5"));
+  }
+  SECTION("data") {
+    other.state.data_digest = "x";
+    CHECK(contains(refusal(), "training data"));
+  }
+  SECTION("frozen weights") {
+    other.state.frozen_digest = "x";
+    CHECK(contains(refusal(), "frozen weights"));
+  }
   SECTION("fewer adapters") {
     Run fewer(1, {"attention"});
-    CHECK(contains(message_of<UserError>([&] { place.checkpoints.load_latest(fewer.state); }), "other adapter targets"));
+    CHECK(
+        contains(message_of<UserError>([&] { place.checkpoints.load_latest(fewer.state); }), "other adapter targets"));
   }
   SECTION("more adapters") {
     Run attention(1, {"attention"});
@@ -153,7 +178,9 @@ TEST_CASE("the newest checkpoints are kept, and never less than the one just sav
   Run run(1);
   auto steps = [&] {
     std::vector<std::string> names;
-    for (const fs::path& path : list_checkpoints(place.folder.path())) names.push_back(path.filename().string().substr(12));
+    for (const fs::path& path : list_checkpoints(place.folder.path())) {
+      names.push_back(path.filename().string().substr(12));
+    }
     return names;
   };
   for (int64_t step = 1; step <= 4; ++step) place.checkpoints.save(step, run.state, 2);

@@ -81,7 +81,8 @@ TEST_CASE("kimi_k2 and a plain query projection are read", "[config]") {
 }
 
 TEST_CASE("what is not computed is refused by name", "[config]") {
-  CHECK(contains(refusal("model_type", "qwen3_moe"), "config.json: model_type is 'qwen3_moe'; this program trains deepseek_v3"));
+  CHECK(contains(refusal("model_type", "qwen3_moe"),
+                 "config.json: model_type is 'qwen3_moe'; this program trains deepseek_v3"));
   CHECK(contains(refusal("hidden_act", "gelu"), "hidden_act is 'gelu'; only 'silu'"));
   CHECK(contains(refusal("scoring_func", "softmax"), "scoring_func is 'softmax'; only 'sigmoid'"));
   CHECK(contains(refusal("topk_method", "greedy"), "topk_method is 'greedy'; only 'noaux_tc'"));
@@ -101,15 +102,21 @@ TEST_CASE("what is not computed is refused by name", "[config]") {
   CHECK(contains(refusal("rms_norm_eps", "small"), "rms_norm_eps is \"small\", want a number"));
   CHECK(contains(refusal("norm_topk_prob", 1), "norm_topk_prob is 1, want true or false"));
   CHECK(contains(refusal("hidden_act", 3), "hidden_act is 3, want text"));
-  CHECK(contains(refusal("rope_scaling", {{"type", "linear"}, {"factor", 2}}), "config.json: rope_scaling: type is 'linear'"));
-  CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 2}}), "rope_scaling: original_max_position_embeddings is missing"));
-  CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 2}, {"original_max_position_embeddings", 0}}), "is not above 0"));
-  CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 0.5}, {"original_max_position_embeddings", 64}}), "factor is 0.5, want at least 1"));
+  CHECK(contains(refusal("rope_scaling", {{"type", "linear"}, {"factor", 2}}),
+                 "config.json: rope_scaling: type is 'linear'"));
+  CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 2}}),
+                 "rope_scaling: original_max_position_embeddings is missing"));
+  CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 2}, {"original_max_position_embeddings", 0}}),
+                 "is not above 0"));
+  CHECK(contains(refusal("rope_scaling", {{"type", "yarn"}, {"factor", 0.5}, {"original_max_position_embeddings", 64}}),
+                 "factor is 0.5, want at least 1"));
   CHECK(contains(refusal("quantization_config", {{"quant_method", "bitsandbytes"}}), "quant_method is 'bitsandbytes'"));
-  CHECK(contains(refusal("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {64, 128}}}), "weight_block_size is [64,128]"));
+  CHECK(contains(refusal("quantization_config", {{"quant_method", "fp8"}, {"weight_block_size", {64, 128}}}),
+                 "weight_block_size is [64,128]"));
   CHECK(contains(refusal(json::array()), "want a JSON object"));
-  for (const char* key : {"vocab_size", "hidden_size", "num_hidden_layers", "kv_lora_rank", "v_head_dim", "n_routed_experts", "num_experts_per_tok",
-                          "first_k_dense_replace", "n_shared_experts", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "q_lora_rank"}) {
+  for (const char* key : {"vocab_size", "hidden_size", "num_hidden_layers", "kv_lora_rank", "v_head_dim",
+                          "n_routed_experts", "num_experts_per_tok", "first_k_dense_replace", "n_shared_experts",
+                          "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor", "q_lora_rank"}) {
     json config = deepseek_v3();
     config.erase(key);
     CHECK(contains(refusal(config), std::string(key) + " is missing"));

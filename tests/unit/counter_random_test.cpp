@@ -26,7 +26,9 @@ TEST_CASE("numbers are the top 24 bits of SplitMix64", "[counter_random]") {
   REQUIRE(splitmix(0, 0) == 0xe220a8397b1dcdafu);
   for (const uint64_t key : {uint64_t{0}, uint64_t{1234567}, ~uint64_t{0}, uint64_t{1} << 63}) {
     const at::Tensor drawn = counter_uniform(key, 0, 200, at::kCPU);
-    for (int64_t i = 0; i < 200; ++i) CHECK(drawn[i].item<double>() == static_cast<double>(splitmix(key, i) >> 40) / (1 << 24));
+    for (int64_t i = 0; i < 200; ++i) {
+      CHECK(drawn[i].item<double>() == static_cast<double>(splitmix(key, i) >> 40) / (1 << 24));
+    }
   }
 }
 
@@ -42,15 +44,21 @@ TEST_CASE("where a range is cut does not matter", "[counter_random]") {
 
 TEST_CASE("numbers are uniform, streams unrelated", "[counter_random]") {
   const int64_t count = 1 << 16;
-  const at::Tensor a = counter_uniform(stream_key(17, "a"), 0, count, at::kCPU), b = counter_uniform(stream_key(17, "b"), 0, count, at::kCPU);
+  const at::Tensor a = counter_uniform(stream_key(17, "a"), 0, count, at::kCPU),
+                   b = counter_uniform(stream_key(17, "b"), 0, count, at::kCPU);
   CHECK(a.min().item<double>() >= 0.0);
   CHECK(a.max().item<double>() < 1.0);
   // Each of 64 bins within five standard deviations of its share.
   CHECK(((a.histc(64, 0, 1) - count / 64).abs().max().item<double>()) < 5 * std::sqrt(count / 64.0));
   const double correlation = ((a - 0.5) * (b - 0.5)).mean().item<double>() * 12;
   CHECK(std::abs(correlation) < 5 / std::sqrt(static_cast<double>(count)));
-  const std::vector<uint64_t> keys{stream_key(17, "a"), stream_key(17, "b"), stream_key(18, "a"), stream_key(17, "aa"), stream_key(17, ""),
-                                   stream_key(stream_key(17, "a"), 0), stream_key(stream_key(17, "a"), 1)};
+  const std::vector<uint64_t> keys{stream_key(17, "a"),
+                                   stream_key(17, "b"),
+                                   stream_key(18, "a"),
+                                   stream_key(17, "aa"),
+                                   stream_key(17, ""),
+                                   stream_key(stream_key(17, "a"), 0),
+                                   stream_key(stream_key(17, "a"), 1)};
   for (size_t i = 0; i < keys.size(); ++i) {
     for (size_t j = 0; j < i; ++j) CHECK(keys[i] != keys[j]);
   }

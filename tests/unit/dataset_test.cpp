@@ -35,9 +35,11 @@ struct Preparation {
 TEST_CASE("the preparation step gets its arguments whole, and its last line is the answer", "[dataset]") {
   Preparation preparation;
   const std::string cache = preparation.run("echo first; echo \"{\\\"cache\\\": \\\"$1|$2|$3|$5\\\"}\"");
-  CHECK(cache == preparation.folder.path() + "/data.jsonl|--model|model folder|" + preparation.folder.path() + "/.moetune");
+  CHECK(cache ==
+        preparation.folder.path() + "/data.jsonl|--model|model folder|" + preparation.folder.path() + "/.moetune");
   // More than a pipe holds.
-  const std::string output = preparation.run("printf '{\"cache\": \"'; i=0; while [ $i -lt 10000 ]; do printf 0123456789; i=$((i+1)); done; echo '\"}'");
+  const std::string output = preparation.run(
+      "printf '{\"cache\": \"'; i=0; while [ $i -lt 10000 ]; do printf 0123456789; i=$((i+1)); done; echo '\"}'");
   CHECK(output.size() == 100000);
 }
 
@@ -49,7 +51,8 @@ TEST_CASE("a failing preparation step is an error of the right kind", "[dataset]
   CHECK(contains(message_of<InternalError>([&] { preparation.run("echo no json"); }), "preparation wrote: no json"));
   CHECK(contains(message_of<InternalError>([&] { preparation.run("exit 0"); }), "preparation wrote"));
   const std::string missing = message_of<UserError>([&] {
-    prepare_tokens(preparation.recipe, preparation.folder / "data.jsonl", 0, {preparation.folder / "no-python", "script"});
+    prepare_tokens(preparation.recipe, preparation.folder / "data.jsonl", 0,
+                   {preparation.folder / "no-python", "script"});
   });
   CHECK(contains(missing, "no-python: cannot be started (No such file or directory); run scripts/setup"));
 }
@@ -57,7 +60,9 @@ TEST_CASE("a failing preparation step is an error of the right kind", "[dataset]
 TEST_CASE("a data file that does not exist is the user's mistake", "[dataset]") {
   Preparation preparation;
   Launch launch;
-  CHECK(contains(message_of<UserError>([&] { load_documents(preparation.recipe, preparation.folder / "none.jsonl", 10, launch, {"python3", "x"}); }),
+  CHECK(contains(message_of<UserError>([&] {
+                   load_documents(preparation.recipe, preparation.folder / "none.jsonl", 10, launch, {"python3", "x"});
+                 }),
                  "none.jsonl: no such file"));
 }
 

@@ -72,19 +72,23 @@ TEST_CASE("a tokenised file is recognised by its first line", "[documents]") {
 
 TEST_CASE("every mistake of a tokenised file is counted and placed in one message", "[documents]") {
   const std::string good = "{\"input_ids\": [1, 2], \"labels\": [-100, 2]}\n";
-  const std::string message = refusal_of(good +                                                     //
-                                         "{\"input_ids\": [1, 2], \"labels\": [2]}\n" +             // 2 lengths
-                                         "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n" +    // 3 masked
-                                         "{\"input_ids\": [1, 2\n" +                                // 4 no JSON
-                                         "{\"input_ids\": [1, 100], \"labels\": [-100, 1]}\n" +     // 5 vocabulary
-                                         "{\"input_ids\": [1, 2], \"labels\": [1, -100]}\n" +       // 6 masked: label 0
-                                         good +                                                     //
-                                         "{\"input_ids\": [1], \"labels\": [1], \"id\": 3}\n");     // 8 unknown key
+  const std::string message = refusal_of(good +                                                   //
+                                         "{\"input_ids\": [1, 2], \"labels\": [2]}\n" +           // 2 lengths
+                                         "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n" +  // 3 masked
+                                         "{\"input_ids\": [1, 2\n" +                              // 4 no JSON
+                                         "{\"input_ids\": [1, 100], \"labels\": [-100, 1]}\n" +   // 5 vocabulary
+                                         "{\"input_ids\": [1, 2], \"labels\": [1, -100]}\n" +     // 6 masked: label 0
+                                         good +                                                   //
+                                         "{\"input_ids\": [1], \"labels\": [1], \"id\": 3}\n");   // 8 unknown key
   CHECK(contains(message, "of 8 lines"));
   CHECK(contains(message, "2 lines are not {\"input_ids\": [integers], \"labels\": [integers]}: line 4, 8"));
-  CHECK(contains(message, "1 line have input_ids and labels of different lengths: line 2 (the first has 2 input_ids and 1 labels)"));
+  CHECK(contains(
+      message,
+      "1 line have input_ids and labels of different lengths: line 2 (the first has 2 input_ids and 1 labels)"));
   CHECK(contains(message, "no target in 2 of 5 documents: document 1 (line 3), document 3 (line 6)"));
-  CHECK(contains(message, "ids outside the vocabulary of the model in 1 of 5 documents: document 2 (line 5). Allowed are 0 to 99"));
+  CHECK(contains(
+      message,
+      "ids outside the vocabulary of the model in 1 of 5 documents: document 2 (line 5). Allowed are 0 to 99"));
 }
 
 TEST_CASE("what is not the tokenised format is refused with the reason", "[documents]") {
@@ -107,13 +111,15 @@ TEST_CASE("what is not the tokenised format is refused with the reason", "[docum
   CHECK(contains(refusal_of("{\"input_ids\": [], \"labels\": []}\n"), "no target"));
   CHECK(contains(refusal_of(""), "the file is empty"));
   CHECK(contains(refusal_of("\n \n"), "the file is empty"));
-  CHECK(contains(refusal_of(std::string((size_t{64} << 20) + 1, ' ') + "\n" + ids("[1, 2]")), "1 line are longer than 64 MiB: line 1"));
+  CHECK(contains(refusal_of(std::string((size_t{64} << 20) + 1, ' ') + "\n" + ids("[1, 2]")),
+                 "1 line are longer than 64 MiB: line 1"));
   CHECK_THROWS_AS(Documents::from_jsonl("/nonexistent/a.jsonl", 100), UserError);
   CHECK_THROWS_AS(Documents::from_jsonl("/tmp", 100), UserError);
 }
 
 TEST_CASE("truncation keeps the start and refuses to lose every target", "[documents]") {
-  Documents documents("d", 100, {1, 2, 3, 4, 5, 6, 7, 8, 9}, {-100, 2, 3, 4, 5, -100, -100, 8, 9}, {0, 4, 9}, {});  // the label 5 is no target
+  // the label 5 is no target
+  Documents documents("d", 100, {1, 2, 3, 4, 5, 6, 7, 8, 9}, {-100, 2, 3, 4, 5, -100, -100, 8, 9}, {0, 4, 9}, {});
   CHECK(documents.truncate(5) == 0);
   CHECK(contains(message_of<UserError>([&] { documents.truncate(3); }),
                  "max_tokens 3 removes every target of 1 of 2 documents: document 1."));
@@ -132,9 +138,14 @@ TEST_CASE("a token cache becomes documents and damage is refused", "[documents]"
   const TemporaryFile file;
   const auto write = [&](const std::vector<std::int32_t>& tokens, const std::vector<std::int32_t>& labels,
                          const std::vector<std::int64_t>& offsets, DType label_type = DType::kI32) {
-    const auto length = [](const auto& list) { return std::vector<std::int64_t>{static_cast<std::int64_t>(list.size())}; };
-    SafetensorsWriter writer(file.path, {{"offsets", DType::kI64, length(offsets)}, {"tokens", DType::kI32, length(tokens)},
-                                         {"labels", label_type, length(labels)}}, {});
+    const auto length = [](const auto& list) {
+      return std::vector<std::int64_t>{static_cast<std::int64_t>(list.size())};
+    };
+    SafetensorsWriter writer(file.path,
+                             {{"offsets", DType::kI64, length(offsets)},
+                              {"tokens", DType::kI32, length(tokens)},
+                              {"labels", label_type, length(labels)}},
+                             {});
     writer.append("offsets", offsets.data(), offsets.size() * 8);
     writer.append("tokens", tokens.data(), tokens.size() * 4);
     writer.append("labels", labels.data(), labels.size() * 4);

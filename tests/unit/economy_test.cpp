@@ -10,9 +10,11 @@ namespace {
 
 /// Numbers of the linear maps of the model, from its sizes.
 int64_t linear_numbers(const ModelConfig& c) {
-  const int64_t attention = *c.q_lora * c.width + c.heads * (c.nope_dim + c.rope_dim) * *c.q_lora + (c.kv_lora + c.rope_dim) * c.width +
-                            c.heads * (c.nope_dim + c.value_dim) * c.kv_lora + c.width * c.heads * c.value_dim;
-  const int64_t dense = 3 * c.width * c.dense_width, moe = (c.experts + c.shared_experts) * 3 * c.width * c.expert_width;
+  const int64_t attention = *c.q_lora * c.width + c.heads * (c.nope_dim + c.rope_dim) * *c.q_lora +
+                            (c.kv_lora + c.rope_dim) * c.width + c.heads * (c.nope_dim + c.value_dim) * c.kv_lora +
+                            c.width * c.heads * c.value_dim;
+  const int64_t dense = 3 * c.width * c.dense_width,
+                moe = (c.experts + c.shared_experts) * 3 * c.width * c.expert_width;
   return c.num_layers * attention + c.num_dense_layers * dense + (c.num_layers - c.num_dense_layers) * moe;
 }
 

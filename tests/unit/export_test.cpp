@@ -1,11 +1,12 @@
-// Exports and merges of a tiny checkpoint that the test wrote itself. Expected values are computed here, in fp64 where they are sums.
+// Exports and merges of a tiny checkpoint that the test wrote itself. Expected values are computed here, in fp64 where
+// they are sums.
 #include "tests/support/catch.h"
 
 #include <cmath>
 #include <filesystem>
 
-#include "lora/formats/nf4.h"
 #include "lora/adapters/peft_files.h"
+#include "lora/formats/nf4.h"
 #include "parallel/base/files.h"
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_run.h"
@@ -30,7 +31,9 @@ std::map<std::string, at::Tensor> read_all(const std::string& path) {
   return tensors;
 }
 
-bool ends_with(const std::string& text, const std::string& end) { return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0; }
+bool ends_with(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
 
 std::vector<std::string> names_of(const std::map<std::string, at::Tensor>& tensors, const std::string& prefix = "") {
   std::vector<std::string> names;
@@ -73,22 +76,34 @@ TEST_CASE("one checkpoint exports like its run; a damaged one is passed over or 
   export_adapter(run.checkpoint(), run.to("a"), AdapterReader::kPeft, "someone/base");
   CHECK(read_peft_config(run.to("a")).base_model == "someone/base");
   fs::copy(run.checkpoint(), run.folder() / "checkpoints" / "step-00000009", fs::copy_options::recursive);
-  write_text_atomically((run.folder() / "checkpoints" / "step-00000009" / "state-00001-of-00002.safetensors").string(), "cut");
+  write_text_atomically((run.folder() / "checkpoints" / "step-00000009" / "state-00001-of-00002.safetensors").string(),
+                        "cut");
   CHECK(contains(export_adapter(run.folder(), run.to("b"), AdapterReader::kPeft), "adapter of step 7"));
-  CHECK(contains(message_of<UserError>([&] { export_adapter(run.folder() / "checkpoints" / "step-00000009", run.to("c"), AdapterReader::kPeft); }), "manifest.json says"));
+  CHECK(contains(message_of<UserError>([&] {
+                   export_adapter(run.folder() / "checkpoints" / "step-00000009", run.to("c"), AdapterReader::kPeft);
+                 }),
+                 "manifest.json says"));
   CHECK_FALSE(fs::exists(run.to("c")));
-  CHECK(contains(message_of<UserError>([&] { export_adapter(run.model(), run.to("c"), AdapterReader::kPeft); }), "holds no checkpoint"));
-  CHECK(contains(message_of<UserError>([&] { export_adapter(run.folder(), run.model(), AdapterReader::kPeft); }), "nothing was changed"));
+  CHECK(contains(message_of<UserError>([&] { export_adapter(run.model(), run.to("c"), AdapterReader::kPeft); }),
+                 "holds no checkpoint"));
+  CHECK(contains(message_of<UserError>([&] { export_adapter(run.folder(), run.model(), AdapterReader::kPeft); }),
+                 "nothing was changed"));
 }
 
 TEST_CASE("ranks of single maps, dense maps and biases are said", "[export]") {
-  const TinyRun run({.adapter = "{rank: 2, alpha: 6, targets: [o_proj, gate_proj, up_proj, experts.down_proj], ranks: {o_proj: 3, gate_proj: 4}}",
-                     .maps = {{"0.self_attn.o_proj", 3}, {"0.mlp.gate_proj", 4}, {"0.mlp.up_proj", 2}, {"1.mlp.shared_experts.gate_proj", 4}, {"1.mlp.experts.*.down_proj", 2}},
+  const TinyRun run({.adapter = "{rank: 2, alpha: 6, targets: [o_proj, gate_proj, up_proj, experts.down_proj], ranks: "
+                                "{o_proj: 3, gate_proj: 4}}",
+                     .maps = {{"0.self_attn.o_proj", 3},
+                              {"0.mlp.gate_proj", 4},
+                              {"0.mlp.up_proj", 2},
+                              {"1.mlp.shared_experts.gate_proj", 4},
+                              {"1.mlp.experts.*.down_proj", 2}},
                      .router_bias = "update"});
   const std::string report = export_adapter(run.folder(), run.to("out"), AdapterReader::kPeft);
   const PeftConfig config = read_peft_config(run.to("out"));
   CHECK(config.rank == 2);
-  CHECK(config.rank_pattern == std::map<std::string, int64_t>{{"o_proj", 3}, {"mlp\\.gate_proj", 4}, {"shared_experts\\.gate_proj", 4}});
+  CHECK(config.rank_pattern ==
+        std::map<std::string, int64_t>{{"o_proj", 3}, {"mlp\\.gate_proj", 4}, {"shared_experts\\.gate_proj", 4}});
   CHECK(contains(report, "drops these"));
   CHECK(contains(report, "model.layers.0.mlp.gate_proj"));
   CHECK(contains(report, "model.layers.1.mlp.shared_experts.gate_proj"));
@@ -99,8 +114,10 @@ TEST_CASE("ranks of single maps, dense maps and biases are said", "[export]") {
 }
 
 TEST_CASE("an adapter for vLLM has one rank, a scale of one and whole experts", "[export]") {
-  const TinyRun run({.adapter = "{rank: 2, alpha: 6, rslora: true, targets: [o_proj, experts.up_proj, experts.down_proj], ranks: {o_proj: 4}}",
-                     .maps = {{"0.self_attn.o_proj", 4}, {"1.mlp.experts.*.down_proj", 2}, {"1.mlp.experts.*.up_proj", 2}}});
+  const TinyRun run(
+      {.adapter = "{rank: 2, alpha: 6, rslora: true, targets: [o_proj, experts.up_proj, experts.down_proj], ranks: "
+                  "{o_proj: 4}}",
+       .maps = {{"0.self_attn.o_proj", 4}, {"1.mlp.experts.*.down_proj", 2}, {"1.mlp.experts.*.up_proj", 2}}});
   export_adapter(run.folder(), run.to("out"), AdapterReader::kVllm);
   const PeftConfig config = read_peft_config(run.to("out"));
   CHECK(config.rank == 4);
@@ -114,7 +131,8 @@ TEST_CASE("an adapter for vLLM has one rank, a scale of one and whole experts", 
   auto delta = [](const std::map<std::string, at::Tensor>& from, const std::string& path) {
     return at::mm(from.at(path + ".lora_B.weight").to(at::kDouble), from.at(path + ".lora_A.weight").to(at::kDouble));
   };
-  CHECK(at::allclose(delta(tensors, kPrefix + kExpert), delta(run.trained, kExpert) * (6.0 / std::sqrt(2.0)), 1e-6, 1e-6));
+  CHECK(at::allclose(delta(tensors, kPrefix + kExpert), delta(run.trained, kExpert) * (6.0 / std::sqrt(2.0)), 1e-6,
+                     1e-6));
   const std::string o_proj = "model.layers.0.self_attn.o_proj";
   CHECK(at::allclose(delta(tensors, kPrefix + o_proj), delta(run.trained, o_proj) * 3.0, 1e-6, 1e-6));
   const std::string untrained = kPrefix + "model.layers.1.mlp.experts.2.gate_proj";
@@ -124,8 +142,11 @@ TEST_CASE("an adapter for vLLM has one rank, a scale of one and whole experts", 
 }
 
 TEST_CASE("a base leaves as it was trained on", "[export]") {
-  for (const auto& [base, compute, dtype] : std::vector<std::tuple<std::string, std::string, at::ScalarType>>{
-           {"nf4", "bf16", at::kBFloat16}, {"nf4_double", "fp32", at::kFloat}, {"fp32", "fp64", at::kFloat}, {"bf16", "bf16", at::kBFloat16}}) {
+  for (const auto& [base, compute, dtype] :
+       std::vector<std::tuple<std::string, std::string, at::ScalarType>>{{"nf4", "bf16", at::kBFloat16},
+                                                                         {"nf4_double", "fp32", at::kFloat},
+                                                                         {"fp32", "fp64", at::kFloat},
+                                                                         {"bf16", "bf16", at::kBFloat16}}) {
     INFO(base << " " << compute);
     const TinyRun run({.base = base, .compute = compute, .router_bias = "update"});
     const std::string report = export_base(run.folder(), run.to("out"));
@@ -163,13 +184,17 @@ TEST_CASE("weights that were trained leave as a model", "[export]") {
     if (ends_with(name, "e_score_correction_bias")) CHECK(at::equal(tensor, run.weights.at(name)));
     else CHECK(at::equal(tensor, run.trained.at(name).to(at::kBFloat16)));
   }
-  CHECK(contains(message_of<UserError>([&] { export_adapter(run.folder(), run.to("x"), AdapterReader::kPeft); }), "--base"));
+  CHECK(contains(message_of<UserError>([&] { export_adapter(run.folder(), run.to("x"), AdapterReader::kPeft); }),
+                 "--base"));
   CHECK(contains(message_of<UserError>([&] { merge_adapter(run.folder(), run.to("x")); }), "--base"));
 }
 
 TEST_CASE("a merge adds s B A to the original weights and rounds once", "[export]") {
   for (const bool rslora : {false, true}) {
-    const TinyRun run({.adapter = str("{rank: 2, alpha: 6, rslora: ", rslora ? "true" : "false", ", targets: [attention, experts]}"), .router_bias = rslora ? "update" : "frozen", .stored = at::kBFloat16});
+    const TinyRun run(
+        {.adapter = str("{rank: 2, alpha: 6, rslora: ", rslora ? "true" : "false", ", targets: [attention, experts]}"),
+         .router_bias = rslora ? "update" : "frozen",
+         .stored = at::kBFloat16});
     const std::string report = merge_adapter(run.folder(), run.to("out"));
     const auto tensors = read_all(run.to("out") + "/model.safetensors");
     REQUIRE(names_of(tensors) == names_of(run.weights));
@@ -178,7 +203,9 @@ TEST_CASE("a merge adds s B A to the original weights and rounds once", "[export
       INFO(name);
       const std::string path = name.substr(0, name.rfind('.'));
       if (run.trained.count(path + ".lora_A.weight") > 0) {
-        const at::Tensor delta = at::mm(run.trained.at(path + ".lora_B.weight").to(at::kDouble), run.trained.at(path + ".lora_A.weight").to(at::kDouble)) * (6.0 / (rslora ? std::sqrt(2.0) : 2.0));
+        const at::Tensor delta = at::mm(run.trained.at(path + ".lora_B.weight").to(at::kDouble),
+                                        run.trained.at(path + ".lora_A.weight").to(at::kDouble)) *
+                                 (6.0 / (rslora ? std::sqrt(2.0) : 2.0));
         CHECK(tensors.at(name).scalar_type() == at::kBFloat16);
         CHECK(is_rounded(tensors.at(name), original.to(at::kDouble) + delta));
         ++changed;
@@ -203,7 +230,8 @@ TEST_CASE("a merge warns where rounding swallows the delta, and refuses another 
   std::map<std::string, at::Tensor> others = run.weights;
   others["model.layers.0.self_attn.o_proj.weight"] = at::zeros({16, 32});
   write_tensors((run.model() / "model.safetensors").string(), {others.begin(), others.end()}, {});
-  CHECK(contains(message_of<UserError>([&] { merge_adapter(run.folder(), run.to("out")); }), "model.layers.0.self_attn.o_proj"));
+  CHECK(contains(message_of<UserError>([&] { merge_adapter(run.folder(), run.to("out")); }),
+                 "model.layers.0.self_attn.o_proj"));
   CHECK_FALSE(fs::exists(run.to("out")));
 }
 
@@ -224,7 +252,9 @@ TEST_CASE("FP8 weights are merged in bf16 and lose their scales", "[export]") {
   const at::Tensor q = stored.at("model.layers.0.self_attn.q_a_proj.weight").to(at::kDouble) * 0.5;
   CHECK(at::equal(tensors.at("model.layers.0.self_attn.q_a_proj.weight").to(at::kDouble), q));
   const std::string o = "model.layers.0.self_attn.o_proj";
-  const at::Tensor delta = at::mm(run.trained.at(o + ".lora_B.weight").to(at::kDouble), run.trained.at(o + ".lora_A.weight").to(at::kDouble)) * 3.0;
+  const at::Tensor delta = at::mm(run.trained.at(o + ".lora_B.weight").to(at::kDouble),
+                                  run.trained.at(o + ".lora_A.weight").to(at::kDouble)) *
+                           3.0;
   CHECK(is_rounded(tensors.at(o + ".weight"), stored.at(o + ".weight").to(at::kDouble) * 0.5 + delta));
   CHECK_FALSE(nlohmann::json::parse(read_text_file(run.to("out") + "/config.json")).contains("quantization_config"));
 }
@@ -234,7 +264,8 @@ TEST_CASE("a model is split into shards that its index finds again", "[export]")
   fs::create_directories(run.to("out"));
   std::vector<SafetensorsWriter::Spec> specs;
   for (const auto& [name, tensor] : run.weights) specs.push_back({name, DType::kF32, tensor.sizes().vec()});
-  const WrittenModel written = write_model(run.to("out"), specs, [&](const SafetensorsWriter::Spec& spec) { return run.weights.at(spec.name); }, 4096);
+  const WrittenModel written = write_model(
+      run.to("out"), specs, [&](const SafetensorsWriter::Spec& spec) { return run.weights.at(spec.name); }, 4096);
   CHECK(written.num_files > 3);
   const SafetensorsFolder folder(run.to("out"));
   REQUIRE(folder.names() == names_of(run.weights));
@@ -252,7 +283,8 @@ TEST_CASE("inspect says what lies at a path", "[export]") {
   CHECK(contains(model, sha256_of_file((run.model() / "model.safetensors").string())));
   std::string log = "{\"kind\":\"start\"}\n";
   for (int step = 1; step <= 7; ++step) log += str("{\"kind\":\"step\",\"step\":", step, ",\"loss\":", step, ".5}\n");
-  write_text_atomically((run.folder() / "log.jsonl").string(), log + "{\"kind\":\"eval\",\"step\":7,\"loss\":0.25}\n{\"kind\":\"st");
+  write_text_atomically((run.folder() / "log.jsonl").string(),
+                        log + "{\"kind\":\"eval\",\"step\":7,\"loss\":0.25}\n{\"kind\":\"st");
   const std::string folder = inspect(run.folder());
   CHECK(contains(folder, "last losses by step: 3: 3.5, 4: 4.5, 5: 5.5, 6: 6.5, 7: 7.5\n"));
   CHECK(contains(folder, "last evaluation: step 7: 0.25"));
@@ -269,13 +301,22 @@ TEST_CASE("inspect says what lies at a path", "[export]") {
   CHECK(contains(inspect(run.checkpoint()), "DAMAGED"));
   const std::string data = run.to("data.jsonl");
   for (const auto& [line, format] : std::vector<std::pair<std::string, std::string>>{
-           {R"({"messages": []})", "messages"}, {R"({"prompt": "", "completion": "", "text": ""})", "prompt/completion"}, {R"({"instruction": "", "output": ""})", "alpaca"},
-           {R"({"conversations": []})", "sharegpt"}, {R"({"text": ""})", "text"}, {R"({"input_ids": [], "labels": []})", "input_ids/labels"}, {R"({"x": 1})", "none that moetune knows"}}) {
+           {R"({"messages": []})", "messages"},
+           {R"({"prompt": "", "completion": "", "text": ""})", "prompt/completion"},
+           {R"({"instruction": "", "output": ""})", "alpaca"},
+           {R"({"conversations": []})", "sharegpt"},
+           {R"({"text": ""})", "text"},
+           {R"({"input_ids": [], "labels": []})", "input_ids/labels"},
+           {R"({"x": 1})", "none that moetune knows"}}) {
     write_text_atomically(data, "\n" + line + "\n" + line + "\n");
     CHECK(contains(inspect(data), "format of its first line: " + format + "\n"));
     CHECK(contains(inspect(data), "2 lines and 1 blank"));
   }
-  write_tensors(run.to("cache.safetensors"), {{"offsets", at::tensor({int64_t{0}, int64_t{3}})}, {"tokens", at::tensor({1, 2, 3}, at::kInt)}, {"labels", at::tensor({-100, 2, -100}, at::kInt)}}, {});
+  write_tensors(run.to("cache.safetensors"),
+                {{"offsets", at::tensor({int64_t{0}, int64_t{3}})},
+                 {"tokens", at::tensor({1, 2, 3}, at::kInt)},
+                 {"labels", at::tensor({-100, 2, -100}, at::kInt)}},
+                {});
   CHECK(contains(inspect(run.to("cache.safetensors")), "1 documents, 3 tokens, 1 targets"));
   CHECK(contains(message_of<UserError>([&] { inspect(run.to("nowhere")); }), "does not exist"));
 }
@@ -283,10 +324,26 @@ TEST_CASE("inspect says what lies at a path", "[export]") {
 TEST_CASE("inspect counts parameters as DeepSeek does", "[export]") {
   const TemporaryFolder root;
   // DeepSeek-V3's published sizes: 671 B, 37 B active.
-  const nlohmann::json config = {{"model_type", "deepseek_v3"}, {"vocab_size", 129280}, {"hidden_size", 7168}, {"intermediate_size", 18432}, {"moe_intermediate_size", 2048}, {"num_hidden_layers", 61},
-                                 {"first_k_dense_replace", 3}, {"num_attention_heads", 128}, {"q_lora_rank", 1536}, {"kv_lora_rank", 512}, {"qk_nope_head_dim", 128}, {"qk_rope_head_dim", 64},
-                                 {"v_head_dim", 128}, {"n_routed_experts", 256}, {"n_shared_experts", 1}, {"num_experts_per_tok", 8}, {"n_group", 8}, {"topk_group", 4},
-                                 {"norm_topk_prob", true}, {"routed_scaling_factor", 2.5}};
+  const nlohmann::json config = {{"model_type", "deepseek_v3"},
+                                 {"vocab_size", 129280},
+                                 {"hidden_size", 7168},
+                                 {"intermediate_size", 18432},
+                                 {"moe_intermediate_size", 2048},
+                                 {"num_hidden_layers", 61},
+                                 {"first_k_dense_replace", 3},
+                                 {"num_attention_heads", 128},
+                                 {"q_lora_rank", 1536},
+                                 {"kv_lora_rank", 512},
+                                 {"qk_nope_head_dim", 128},
+                                 {"qk_rope_head_dim", 64},
+                                 {"v_head_dim", 128},
+                                 {"n_routed_experts", 256},
+                                 {"n_shared_experts", 1},
+                                 {"num_experts_per_tok", 8},
+                                 {"n_group", 8},
+                                 {"topk_group", 4},
+                                 {"norm_topk_prob", true},
+                                 {"routed_scaling_factor", 2.5}};
   write_text_atomically(root / "config.json", config.dump());
   const std::string text = inspect(root.path());
   CHECK(contains(text, "671B parameters"));

@@ -130,7 +130,8 @@ TEST_CASE("an atomic file appears at commit, replaces the old one, and leaves no
 
 TEST_CASE("an atomic file that cannot be created or renamed says why", "[files]") {
   const TemporaryFolder folder;
-  CHECK(contains(message_of<UserError>([&] { write_text_atomically(folder / "no/a", "x"); }), "No such file or directory"));
+  CHECK(contains(message_of<UserError>([&] { write_text_atomically(folder / "no/a", "x"); }),
+                 "No such file or directory"));
   std::filesystem::create_directory(folder / "taken");
   CHECK(contains(message_of<UserError>([&] { write_text_atomically(folder / "taken", "x"); }), "Is a directory"));
   CHECK(num_entries(folder.path()) == 1);

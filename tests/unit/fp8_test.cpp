@@ -1,4 +1,5 @@
-// Block-scaled FP8 against a loop over every element in Python (tests/fixtures/make_fp8.py). [300, 200] has ragged last blocks.
+// Block-scaled FP8 against a loop over every element in Python (tests/fixtures/make_fp8.py). [300, 200] has ragged last
+// blocks.
 #include "tests/support/catch.h"
 
 #include "lora/formats/fp8.h"
@@ -34,15 +35,18 @@ TEST_CASE("FP8 blocks times their scales", "[fp8]") {
 
 TEST_CASE("FP8 rows read alone use the scales of their place", "[fp8]") {
   const at::Tensor weight = fixture("weight"), scale_inv = fixture("scale_inv"), expected = fixture("fp32");
-  for (const auto& [first, count] : std::vector<std::pair<int64_t, int64_t>>{{0, 128}, {1, 127}, {100, 60}, {127, 2}, {255, 45}, {299, 1}, {300, 0}}) {
+  for (const auto& [first, count] : std::vector<std::pair<int64_t, int64_t>>{
+           {0, 128}, {1, 127}, {100, 60}, {127, 2}, {255, 45}, {299, 1}, {300, 0}}) {
     INFO("rows " << first << " + " << count);
-    CHECK(at::equal(fp8_blocks_dequantise(weight.slice(0, first, first + count), scale_inv, at::kFloat, first), expected.slice(0, first, first + count)));
+    CHECK(at::equal(fp8_blocks_dequantise(weight.slice(0, first, first + count), scale_inv, at::kFloat, first),
+                    expected.slice(0, first, first + count)));
   }
 }
 
 TEST_CASE("FP8 of one narrow column block", "[fp8]") {
   const at::Tensor weight = fixture("weight").slice(1, 0, 70);
-  CHECK(at::equal(fp8_blocks_dequantise(weight, fixture("scale_inv").slice(1, 0, 1), at::kFloat), fixture("fp32").slice(1, 0, 70)));
+  CHECK(at::equal(fp8_blocks_dequantise(weight, fixture("scale_inv").slice(1, 0, 1), at::kFloat),
+                  fixture("fp32").slice(1, 0, 70)));
 }
 
 TEST_CASE("FP8 refuses NaN codes, bad scales and scales that do not fit", "[fp8]") {

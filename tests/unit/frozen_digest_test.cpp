@@ -1,8 +1,8 @@
 // The digest of frozen weights: every byte counts, and where a tensor is cut does not.
 #include "tests/support/catch.h"
 
-#include "parallel/comm/launch.h"
 #include "parallel/bytes/weight_store.h"
+#include "parallel/comm/launch.h"
 #include "tests/support/stand_in_group.h"
 #include "tests/support/tiny_model.h"
 #include "trainer/state/frozen_digest.h"
@@ -33,7 +33,8 @@ TEST_CASE("any flipped bit of any byte changes the digest, and so does the name"
   }
   // Words that change places change the digest too.
   const at::Tensor words = at::arange(64, at::kByte);
-  CHECK(digest_of("a", at::cat({words.slice(0, 8, 16), words.slice(0, 0, 8), words.slice(0, 16)}), 0) != digest_of("a", words, 0));
+  CHECK(digest_of("a", at::cat({words.slice(0, 8, 16), words.slice(0, 0, 8), words.slice(0, 16)}), 0) !=
+        digest_of("a", words, 0));
 }
 
 TEST_CASE("parts of a tensor add up to the whole, wherever it is cut", "[frozen_digest]") {
@@ -48,7 +49,8 @@ TEST_CASE("parts of a tensor add up to the whole, wherever it is cut", "[frozen_
 namespace {
 
 /// Digest of what one of `ranks` keeps of experts first .. first + count - 1, each two maps, the second cut.
-uint64_t digest_of_part(BaseFormat format, const at::Tensor& stack_EOI, int64_t first, int64_t count, const MatrixCut& cut, int rank, int ranks) {
+uint64_t digest_of_part(BaseFormat format, const at::Tensor& stack_EOI, int64_t first, int64_t count,
+                        const MatrixCut& cut, int rank, int ranks) {
   const int64_t outputs = stack_EOI.size(1), inputs = stack_EOI.size(2);
   StandInGroup place(rank, ranks);
   WeightStore store(at::kCPU);
@@ -57,7 +59,8 @@ uint64_t digest_of_part(BaseFormat format, const at::Tensor& stack_EOI, int64_t 
   placement.host_layers = {static_cast<int64_t>(cut.index)};
   FrozenSlabs slabs(store, placement);
   FrozenSlab& slab = slabs.add(SlabKind::kExperts, 0, count);
-  FrozenWeight a({format, count, outputs, inputs, {MatrixCut::Dim::kNone, cut.index, cut.parts}}, at::kCPU, at::kFloat), b({format, count, outputs, inputs, cut}, at::kCPU, at::kFloat);
+  FrozenWeight a({format, count, outputs, inputs, {MatrixCut::Dim::kNone, cut.index, cut.parts}}, at::kCPU, at::kFloat),
+      b({format, count, outputs, inputs, cut}, at::kCPU, at::kFloat);
   slab.hold(a, "a");
   slab.hold(b, "b");
   slab.close();
@@ -66,13 +69,16 @@ uint64_t digest_of_part(BaseFormat format, const at::Tensor& stack_EOI, int64_t 
     if (slab.wants(b, e)) slab.set(b, e, stack_EOI[first + e].flip(0) * 2);
   }
   uint64_t sum = 0;
-  for (const HeldDigest& held : slab_digests(slab, first)) sum += held.counts ? static_cast<uint64_t>(held.digest.item<int64_t>()) : 0;
+  for (const HeldDigest& held : slab_digests(slab, first)) {
+    sum += held.counts ? static_cast<uint64_t>(held.digest.item<int64_t>()) : 0;
+  }
   return sum;
 }
 
 }  // namespace
 
-TEST_CASE("what ranks keep of a slab adds up to the same digest, however experts, matrices and bytes are dealt out", "[frozen_digest]") {
+TEST_CASE("what ranks keep of a slab adds up to the same digest, however experts, matrices and bytes are dealt out",
+          "[frozen_digest]") {
   constexpr int64_t E = 6, O = 128, I = 384;
   const at::Tensor stack = random_normal({E, O, I}, 1, at::kFloat);
   for (const BaseFormat format : {BaseFormat::kNf4, BaseFormat::kNf4Double, BaseFormat::kBf16, BaseFormat::kFp32}) {
@@ -82,11 +88,14 @@ TEST_CASE("what ranks keep of a slab adds up to the same digest, however experts
       for (const int64_t parts : {1, 2}) {
         for (const int ranks : {1, 4, 7}) {  // seven: shards begin inside parts, and the last are short
           for (const int64_t groups : {1, 2}) {
-            INFO(to_string(format) << ", cut " << static_cast<int>(dim) << " in " << parts << ", " << ranks << " shards, " << groups << " expert groups");
+            INFO(to_string(format) << ", cut " << static_cast<int>(dim) << " in " << parts << ", " << ranks
+                                   << " shards, " << groups << " expert groups");
             uint64_t sum = 0;
             for (int64_t part = 0; part < parts; ++part) {
               for (int rank = 0; rank < ranks; ++rank) {
-                for (int64_t group = 0; group < groups; ++group) sum += digest_of_part(format, stack, group * E / groups, E / groups, {dim, part, parts}, rank, ranks);
+                for (int64_t group = 0; group < groups; ++group) {
+                  sum += digest_of_part(format, stack, group * E / groups, E / groups, {dim, part, parts}, rank, ranks);
+                }
               }
             }
             CHECK(sum == whole);

@@ -14,9 +14,11 @@ constexpr BaseFormat kFormats[] = {BaseFormat::kNf4, BaseFormat::kNf4Double, Bas
 
 /// Absmax scaling by hand: each block of 64 to the nearest of NF4's values (QLoRA, appendix E).
 at::Tensor nf4_by_hand(const at::Tensor& weight_OI) {
-  const at::Tensor map = at::tensor({-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-                                     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-                                     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0}, at::kDouble);
+  const at::Tensor map = at::tensor(
+      {-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0},
+      at::kDouble);
   const at::Tensor blocks = weight_OI.to(at::kDouble).view({-1, 64}), absmax = std::get<0>(blocks.abs().max(1, true));
   const at::Tensor nearest = ((blocks / absmax).unsqueeze(-1) - map).abs().argmin(-1);
   return (map.index_select(0, nearest.flatten()).view_as(blocks) * absmax).view_as(weight_OI);
@@ -39,14 +41,16 @@ TEST_CASE("the dense form is the held value in the compute type, unit by unit", 
         if (format == BaseFormat::kFp32) return stack[e].to(at::kDouble);
         return format == BaseFormat::kBf16 ? stack[e].to(at::kBFloat16).to(at::kDouble) : nf4_by_hand(stack[e]);
       };
-      const double exact = compute == at::kBFloat16 ? 4e-3 : 1e-7, tolerance = format == BaseFormat::kNf4Double ? 2e-2 : exact;
+      const double exact = compute == at::kBFloat16 ? 4e-3 : 1e-7,
+                   tolerance = format == BaseFormat::kNf4Double ? 2e-2 : exact;
 
       CHECK(contains(message_of<InternalError>([&] { weight.dense(); }), "not in use"));
       weight.use(scratch, counters);
       CHECK(weight.dense().scalar_type() == compute);
       CHECK(weight.dense().sizes() == at::IntArrayRef({E, O, I}));
       for (int64_t e = 0; e < E; ++e) CHECK(distance(weight.dense()[e].to(at::kDouble), value(e)) < tolerance);
-      const bool held_dense = (format == BaseFormat::kBf16 && compute == at::kBFloat16) || (format == BaseFormat::kFp32 && compute == at::kFloat);
+      const bool held_dense = (format == BaseFormat::kBf16 && compute == at::kBFloat16) ||
+                              (format == BaseFormat::kFp32 && compute == at::kFloat);
       CHECK(counters.elements == (held_dense ? 0 : E * O * I));
       CHECK(weight.scratch_elements() == (held_dense ? 0 : E * O * I));
       CHECK(at::equal(weight.dense_units(1, 2, scratch, counters), weight.dense().narrow(0, 1, 2)));
@@ -58,7 +62,8 @@ TEST_CASE("the dense form is the held value in the compute type, unit by unit", 
 }
 
 TEST_CASE("a unit's bytes are those of its packed tensors, each rounded up to 16", "[frozen_weight]") {
-  // By hand, [256, 128] in nf4_double: 16384 bytes of codes, 512 blocks, 2 groups of 256 (8 bytes, to 16), one offset (4, to 16).
+  // By hand, [256, 128] in nf4_double: 16384 bytes of codes, 512 blocks, 2 groups of 256 (8 bytes, to 16), one offset
+  // (4, to 16).
   CHECK(FrozenShape{BaseFormat::kNf4Double, 3, 256, 128}.unit_bytes() == 16384 + 512 + 16 + 16);
   CHECK(FrozenShape{BaseFormat::kNf4, 3, 256, 128}.unit_bytes() == 16384 + 2048);
   CHECK(FrozenShape{BaseFormat::kNf4, 1, 5, 7}.unit_bytes() == 32 + 16);
@@ -74,7 +79,8 @@ TEST_CASE("a unit's bytes are those of its packed tensors, each rounded up to 16
 }
 
 TEST_CASE("the parts of a cut weight are those of the whole, in every format", "[frozen_weight]") {
-  // 128 x 384 numbers: 768 blocks, 6 a row, three groups of double quantisation whose borders fall inside rows and parts.
+  // 128 x 384 numbers: 768 blocks, 6 a row, three groups of double quantisation whose borders fall inside rows and
+  // parts.
   constexpr int64_t E = 2, O = 128, I = 384;
   const at::Tensor stack = random_normal({E, O, I}, 1, at::kFloat) * at::arange(1, O + 1).view({O, 1});
   DequantCounters counters;
@@ -89,7 +95,8 @@ TEST_CASE("the parts of a cut weight are those of the whole, in every format", "
         for (const int64_t parts : {2, 3}) {
           if (dim == MatrixCut::Dim::kOutputs && parts == 3) continue;
           for (int64_t index = 0; index < parts; ++index) {
-            INFO(to_string(format) << " in " << c10::toString(compute) << ", part " << index << " of " << parts << (dim == MatrixCut::Dim::kOutputs ? " by outputs" : " by inputs"));
+            INFO(to_string(format) << " in " << c10::toString(compute) << ", part " << index << " of " << parts
+                                   << (dim == MatrixCut::Dim::kOutputs ? " by outputs" : " by inputs"));
             FrozenWeight part({format, E, O, I, {dim, index, parts}}, at::kCPU, compute);
             for (int64_t e = 0; e < E; ++e) part.set(e, stack[e]);
             const int64_t mark = scratch.mark(), along = dim == MatrixCut::Dim::kOutputs ? 1 : 2;
@@ -101,10 +108,15 @@ TEST_CASE("the parts of a cut weight are those of the whole, in every format", "
       }
     }
   }
-  const auto refused = [](const FrozenShape& shape) { return message_of<UserError>([&] { FrozenWeight(shape, at::kCPU, at::kFloat); }); };
-  CHECK(contains(refused({BaseFormat::kNf4, 1, 4, 96, {MatrixCut::Dim::kInputs, 0, 2}}), "would cut NF4 blocks of 64 numbers"));
-  CHECK(contains(refused({BaseFormat::kNf4, 1, 3, 96, {MatrixCut::Dim::kOutputs, 0, 3}}), "would cut NF4 blocks of 64 numbers"));
-  CHECK(contains(refused({BaseFormat::kFp32, 1, 5, 96, {MatrixCut::Dim::kOutputs, 0, 2}}), "cannot be cut into 2 equal parts by its outputs"));
+  const auto refused = [](const FrozenShape& shape) {
+    return message_of<UserError>([&] { FrozenWeight(shape, at::kCPU, at::kFloat); });
+  };
+  CHECK(contains(refused({BaseFormat::kNf4, 1, 4, 96, {MatrixCut::Dim::kInputs, 0, 2}}),
+                 "would cut NF4 blocks of 64 numbers"));
+  CHECK(contains(refused({BaseFormat::kNf4, 1, 3, 96, {MatrixCut::Dim::kOutputs, 0, 3}}),
+                 "would cut NF4 blocks of 64 numbers"));
+  CHECK(contains(refused({BaseFormat::kFp32, 1, 5, 96, {MatrixCut::Dim::kOutputs, 0, 2}}),
+                 "cannot be cut into 2 equal parts by its outputs"));
 }
 
 TEST_CASE("one unit is a matrix, odd sizes too; what does not fit is refused", "[frozen_weight]") {
@@ -112,7 +124,8 @@ TEST_CASE("one unit is a matrix, odd sizes too; what does not fit is refused", "
   scratch.reserve(1000);
   DequantCounters counters;
   for (const BaseFormat format : kFormats) {
-    FrozenWeight weight({format, 1, 5, 7, {MatrixCut::Dim::kInputs, 0, 1}}, at::kCPU, at::kFloat);  // one part: the whole
+    // one part: the whole
+    FrozenWeight weight({format, 1, 5, 7, {MatrixCut::Dim::kInputs, 0, 1}}, at::kCPU, at::kFloat);
     const at::Tensor values = random_normal({5, 7}, 1, at::kFloat);
     weight.set(0, values.t().contiguous().t());
     weight.use(scratch, counters);
@@ -121,5 +134,6 @@ TEST_CASE("one unit is a matrix, odd sizes too; what does not fit is refused", "
     CHECK(contains(message_of<InternalError>([&] { weight.set(0, values.t()); }), "want [5, 7]"));
     CHECK(contains(message_of<InternalError>([&] { weight.set(1, values); }), "unit 1 of 1"));
   }
-  CHECK(contains(message_of<UserError>([&] { FrozenWeight({BaseFormat::kNf4, 2, 5, 7}, at::kCPU, at::kFloat); }), "use base: bf16"));
+  CHECK(contains(message_of<UserError>([&] { FrozenWeight({BaseFormat::kNf4, 2, 5, 7}, at::kCPU, at::kFloat); }),
+                 "use base: bf16"));
 }

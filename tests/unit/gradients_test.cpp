@@ -28,7 +28,8 @@ TEST_CASE("the norm counts every parameter once and starts anew each step", "[gr
   ParameterSet parameters(at::kCPU, at::kFloat);
   double squares = 0.0;
   for (int i = 0; i < 6; ++i) {
-    Parameter& parameter = parameters.add(info_of(i / 3, i % 3 == 0 ? Replicas::kExpertReplicas : Replicas::kEverywhere), at::zeros({2, 3}));
+    Parameter& parameter = parameters.add(
+        info_of(i / 3, i % 3 == 0 ? Replicas::kExpertReplicas : Replicas::kEverywhere), at::zeros({2, 3}));
     if (i == 5) continue;  // nothing was added: zero
     const at::Tensor gradient = random_normal({2, 3}, i, at::kFloat);
     parameter.add_gradient(gradient);
@@ -54,7 +55,8 @@ TEST_CASE("the norm counts every parameter once and starts anew each step", "[gr
   const double bad = GENERATE(as<double>{}, NAN, INFINITY);
   parameters.all()[4].gradient()[0][1] = bad;
   reducer.reduce(1);
-  CHECK(contains(message_of<NonFiniteError>([&] { reducer.global_norm(9); }), "step 9: the gradient of rank 0 is not finite"));
+  CHECK(contains(message_of<NonFiniteError>([&] { reducer.global_norm(9); }),
+                 "step 9: the gradient of rank 0 is not finite"));
 }
 
 TEST_CASE("a gradient whose squares overflow fp32 has a finite norm", "[gradients]") {

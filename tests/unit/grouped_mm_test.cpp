@@ -36,7 +36,8 @@ TEST_CASE("rows meet the matrix of their group", "[grouped_mm]") {
   CHECK(run.ends == std::vector<int64_t>{0, 3});
   CHECK(at::equal(run.ends_e, at::tensor({0, 3}, at::kInt)));
   CHECK(at::equal(grouped_mm(x.narrow(0, 4, 3), w.narrow(0, 1, 2).transpose(1, 2), run), y.narrow(0, 4, 3)));
-  CHECK(grouped_mm(x.narrow(0, 0, 0), w.transpose(1, 2), RowGroups::from_counts({0, 0, 0, 0}, at::kCPU)).sizes() == at::IntArrayRef({0, O}));
+  CHECK(grouped_mm(x.narrow(0, 0, 0), w.transpose(1, 2), RowGroups::from_counts({0, 0, 0, 0}, at::kCPU)).sizes() ==
+        at::IntArrayRef({0, O}));
 }
 
 TEST_CASE("a grouped linear map differentiates as finite differences say", "[grouped_linear]") {
@@ -66,7 +67,8 @@ TEST_CASE("a grouped linear map differentiates as finite differences say", "[gro
   const StepRandom random{3, 1, true};
   auto value = [&](const at::Tensor& at_x) {
     const int64_t mark = scratch.mark();
-    const double sum = (map->forward(at_x, map->dense(1, 3, scratch, counters), chunk, token, random) * dy).sum().item<double>();
+    const double sum =
+        (map->forward(at_x, map->dense(1, 3, scratch, counters), chunk, token, random) * dy).sum().item<double>();
     scratch.release_to(mark);
     return sum;
   };

@@ -13,12 +13,15 @@ namespace {
 constexpr int64_t T = 11, D = 8, V = 20;
 constexpr double kEps = 1e-5;
 
-at::Tensor plain_norm(const at::Tensor& x, const at::Tensor& weight) { return x / (x.square().mean(-1, true) + kEps).sqrt() * weight; }
+at::Tensor plain_norm(const at::Tensor& x, const at::Tensor& weight) {
+  return x / (x.square().mean(-1, true) + kEps).sqrt() * weight;
+}
 
 }  // namespace
 
 TEST_CASE("loss and gradients of the head do not depend on its chunks", "[head]") {
-  const at::Tensor x = leaf(random_normal({T, D}, 1)), row = long_tensor({1, 2, 4, 5, 6, 9, 10}), target = long_tensor({3, 0, 19, 3, 3, 7, 11});
+  const at::Tensor x = leaf(random_normal({T, D}, 1)), row = long_tensor({1, 2, 4, 5, 6, 9, 10}),
+                   target = long_tensor({3, 0, 19, 3, 3, 7, 11});
   const double scale = 0.25;
   for (const int64_t chunk : {1, 3, 7, 100}) {
     INFO("chunk of " << chunk);

@@ -15,8 +15,10 @@ namespace {
 constexpr int64_t T = 7, I = 16, O = 12;
 
 struct Frozen {
-  Frozen() : scratch(at::kCPU, at::kDouble), values(random_normal({O, I}, 1, at::kFloat).to(at::kDouble)),
-             weight(std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, 1, O, I}, at::kCPU, at::kDouble)) {
+  Frozen()
+      : scratch(at::kCPU, at::kDouble),
+        values(random_normal({O, I}, 1, at::kFloat).to(at::kDouble)),
+        weight(std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, 1, O, I}, at::kCPU, at::kDouble)) {
     weight->set(0, values);
     scratch.reserve(4 * O * I);
     scratch.poison_released(true);
@@ -69,14 +71,17 @@ TEST_CASE("a linear map with an adapter equals the plain expression", "[linear]"
     w.use();
     const Linear linear(std::move(w.weight), std::move(adapter));
     const StepRandom random{9, 4, true};
-    const at::Tensor x = leaf(random_normal({T, I}, 2)), d_y = random_normal({T, O}, 3), token = at::arange(T, at::kLong);
+    const at::Tensor x = leaf(random_normal({T, I}, 2)), d_y = random_normal({T, O}, 3),
+                     token = at::arange(T, at::kLong);
 
     const at::Tensor y = linear.forward(x, token, random);
     const at::Tensor mask = a.drop(at::ones({T, I}, at::kDouble), token, random);
-    const at::Tensor expected = x.matmul(values.t()) + 0.5 * (x * mask).matmul(a.a().working.t()).matmul(a.b().working.t());
+    const at::Tensor expected =
+        x.matmul(values.t()) + 0.5 * (x * mask).matmul(a.a().working.t()).matmul(a.b().working.t());
     CHECK(distance(y, expected) < 1e-14);
     const std::vector<at::Tensor> inputs{x, a.a().working, a.b().working};
-    const auto got = torch::autograd::grad({y}, inputs, {d_y}), wanted = torch::autograd::grad({expected}, inputs, {d_y});
+    const auto got = torch::autograd::grad({y}, inputs, {d_y}),
+               wanted = torch::autograd::grad({expected}, inputs, {d_y});
     for (size_t i = 0; i < inputs.size(); ++i) CHECK(distance(got[i], wanted[i]) < 1e-13);
   }
 }

@@ -1,4 +1,5 @@
-// The memory plan against what built models hold, against what the allocator hands out in a step, and DeepSeek-V3's numbers.
+// The memory plan against what built models hold, against what the allocator hands out in a step, and DeepSeek-V3's
+// numbers.
 #include "trainer/plan/memory_plan.h"
 
 #include <c10/core/Allocator.h>
@@ -21,14 +22,33 @@ using nlohmann::json;
 
 namespace {
 
-const json kTiny = {{"model_type", "deepseek_v3"}, {"vocab_size", 320}, {"hidden_size", 64}, {"num_hidden_layers", 3}, {"intermediate_size", 96},
-                    {"moe_intermediate_size", 32}, {"first_k_dense_replace", 1}, {"num_attention_heads", 4}, {"q_lora_rank", 24}, {"kv_lora_rank", 16},
-                    {"qk_nope_head_dim", 16}, {"qk_rope_head_dim", 8}, {"v_head_dim", 12}, {"n_routed_experts", 8}, {"n_shared_experts", 1},
-                    {"num_experts_per_tok", 2}, {"n_group", 4}, {"topk_group", 2}, {"num_nextn_predict_layers", 1},
-                    {"norm_topk_prob", true}, {"routed_scaling_factor", 2.5}};
+const json kTiny = {{"model_type", "deepseek_v3"},
+                    {"vocab_size", 320},
+                    {"hidden_size", 64},
+                    {"num_hidden_layers", 3},
+                    {"intermediate_size", 96},
+                    {"moe_intermediate_size", 32},
+                    {"first_k_dense_replace", 1},
+                    {"num_attention_heads", 4},
+                    {"q_lora_rank", 24},
+                    {"kv_lora_rank", 16},
+                    {"qk_nope_head_dim", 16},
+                    {"qk_rope_head_dim", 8},
+                    {"v_head_dim", 12},
+                    {"n_routed_experts", 8},
+                    {"n_shared_experts", 1},
+                    {"num_experts_per_tok", 2},
+                    {"n_group", 4},
+                    {"topk_group", 2},
+                    {"num_nextn_predict_layers", 1},
+                    {"norm_topk_prob", true},
+                    {"routed_scaling_factor", 2.5}};
 
 Recipe recipe_of(const std::vector<std::string>& overrides) {
-  return parse_recipe("run: {dir: runs/a}\nmodel: {path: /m, weights: random}\ndata: {train: t.jsonl, max_tokens: 64}\ntrain: {steps: 1, batch: 4}\n", "r.yaml", overrides);
+  return parse_recipe(
+      "run: {dir: runs/a}\nmodel: {path: /m, weights: random}\ndata: {train: t.jsonl, max_tokens: 64}\ntrain: {steps: "
+      "1, batch: 4}\n",
+      "r.yaml", overrides);
 }
 
 /// Stands for a group of `ranks` while a model is built.
@@ -48,7 +68,8 @@ class NoExchange final : public TokenExchange {
 
 /// A model of random weights as trainer/assemble builds it.
 struct Built {
-  Built(const ModelConfig& config, const Recipe& recipe, int64_t ep, int64_t tp = 1, int64_t expert_tp = 1) : targets(adapter_targets(recipe)), group(0, static_cast<int>(tp)) {
+  Built(const ModelConfig& config, const Recipe& recipe, int64_t ep, int64_t tp = 1, int64_t expert_tp = 1)
+      : targets(adapter_targets(recipe)), group(0, static_cast<int>(tp)) {
     exchange = ep == 1 ? make_local_exchange() : std::make_unique<NoExchange>(ep);
     ModelOptions options;
     options.compute = scalar_type(recipe.model.compute);
@@ -71,7 +92,9 @@ struct Built {
 /// Counts what the CPU allocator hands out on this thread.
 class MemoryCount final : public c10::MemoryReportingInfoBase {
  public:
-  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override { peak = std::max(peak, now += bytes); }
+  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
+    peak = std::max(peak, now += bytes);
+  }
   bool memoryProfilingEnabled() const override { return true; }
   int64_t now = 0, peak = 0;
 };
@@ -81,7 +104,9 @@ int64_t held_bytes(Optimizer& optimizer, const GradientReducer& reducer) {
   int64_t bytes = 0;
   for (const at::Tensor& gradient : reducer.gradients()) bytes += static_cast<int64_t>(gradient.nbytes());
   for (const Optimizer::Shard& shard : optimizer.shards()) {
-    for (const at::Tensor& tensor : {shard.master, shard.first_moment, shard.second_moment}) bytes += static_cast<int64_t>(tensor.nbytes());
+    for (const at::Tensor& tensor : {shard.master, shard.first_moment, shard.second_moment}) {
+      bytes += static_cast<int64_t>(tensor.nbytes());
+    }
     if (!shard.working.is_same(shard.master)) bytes += static_cast<int64_t>(shard.working.nbytes());
   }
   return bytes;
@@ -106,19 +131,41 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
   const std::vector<Case> cases = {
       {{}, {}, 1},
       {{"adapter.targets=[all_linear]", "model.compute=fp32", "mesh.ep=4"}, {}, 4},
-      {{"adapter.targets=[experts, o_proj]", "adapter.rank=5", "adapter.ranks={o_proj: 3}", "model.base=nf4_double", "mesh.ep=2"}, {{"q_lora_rank", nullptr}}, 2},
+      {{"adapter.targets=[experts, o_proj]", "adapter.rank=5", "adapter.ranks={o_proj: 3}", "model.base=nf4_double",
+        "mesh.ep=2"},
+       {{"q_lora_rank", nullptr}},
+       2},
       {{"adapter.targets=[shared_expert]", "model.base=bf16", "mtp.loss_weight=0.3"}, {{"n_shared_experts", 2}}, 1},
-      {{"adapter.targets=[kv_b_proj]", "model.base=fp32", "model.compute=fp64", "mtp.loss_weight=0.3"}, {{"tie_word_embeddings", true}, {"num_hidden_layers", 2}}, 1},
-      {{"adapter.targets=[experts.up_proj]", "model.base=bf16", "model.compute=bf16"}, {{"n_shared_experts", nullptr}, {"first_k_dense_replace", 0}}, 1},
+      {{"adapter.targets=[kv_b_proj]", "model.base=fp32", "model.compute=fp64", "mtp.loss_weight=0.3"},
+       {{"tie_word_embeddings", true}, {"num_hidden_layers", 2}},
+       1},
+      {{"adapter.targets=[experts.up_proj]", "model.base=bf16", "model.compute=bf16"},
+       {{"n_shared_experts", nullptr}, {"first_k_dense_replace", 0}},
+       1},
       {{"adapter=none", "model.base=fp32", "model.compute=fp32", "mesh.ep=2"}, {}, 2},
       {{"adapter=none", "model.base=bf16", "mtp.loss_weight=0.1"}, {}, 1},
       // Of 321 tokens the first of four ranks holds 81. NF4: inputs and outputs divide into parts of whole blocks.
-      {{"adapter.targets=[all_linear]", "model.base=bf16", "mtp.loss_weight=0.1", "mesh.tp=4"}, {{"vocab_size", 321}}, 1, 4},
-      {{"adapter.targets=[experts, o_proj, up_proj]", "adapter.ranks={o_proj: 3}", "model.base=nf4_double", "mesh.ep=2", "mesh.tp=2"}, {{"q_lora_rank", nullptr}, {"v_head_dim", 32}, {"intermediate_size", 128}, {"n_shared_experts", 4}}, 2, 2},
+      {{"adapter.targets=[all_linear]", "model.base=bf16", "mtp.loss_weight=0.1", "mesh.tp=4"},
+       {{"vocab_size", 321}},
+       1,
+       4},
+      {{"adapter.targets=[experts, o_proj, up_proj]", "adapter.ranks={o_proj: 3}", "model.base=nf4_double", "mesh.ep=2",
+        "mesh.tp=2"},
+       {{"q_lora_rank", nullptr}, {"v_head_dim", 32}, {"intermediate_size", 128}, {"n_shared_experts", 4}},
+       2,
+       2},
       {{"adapter=none", "model.base=bf16", "model.compute=fp32", "mesh.tp=2"}, {}, 1, 2},
       // Half of each expert.
-      {{"adapter.targets=[experts, o_proj]", "model.base=nf4_double", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"}, {{"moe_intermediate_size", 128}, {"v_head_dim", 32}, {"intermediate_size", 128}}, 2, 2, 2},
-      {{"adapter=none", "model.base=bf16", "model.compute=bf16", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"}, {}, 2, 2, 2},
+      {{"adapter.targets=[experts, o_proj]", "model.base=nf4_double", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"},
+       {{"moe_intermediate_size", 128}, {"v_head_dim", 32}, {"intermediate_size", 128}},
+       2,
+       2,
+       2},
+      {{"adapter=none", "model.base=bf16", "model.compute=bf16", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"},
+       {},
+       2,
+       2,
+       2},
   };
   for (const Case& one : cases) {
     json object = kTiny;
@@ -142,13 +189,18 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     for (Parameter& parameter : model.parameters.all()) {
       trained += parameter.numel();
       working += static_cast<int64_t>(parameter.working.nbytes());
-      if (parameter.info().group != "norms" && parameter.info().group != "router") by_layer[parameter.info().layer] += static_cast<int64_t>(parameter.gradient().nbytes());
+      if (parameter.info().group != "norms" && parameter.info().group != "router") {
+        by_layer[parameter.info().layer] += static_cast<int64_t>(parameter.gradient().nbytes());
+      }
       by_replicas[parameter.info().replicas] += parameter.numel();
       parameter.clear_gradient();
     }
     for (const auto& [layer, bytes] : by_layer) gradients = std::max(gradients, bytes);
-    if (model.mtp) gradients = std::max(gradients, by_layer[config.num_layers] + by_layer[config.num_layers + 1] + by_layer[-1]);
-    const int64_t wide = model.parameters.compute() == at::kDouble ? 8 : 4, copy = model.parameters.compute() == at::kBFloat16 ? 2 : 0;
+    if (model.mtp) {
+      gradients = std::max(gradients, by_layer[config.num_layers] + by_layer[config.num_layers + 1] + by_layer[-1]);
+    }
+    const int64_t wide = model.parameters.compute() == at::kDouble ? 8 : 4,
+                  copy = model.parameters.compute() == at::kBFloat16 ? 2 : 0;
     const int64_t a_number = 4 * wide + copy;
     CHECK(plan.weights.device_bytes() == frozen);
     CHECK(part(plan, "frozen dense maps") + part(plan, "frozen experts") == frozen);
@@ -158,8 +210,10 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     CHECK(part(plan, "trained, working copies") == working);
     CHECK(part(plan, "gradients") == gradients);
     // Rounded up to whole shards, a group at a time.
-    const int64_t exact = (by_replicas[Replicas::kEverywhere] / (one.ep * one.tp) + by_replicas[Replicas::kTensorIndex] / one.ep +
-                           by_replicas[Replicas::kExpertReplicas] / one.tp + by_replicas[Replicas::kExpertTensorIndex]) * a_number;
+    const int64_t exact =
+        (by_replicas[Replicas::kEverywhere] / (one.ep * one.tp) + by_replicas[Replicas::kTensorIndex] / one.ep +
+         by_replicas[Replicas::kExpertReplicas] / one.tp + by_replicas[Replicas::kExpertTensorIndex]) *
+        a_number;
     CHECK(part(plan, "optimizer") >= exact);
     CHECK(part(plan, "optimizer") <= exact + (one.ep * one.tp - 1) * 20 * a_number);
     if (one.ep * one.tp == 1) {
@@ -178,8 +232,17 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
 
 TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
   json object = kTiny;
-  object.update({{"hidden_size", 256}, {"num_hidden_layers", 4}, {"intermediate_size", 512}, {"moe_intermediate_size", 128}, {"q_lora_rank", 96}, {"kv_lora_rank", 64},
-                 {"qk_nope_head_dim", 32}, {"qk_rope_head_dim", 16}, {"v_head_dim", 32}, {"num_attention_heads", 8}, {"vocab_size", 1000}});
+  object.update({{"hidden_size", 256},
+                 {"num_hidden_layers", 4},
+                 {"intermediate_size", 512},
+                 {"moe_intermediate_size", 128},
+                 {"q_lora_rank", 96},
+                 {"kv_lora_rank", 64},
+                 {"qk_nope_head_dim", 32},
+                 {"qk_rope_head_dim", 16},
+                 {"v_head_dim", 32},
+                 {"num_attention_heads", 8},
+                 {"vocab_size", 1000}});
   const ModelConfig config = parse_model_config(object, "config.json");
   const std::vector<std::vector<std::string>> cases = {
       {"model.compute=fp32"},
@@ -199,7 +262,9 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     std::vector<int64_t> offsets{0};
     for (int64_t i = 0; i < 4; ++i) {
       for (const int64_t length : {171, 229}) {
-        for (int64_t t = 0; t < length; ++t) tokens.push_back(static_cast<int32_t>((t * 37 + i * 11 + length) % config.vocab));
+        for (int64_t t = 0; t < length; ++t) {
+          tokens.push_back(static_cast<int32_t>((t * 37 + i * 11 + length) % config.vocab));
+        }
         offsets.push_back(static_cast<int64_t>(tokens.size()));
       }
     }
@@ -211,7 +276,8 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     const MeshShape shape{1, 1, 1, recipe.mesh.tp, recipe.mesh.expert_tp};
     Built built(config, recipe, 1, shape.tp, shape.expert_tp);
     const int64_t slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(at::kCPU));
-    const StepBatch batch = make_step_batch(batches.local(0, 0, 1), *built.model, slice_tokens, at::kCPU, scalar_type(recipe.model.compute));
+    const StepBatch batch = make_step_batch(batches.local(0, 0, 1), *built.model, slice_tokens, at::kCPU,
+                                            scalar_type(recipe.model.compute));
     Launch launch;
     Mesh mesh(launch, {1, 1, 1, 1});
     Partition partition(built.model->parameters, mesh);
@@ -227,7 +293,8 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     const MemoryPlan plan = plan_memory(config, recipe, shape, {at::kCPU});
     REQUIRE(plan.rows == batch.main.num_rows);
     // The other ranks of the tensor axis, which only sizes stand for, take no part of the optimizer's work.
-    const int64_t held = held_bytes(optimizer, reducer), peak = count->peak + (shape.tp > 1 ? part(plan, "optimizer") : held);
+    const int64_t held = held_bytes(optimizer, reducer),
+                  peak = count->peak + (shape.tp > 1 ? part(plan, "optimizer") : held);
     const double ratio = static_cast<double>(plan.host_bytes()) / static_cast<double>(peak);
     INFO("peak " << peak << ", of it at rest " << resting << "\n" << memory_table(plan, true));
     CHECK(ratio > 0.95);
@@ -242,7 +309,8 @@ TEST_CASE("memory plan: DeepSeek-V3") {
   CHECK(count_active_parameters(config) == 671'026'419'200 - 58 * 248 * int64_t{44'040'192});
   CHECK(linear_maps(config, false).size() == 61 * 5 + 3 * 3 + 58 * 6);
 
-  const Recipe recipe = recipe_of({"adapter.rank=32", "model.weights=pretrained", "mesh.ep=8", "train.batch=64", "data.max_tokens=4096"});
+  const Recipe recipe =
+      recipe_of({"adapter.rank=32", "model.weights=pretrained", "mesh.ep=8", "train.batch=64", "data.max_tokens=4096"});
   const MemoryPlan plan = plan_memory(config, recipe, {1, 2, 8, 1}, {at::kCUDA});
   // Rank 32 on q_a, q_b, kv_a, kv_b, o: 32 x (sum of inputs and outputs), 61 layers.
   const int64_t a_layer = 32 * ((1536 + 7168) + (24576 + 1536) + (576 + 7168) + (32768 + 512) + (7168 + 16384));
@@ -250,12 +318,15 @@ TEST_CASE("memory plan: DeepSeek-V3") {
   CHECK(61 * a_layer == 194'013'184);
   CHECK(plan.trained_numbers == 61 * a_layer);
   // NF4 with fp32 absmax is 4.5 bits a number.
-  CHECK(part(plan, "frozen dense maps") == (int64_t{61} * (187'107'328 - 2'048) + int64_t{3} * 396'361'728 + int64_t{58} * 44'040'192) / 16 * 9);
+  CHECK(part(plan, "frozen dense maps") ==
+        (int64_t{61} * (187'107'328 - 2'048) + int64_t{3} * 396'361'728 + int64_t{58} * 44'040'192) / 16 * 9);
   CHECK(part(plan, "frozen experts") == int64_t{653'908'770'816} / 8 / 16 * 9);
   // bf16 but for the correction bias in fp32.
-  CHECK(plan.plain_bytes == 2 * (2 * int64_t{926'679'040} + 61 * (14'336 + 2'048) + 7'168 + int64_t{58} * 1'835'008) + 58 * 256 * 4);
+  CHECK(plan.plain_bytes ==
+        2 * (2 * int64_t{926'679'040} + 61 * (14'336 + 2'048) + 7'168 + int64_t{58} * 1'835'008) + 58 * 256 * 4);
   CHECK(plan.rows == 4 * 4096);
-  // 0.87 MB a token of kept inputs, and 16 + 4 x 4 bytes of routing a token and expert layer: a token goes to four groups of experts at most.
+  // 0.87 MB a token of kept inputs, and 16 + 4 x 4 bytes of routing a token and expert layer: a token goes to four
+  // groups of experts at most.
   CHECK(part(plan, "kept block inputs") == plan.rows * (61 * 7168 * 2 + 58 * (16 + 16)));
   // Over 16 ranks; four fp32 numbers and one bf16 each.
   CHECK(part(plan, "optimizer") == plan.trained_numbers / 16 * 18);
@@ -271,24 +342,31 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
     all.insert(all.end(), overrides.begin(), overrides.end());
     return plan_memory(config, recipe_of(all), mesh, {at::kCUDA, memory, 0}, 16384);
   };
-  // Two ranks with the same weights: each keeps half; of the layers each gathers the other half twice, less two at either turn.
+  // Two ranks with the same weights: each keeps half; of the layers each gathers the other half twice, less two at
+  // either turn.
   const MemoryPlan halves = planned({"mesh.shard=all"}, {1, 2, 1, 1}, 0);
   CHECK(part(halves, "frozen experts") == 58 * layer / 2);
   CHECK(part(halves, "slabs on their way") == 2 * layer + 2 * (mixing + int64_t{396'361'728} / 16 * 9));
-  const int64_t moe_mixing = mixing + int64_t{44'040'192} / 16 * 9, dense_mixing = mixing + int64_t{396'361'728} / 16 * 9;
-  CHECK(halves.weights.gathered_bytes_per_step == (2 * 56 * layer + 2 * (58 * moe_mixing + 3 * dense_mixing) - 2 * dense_mixing - 2 * moe_mixing) / 2);
+  const int64_t moe_mixing = mixing + int64_t{44'040'192} / 16 * 9,
+                dense_mixing = mixing + int64_t{396'361'728} / 16 * 9;
+  CHECK(halves.weights.gathered_bytes_per_step ==
+        (2 * 56 * layer + 2 * (58 * moe_mixing + 3 * dense_mixing) - 2 * dense_mixing - 2 * moe_mixing) / 2);
   CHECK(halves.weights.copied_bytes_per_step == 0);
   // Experts are shared over EP: only what is dense has copies.
   CHECK(planned({"mesh.shard=all", "mesh.ep=2"}, {1, 1, 2, 1}, 0).weights.expert_shards == 1);
   // Each expert shared by two ranks: half its bytes, and no copy of them but over DP.
-  const auto quarters = planned({"mesh.shard=all"}, {1, 2, 1, 2}, 0), shared = planned({"mesh.shard=all"}, {1, 2, 1, 2, 2}, 0), alone = planned({"mesh.shard=all"}, {1, 1, 1, 2, 2}, 0);
+  const auto quarters = planned({"mesh.shard=all"}, {1, 2, 1, 2}, 0),
+             shared = planned({"mesh.shard=all"}, {1, 2, 1, 2, 2}, 0),
+             alone = planned({"mesh.shard=all"}, {1, 1, 1, 2, 2}, 0);
   CHECK(quarters.weights.expert_shards == 4);
   CHECK(shared.weights.expert_shards == 2);
   CHECK(part(shared, "frozen experts") == 58 * layer / 4);
-  CHECK(quarters.weights.gathered_bytes_per_step - shared.weights.gathered_bytes_per_step == 2 * 56 * (layer / 4 * 3 - layer / 4));
+  CHECK(quarters.weights.gathered_bytes_per_step - shared.weights.gathered_bytes_per_step ==
+        2 * 56 * (layer / 4 * 3 - layer / 4));
   CHECK(alone.weights.expert_shards == 1);
   CHECK(part(alone, "frozen experts") == 58 * layer / 2);
-  // One GPU of 140 GB: the fewest layers leave that make the rest fit; evenly spread, the copies as many as two ways less the turns.
+  // One GPU of 140 GB: the fewest layers leave that make the rest fit; evenly spread, the copies as many as two ways
+  // less the turns.
   const int64_t memory = 140'000'000'000;
   const MemoryPlan streamed = planned({}, {1, 1, 1, 1}, memory);
   const int64_t away = static_cast<int64_t>(streamed.weights.host_layers.size());
@@ -297,9 +375,12 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
   CHECK(streamed.weights.host_bytes == away * layer);
   CHECK(streamed.weights.copied_bytes_per_step == 2 * (away - 2) * layer);
   CHECK(part(streamed, "frozen experts") == (58 - away) * layer);
-  for (size_t i = 1; i < streamed.weights.host_layers.size(); ++i) CHECK(streamed.weights.host_layers[i] - streamed.weights.host_layers[i - 1] <= 2);
+  for (size_t i = 1; i < streamed.weights.host_layers.size(); ++i) {
+    CHECK(streamed.weights.host_layers[i] - streamed.weights.host_layers[i - 1] <= 2);
+  }
   // By amount, and all: dense maps go last.
-  CHECK(planned({"offload.frozen=40GiB"}, {1, 1, 1, 1}, memory).weights.host_layers.size() == (int64_t{40} << 30) / layer);
+  CHECK(planned({"offload.frozen=40GiB"}, {1, 1, 1, 1}, memory).weights.host_layers.size() ==
+        (int64_t{40} << 30) / layer);
   const MemoryPlan all = planned({"offload.frozen=all"}, {1, 1, 1, 1}, memory);
   CHECK(all.weights.host_layers.size() == 58);
   CHECK(all.weights.host_bytes == 58 * layer + 58 * moe_mixing + 3 * dense_mixing);
@@ -311,6 +392,7 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
 
 TEST_CASE("memory plan: targets without a match") {
   const ModelConfig config = parse_model_config(kTiny, "config.json");
-  const std::string message = message_of<UserError>([&] { plan_memory(config, recipe_of({"adapter.targets=[q_proj]"}), {1, 1, 1, 1}, {at::kCPU}); });
+  const std::string message = message_of<UserError>(
+      [&] { plan_memory(config, recipe_of({"adapter.targets=[q_proj]"}), {1, 1, 1, 1}, {at::kCPU}); });
   CHECK(contains(message, "q_proj"));
 }

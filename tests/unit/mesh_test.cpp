@@ -46,7 +46,8 @@ TEST_CASE("every mistake of a mesh is in one error", "[mesh]") {
   CHECK(contains(product, "mesh.pp is 2"));
   CHECK(contains(product, "8 ranks cannot be divided"));
   // What the caller knows comes first.
-  const std::string more = message_of<UserError>([] { resolve_mesh({.pp = 1, .dp = 0, .ep = 3, .tp = 1}, 8, {"heads: 4"}); });
+  const std::string more =
+      message_of<UserError>([] { resolve_mesh({.pp = 1, .dp = 0, .ep = 3, .tp = 1}, 8, {"heads: 4"}); });
   CHECK(contains(more, "heads: 4\nmesh pp 1"));
 }
 

@@ -13,13 +13,13 @@
 #include <string>
 
 #include "parallel/base/error.h"
+#include "parallel/base/units.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
 #include "trainer/run/metrics/crc32c.h"
 #include "trainer/run/metrics/log_file.h"
 #include "trainer/run/metrics/progress.h"
 #include "trainer/run/metrics/tensorboard.h"
-#include "parallel/base/units.h"
 
 using namespace moetune;
 
@@ -54,8 +54,16 @@ std::string next_record(const std::string& file, size_t& offset) {
 }
 
 StepFigures figures_of(std::int64_t step, double elapsed_s) {
-  return {.step = step, .num_steps = 500, .loss = 1.93, .grad_norm = 0.871, .lr = 2e-4, .tokens_per_s = 8900,
-          .expert_max_over_mean = 1.43, .memory_bytes = std::int64_t{13207024435}, .step_s = 2.0, .elapsed_s = elapsed_s};
+  return {.step = step,
+          .num_steps = 500,
+          .loss = 1.93,
+          .grad_norm = 0.871,
+          .lr = 2e-4,
+          .tokens_per_s = 8900,
+          .expert_max_over_mean = 1.43,
+          .memory_bytes = std::int64_t{13207024435},
+          .step_s = 2.0,
+          .elapsed_s = elapsed_s};
 }
 
 }  // namespace
@@ -88,8 +96,13 @@ TEST_CASE("TensorBoard files hold what event.proto says", "[metrics]") {
   CHECK(std::abs(number_at<double>(first, 1) - now) < 60);
   // 10 ac 02: step 300; 2a 16: summary, 22 bytes; 0a 0a: value of 10 bytes; 0a 03: tag; 15: simple_value, 4 bytes
   CHECK(second.substr(9) == std::string("\x10\xac\x02\x2a\x16"
-                                        "\x0a\x0a\x0a\x03" "a/b" "\x15\x00\x00\xc0\x3f"
-                                        "\x0a\x08\x0a\x01" "c" "\x15\x00\x00\x00\xc0", 27));
+                                        "\x0a\x0a\x0a\x03"
+                                        "a/b"
+                                        "\x15\x00\x00\xc0\x3f"
+                                        "\x0a\x08\x0a\x01"
+                                        "c"
+                                        "\x15\x00\x00\x00\xc0",
+                                        27));
 }
 
 TEST_CASE("a resumed TensorBoard file drops the points after the resumed step", "[metrics]") {
@@ -113,7 +126,8 @@ TEST_CASE("log.jsonl grows line by line", "[metrics]") {
   CHECK(read_all(path) == "{\"kind\":\"start\",\"world\":2}\n");  // on disk at once, members in the given order
   log.append({{"kind", "step"}, {"step", 1}, {"loss", std::numeric_limits<double>::quiet_NaN()}, {"note", "a\nb\xff"}});
   CHECK(read_all(path) ==
-        "{\"kind\":\"start\",\"world\":2}\n{\"kind\":\"step\",\"step\":1,\"loss\":null,\"note\":\"a\\nb\xef\xbf\xbd\"}\n");
+        "{\"kind\":\"start\",\"world\":2}\n{\"kind\":\"step\",\"step\":1,\"loss\":null,\"note\":\"a\\nb\xef\xbf\xbd\"}"
+        "\n");
   CHECK_THROWS_AS(LogFile(path, std::nullopt), UserError);  // a fresh run never writes over another's
   CHECK_THROWS_AS(LogFile("/nonexistent/log.jsonl", std::nullopt), UserError);
 }
@@ -122,7 +136,8 @@ TEST_CASE("a resumed log loses the steps that are run again", "[metrics]") {
   const TemporaryFolder folder;
   const std::string path = folder / "log.jsonl";
   const std::string kept =
-      "{\"kind\":\"start\"}\n{\"kind\":\"step\",\"step\":99}\n{\"kind\":\"step\",\"step\":100}\n{\"kind\":\"save\",\"step\":100}\n";
+      "{\"kind\":\"start\"}\n{\"kind\":\"step\",\"step\":99}\n{\"kind\":\"step\",\"step\":100}\n{\"kind\":\"save\","
+      "\"step\":100}\n";
   const auto resume = [&](const std::string& text) {
     std::ofstream(path, std::ios::binary) << text;
     LogFile(path, 100).append({{"kind", "start"}});
@@ -162,11 +177,13 @@ TEST_CASE("amounts are written for people", "[metrics]") {
 
 TEST_CASE("the progress line", "[metrics]") {
   CHECK(progress_line(figures_of(12, 41), 1673) ==
-        "step  12/500   2%  loss 1.9300  grad 0.871  lr 2.00e-04  8.90k tok/s  experts 1.43x  mem 12.3 GiB  0:41  left 27:53");
+        "step  12/500   2%  loss 1.9300  grad 0.871  lr 2.00e-04  8.90k tok/s  experts 1.43x  mem 12.3 GiB  0:41  left "
+        "27:53");
   StepFigures dense = figures_of(500, 41);
   dense.expert_max_over_mean.reset();
   dense.memory_bytes.reset();
-  CHECK(progress_line(dense, 0) == "step 500/500 100%  loss 1.9300  grad 0.871  lr 2.00e-04  8.90k tok/s  0:41  left 0:00");
+  CHECK(progress_line(dense, 0) ==
+        "step 500/500 100%  loss 1.9300  grad 0.871  lr 2.00e-04  8.90k tok/s  0:41  left 0:00");
 }
 
 TEST_CASE("a terminal shows one line that is rewritten", "[metrics]") {
@@ -190,7 +207,8 @@ TEST_CASE("elsewhere plain lines come now and then", "[metrics]") {
   std::ostringstream out;
   Progress progress(out, {.terminal = false, .every_s = 10, .every_steps = 50});
   for (std::int64_t step = 1; step <= 500; ++step) {
-    const double elapsed_s = step <= 20 ? 2.0 * static_cast<double>(step) : 40.0 + 0.01 * static_cast<double>(step - 20);
+    const double elapsed_s =
+        step <= 20 ? 2.0 * static_cast<double>(step) : 40.0 + 0.01 * static_cast<double>(step - 20);
     progress.step(figures_of(step, elapsed_s));
   }
   progress.finish();
@@ -210,7 +228,8 @@ TEST_CASE("the time left follows the recent steps and forgets a slow first one",
   progress.step(figures);
   figures.step_s = 1;
   for (figures.step = 2; figures.step <= 100; ++figures.step) progress.step(figures);
-  CHECK(out.str().find("step   1/500   0%  loss 1.9300  grad 0.871  lr 2.00e-04  8.90k tok/s  experts 1.43x  mem 12.3 GiB  1:00  left 8:19:00") != std::string::npos);
+  CHECK(out.str().find("step   1/500   0%  loss 1.9300  grad 0.871  lr 2.00e-04  8.90k tok/s  experts 1.43x  mem 12.3 "
+                       "GiB  1:00  left 8:19:00") != std::string::npos);
   CHECK(out.str().find("1:00  left 8:18\n") != std::string::npos);  // step 2: 498 steps of 1 s
   CHECK(out.str().find("1:00  left 6:40\n") != std::string::npos);  // step 100: 400 steps of 1 s
 }

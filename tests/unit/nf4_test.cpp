@@ -1,4 +1,5 @@
-// NF4 against bitsandbytes' CPU path, through tests/fixtures/nf4.safetensors (made by make_nf4.py). Equal means bit for bit.
+// NF4 against bitsandbytes' CPU path, through tests/fixtures/nf4.safetensors (made by make_nf4.py). Equal means bit for
+// bit.
 #include "tests/support/catch.h"
 
 #include <ATen/Parallel.h>
@@ -33,7 +34,8 @@ at::Tensor dequantised(const Nf4Tensor& q, at::ScalarType dtype) {
   return out;
 }
 
-const std::vector<std::string> kCases = {"fp32", "bf16", "fp16", "short", "odd", "tiny", "groups", "edges", "zero_end", "ties"};
+const std::vector<std::string> kCases = {"fp32", "bf16",   "fp16",  "short",    "odd",
+                                         "tiny", "groups", "edges", "zero_end", "ties"};
 
 }  // namespace
 

@@ -74,8 +74,8 @@ TEST_CASE("the number of threads does not show in AdamW's results", "[optimizer]
   std::vector<std::vector<at::Tensor>> results;
   for (const int count : {1, 3, 4}) {
     at::set_num_threads(count);
-    std::vector<at::Tensor> p{random_normal({100'003}, 1, at::kFloat)}, g{random_normal({100'003}, 2, at::kFloat)}, m{random_normal({100'003}, 3, at::kFloat)},
-        v{random_normal({100'003}, 4, at::kFloat).square()};
+    std::vector<at::Tensor> p{random_normal({100'003}, 1, at::kFloat)}, g{random_normal({100'003}, 2, at::kFloat)},
+        m{random_normal({100'003}, 3, at::kFloat)}, v{random_normal({100'003}, 4, at::kFloat).square()};
     at::_fused_adamw_(p, g, m, v, {}, {at::full({}, 3.0, at::kFloat)}, 1e-3, 0.9, 0.999, 0.01, 1e-8, false, false);
     results.push_back({p[0], m[0], v[0]});
   }
@@ -93,5 +93,6 @@ TEST_CASE("layers that are not waited for stop the next step", "[optimizer]") {
   Partition partition(parameters, mesh);
   Optimizer optimizer(partition, {});
   optimizer.step(0.1, 1.0, {at::ones({3})});
-  CHECK(contains(message_of<InternalError>([&] { optimizer.step(0.1, 1.0, {at::ones({3})}); }), "step 2: the working copies of layer 0 still wait"));
+  CHECK(contains(message_of<InternalError>([&] { optimizer.step(0.1, 1.0, {at::ones({3})}); }),
+                 "step 2: the working copies of layer 0 still wait"));
 }

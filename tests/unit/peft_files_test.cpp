@@ -56,8 +56,13 @@ std::vector<std::pair<std::string, at::Tensor>> tensors_of_maps() {
 }
 
 struct Files {
-  Files() { write(tensors_of_maps()); write_peft_config(folder.path(), config_of_maps()); }
-  void write(const std::vector<std::pair<std::string, at::Tensor>>& tensors) { write_tensors(folder / "adapter_model.safetensors", tensors, {{"format", "pt"}}); }
+  Files() {
+    write(tensors_of_maps());
+    write_peft_config(folder.path(), config_of_maps());
+  }
+  void write(const std::vector<std::pair<std::string, at::Tensor>>& tensors) {
+    write_tensors(folder / "adapter_model.safetensors", tensors, {{"format", "pt"}});
+  }
   void set(const char* key, const ordered_json& value) {
     ordered_json config = ordered_json::parse(read_text_file(folder / "adapter_config.json"));
     config[key] = value;
@@ -151,27 +156,59 @@ TEST_CASE("an adapter that is not the recipe's is refused", "[peft_files]") {
     CHECK(contains(files.refusal(), "has shape [2, 8], the recipe asks for [4, 8]"));
   }
   SECTION("another scale") {
-    CHECK(contains(files.refusal(4.0), "scales model.layers.0.self_attn.o_proj.lora_A.weight (rank 4) by 2, the recipe by 1; set adapter.alpha to 8"));
+    CHECK(contains(
+        files.refusal(4.0),
+        "scales model.layers.0.self_attn.o_proj.lora_A.weight (rank 4) by 2, the recipe by 1; set adapter.alpha to 8"));
   }
   SECTION("a scale that agrees at the file's default rank alone") {
     files.set("r", 1);
     files.set("use_rslora", true);
-    CHECK(contains(files.refusal(), "(rank 4) by 4, the recipe by 2; set adapter.alpha to 8 and adapter.rslora to true"));
+    CHECK(
+        contains(files.refusal(), "(rank 4) by 4, the recipe by 2; set adapter.alpha to 8 and adapter.rslora to true"));
   }
-  SECTION("no files") { CHECK(contains(message_of<UserError>([&] { read_peft_config(files.folder / "nowhere"); }), "adapter_config.json")); }
+  SECTION("no files") {
+    CHECK(contains(message_of<UserError>([&] { read_peft_config(files.folder / "nowhere"); }), "adapter_config.json"));
+  }
 }
 
 TEST_CASE("what is no plain LoRA is refused", "[peft_files]") {
   Files files;
-  SECTION("type") { files.set("peft_type", "IA3"); CHECK(contains(files.refusal(), "peft_type is IA3; want LORA")); }
-  SECTION("type of no text") { files.set("peft_type", 3); CHECK(contains(files.refusal(), "adapter_config.json")); }
-  SECTION("DoRA") { files.set("use_dora", true); CHECK(contains(files.refusal(), "use_dora is true")); }
-  SECTION("bias") { files.set("bias", "all"); CHECK(contains(files.refusal(), "bias is \"all\"")); }
-  SECTION("whole modules") { files.set("modules_to_save", {"lm_head"}); CHECK(contains(files.refusal(), "modules_to_save")); }
-  SECTION("fused parameters") { files.set("target_parameters", {"mlp.experts.down_proj"}); CHECK(contains(files.refusal(), "target_parameters")); }
-  SECTION("transposed") { files.set("fan_in_fan_out", true); CHECK(contains(files.refusal(), "fan_in_fan_out")); }
-  SECTION("alphas of single maps") { files.set("alpha_pattern", {{"o_proj", 32}}); CHECK(contains(files.refusal(), "alpha_pattern")); }
-  SECTION("a rank of no number") { files.set("r", "four"); CHECK(contains(files.refusal(), "adapter_config.json")); }
+  SECTION("type") {
+    files.set("peft_type", "IA3");
+    CHECK(contains(files.refusal(), "peft_type is IA3; want LORA"));
+  }
+  SECTION("type of no text") {
+    files.set("peft_type", 3);
+    CHECK(contains(files.refusal(), "adapter_config.json"));
+  }
+  SECTION("DoRA") {
+    files.set("use_dora", true);
+    CHECK(contains(files.refusal(), "use_dora is true"));
+  }
+  SECTION("bias") {
+    files.set("bias", "all");
+    CHECK(contains(files.refusal(), "bias is \"all\""));
+  }
+  SECTION("whole modules") {
+    files.set("modules_to_save", {"lm_head"});
+    CHECK(contains(files.refusal(), "modules_to_save"));
+  }
+  SECTION("fused parameters") {
+    files.set("target_parameters", {"mlp.experts.down_proj"});
+    CHECK(contains(files.refusal(), "target_parameters"));
+  }
+  SECTION("transposed") {
+    files.set("fan_in_fan_out", true);
+    CHECK(contains(files.refusal(), "fan_in_fan_out"));
+  }
+  SECTION("alphas of single maps") {
+    files.set("alpha_pattern", {{"o_proj", 32}});
+    CHECK(contains(files.refusal(), "alpha_pattern"));
+  }
+  SECTION("a rank of no number") {
+    files.set("r", "four");
+    CHECK(contains(files.refusal(), "adapter_config.json"));
+  }
   SECTION("no JSON") {
     write_text_atomically(files.folder / "adapter_config.json", "{");
     CHECK(contains(files.refusal(), "is not a JSON object"));

@@ -33,12 +33,13 @@ std::string mistakes_of(const std::string& text, const std::vector<std::string>&
 
 bool same_values(const Recipe& a, const Recipe& b) {
   return a.run == b.run && a.model == b.model && a.adapter == b.adapter && a.data == b.data && a.train == b.train &&
-         a.mesh == b.mesh && a.offload == b.offload && a.exchange == b.exchange && a.router == b.router && a.mtp == b.mtp &&
-         a.checkpoint == b.checkpoint && a.eval == b.eval && a.deterministic == b.deterministic;
+         a.mesh == b.mesh && a.offload == b.offload && a.exchange == b.exchange && a.router == b.router &&
+         a.mtp == b.mtp && a.checkpoint == b.checkpoint && a.eval == b.eval && a.deterministic == b.deterministic;
 }
 
 constexpr const char* kTargetNames =
-    "attention, dense_mlp, shared_expert, experts, all_linear, q_a_proj, q_b_proj, q_proj, kv_a_proj_with_mqa, kv_b_proj, "
+    "attention, dense_mlp, shared_expert, experts, all_linear, q_a_proj, q_b_proj, q_proj, kv_a_proj_with_mqa, "
+    "kv_b_proj, "
     "o_proj, gate_proj, up_proj, down_proj, experts.gate_proj, experts.up_proj or experts.down_proj";
 
 }  // namespace
@@ -108,10 +109,12 @@ deterministic: true
 )",
                                      "r.yaml");
   CHECK(recipe.run == RunRecipe{"runs/v3-attention", 18, DeviceChoice::kCuda, 4});
-  CHECK(recipe.model == ModelRecipe{"/models/DeepSeek-V3", WeightOrigin::kRandom, BaseChoice::kNf4Double, ComputeType::kFp64, "/nvme/packed"});
+  CHECK(recipe.model == ModelRecipe{"/models/DeepSeek-V3", WeightOrigin::kRandom, BaseChoice::kNf4Double,
+                                    ComputeType::kFp64, "/nvme/packed"});
   REQUIRE(recipe.adapter);
   CHECK(*recipe.adapter ==
-        AdapterRecipe{32, 64.0, 0.1, true, {"attention", "experts.up_proj"}, {{"o_proj", 8}, {"experts.up_proj", 4}}, "old"});
+        AdapterRecipe{
+            32, 64.0, 0.1, true, {"attention", "experts.up_proj"}, {{"o_proj", 8}, {"experts.up_proj", 4}}, "old"});
   CHECK(recipe.data ==
         DataRecipe{"data/train.jsonl", "data/heldout.jsonl", 128, false, false, SpecialTokens::kReject, TrainOn::kAll});
   TrainRecipe train;
@@ -144,15 +147,23 @@ TEST_CASE("recipe: each mistake has its message") {
       {"adaptor: {rank: 3}\n", "r.yaml:5:1: adaptor: unknown key; did you mean 'adapter'?"},
       {"lr: 1\n", "r.yaml:5:1: lr: unknown key; did you mean 'train.optimizer.lr'?"},
       {"mtp: {colour: 1}\n", "r.yaml:5:7: mtp.colour: unknown key; allowed: loss_weight"},
-      {"adapter: {rank: 010}\n", "r.yaml:5:17: adapter.rank: '010' is not allowed; allowed: whole number from 1 to 1024"},
-      {"adapter: {rank: 0x10}\n", "r.yaml:5:17: adapter.rank: '0x10' is not allowed; allowed: whole number from 1 to 1024"},
-      {"adapter: {rank: 1_000}\n", "r.yaml:5:17: adapter.rank: '1_000' is not allowed; allowed: whole number from 1 to 1024"},
+      {"adapter: {rank: 010}\n",
+       "r.yaml:5:17: adapter.rank: '010' is not allowed; allowed: whole number from 1 to 1024"},
+      {"adapter: {rank: 0x10}\n",
+       "r.yaml:5:17: adapter.rank: '0x10' is not allowed; allowed: whole number from 1 to 1024"},
+      {"adapter: {rank: 1_000}\n",
+       "r.yaml:5:17: adapter.rank: '1_000' is not allowed; allowed: whole number from 1 to 1024"},
       {"adapter: {rank: 0}\n", "r.yaml:5:17: adapter.rank: '0' is not allowed; allowed: whole number from 1 to 1024"},
-      {"adapter: {rank: 1025}\n", "r.yaml:5:17: adapter.rank: '1025' is not allowed; allowed: whole number from 1 to 1024"},
-      {"adapter: {rank: 8.0}\n", "r.yaml:5:17: adapter.rank: '8.0' is not allowed; allowed: whole number from 1 to 1024"},
-      {"adapter: {rank: '8'}\n", "r.yaml:5:17: adapter.rank: '8' in quotes is text; allowed: whole number from 1 to 1024"},
-      {"adapter: {rank: [8]}\n", "r.yaml:5:17: adapter.rank: a list is not allowed; allowed: whole number from 1 to 1024"},
-      {"adapter: {alpha: 0}\n", "r.yaml:5:18: adapter.alpha: '0' is not allowed; allowed: number above 0 and at most 65536"},
+      {"adapter: {rank: 1025}\n",
+       "r.yaml:5:17: adapter.rank: '1025' is not allowed; allowed: whole number from 1 to 1024"},
+      {"adapter: {rank: 8.0}\n",
+       "r.yaml:5:17: adapter.rank: '8.0' is not allowed; allowed: whole number from 1 to 1024"},
+      {"adapter: {rank: '8'}\n",
+       "r.yaml:5:17: adapter.rank: '8' in quotes is text; allowed: whole number from 1 to 1024"},
+      {"adapter: {rank: [8]}\n",
+       "r.yaml:5:17: adapter.rank: a list is not allowed; allowed: whole number from 1 to 1024"},
+      {"adapter: {alpha: 0}\n",
+       "r.yaml:5:18: adapter.alpha: '0' is not allowed; allowed: number above 0 and at most 65536"},
       {"adapter: {dropout: 1.0}\n",
        "r.yaml:5:20: adapter.dropout: '1.0' is not allowed; allowed: number of at least 0 and below 1"},
       {"adapter: {rslora: yes}\n", "r.yaml:5:19: adapter.rslora: 'yes' is not allowed; allowed: true or false"},
@@ -161,12 +172,20 @@ TEST_CASE("recipe: each mistake has its message") {
       {"mesh: {pp: 2}\n", "r.yaml:5:12: mesh.pp: '2' is not allowed; allowed: whole number equal to 1"},
       {"mesh: {dp: 0}\n", "r.yaml:5:12: mesh.dp: '0' is not allowed; allowed: auto or whole number from 1 to 65536"},
       {"mesh: {shard: zero3}\n", "r.yaml:5:15: mesh.shard: 'zero3' is not allowed; allowed: none, node or all"},
-      {"offload: {frozen: 40GB}\n", "r.yaml:5:19: offload.frozen: '40GB' is not allowed; allowed: auto, none, all or an amount such as 40GiB"},
-      {"offload: {frozen: 99999999TiB}\n", "r.yaml:5:19: offload.frozen: '99999999TiB' is not allowed; allowed: auto, none, all or an amount such as 40GiB"},
-      {"mesh: {dp: null}\n", "r.yaml:5:12: mesh.dp: null is not allowed; allowed: auto or whole number from 1 to 65536"},
+      {"offload: {frozen: 40GB}\n",
+       "r.yaml:5:19: offload.frozen: '40GB' is not allowed; allowed: auto, none, all or an amount such as 40GiB"},
+      {"offload: {frozen: 99999999TiB}\n",
+       "r.yaml:5:19: offload.frozen: '99999999TiB' is not allowed; allowed: auto, none, all or an amount such as "
+       "40GiB"},
+      {"mesh: {dp: null}\n",
+       "r.yaml:5:12: mesh.dp: null is not allowed; allowed: auto or whole number from 1 to 65536"},
       {"router: {bias: thawed}\n", "r.yaml:5:16: router.bias: 'thawed' is not allowed; allowed: frozen or update"},
-      {"adapter: {targets: attention}\n", std::string("r.yaml:5:20: adapter.targets: 'attention' is not allowed; allowed: list of names among ") + kTargetNames},
-      {"adapter: {targets: []}\n", std::string("r.yaml:5:20: adapter.targets: a list is not allowed; allowed: list of names among ") + kTargetNames},
+      {"adapter: {targets: attention}\n",
+       std::string("r.yaml:5:20: adapter.targets: 'attention' is not allowed; allowed: list of names among ") +
+           kTargetNames},
+      {"adapter: {targets: []}\n",
+       std::string("r.yaml:5:20: adapter.targets: a list is not allowed; allowed: list of names among ") +
+           kTargetNames},
       {"adapter: {targets: [o_porj]}\n", "r.yaml:5:21: adapter.targets: unknown name 'o_porj'; did you mean 'o_proj'?"},
       {"adapter: {targets: [o_proj, o_proj]}\n", "r.yaml:5:29: adapter.targets: 'o_proj' is listed twice"},
       {"adapter: {ranks: {o_proj: 0}}\n",
@@ -174,10 +193,16 @@ TEST_CASE("recipe: each mistake has its message") {
       {"adapter: {ranks: {attention: 4}}\n",
        "r.yaml:5:30: adapter.ranks: unknown name 'attention'; allowed: q_a_proj, q_b_proj, q_proj, kv_a_proj_with_mqa, "
        "kv_b_proj, o_proj, gate_proj, up_proj, down_proj, experts.gate_proj, experts.up_proj, experts.down_proj"},
-      {"adapter: {ranks: {up_proj: 4}}\n", "r.yaml:5:18: adapter.ranks: up_proj has a rank but is not selected by adapter.targets"},
-      {"adapter: none\n", "r.yaml:5:10: adapter: nf4 weights cannot be trained themselves (adapter: none); allowed then: bf16 or fp32"},
-      {"adapter: {from: ~/old}\n", "r.yaml:5:17: adapter.from: '~/old' would not be expanded: a recipe knows neither ~ nor variables; write the path in full"},
-      {"adapter: {from: $HOME/old}\n", "r.yaml:5:17: adapter.from: '$HOME/old' would not be expanded: a recipe knows neither ~ nor variables; write the path in full"},
+      {"adapter: {ranks: {up_proj: 4}}\n",
+       "r.yaml:5:18: adapter.ranks: up_proj has a rank but is not selected by adapter.targets"},
+      {"adapter: none\n",
+       "r.yaml:5:10: adapter: nf4 weights cannot be trained themselves (adapter: none); allowed then: bf16 or fp32"},
+      {"adapter: {from: ~/old}\n",
+       "r.yaml:5:17: adapter.from: '~/old' would not be expanded: a recipe knows neither ~ nor variables; write the "
+       "path in full"},
+      {"adapter: {from: $HOME/old}\n",
+       "r.yaml:5:17: adapter.from: '$HOME/old' would not be expanded: a recipe knows neither ~ nor variables; write "
+       "the path in full"},
       {"eval: {every_steps: 5}\n", "r.yaml:5:21: eval.every_steps: there is nothing to evaluate on; give data.eval"},
       {"eval: {at_start: true}\n", "r.yaml:5:18: eval.at_start: there is nothing to evaluate on; give data.eval"},
       {"run: {dir: b}\n", "r.yaml:5:1: the key 'run' was already given at 1:1"},
@@ -203,9 +228,11 @@ TEST_CASE("recipe: mistakes in train") {
   CHECK(mistakes_of(head + "train: {steps: 5, optimizer: {lr: 11}}\n") ==
         "r.yaml:4:35: train.optimizer.lr: '11' is not allowed; allowed: number from 0 to 10");
   CHECK(mistakes_of(head + "train: {steps: 5, optimizer: {betas: [0.9, 1.0]}}\n") ==
-        "r.yaml:4:44: train.optimizer.betas: '1.0' is not allowed; allowed: list of two numbers each of at least 0 and below 1");
+        "r.yaml:4:44: train.optimizer.betas: '1.0' is not allowed; allowed: list of two numbers each of at least 0 and "
+        "below 1");
   CHECK(mistakes_of(head + "train: {steps: 5, optimizer: {betas: [0.9]}}\n") ==
-        "r.yaml:4:38: train.optimizer.betas: a list is not allowed; allowed: list of two numbers each of at least 0 and below 1");
+        "r.yaml:4:38: train.optimizer.betas: a list is not allowed; allowed: list of two numbers each of at least 0 "
+        "and below 1");
   CHECK(mistakes_of(head + "train: {steps: 5, schedule: {warmup_steps: 6}}\n") ==
         "r.yaml:4:44: train.schedule.warmup_steps: 6 is more than the 5 steps of the run");
 }
@@ -294,13 +321,15 @@ TEST_CASE("recipe: mistakes on the command line") {
       {"=3", "command line: '=3' is not of the form key.sub=value"},
       {"train..lr=3", "command line: 'train..lr=3' is not of the form key.sub=value"},
       {"train.batch=many", "command line: train.batch: 'many' is not allowed; allowed: whole number from 1 to 1048576"},
-      {"train.batch=1_000", "command line: train.batch: '1_000' is not allowed; allowed: whole number from 1 to 1048576"},
+      {"train.batch=1_000",
+       "command line: train.batch: '1_000' is not allowed; allowed: whole number from 1 to 1048576"},
       {"data.packing=no", "command line: data.packing: 'no' is not allowed; allowed: true or false"},
       {"train.bacth=3", "command line: train.bacth: unknown key; did you mean 'batch'?"},
       {"train.bacth=", "command line: train.bacth: unknown key; did you mean 'batch'?"},
       {"tarin.batch=3", "command line: tarin: unknown key; did you mean 'train'?"},
       {"train.steps.x=3", "command line: train.steps.x: train.steps is '5' and has no keys"},
-      {"adapter.targets=[a, *b]", "command line: adapter.targets: '[a, *b]': an alias (*name) is not allowed in a recipe; write the value out"},
+      {"adapter.targets=[a, *b]",
+       "command line: adapter.targets: '[a, *b]': an alias (*name) is not allowed in a recipe; write the value out"},
       {"adapter.targets=[o_porj]", "command line: adapter.targets: unknown name 'o_porj'; did you mean 'o_proj'?"},
       {"adapter={rnak: 3}", "command line: adapter.rnak: unknown key; did you mean 'rank'?"},
       {"run.dir=", "r.yaml: run.dir: missing; allowed: path"},
@@ -311,11 +340,13 @@ TEST_CASE("recipe: mistakes on the command line") {
     CHECK(mistakes_of(kSmall, {c.override_text}) == c.told);
   }
   CHECK(mistakes_of(kSmall, {"adapter=none", "model.base=bf16", "model.cache=c"}) ==
-        "command line: model.cache: the weights themselves train (adapter: none), so there are no frozen ones to keep; take it out");
+        "command line: model.cache: the weights themselves train (adapter: none), so there are no frozen ones to keep; "
+        "take it out");
 }
 
 TEST_CASE("recipe: the resolved dump says where values came from, and loads again") {
-  const Recipe recipe = parse_recipe(kSmall + "adapter: {rank: 8}\n", "r.yaml", {"train.batch=2", "data.eval=a #\"b\\c\" : d"});
+  const Recipe recipe =
+      parse_recipe(kSmall + "adapter: {rank: 8}\n", "r.yaml", {"train.batch=2", "data.eval=a #\"b\\c\" : d"});
   const std::string dump = dump_resolved(recipe);
   const auto has_line = [&](const std::string& line) { return dump.find("\n" + line + "\n") != std::string::npos; };
   CHECK(has_line("  dir: runs/a                                     # r.yaml:1"));
@@ -333,8 +364,32 @@ TEST_CASE("recipe: the resolved dump says where values came from, and loads agai
 }
 
 TEST_CASE("recipe: text and numbers survive the dump") {
-  for (const std::string text : {"null", "true", "-", "- a", "a: b", "a # b", " a ", "'a", "\"", "\\x41", "0x10", "1e5", "*a", "&a",
-                                  "!t", "a\tb\n\x01", "[a]", "{a}", "%a", "@a", "`a", "|", "Gr\xc3\xb6\xc3\x9f" "e/\xe6\xa8\xa1", "yes", "a,b"}) {
+  for (const std::string text : {"null",
+                                 "true",
+                                 "-",
+                                 "- a",
+                                 "a: b",
+                                 "a # b",
+                                 " a ",
+                                 "'a",
+                                 "\"",
+                                 "\\x41",
+                                 "0x10",
+                                 "1e5",
+                                 "*a",
+                                 "&a",
+                                 "!t",
+                                 "a\tb\n\x01",
+                                 "[a]",
+                                 "{a}",
+                                 "%a",
+                                 "@a",
+                                 "`a",
+                                 "|",
+                                 "Gr\xc3\xb6\xc3\x9f"
+                                 "e/\xe6\xa8\xa1",
+                                 "yes",
+                                 "a,b"}) {
     Recipe recipe = parse_recipe(kSmall, "r.yaml");
     recipe.data.eval = text;
     INFO(text);
@@ -358,7 +413,8 @@ TEST_CASE("recipe: files") {
   } catch (const UserError& error) {
     CHECK(std::string(error.what()) == "/nowhere/r.yaml: cannot be read; a recipe is a YAML file on this machine");
   }
-  const std::string path = std::filesystem::temp_directory_path() / ("moetune_recipe_test_" + std::to_string(getpid()) + ".yaml");
+  const std::string path =
+      std::filesystem::temp_directory_path() / ("moetune_recipe_test_" + std::to_string(getpid()) + ".yaml");
   std::ofstream(path) << kSmall;
   const Recipe recipe = load_recipe(path, {"train.steps=7"});
   std::filesystem::remove(path);
@@ -368,7 +424,8 @@ TEST_CASE("recipe: files") {
 
 TEST_CASE("recipe: targets") {
   CHECK(target_leaves("shared_expert") == std::vector<std::string>{"gate_proj", "up_proj", "down_proj"});
-  CHECK(target_leaves("experts") == std::vector<std::string>{"experts.gate_proj", "experts.up_proj", "experts.down_proj"});
+  CHECK(target_leaves("experts") ==
+        std::vector<std::string>{"experts.gate_proj", "experts.up_proj", "experts.down_proj"});
   CHECK(target_leaves("q_a_proj") == std::vector<std::string>{"q_a_proj"});
   CHECK(target_leaves("all_linear").size() == 12);
   CHECK(target_leaves("embed_tokens").empty());

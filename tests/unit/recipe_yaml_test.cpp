@@ -118,7 +118,8 @@ TEST_CASE("recipe yaml: numbers and booleans") {
   CHECK(parse_integer("-3") == -3);
   CHECK(parse_integer("1000") == 1000);
   CHECK(parse_integer("9223372036854775807") == INT64_MAX);
-  for (const char* text : {"", "-", "010", "-010", "00", "0x10", "0o17", "1_000", "+1", " 1", "1 ", "1e5", "1.0", "9223372036854775808"}) {
+  for (const char* text :
+       {"", "-", "010", "-010", "00", "0x10", "0o17", "1_000", "+1", " 1", "1 ", "1e5", "1.0", "9223372036854775808"}) {
     INFO(text);
     CHECK_FALSE(parse_integer(text));
   }
@@ -127,7 +128,8 @@ TEST_CASE("recipe yaml: numbers and booleans") {
   CHECK(parse_number("-0.5") == -0.5);
   CHECK(parse_number("3") == 3.0);
   CHECK(parse_number("1E+2") == 100.0);
-  for (const char* text : {"", ".5", "1.", "01.5", "1e", "1e+", ".inf", "inf", "nan", "0x1p3", "1_0.5", "1e999", "1,5", "1e5 "}) {
+  for (const char* text :
+       {"", ".5", "1.", "01.5", "1e", "1e+", ".inf", "inf", "nan", "0x1p3", "1_0.5", "1e999", "1,5", "1e5 "}) {
     INFO(text);
     CHECK_FALSE(parse_number(text));
   }

@@ -8,12 +8,15 @@
 using namespace moetune;
 
 TEST_CASE("RMSNorm and its gradients equal the plain expression", "[rms_norm]") {
-  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{5, 8}, std::vector<int64_t>{2, 3, 8}, std::vector<int64_t>{0, 8}}) {
-    const at::Tensor x = leaf(random_normal(shape, 1) * 0.1), weight = leaf(random_normal({8}, 2)), d = random_normal(shape, 3);
+  for (const std::vector<int64_t>& shape :
+       {std::vector<int64_t>{5, 8}, std::vector<int64_t>{2, 3, 8}, std::vector<int64_t>{0, 8}}) {
+    const at::Tensor x = leaf(random_normal(shape, 1) * 0.1), weight = leaf(random_normal({8}, 2)),
+                     d = random_normal(shape, 3);
     const at::Tensor expected = weight * (x / (x.square().mean(-1, true) + 0.01).sqrt());
     const at::Tensor y = rms_norm(x, weight, 0.01);
     REQUIRE(y.sizes() == x.sizes());
-    const auto got = torch::autograd::grad({y}, {x, weight}, {d}), wanted = torch::autograd::grad({expected}, {x, weight}, {d});
+    const auto got = torch::autograd::grad({y}, {x, weight}, {d}),
+               wanted = torch::autograd::grad({expected}, {x, weight}, {d});
     CHECK(got[0].sizes() == x.sizes());
     if (x.numel() == 0) continue;
     CHECK(distance(y, expected) < 1e-14);

@@ -42,7 +42,8 @@ TEST_CASE("YaRN interpolates the pairs that the check values say", "[rope]") {
     double theta, beta_fast, beta_slow, low, high;
     bool truncate;
   };
-  for (const Expected& e : {Expected{1e4, 32, 1, 10, 23, true}, Expected{5e4, 1, 1, 19, 20, true}, Expected{1.5e5, 32, 1, 8.0928, 17.3980, false}}) {
+  for (const Expected& e : {Expected{1e4, 32, 1, 10, 23, true}, Expected{5e4, 1, 1, 19, 20, true},
+                            Expected{1.5e5, 32, 1, 8.0928, 17.3980, false}}) {
     RopeConfig config = deepseek_v3();
     config.theta = e.theta;
     config.beta_fast = e.beta_fast;
@@ -68,7 +69,9 @@ TEST_CASE("the softmax scale carries YaRN's correction", "[rope]") {
 }
 
 TEST_CASE("cosines carry the attention factor", "[rope]") {
-  const auto factor = [](const RopeConfig& config) { return Rope(config, at::kCPU).angles(long_tensor({0}), at::kDouble).cos_TA[0][0].item<double>(); };
+  const auto factor = [](const RopeConfig& config) {
+    return Rope(config, at::kCPU).angles(long_tensor({0}), at::kDouble).cos_TA[0][0].item<double>();
+  };
   RopeConfig config = deepseek_v3();
   CHECK(factor(config) == Approx(1.0));
   config.mscale = 0.707;
@@ -87,7 +90,8 @@ TEST_CASE("rotation turns interleaved pairs as complex numbers", "[rope]") {
     for (int64_t h = 0; h < 2; ++h) {
       for (int64_t i = 0; i < 4; ++i) {
         const std::complex<double> pair(x[t][h][2 * i].item<double>(), x[t][h][2 * i + 1].item<double>());
-        const std::complex<double> turned = pair * std::polar(1.0, position[t].item<double>() * std::pow(10000.0, -static_cast<double>(i) / 4));
+        const std::complex<double> turned =
+            pair * std::polar(1.0, position[t].item<double>() * std::pow(10000.0, -static_cast<double>(i) / 4));
         CHECK(rotated[t][h][i].item<double>() == Approx(turned.real()).margin(1e-4));
         CHECK(rotated[t][h][4 + i].item<double>() == Approx(turned.imag()).margin(1e-4));
       }

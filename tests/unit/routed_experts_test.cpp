@@ -29,7 +29,8 @@ at::Tensor choice() {
 struct Case {
   enum class Kind { kAdapters, kTrained };
 
-  Case(Kind kind, int64_t chunk_experts, double dropout) : scratch(at::kCPU, at::kDouble), pass{scratch, counters, {5, 2, true}} {
+  Case(Kind kind, int64_t chunk_experts, double dropout)
+      : scratch(at::kCPU, at::kDouble), pass{scratch, counters, {5, 2, true}} {
     auto map = [&](const std::string& leaf_name, int64_t outputs, int64_t inputs, uint64_t seed) {
       // Rounded to fp32, as the weight is held.
       const at::Tensor weight = random_normal({E, outputs, inputs}, seed, at::kFloat).to(at::kDouble) * 0.5;
@@ -42,7 +43,8 @@ struct Case {
         return std::make_unique<GroupedLinear>(parameter);
       }
       weights.push_back(weight);
-      auto frozen = std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, E, outputs, inputs}, at::kCPU, at::kDouble);
+      auto frozen =
+          std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, E, outputs, inputs}, at::kCPU, at::kDouble);
       for (int64_t e = 0; e < E; ++e) frozen->set(e, weight[e]);
       auto adapter = std::make_unique<Adapter>(AdapterSpec{2, 1.5, dropout}, info, E, outputs, inputs, 1, parameters);
       adapter->b().master().copy_(random_normal({E, outputs, 2}, seed + 100));
@@ -51,7 +53,8 @@ struct Case {
       return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter));
     };
     auto gate = map("gate_proj", F, D, 1), up = map("up_proj", F, D, 2), down = map("down_proj", D, F, 3);
-    experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), ExpertPlacement{0, E, E}, chunk_experts, *exchange);
+    experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), ExpertPlacement{0, E, E},
+                                              chunk_experts, *exchange);
     scratch.reserve(experts->scratch_elements());
     scratch.poison_released(true);
   }
@@ -77,12 +80,14 @@ struct Case {
 };
 
 /// The routed sum of every token, one expert at a time.
-at::Tensor plain_sum(const Case& c, const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& expert_TK, const at::Tensor& token_T) {
+at::Tensor plain_sum(const Case& c, const at::Tensor& z_TD, const at::Tensor& weight_TK, const at::Tensor& expert_TK,
+                     const at::Tensor& token_T) {
   auto map = [&](size_t i, int64_t e, const at::Tensor& x, const at::Tensor& token) {
     if (!c.trained.empty()) return x.matmul(c.trained[i]->working[e].t());
     const Adapter& adapter = *c.adapters[i];
     const at::Tensor dropped = adapter.drop(x, token, c.pass.random);
-    return x.matmul(c.weights[i][e].t()) + 1.5 * dropped.matmul(adapter.a().working[e].t()).matmul(adapter.b().working[e].t());
+    return x.matmul(c.weights[i][e].t()) +
+           1.5 * dropped.matmul(adapter.a().working[e].t()).matmul(adapter.b().working[e].t());
   };
   std::vector<at::Tensor> rows;
   for (int64_t t = 0; t < T; ++t) {
@@ -102,7 +107,8 @@ at::Tensor plain_sum(const Case& c, const at::Tensor& z_TD, const at::Tensor& we
 
 TEST_CASE("routed experts equal a loop over tokens, forward and backward", "[routed_experts]") {
   const at::Tensor z_TD = leaf(random_normal({T, D}, 10)), weight_TK = leaf(random_normal({T, K}, 11).abs());
-  const at::Tensor expert_TK = choice(), token_T = at::arange(100, 100 + T, at::kLong), d_TD = random_normal({T, D}, 12);
+  const at::Tensor expert_TK = choice(), token_T = at::arange(100, 100 + T, at::kLong),
+                   d_TD = random_normal({T, D}, 12);
   for (const auto kind : {Case::Kind::kAdapters, Case::Kind::kTrained}) {
     for (const int64_t chunk : {1, 2, 5, 50}) {
       const double dropout = chunk == 2 ? 0.4 : 0.0;
@@ -112,7 +118,8 @@ TEST_CASE("routed experts equal a loop over tokens, forward and backward", "[rou
       const std::vector<int64_t>& loads = record.rounds.at(0).rows_of_expert;
       CHECK(loads.at(kEmptyExpert) == 0);
       CHECK(std::accumulate(loads.begin(), loads.end(), int64_t{0}) == (T - 1) * K);
-      const RoutedInputs way_down{z_TD.detach(), weight_TK.detach(), token_T, {}}, way_up{z_TD.detach(), weight_TK.detach(), token_T, d_TD};
+      const RoutedInputs way_down{z_TD.detach(), weight_TK.detach(), token_T, {}},
+          way_up{z_TD.detach(), weight_TK.detach(), token_T, d_TD};
 
       const at::Tensor expected = plain_sum(c, z_TD, weight_TK, expert_TK, token_T);
       KeptExperts kept;
@@ -132,7 +139,8 @@ TEST_CASE("routed experts equal a loop over tokens, forward and backward", "[rou
         CHECK(gradients[i][kEmptyExpert].count_nonzero().item<int64_t>() == 0);
       }
 
-      const ExpertGradients again = c.experts->backward(record, c.experts->send(record, way_up, c.pass, &kept), c.pass, &kept);
+      const ExpertGradients again =
+          c.experts->backward(record, c.experts->send(record, way_up, c.pass, &kept), c.pass, &kept);
       const std::vector<at::Tensor> kept_gradients = c.parameter_gradients();
       CHECK(at::equal(again.d_z_TD, got.d_z_TD));
       CHECK(at::equal(again.d_weight_TK, got.d_weight_TK));
@@ -145,11 +153,14 @@ TEST_CASE("each expert is made dense once a way, whatever the rows", "[routed_ex
   for (const int64_t rows : {int64_t{0}, T}) {
     Case c(Case::Kind::kAdapters, 2, 0.0);
     const RoutingRecord record = c.experts->route(choice().narrow(0, 0, rows));
-    const at::Tensor z = random_normal({rows, D}, 10), weight = random_normal({rows, K}, 11), token = at::arange(rows, at::kLong);
-    const at::Tensor routed = c.experts->forward(record, c.experts->send(record, {z, weight, token, {}}, c.pass), c.pass);
+    const at::Tensor z = random_normal({rows, D}, 10), weight = random_normal({rows, K}, 11),
+                     token = at::arange(rows, at::kLong);
+    const at::Tensor routed =
+        c.experts->forward(record, c.experts->send(record, {z, weight, token, {}}, c.pass), c.pass);
     CHECK(routed.sizes() == at::IntArrayRef({rows, D}));
     CHECK(c.counters.elements == E * 3 * D * F);
-    const ExpertGradients got = c.experts->backward(record, c.experts->send(record, {z, weight, token, routed}, c.pass), c.pass);
+    const ExpertGradients got =
+        c.experts->backward(record, c.experts->send(record, {z, weight, token, routed}, c.pass), c.pass);
     CHECK(got.d_weight_TK.sizes() == at::IntArrayRef({rows, K}));
     CHECK(c.counters.elements == 2 * E * 3 * D * F);
   }

@@ -47,11 +47,15 @@ TEST_CASE("experts come from the best groups, by score plus bias, ties to the lo
   SECTION("where score plus bias is negative, closed groups stay closed") {
     CHECK(sorted_row(Router(config, weight, at::full({8}, -2.0)).choose(score), 0) == Experts{2, 3, 5});
   }
-  SECTION("ties") { CHECK(sorted_row(Router(config, weight, at::zeros({8})).choose(at::full({1, 8}, 0.5)), 0) == Experts{0, 1, 2}); }
+  SECTION("ties") {
+    CHECK(sorted_row(Router(config, weight, at::zeros({8})).choose(at::full({1, 8}, 0.5)), 0) == Experts{0, 1, 2});
+  }
   SECTION("one group is plain top-k") {
     CHECK(sorted_row(Router(config_of(8, 1, 1, 3), weight, at::zeros({8})).choose(score), 0) == Experts{0, 2, 3});
   }
-  SECTION("no tokens") { CHECK(Router(config, weight, at::zeros({8})).choose(at::zeros({0, 8})).sizes() == at::IntArrayRef({0, 3})); }
+  SECTION("no tokens") {
+    CHECK(Router(config, weight, at::zeros({8})).choose(at::zeros({0, 8})).sizes() == at::IntArrayRef({0, 3}));
+  }
 }
 
 TEST_CASE("scores are sigmoids in fp32, whatever the input", "[router]") {
@@ -67,10 +71,13 @@ TEST_CASE("weights differ as finite differences say", "[router]") {
     ModelConfig config = config_of(8, 1, 1, 3);
     config.normalise_top_k = normalise;
     const Router router(config, at::zeros({8, 4}, at::kDouble), random_normal({8}, 5));
-    const at::Tensor score = leaf(random_normal({5, 8}, 3).sigmoid()), chosen = router.choose(score), d = random_normal({5, 3}, 4);
+    const at::Tensor score = leaf(random_normal({5, 8}, 3).sigmoid()), chosen = router.choose(score),
+                     d = random_normal({5, 3}, 4);
     const at::Tensor gradient = torch::autograd::grad({router.weights(score, chosen)}, {score}, {d})[0];
     const at::Tensor direction = random_normal({5, 8}, 6) * 1e-5;
-    auto value = [&](const at::Tensor& at_score) { return (router.weights(at_score, chosen) * d).sum().item<double>(); };
+    auto value = [&](const at::Tensor& at_score) {
+      return (router.weights(at_score, chosen) * d).sum().item<double>();
+    };
     const double difference = (value(score.detach() + direction) - value(score.detach() - direction)) / 2;
     CHECK(difference == Approx((gradient * direction).sum().item<double>()).epsilon(1e-7));
   }
@@ -79,7 +86,8 @@ TEST_CASE("weights differ as finite differences say", "[router]") {
 TEST_CASE("the balance loss is that of the report, document by document", "[router]") {
   constexpr int64_t E = 6, K = 2;
   const std::vector<int64_t> lengths{4, 1, 7};
-  const Slice slice = make_slices(lengths, std::vector<int64_t>(12, 0), std::vector<int64_t>(12, 0), 100, at::kCPU).at(0);
+  const Slice slice =
+      make_slices(lengths, std::vector<int64_t>(12, 0), std::vector<int64_t>(12, 0), 100, at::kCPU).at(0);
   const at::Tensor score = leaf(random_normal({12, E}, 7).sigmoid());
   // The bias and the groups take no part.
   const Router router(config_of(E, 3, 1, K), at::zeros({E, 2}, at::kDouble), random_normal({E}, 8));
@@ -105,7 +113,9 @@ TEST_CASE("the balance loss is that of the report, document by document", "[rout
     for (int64_t t = begin; t < begin + length; ++t) {
       double total = 0.0, weighted = 0.0;
       for (int64_t i = 0; i < E; ++i) total += s[t][i], weighted += f[i] * s[t][i];
-      for (int64_t j = 0; j < E; ++j) d_expected[t * E + j] = (f[j] / total - weighted / (total * total)) / static_cast<double>(length);
+      for (int64_t j = 0; j < E; ++j) {
+        d_expected[t * E + j] = (f[j] / total - weighted / (total * total)) / static_cast<double>(length);
+      }
     }
     begin += length;
   }

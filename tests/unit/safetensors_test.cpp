@@ -94,9 +94,10 @@ TEST_CASE("a file of the reference library is understood", "[safetensors]") {
 TEST_CASE("all dtypes have a name and a size", "[safetensors]") {
   // From the table of the format's reference implementation.
   const std::vector<std::pair<std::string, int>> expected = {
-      {"BOOL", 8},    {"F4", 4},           {"F6_E2M3", 6},     {"F6_E3M2", 6}, {"U8", 8},   {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8},
-      {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8},  {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16}, {"F16", 16}, {"BF16", 16},   {"I32", 32},
-      {"U32", 32},    {"F32", 32},         {"C64", 64},        {"F64", 64},    {"I64", 64}, {"U64", 64}};
+      {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"U8", 8},          {"I8", 8},
+      {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
+      {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},        {"F32", 32},
+      {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64}};
   for (const auto& [name, bits] : expected) {
     INFO(name);
     const std::optional<DType> dtype = dtype_of_name(name);
@@ -124,7 +125,8 @@ TEST_CASE("each rule of the format is checked, and the message names it", "[safe
     std::string message;  // part of what must be said; empty: the file is good
   };
   const std::string f32 = "\"F32\"", four(4, 'x'), eight(8, 'x');
-  const std::string ab = R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "b": {"dtype": "U8", "shape": [4], "data_offsets": )";
+  const std::string ab = R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, )"
+                         R"("b": {"dtype": "U8", "shape": [4], "data_offsets": )";
   std::string long_header = file_of("{}", "");
   const std::uint64_t too_long = 100'000'001;
   std::memcpy(long_header.data(), &too_long, 8);
@@ -140,7 +142,10 @@ TEST_CASE("each rule of the format is checked, and the message names it", "[safe
       {file_of(entry(f32, "[]", "[0, 4]"), four), ""},
       {file_of(entry(f32, "[3, 0]", "[0, 0]"), ""), ""},
       {file_of(entry("\"F4\"", "[2, 4]", "[0, 4]"), four), ""},
-      {file_of(R"({"b": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}, "a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}})", eight), ""},
+      {file_of(R"({"b": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}, )"
+               R"("a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}})",
+               eight),
+       ""},
       {file_of(ab + "[4, 4]}}", four), "tensor \"b\": data_offsets span 0 bytes, but a U8 tensor of shape [4] has 4"},
       // length and header
       {"", "0 bytes are too short"},
@@ -157,9 +162,12 @@ TEST_CASE("each rule of the format is checked, and the message names it", "[safe
       {file_of(std::string("{}\0", 3), ""), "NUL"},
       {file_of("{\"\xff\": 1}", ""), "not valid JSON"},
       {file_of(R"({"a": {"dtype": "U8", "shape": [[[1]]], "data_offsets": [0, 1]}})", "x"), "nested deeper"},
-      {file_of(R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "a": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}})", eight),
+      {file_of(R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, )"
+               R"("a": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}})",
+               eight),
        "key \"a\" is given twice"},
-      {file_of(R"({"a": {"dtype": "U8", "dtype": "I8", "shape": [4], "data_offsets": [0, 4]}})", four), "key \"dtype\" is given twice"},
+      {file_of(R"({"a": {"dtype": "U8", "dtype": "I8", "shape": [4], "data_offsets": [0, 4]}})", four),
+       "key \"dtype\" is given twice"},
       // metadata
       {file_of(R"({"__metadata__": {"a": "b"}})", ""), ""},
       {file_of(R"({"__metadata__": {"a": 1}})", ""), "__metadata__ \"a\" must be a string"},
@@ -167,7 +175,8 @@ TEST_CASE("each rule of the format is checked, and the message names it", "[safe
       // entries
       {file_of(R"({"a": 1})", ""), "tensor \"a\": its header entry must be an object"},
       {file_of(R"({"a": {"dtype": "U8", "shape": [4]}})", four), "exactly dtype, shape and data_offsets"},
-      {file_of(R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4], "strides": [1]}})", four), "exactly dtype, shape and data_offsets"},
+      {file_of(R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4], "strides": [1]}})", four),
+       "exactly dtype, shape and data_offsets"},
       {file_of(entry("\"F99\"", "[1]", "[0, 4]"), four), "unknown dtype \"F99\""},
       {file_of(entry("4", "[1]", "[0, 4]"), four), "unknown dtype (not a string)"},
       {file_of(entry(f32, "1", "[0, 4]"), four), "shape must be an array"},
@@ -191,9 +200,14 @@ TEST_CASE("each rule of the format is checked, and the message names it", "[safe
       {file_of(ab + "[5, 9]}}", eight + "x"), "tensor \"b\" begins at byte"},
       {file_of(ab + "[3, 7]}}", eight), "overlaps another tensor"},
       {file_of(ab + "[0, 4]}}", four), "overlaps another tensor"},
-      {file_of(R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "z": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}})", four),
+      {file_of(R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, )"
+               R"("z": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]}})",
+               four),
        "overlaps another tensor"},
-      {file_of(R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "z": {"dtype": "U8", "shape": [0], "data_offsets": [4, 4]}})", four), ""},
+      {file_of(R"({"a": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, )"
+               R"("z": {"dtype": "U8", "shape": [0], "data_offsets": [4, 4]}})",
+               four),
+       ""},
       {file_of(entry(f32, "[1]", "[0, 4]"), four + "x"), "1 bytes follow the last tensor"},
       {file_of("{}", "x"), "1 bytes follow the last tensor"},
   };
@@ -231,8 +245,8 @@ TEST_CASE("20,000 mutated headers are read or refused", "[safetensors]") {
       byte = below(2) == 0 ? static_cast<char>(byte ^ (1 << below(8))) : "0123456789[]{},:\"-"[below(18)];
     }
     if (below(8) == 0) mutated.resize(below(mutated.size() + 1));
-    const bool written = ::ftruncate(descriptor, 0) == 0 &&
-                         ::pwrite(descriptor, mutated.data(), mutated.size(), 0) == static_cast<ssize_t>(mutated.size());
+    const bool written = ::ftruncate(descriptor, 0) == 0 && ::pwrite(descriptor, mutated.data(), mutated.size(), 0) ==
+                                                                static_cast<ssize_t>(mutated.size());
     if (!written) FAIL("cannot write mutation " << i);
     try {
       const SafetensorsFile file(path);
@@ -325,7 +339,8 @@ TEST_CASE("no path of an index leaves the folder", "[safetensors]") {
   const TemporaryFolder root;
   const std::string model = root / "model";
   fs::create_directories(model + "/sub");
-  for (const std::string& path : {root / "out.safetensors", model + "/in.safetensors", model + "/sub/in.safetensors", model + "/in.bin"}) {
+  for (const std::string& path :
+       {root / "out.safetensors", model + "/in.safetensors", model + "/sub/in.safetensors", model + "/in.bin"}) {
     write_named(path, {"a"});
   }
   const auto refusal = [&](const std::string& shard) {
@@ -333,9 +348,10 @@ TEST_CASE("no path of an index leaves the folder", "[safetensors]") {
     return message_of<UserError>([&] { SafetensorsFolder{model}; });
   };
   CHECK(refusal("in.safetensors") == "(nothing was thrown)");
-  for (const std::string& shard : {root / "out.safetensors", std::string("../out.safetensors"), std::string("sub/in.safetensors"),
-                                   std::string("./in.safetensors"), std::string("in.bin"), std::string(".safetensors"), std::string(""),
-                                   std::string(".."), std::string("in.safetensors/"), std::string("in.safetensors\0.safetensors", 27)}) {
+  for (const std::string& shard :
+       {root / "out.safetensors", std::string("../out.safetensors"), std::string("sub/in.safetensors"),
+        std::string("./in.safetensors"), std::string("in.bin"), std::string(".safetensors"), std::string(""),
+        std::string(".."), std::string("in.safetensors/"), std::string("in.safetensors\0.safetensors", 27)}) {
     INFO(shard);
     CHECK(contains(refusal(shard), "allowed is the plain name of a file in the same folder"));
   }
@@ -392,8 +408,9 @@ TEST_CASE("the writer's file reads back", "[safetensors]") {
   const TemporaryFolder folder;
   const std::string path = folder / "a.safetensors";
   {
-    SafetensorsWriter writer(path, {{"b", DType::kF32, {2}}, {"none", DType::kF32, {0, 2}}, {"a", DType::kU8, {}}, {"end", DType::kU8, {0}}},
-                             {{"note", "x\"y"}});
+    SafetensorsWriter writer(
+        path, {{"b", DType::kF32, {2}}, {"none", DType::kF32, {0, 2}}, {"a", DType::kU8, {}}, {"end", DType::kU8, {0}}},
+        {{"note", "x\"y"}});
     writer.append("b", "01234", 5);
     writer.append("b", "567", 3);
     writer.append("none", nullptr, 0);
@@ -416,7 +433,9 @@ TEST_CASE("the writer refuses what would make a wrong file", "[safetensors]") {
   const TemporaryFolder folder;
   const std::string path = folder / "a.safetensors";
   using Specs = std::vector<SafetensorsWriter::Spec>;
-  const auto declared = [&](const Specs& specs) { return message_of<InternalError>([&] { SafetensorsWriter{path, specs, {}}; }); };
+  const auto declared = [&](const Specs& specs) {
+    return message_of<InternalError>([&] { SafetensorsWriter{path, specs, {}}; });
+  };
   CHECK(contains(declared({{"a", DType::kU8, {1}}, {"a", DType::kU8, {1}}}), "declared twice"));
   CHECK(contains(declared({{"__metadata__", DType::kU8, {1}}}), "reserved name"));
   CHECK(contains(declared({{"a", DType::kU8, {-1}}}), "overflows"));

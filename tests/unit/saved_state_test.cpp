@@ -29,7 +29,11 @@ class Writer {
   void add_run(const std::string& name, const at::Tensor& numbers, const std::string& metadata) {
     // The highest numbers come in the first file: their order says nothing.
     const std::string file = str("state-", 99 - manifest_.files.size(), ".safetensors");
-    write_tensors(folder_ / file, {{"master/" + name, numbers}, {"first_moment/" + name, numbers + 100}, {"second_moment/" + name, numbers + 200}}, {{name, metadata}});
+    write_tensors(folder_ / file,
+                  {{"master/" + name, numbers},
+                   {"first_moment/" + name, numbers + 100},
+                   {"second_moment/" + name, numbers + 200}},
+                  {{name, metadata}});
     manifest_.files[file] = {};
     write_manifest(folder_.path(), manifest_);
   }
@@ -42,7 +46,9 @@ class Writer {
 
 at::Tensor box_of(const at::Tensor& whole, const TensorBlock& box) {
   at::Tensor part = whole;
-  for (size_t d = 0; d < box.at.size(); ++d) part = part.slice(static_cast<int64_t>(d), box.at[d], box.at[d] + box.shape[d]);
+  for (size_t d = 0; d < box.at.size(); ++d) {
+    part = part.slice(static_cast<int64_t>(d), box.at[d], box.at[d] + box.shape[d]);
+  }
   return part.contiguous();
 }
 
@@ -58,7 +64,10 @@ TEST_CASE("a tensor cut by experts and by tensor parallelism comes back in any o
   const SavedState saved = writer.open();
   CHECK(saved.names() == std::vector<std::string>{"w"});
   CHECK(saved.shape("w") == std::vector<int64_t>{4, 6, 5});
-  const std::vector<TensorBlock> boxes = {{{4, 6, 5}, {0, 0, 0}, {4, 6, 5}}, {{4, 6, 5}, {2, 3, 0}, {2, 3, 5}}, {{4, 6, 5}, {1, 2, 1}, {3, 2, 3}}, {{4, 6, 5}, {3, 5, 4}, {1, 1, 1}}};
+  const std::vector<TensorBlock> boxes = {{{4, 6, 5}, {0, 0, 0}, {4, 6, 5}},
+                                          {{4, 6, 5}, {2, 3, 0}, {2, 3, 5}},
+                                          {{4, 6, 5}, {1, 2, 1}, {3, 2, 3}},
+                                          {{4, 6, 5}, {3, 5, 4}, {1, 1, 1}}};
   for (const TensorBlock& box : boxes) {
     INFO("box at " << box.at[0] << " " << box.at[1] << " " << box.at[2]);
     const at::Tensor expected = box_of(whole, box);
@@ -70,7 +79,8 @@ TEST_CASE("a tensor cut by experts and by tensor parallelism comes back in any o
       CHECK(at::equal(run, expected.flatten().slice(0, first, first + run.numel()) + 100));
     }
   }
-  CHECK(contains(message_of<UserError>([&] { saved.read(SavedKind::kMaster, "w", {{4, 6, 6}, {0, 0, 0}, {4, 6, 6}}); }), "w was saved as [4, 6, 5], this run has [4, 6, 6]"));
+  CHECK(contains(message_of<UserError>([&] { saved.read(SavedKind::kMaster, "w", {{4, 6, 6}, {0, 0, 0}, {4, 6, 6}}); }),
+                 "w was saved as [4, 6, 5], this run has [4, 6, 6]"));
   CHECK(contains(message_of<UserError>([&] { saved.shape("v"); }), "has no v"));
 }
 

@@ -6,7 +6,8 @@
 
 using namespace moetune;
 
-TEST_CASE("what is taken from a scratch does not overlap, starts aligned, and is poisoned when given back", "[scratch]") {
+TEST_CASE("what is taken from a scratch does not overlap, starts aligned, and is poisoned when given back",
+          "[scratch]") {
   for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
     Scratch scratch(at::kCPU, dtype);
     scratch.reserve(1000);

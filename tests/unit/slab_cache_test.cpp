@@ -1,4 +1,5 @@
-// The file tier: what one rank of one mesh left on disk, any rank of any other finds; what is not as it was left is packed anew.
+// The file tier: what one rank of one mesh left on disk, any rank of any other finds; what is not as it was left is
+// packed anew.
 #include "tests/support/catch.h"
 
 #include <cstring>
@@ -37,8 +38,8 @@ at::Tensor weight_of(const std::string& name) {
   return random_normal({O, I}, std::hash<std::string>{}(name), at::kBFloat16);
 }
 
-/// Fills a slab through `cache` (null: from the matrices alone); returns the bytes that the rank keeps, and adds to `asked` the names that were
-/// asked of the checkpoint.
+/// Fills a slab through `cache` (null: from the matrices alone); returns the bytes that the rank keeps, and adds to
+/// `asked` the names that were asked of the checkpoint.
 at::Tensor filled(const Part& part, SlabCache* cache, std::vector<std::string>& asked) {
   StandInGroup place(part.rank, part.ranks);
   WeightStore store(at::kCPU);
@@ -46,7 +47,8 @@ at::Tensor filled(const Part& part, SlabCache* cache, std::vector<std::string>& 
   placement.expert_replicas = part.ranks > 1 ? &place : nullptr;
   FrozenSlabs slabs(store, placement, cache);
   FrozenSlab& slab = slabs.add(SlabKind::kExperts, 3, part.count, {part.first, E});
-  FrozenWeight up({part.format, part.count, O, I, {}}, at::kCPU, at::kFloat), down({part.format, part.count, O, I, part.cut}, at::kCPU, at::kFloat);
+  FrozenWeight up({part.format, part.count, O, I, {}}, at::kCPU, at::kFloat),
+      down({part.format, part.count, O, I, part.cut}, at::kCPU, at::kFloat);
   slab.hold(up, "m.experts.*.up.weight");
   slab.hold(down, "m.experts.*.down.weight");
   slab.close();
@@ -75,11 +77,13 @@ void flip(const std::string& path, uint64_t offset) {
 
 }  // namespace
 
-TEST_CASE("what one slab left, a slab of any cut, run of experts and shard takes, and asks for no matrix", "[slab_cache]") {
+TEST_CASE("what one slab left, a slab of any cut, run of experts and shard takes, and asks for no matrix",
+          "[slab_cache]") {
   for (const BaseFormat format : {BaseFormat::kNf4, BaseFormat::kNf4Double, BaseFormat::kBf16, BaseFormat::kFp32}) {
     TemporaryFolder folder;
     // The ones that fill it: the last four experts, cut, on two shards, then the first two on one rank.
-    for (const Part& part : {Part{format, {MatrixCut::Dim::kInputs, 1, 2}, 2, 4, 0, 2}, Part{format, {MatrixCut::Dim::kInputs, 1, 2}, 2, 4, 1, 2}, Part{format, {}, 0, 2}}) {
+    for (const Part& part : {Part{format, {MatrixCut::Dim::kInputs, 1, 2}, 2, 4, 0, 2},
+                             Part{format, {MatrixCut::Dim::kInputs, 1, 2}, 2, 4, 1, 2}, Part{format, {}, 0, 2}}) {
       SlabCache cache(folder.path());
       CHECK(at::equal(filled(part, &cache), filled(part, nullptr)));
       CHECK(cache.written_bytes() > 0);
@@ -88,7 +92,8 @@ TEST_CASE("what one slab left, a slab of any cut, run of experts and shard takes
       for (const int ranks : {1, 4, 7}) {
         for (int rank = 0; rank < ranks; ++rank) {
           for (const int64_t first : {0, 3}) {
-            INFO(to_string(format) << ", cut " << static_cast<int>(dim) << ", shard " << rank << " of " << ranks << ", experts from " << first);
+            INFO(to_string(format) << ", cut " << static_cast<int>(dim) << ", shard " << rank << " of " << ranks
+                                   << ", experts from " << first);
             const Part part{format, {dim, 1, 2}, first, 3, rank, ranks};
             SlabCache cache(folder.path());
             std::vector<std::string> asked;
@@ -112,8 +117,11 @@ TEST_CASE("the file is safetensors: each matrix whole under its name, with its S
   const at::Tensor digests = read_tensor(file, "sha256");
   const Nf4Tensor expected = nf4_quantise(weight_of("m.experts.3.down.weight"), true);
   std::string bytes;
-  for (const auto& [part, tensor] : std::vector<std::pair<std::string, at::Tensor>>{
-           {"codes", expected.codes}, {"absmax_codes", expected.double_absmax->codes}, {"nested_absmax", expected.double_absmax->nested_absmax}, {"offset", expected.double_absmax->offset}}) {
+  for (const auto& [part, tensor] :
+       std::vector<std::pair<std::string, at::Tensor>>{{"codes", expected.codes},
+                                                       {"absmax_codes", expected.double_absmax->codes},
+                                                       {"nested_absmax", expected.double_absmax->nested_absmax},
+                                                       {"offset", expected.double_absmax->offset}}) {
     CHECK(at::equal(read_tensor(file, "m.experts.3.down.weight/" + part), tensor));
     bytes.append(static_cast<const char*>(tensor.data_ptr()), tensor.nbytes());
   }
@@ -129,7 +137,8 @@ TEST_CASE("the file is safetensors: each matrix whole under its name, with its S
   CHECK(state->all_matrices == 12);
 }
 
-TEST_CASE("a matrix that is damaged, cut off or half written is asked for again, it alone, and mended", "[slab_cache]") {
+TEST_CASE("a matrix that is damaged, cut off or half written is asked for again, it alone, and mended",
+          "[slab_cache]") {
   TemporaryFolder folder;
   const Part part;
   const at::Tensor expected = filled(part, nullptr);
@@ -138,14 +147,17 @@ TEST_CASE("a matrix that is damaged, cut off or half written is asked for again,
     SlabCache cache(folder.path());
     filled(part, &cache);
   }
-  const TensorInfo victim = SafetensorsFile(path).at("m.experts.4.up.weight/codes"), last = SafetensorsFile(path).at("m.experts.5.down.weight/absmax");
+  const TensorInfo victim = SafetensorsFile(path).at("m.experts.4.up.weight/codes"),
+                   last = SafetensorsFile(path).at("m.experts.5.down.weight/absmax");
   const uint64_t digests = SafetensorsFile(path).at("sha256").begin;
   std::vector<std::string> lost = {"m.experts.4.up.weight"};
   bool said = true;
   SECTION("a bit of its codes") { flip(path, victim.begin + 77); }
   SECTION("a bit of its digest") { flip(path, digests + 32 * 8 + 5); }
   SECTION("its digest not yet written: as a rank leaves it that is killed before") {
-    std::fstream(path, std::ios::in | std::ios::out | std::ios::binary).seekp(static_cast<std::streamoff>(digests + 32 * 8)).write(std::string(32, '\0').data(), 32);
+    std::fstream(path, std::ios::in | std::ios::out | std::ios::binary)
+        .seekp(static_cast<std::streamoff>(digests + 32 * 8))
+        .write(std::string(32, '\0').data(), 32);
     said = false;
   }
   SECTION("the end of the file") {
@@ -155,7 +167,9 @@ TEST_CASE("a matrix that is damaged, cut off or half written is asked for again,
   SECTION("the whole file but its header") {
     fs::resize_file(path, digests);
     lost.clear();
-    for (int e = 0; e < E; ++e) for (const char* map : {"up", "down"}) lost.push_back(moetune::str("m.experts.", e, ".", map, ".weight"));
+    for (int e = 0; e < E; ++e) {
+      for (const char* map : {"up", "down"}) lost.push_back(moetune::str("m.experts.", e, ".", map, ".weight"));
+    }
     said = false;
   }
   SlabCache cache(folder.path());
@@ -187,7 +201,8 @@ TEST_CASE("where nothing can be written the slab is filled all the same, and the
   std::ofstream(folder / "file") << "no folder";
   SlabCache cache(folder / "file/cache");
   for (int layer = 0; layer < 2; ++layer) CHECK(at::equal(filled({}, &cache), filled({}, nullptr)));
-  CHECK(cache.complaints() == folder / "file/cache: cannot make the folder: Not a directory; what is not in the cache stays out of it\n");
+  CHECK(cache.complaints() ==
+        folder / "file/cache: cannot make the folder: Not a directory; what is not in the cache stays out of it\n");
   CHECK(cache.written_bytes() == 0);
 }
 
@@ -199,7 +214,8 @@ TEST_CASE("two ranks that fill a file at once leave it whole", "[slab_cache]") {
   WeightStore store(at::kCPU);
   FrozenSlabs slabs(store, {}, &a);
   FrozenSlab& slab = slabs.add(SlabKind::kExperts, 3, E, {0, E});
-  FrozenWeight up({part.format, E, O, I, {}}, at::kCPU, at::kFloat), down({part.format, E, O, I, {}}, at::kCPU, at::kFloat);
+  FrozenWeight up({part.format, E, O, I, {}}, at::kCPU, at::kFloat),
+      down({part.format, E, O, I, {}}, at::kCPU, at::kFloat);
   slab.hold(up, "m.experts.*.up.weight");
   slab.hold(down, "m.experts.*.down.weight");
   slab.close();

@@ -88,7 +88,8 @@ TEST_CASE("each rank of a tensor axis has an equal run of every slice, padded be
     CHECK(at::equal(slices[1].position_U, long_tensor({0, 1, 2, 3, 4, 5, 6, 0, 1, 2})));
     CHECK(slices[1].token_U[9].item<int64_t>() == 117);
     // Five rows a rank: its two of the first slice, its three of the second.
-    CHECK(gathered_places(slices) == std::vector<int64_t>{0, 1, 5, 6, 10, 11, 15, 16, 2, 3, 4, 7, 8, 9, 12, 13, 14, 17});
+    CHECK(gathered_places(slices) ==
+          std::vector<int64_t>{0, 1, 5, 6, 10, 11, 15, 16, 2, 3, 4, 7, 8, 9, 12, 13, 14, 17});
   }
   StandInGroup group(1, 4);
   const Slice none = make_slices({}, {}, {}, 8, at::kCPU, TensorAxis(group)).at(0);
@@ -118,20 +119,24 @@ TEST_CASE("attention of packed documents is that of each document alone", "[slic
     for (const int64_t value_width : {4, 6}) {
       const int64_t rows = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
       INFO(lengths.size() << " documents, " << rows << " rows, values of " << value_width);
-      const at::Tensor q = leaf(random_normal({rows, kHeads, kWidth}, 1)), k = leaf(random_normal({rows, kHeads, kWidth}, 2));
-      const at::Tensor v = leaf(random_normal({rows, kHeads, value_width}, 3)), d = random_normal({rows, kHeads, value_width}, 4);
+      const at::Tensor q = leaf(random_normal({rows, kHeads, kWidth}, 1)),
+                       k = leaf(random_normal({rows, kHeads, kWidth}, 2));
+      const at::Tensor v = leaf(random_normal({rows, kHeads, value_width}, 3)),
+                       d = random_normal({rows, kHeads, value_width}, 4);
       const at::Tensor packed = packed_causal_attention(q, k, v, slices_of(lengths, 1000).at(0), 0.3);
       REQUIRE(packed.sizes() == d.sizes());
       if (rows == 0) continue;
       std::vector<at::Tensor> alone;
       int64_t begin = 0;
       for (const int64_t length : lengths) {
-        alone.push_back(document_attention(q.narrow(0, begin, length), k.narrow(0, begin, length), v.narrow(0, begin, length), 0.3));
+        alone.push_back(document_attention(q.narrow(0, begin, length), k.narrow(0, begin, length),
+                                           v.narrow(0, begin, length), 0.3));
         begin += length;
       }
       const at::Tensor expected = at::cat(alone);
       CHECK(distance(packed, expected) < 1e-13);
-      const auto got = torch::autograd::grad({packed}, {q, k, v}, {d}), wanted = torch::autograd::grad({expected}, {q, k, v}, {d});
+      const auto got = torch::autograd::grad({packed}, {q, k, v}, {d}),
+                 wanted = torch::autograd::grad({expected}, {q, k, v}, {d});
       for (size_t i = 0; i < 3; ++i) CHECK(distance(got[i], wanted[i]) < 1e-13);
     }
   }

@@ -52,10 +52,20 @@ TEST_CASE("an export appears whole and replaces an earlier one", "[export]") {
 TEST_CASE("an export given up leaves the folder as it was", "[export]") {
   const TemporaryFolder root;
   const fs::path to = root / "a";
-  { StagedFolder out(to); fill(out, {"config.json"}, "x"); }
+  {
+    StagedFolder out(to);
+    fill(out, {"config.json"}, "x");
+  }
   CHECK_FALSE(fs::exists(to));
-  { StagedFolder out(to); fill(out, {"config.json"}, "first"); out.commit({{"kind", "test"}}); }
-  { StagedFolder out(to); fill(out, {"config.json"}, "second"); }
+  {
+    StagedFolder out(to);
+    fill(out, {"config.json"}, "first");
+    out.commit({{"kind", "test"}});
+  }
+  {
+    StagedFolder out(to);
+    fill(out, {"config.json"}, "second");
+  }
   CHECK(read_text_file((to / "config.json").string()) == "first");
   CHECK(names_in(to) == std::vector<std::string>{"config.json", kExportFile});
 }
@@ -66,7 +76,11 @@ TEST_CASE("an export never writes over what it did not write", "[export]") {
   write_text_atomically(root / "model/config.json", "{}");
   CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "model"); }), "config.json"));
   CHECK(names_in(root / "model") == std::vector<std::string>{"config.json"});
-  { StagedFolder out(root / "export"); fill(out, {"config.json"}, "x"); out.commit({{"kind", "test"}}); }
+  {
+    StagedFolder out(root / "export");
+    fill(out, {"config.json"}, "x");
+    out.commit({{"kind", "test"}});
+  }
   write_text_atomically(root / "export/notes.txt", "mine");
   CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "export"); }), "notes.txt"));
   CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "model/config.json"); }), "is no folder"));
@@ -74,17 +88,26 @@ TEST_CASE("an export never writes over what it did not write", "[export]") {
 
 TEST_CASE("an export killed while its files were moved is replaced", "[export]") {
   const TemporaryFolder root;
-  { StagedFolder out(root / "e"); fill(out, {"config.json", "model.safetensors"}, "x"); out.commit({{"kind", "test"}}); }
+  {
+    StagedFolder out(root / "e");
+    fill(out, {"config.json", "model.safetensors"}, "x");
+    out.commit({{"kind", "test"}});
+  }
   fs::remove(root / "e/config.json");
   fs::create_directories(root / "e/.unfinished");
   write_text_atomically(root / "e/.unfinished/config.json", "x");
-  { StagedFolder out(root / "e"); fill(out, {"config.json"}, "y"); out.commit({{"kind", "test"}}); }
+  {
+    StagedFolder out(root / "e");
+    fill(out, {"config.json"}, "y");
+    out.commit({{"kind", "test"}});
+  }
   CHECK(names_in(root / "e") == std::vector<std::string>{"config.json", kExportFile});
 }
 
 TEST_CASE("names that differ in their numbers are one line", "[export]") {
   using Lines = std::vector<std::string>;
-  CHECK(summarise_names({"model.layers.3.mlp.up_proj", "model.layers.4.mlp.up_proj", "a"}) == Lines{"model.layers.{3-4}.mlp.up_proj", "a"});
+  CHECK(summarise_names({"model.layers.3.mlp.up_proj", "model.layers.4.mlp.up_proj", "a"}) ==
+        Lines{"model.layers.{3-4}.mlp.up_proj", "a"});
   CHECK(summarise_names({"x.1.e.0", "x.1.e.1", "x.7.e.0", "x.7.e.1"}) == Lines{"x.{1, 7}.e.{0-1}"});
   CHECK(summarise_names({"x.1.e.0", "x.2.e.1"}) == Lines{"x.{1-2}.e.{0-1} (2 names)"});
   CHECK(summarise_names({"x.5"}) == Lines{"x.5"});

@@ -22,7 +22,9 @@ RankBatch three_documents() {
   return local;
 }
 
-bool holds(const at::Tensor& tensor, const std::vector<int64_t>& values) { return at::equal(tensor, long_tensor(values)); }
+bool holds(const at::Tensor& tensor, const std::vector<int64_t>& values) {
+  return at::equal(tensor, long_tensor(values));
+}
 
 }  // namespace
 
@@ -57,14 +59,16 @@ TEST_CASE("the ranks of a tensor axis agree where each row of the documents is",
     StandInGroup group(rank, 2);
     const TinyModel tiny(tiny_config(2), {.base = BaseFormat::kFp32, .with_mtp = true, .axis = TensorAxis(group)});
     const StepBatch batch = make_step_batch(three_documents(), *tiny.model, 4, at::kCPU, at::kFloat);
-    // Slices 10 11 12 13 and 14 15 16 with one row of padding; rank 0 holds 10 11 14 15, rank 1 12 13 16 and the padding.
+    // Slices 10 11 12 13 and 14 15 16 with one row of padding; rank 0 holds 10 11 14 15, rank 1 12 13 16 and the
+    // padding.
     CHECK(batch.main.num_rows == 7);
     CHECK(batch.main.num_gathered_rows == 8);
     CHECK(holds(batch.main.place, {0, 1, 4, 5, 2, 3, 6}));
     CHECK(holds(batch.input_U, {10, 11, 14, 15, 12, 13, 16, -1}));
     CHECK(holds(batch.main.target_row, {0, 4, 3}));
     CHECK(holds(batch.main.target, {11, 13, 16}));
-    CHECK(holds(batch.main.token_T, rank == 0 ? std::vector<int64_t>{100, 101, 200, 300} : std::vector<int64_t>{102, 103, 301, 0}));
+    CHECK(holds(batch.main.token_T,
+                rank == 0 ? std::vector<int64_t>{100, 101, 200, 300} : std::vector<int64_t>{102, 103, 301, 0}));
     CHECK(batch.main.angles[1].cos_TA.size(0) == 3);
     // Rows 10 11 | 12 15 of the MTP stream.
     CHECK(batch.mtp.num_gathered_rows == 4);

@@ -58,7 +58,9 @@ TEST_CASE("the catalogue is what a model is built from", "[export]") {
     }
     CHECK(listed == source.reads);
     size_t frozen = 0;
-    for (const auto& [name, kind] : held) frozen += kind == Held::kLinear && name.find(".experts.") == std::string::npos;
+    for (const auto& [name, kind] : held) {
+      frozen += kind == Held::kLinear && name.find(".experts.") == std::string::npos;
+    }
     size_t expected = 0;
     for (const FrozenSlab& slab : model->slabs->all()) {
       for (const FrozenSlab::Held& frozen_map : slab.held()) {
@@ -68,6 +70,9 @@ TEST_CASE("the catalogue is what a model is built from", "[export]") {
       }
     }
     CHECK(frozen == expected);
-    for (const PlainTensor& tensor : model->plain) CHECK(held.at(tensor.name) == (tensor.name.find("gate.weight") != std::string::npos ? Held::kStored : Held::kCompute));
+    for (const PlainTensor& tensor : model->plain) {
+      CHECK(held.at(tensor.name) ==
+            (tensor.name.find("gate.weight") != std::string::npos ? Held::kStored : Held::kCompute));
+    }
   }
 }

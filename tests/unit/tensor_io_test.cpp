@@ -40,7 +40,8 @@ TEST_CASE("rows are a range of dim 0", "[tensor_io]") {
   CHECK(at::equal(read_rows(model, "w", 0, 5), w));
   CHECK(read_rows(model, "w", 5, 0).sizes() == at::IntArrayRef({0, 3, 2}));
   CHECK(read_rows(model, "empty", 0, 0).sizes() == at::IntArrayRef({0, 3}));
-  CHECK(contains(message_of<UserError>([&] { read_rows(model, "w", 3, 3); }), "has shape [5, 3, 2], but 3 rows from row 3 on"));
+  CHECK(contains(message_of<UserError>([&] { read_rows(model, "w", 3, 3); }),
+                 "has shape [5, 3, 2], but 3 rows from row 3 on"));
   CHECK_THROWS_AS(read_rows(model, "w", -1, 2), UserError);
   CHECK_THROWS_AS(read_rows(model, "w", 6, 0), UserError);
   CHECK_THROWS_AS(read_rows(model, "scalar", 0, 1), UserError);
@@ -51,10 +52,12 @@ TEST_CASE("what is written reads back in every dtype, aligned", "[tensor_io]") {
   const TemporaryFolder folder;
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   const auto bytes = at::arange(1, 1 + 8 * 6, at::kByte);
-  for (const at::ScalarType type : {at::kBool, at::kByte, at::kChar, at::kFloat8_e5m2, at::kFloat8_e4m3fn, at::kFloat8_e8m0fnu,
-                                    at::kFloat8_e4m3fnuz, at::kFloat8_e5m2fnuz, at::kShort, at::kUInt16, at::kHalf, at::kBFloat16, at::kInt,
-                                    at::kUInt32, at::kFloat, at::kComplexFloat, at::kDouble, at::kLong, at::kUInt64}) {
-    tensors.emplace_back(str("t", tensors.size()), type == at::kBool ? at::tensor({1, 0, 1}).to(at::kBool) : bytes.clone().view(type).view({-1, 3}));
+  for (const at::ScalarType type :
+       {at::kBool, at::kByte, at::kChar, at::kFloat8_e5m2, at::kFloat8_e4m3fn, at::kFloat8_e8m0fnu,
+        at::kFloat8_e4m3fnuz, at::kFloat8_e5m2fnuz, at::kShort, at::kUInt16, at::kHalf, at::kBFloat16, at::kInt,
+        at::kUInt32, at::kFloat, at::kComplexFloat, at::kDouble, at::kLong, at::kUInt64}) {
+    tensors.emplace_back(str("t", tensors.size()), type == at::kBool ? at::tensor({1, 0, 1}).to(at::kBool)
+                                                                     : bytes.clone().view(type).view({-1, 3}));
   }
   tensors.emplace_back("odd", at::ones({3}, at::kByte));
   write_tensors(folder / "a.safetensors", tensors, {{"step", "7"}});

@@ -22,10 +22,13 @@ namespace {
 struct Place {
   Place() {
     write_text_atomically(folder / "config.json", kDeepseekV3Config);
-    write_text_atomically(folder / "train.jsonl", R"({"input_ids": [1, 2], "labels": [1, 2]})" "\n");
+    write_text_atomically(folder / "train.jsonl", R"({"input_ids": [1, 2], "labels": [1, 2]})"
+                                                  "\n");
   }
   Recipe recipe(const std::vector<std::string>& overrides) const {
-    return parse_recipe(str("run: {dir: r}\nmodel: {path: ", folder.path(), ", weights: random}\ndata: {train: ", folder / "train.jsonl", "}\ntrain: {steps: 5}\n"), "r.yaml", overrides);
+    return parse_recipe(str("run: {dir: r}\nmodel: {path: ", folder.path(),
+                            ", weights: random}\ndata: {train: ", folder / "train.jsonl", "}\ntrain: {steps: 5}\n"),
+                        "r.yaml", overrides);
   }
   std::string mistakes(const std::vector<std::string>& overrides, int64_t world_size = 0) const {
     return message_of<UserError>([&] { validate(recipe(overrides), "r.yaml", world_size); });
@@ -38,11 +41,14 @@ struct Place {
 TEST_CASE("validate: DeepSeek-V3 on 16 GPUs") {
   const Place place;
   const std::string text = validate(place.recipe({"adapter.rank=32", "mesh.ep=8", "run.device=cuda"}), "r.yaml", 16);
-  CHECK(contains(validate(place.recipe({"mesh.ep=8", "mesh.tp=2", "mesh.expert_tp=2"}), "r.yaml", 16), "tp 2 (expert tp 2): 16 ranks, 32 experts of each layer a rank, 1/2 of each"));
+  CHECK(contains(validate(place.recipe({"mesh.ep=8", "mesh.tp=2", "mesh.expert_tp=2"}), "r.yaml", 16),
+                 "tp 2 (expert tp 2): 16 ranks, 32 experts of each layer a rank, 1/2 of each"));
   INFO(text);
-  for (const char* part : {"671B parameters (37.6B active a token), 61 layers (58 with experts)", "256 routed, the top 8 from the best 4 of 8 groups; 1 shared",
-                           "LoRA of rank 32, alpha 32 on attention", "194M parameters, 0.0289 % of the model: attention 194M", "pp 1 x dp 2 x ep 8 x tp 1: 16 ranks, 32 experts",
-                           "frozen experts              42.8 GiB", "kept block inputs           13.4 GiB"}) {
+  for (const char* part :
+       {"671B parameters (37.6B active a token), 61 layers (58 with experts)",
+        "256 routed, the top 8 from the best 4 of 8 groups; 1 shared", "LoRA of rank 32, alpha 32 on attention",
+        "194M parameters, 0.0289 % of the model: attention 194M", "pp 1 x dp 2 x ep 8 x tp 1: 16 ranks, 32 experts",
+        "frozen experts              42.8 GiB", "kept block inputs           13.4 GiB"}) {
     CHECK(contains(text, part));
   }
   std::istringstream lines(text);
@@ -53,7 +59,8 @@ TEST_CASE("validate: DeepSeek-V3 on 16 GPUs") {
 
 TEST_CASE("validate: every mistake at once, with its place") {
   const Place place;
-  const std::string all = place.mistakes({"mesh.ep=3", "adapter.targets=[q_proj]", "data.eval=" + (place.folder / "none.jsonl")});
+  const std::string all =
+      place.mistakes({"mesh.ep=3", "adapter.targets=[q_proj]", "data.eval=" + (place.folder / "none.jsonl")});
   CHECK(contains(all, "command line: data.eval: "));
   CHECK(contains(all, "none.jsonl: no such file"));
   CHECK(contains(all, "no linear map of this model matches q_proj"));
@@ -67,25 +74,35 @@ TEST_CASE("validate: every mistake at once, with its place") {
   CHECK(!contains(mesh, "dense MLP"));
   // 2048 and 18432 inputs in 64 parts: 32 and 288 numbers, no whole blocks.
   const std::string blocks = place.mistakes({"mesh.tp=64"}, 64);
-  CHECK(contains(blocks, "mlp.shared_experts.down_proj: a matrix of 7168 x 2048 numbers cut into 64 parts by its inputs would cut NF4 blocks"));
-  CHECK(contains(blocks, "mlp.down_proj: a matrix of 7168 x 18432 numbers cut into 64 parts by its inputs would cut NF4 blocks"));
+  CHECK(contains(blocks,
+                 "mlp.shared_experts.down_proj: a matrix of 7168 x 2048 numbers cut into 64 parts by its inputs would "
+                 "cut NF4 blocks"));
+  CHECK(contains(
+      blocks, "mlp.down_proj: a matrix of 7168 x 18432 numbers cut into 64 parts by its inputs would cut NF4 blocks"));
   CHECK(!contains(blocks, "self_attn"));
   CHECK(validate(place.recipe({"mesh.tp=64", "model.base=bf16"}), "r.yaml", 64).size() > 0);
   const std::string experts = place.mistakes({"mesh.tp=4", "mesh.expert_tp=2", "mesh.ep=3"}, 16);
   CHECK(contains(experts, "command line: mesh.expert_tp: 2; allowed is 1, or mesh.tp, which is 4"));
   CHECK(contains(experts, "mesh.ep: 3 ranks do not divide"));
-  CHECK(contains(place.mistakes({"mesh.expert_tp=2"}, 16), "command line: mesh.expert_tp: 2; allowed is 1 where mesh.tp is 1"));
+  CHECK(contains(place.mistakes({"mesh.expert_tp=2"}, 16),
+                 "command line: mesh.expert_tp: 2; allowed is 1 where mesh.tp is 1"));
   const std::string expert_blocks = place.mistakes({"mesh.tp=64", "mesh.expert_tp=64"}, 64);
-  CHECK(contains(expert_blocks, "command line: mesh.expert_tp: mlp.experts.*.down_proj: a matrix of 7168 x 2048 numbers cut into 64 parts by its inputs would cut NF4 blocks"));
+  CHECK(contains(expert_blocks,
+                 "command line: mesh.expert_tp: mlp.experts.*.down_proj: a matrix of 7168 x 2048 numbers cut into 64 "
+                 "parts by its inputs would cut NF4 blocks"));
   CHECK(contains(expert_blocks, "mesh.tp: mlp.shared_experts.down_proj: "));
   CHECK(!contains(expert_blocks, "experts.*.up_proj"));
   CHECK(!contains(blocks, "experts.*"));
-  write_text_atomically(place.folder / "config.json", std::regex_replace(std::string(kDeepseekV3Config), std::regex("\"moe_intermediate_size\": 2048"), "\"moe_intermediate_size\": 2047"));
-  CHECK(contains(place.mistakes({"mesh.tp=2", "mesh.expert_tp=2"}, 16), "mesh.expert_tp: 2 ranks do not divide the model's 2047 features of an expert"));
+  write_text_atomically(place.folder / "config.json", std::regex_replace(std::string(kDeepseekV3Config),
+                                                                         std::regex("\"moe_intermediate_size\": 2048"),
+                                                                         "\"moe_intermediate_size\": 2047"));
+  CHECK(contains(place.mistakes({"mesh.tp=2", "mesh.expert_tp=2"}, 16),
+                 "mesh.expert_tp: 2 ranks do not divide the model's 2047 features of an expert"));
   write_text_atomically(place.folder / "config.json", kDeepseekV3Config);
   CHECK(contains(place.mistakes({"adapter.from=" + (place.folder / "adapter")}), "adapter_config.json"));
   CHECK(contains(place.mistakes({"model.weights=pretrained"}), "model.safetensors"));
   CHECK(contains(place.mistakes({"model.path=/nowhere"}), "/nowhere/config.json"));
-  write_text_atomically(place.folder / "train.jsonl", R"({"text": "a"})" "\n");
+  write_text_atomically(place.folder / "train.jsonl", R"({"text": "a"})"
+                                                      "\n");
   CHECK(contains(place.mistakes({}), "tokenizer.json"));
 }

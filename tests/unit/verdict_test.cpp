@@ -36,7 +36,8 @@ TEST_CASE("a rank that stands still while others wait for it is named with what 
   CHECK(text ==
         "rank 1 of 3 (host a, process 108) stalls: without progress for 33 s, asleep\n"
         "  rank 1 is at step 7, layer 2 on its way up\n"
-        "  ranks 0 and 2 wait for it, at step 7, layer 2 on its way up, in all_to_all_v #9 of group ep (3 ranks), 4096 bytes, since 31 s");
+        "  ranks 0 and 2 wait for it, at step 7, layer 2 on its way up, in all_to_all_v #9 of group ep (3 ranks), 4096 "
+        "bytes, since 31 s");
 }
 
 TEST_CASE("a rank that gets on is waited for, however long") {
@@ -53,7 +54,9 @@ TEST_CASE("a rank that loads or saves is waited for, however long") {
   CHECK(text_of({between_steps, rank(8, 33), between_steps}).find("rank 1 of 3") == 0);
 }
 
-TEST_CASE("a rank that stands still and that nobody waits for is left alone") { CHECK(text_of({rank(8, 100), rank(8, 1), rank(8, 2)}).empty()); }
+TEST_CASE("a rank that stands still and that nobody waits for is left alone") {
+  CHECK(text_of({rank(8, 100), rank(8, 1), rank(8, 2)}).empty());
+}
 
 TEST_CASE("a late rank that itself waits passes the blame on") {
   // Rank 1 waits for rank 2 in another group, and rank 0 for rank 1.
@@ -77,15 +80,19 @@ TEST_CASE("ranks that wait for each other") {
   two.report.waiting = Collective{"5.0", "broadcast", 4, 8, 31};
   const std::string text = text_of({one, two});
   CHECK(text.find("no rank has made progress for 30 s") == 0);
-  CHECK(text.find("rank 1: at step 7, layer 2 on its way up, in broadcast #4 of group data (2 ranks), 8 bytes") != std::string::npos);
+  CHECK(text.find("rank 1: at step 7, layer 2 on its way up, in broadcast #4 of group data (2 ranks), 8 bytes") !=
+        std::string::npos);
   CHECK(text.find("wait for each other") != std::string::npos);
 }
 
 TEST_CASE("a collective that all came to may take as long as its bytes need") {
   // 1 GB at 10 MB/s is 100 s.
   CHECK(text_of({waiting(9, 120, 1000000000), waiting(9, 120, 1000000000)}).empty());
-  CHECK(text_of({waiting(9, 131, 1000000000), waiting(9, 131, 1000000000)}).find("ranks 0 and 1 of 2 are in a collective that does not end: of its ranks only 0 and 1 are known") == 0);
-  CHECK(text_of({waiting(9, 40), waiting(9, 40), waiting(9, 40)}).find("ranks 0, 1 and 2 of 3 are in a collective that does not end: all have come to it") == 0);
+  CHECK(text_of({waiting(9, 131, 1000000000), waiting(9, 131, 1000000000)})
+            .find("ranks 0 and 1 of 2 are in a collective that does not end: of its ranks only 0 and 1 are known") ==
+        0);
+  CHECK(text_of({waiting(9, 40), waiting(9, 40), waiting(9, 40)})
+            .find("ranks 0, 1 and 2 of 3 are in a collective that does not end: all have come to it") == 0);
 }
 
 TEST_CASE("who sleeps in a collective that the others are busy in holds them up") {
@@ -105,7 +112,8 @@ TEST_CASE("who is in a collective that others are through with holds them up") {
   Witness inside = waiting(8, 40), ahead = waiting(9, 40);
   const std::string text = text_of({ahead, inside, ahead});
   CHECK(text.find("rank 1 of 3 (host a, process 108) stalls") == 0);
-  CHECK(text.find("rank 1 is at step 7, layer 2 on its way up, in all_to_all_v #8 of group ep (3 ranks), 4096 bytes") != std::string::npos);
+  CHECK(text.find("rank 1 is at step 7, layer 2 on its way up, in all_to_all_v #8 of group ep (3 ranks), 4096 bytes") !=
+        std::string::npos);
   CHECK(text.find("ranks 0 and 2 wait for it") != std::string::npos);
 }
 
@@ -113,16 +121,19 @@ TEST_CASE("a silent process, a dead one and a broken NCCL group need nobody to w
   Witness silent = rank(8, 0.1);
   silent.silent_s = 21;
   CHECK(text_of({waiting(9, 5), silent}) ==
-        "rank 1 of 2 (host a, process 108) silent for 21 s: the process was stopped, or its host or the way there is lost\n"
+        "rank 1 of 2 (host a, process 108) silent for 21 s: the process was stopped, or its host or the way there is "
+        "lost\n"
         "  rank 1 was last heard of at step 7, layer 2 on its way up\n"
-        "  rank 0 waits for it, at step 7, layer 2 on its way up, in all_to_all_v #9 of group ep (3 ranks), 4096 bytes, since 5 s");
+        "  rank 0 waits for it, at step 7, layer 2 on its way up, in all_to_all_v #9 of group ep (3 ranks), 4096 "
+        "bytes, since 5 s");
   silent.silent_s = 19;
   CHECK(text_of({waiting(9, 5), silent}).empty());
   silent.state = Witness::State::kDied;
   CHECK(text_of({waiting(9, 5), silent}).find("rank 1 of 2 (host a, process 108) died") == 0);
   Witness broken = rank(8, 1);
   broken.report.transport_error = "group ep: remote process exited";
-  CHECK(text_of({broken, rank(8, 1)}).find("rank 0 of 2 (host a, process 108) NCCL failed: group ep: remote process exited") == 0);
+  CHECK(text_of({broken, rank(8, 1)})
+            .find("rank 0 of 2 (host a, process 108) NCCL failed: group ep: remote process exited") == 0);
 }
 
 TEST_CASE("who fails has the word, who left is not missed") {

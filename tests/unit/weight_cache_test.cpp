@@ -17,10 +17,13 @@ namespace {
 
 struct Keyed {
   explicit Keyed(const TinyRun& run, const std::vector<std::string>& overrides = {})
-      : recipe(load_recipe((run.checkpoint() / "recipe.yaml").string(), overrides)), config(load_model_config(run.model())) {}
+      : recipe(load_recipe((run.checkpoint() / "recipe.yaml").string(), overrides)),
+        config(load_model_config(run.model())) {}
   std::string key() const { return cache_key(recipe, config, *source()); }
   std::unique_ptr<WeightSource> source() const {
-    return recipe.model.weights == WeightOrigin::kRandom ? make_random_weights(config, static_cast<uint64_t>(recipe.run.seed), at::kCPU) : open_pretrained(recipe.model.path);
+    return recipe.model.weights == WeightOrigin::kRandom
+               ? make_random_weights(config, static_cast<uint64_t>(recipe.run.seed), at::kCPU)
+               : open_pretrained(recipe.model.path);
   }
   Recipe recipe;
   ModelConfig config;
@@ -32,7 +35,9 @@ TEST_CASE("the key follows sources and format, not what a run does with them", "
   const TinyRun run;
   const std::string key = Keyed(run).key();
   CHECK(key.size() == 16);
-  CHECK(Keyed(run, {"model.compute=fp32", "adapter.rank=3", "train.batch=4", "mesh.ep=1", "run.seed=5", "mtp.loss_weight=0.3"}).key() == key);
+  CHECK(Keyed(run, {"model.compute=fp32", "adapter.rank=3", "train.batch=4", "mesh.ep=1", "run.seed=5",
+                    "mtp.loss_weight=0.3"})
+            .key() == key);
   // A copy in another folder, with the time of its file.
   const fs::path file = run.model() / "model.safetensors", elsewhere = run.to("copy");
   const auto time = fs::last_write_time(file);
@@ -71,7 +76,8 @@ TEST_CASE("the frozen weights must have the digest that they had in the first ru
   REQUIRE(cache != nullptr);
   compare_with_first_digest(*cache, keyed.recipe, "a1");
   compare_with_first_digest(*cache, keyed.recipe, "a1");
-  CHECK(contains(message_of<UserError>([&] { compare_with_first_digest(*cache, keyed.recipe, "b2"); }), "have the digest b2, with this cache they had \"a1\" before"));
+  CHECK(contains(message_of<UserError>([&] { compare_with_first_digest(*cache, keyed.recipe, "b2"); }),
+                 "have the digest b2, with this cache they had \"a1\" before"));
   // Plain tensors are held in the dtype of the run: another one has a digest of its own.
   const Keyed fp32(run, {"model.cache=" + run.to("cache"), "model.compute=fp32"});
   compare_with_first_digest(*cache, fp32.recipe, "b2");

@@ -4,8 +4,8 @@
 #include <ATen/ATen.h>
 
 #include "parallel/base/error.h"
-#include "parallel/device/host_memory.h"
 #include "parallel/bytes/weight_store.h"
+#include "parallel/device/host_memory.h"
 #include "tests/support/message_of.h"
 
 using namespace moetune;
@@ -53,7 +53,8 @@ TEST_CASE("slabs on the host are copied once a way, those at the turns not again
   for (const int64_t n : {1, 2, 3, 7}) {
     INFO(n << " slabs");
     Filled filled(n, SlabTier::kHost);
-    // By hand: the first step fetches all on the way down; its way up all but the two at the turn, the two of the bottom being next.
+    // By hand: the first step fetches all on the way down; its way up all but the two at the turn, the two of the
+    // bottom being next.
     const auto bytes = [](int64_t first, int64_t end) {
       int64_t sum = 0;
       for (int64_t s = first; s < end; ++s) sum += 1000 + s;
@@ -109,7 +110,8 @@ TEST_CASE("lanes take turns apart, and slabs of the device are not in the way", 
   WeightStore store(at::kCPU);
   std::vector<int> uses;
   for (int64_t s = 0; s < 9; ++s) {
-    const int slab = store.add({"slab", 64, s % 3 == 0 ? SlabTier::kDevice : SlabTier::kHost, static_cast<int>(s % 3 == 1), nullptr});
+    const int slab = store.add(
+        {"slab", 64, s % 3 == 0 ? SlabTier::kDevice : SlabTier::kHost, static_cast<int>(s % 3 == 1), nullptr});
     store.put(slab, 0, at::full({64}, s, at::kByte));
     uses.push_back(slab);
   }

@@ -116,8 +116,9 @@ void Batches::for_each_sequence(std::int64_t step, const Visit& visit) {
   const std::int64_t first = step * options_.batch;
   const auto may_plan = [&] { return options_.endless || first_sequences_.size() < 2; };
   while (first_sequences_.back() <= first && may_plan()) epoch(static_cast<std::int64_t>(first_sequences_.size()) - 1);
-  std::int64_t index = std::upper_bound(first_sequences_.begin(), first_sequences_.end(), first) - first_sequences_.begin() - 1;
-  for (std::int64_t number = first; number < first + options_.batch; ) {
+  std::int64_t index =
+      std::upper_bound(first_sequences_.begin(), first_sequences_.end(), first) - first_sequences_.begin() - 1;
+  for (std::int64_t number = first; number < first + options_.batch;) {
     if (!options_.endless && index > 0) return;
     const Epoch& current = epoch(index);
     const std::int64_t begin = first_sequences_[index];

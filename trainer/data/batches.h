@@ -5,9 +5,9 @@
 //   const RankBatch mine = batches.local(step, data_rank, num_data_ranks);
 //   loss = loss_sum_over_mesh / mine.global.targets;
 //
-// An epoch orders the documents (shuffled_order, or as they lie), and packs them into sequences: whole documents, at most
-// max_tokens tokens. Epoch follows epoch in one endless stream of sequences, and step s takes those numbered
-// s * batch .. (s + 1) * batch - 1: every step has `batch` sequences, and a step may reach from one epoch into the next.
+// An epoch orders the documents (shuffled_order, or as they lie), and packs them into sequences: whole documents, at
+// most max_tokens tokens. Epoch follows epoch in one endless stream of sequences, and step s takes those numbered s *
+// batch .. (s + 1) * batch - 1: every step has `batch` sequences, and a step may reach from one epoch into the next.
 // Packing is best fit over the newest open sequences (64 of them when shuffled, one when the order of the file must
 // stay). Nothing is padded: a sequence shorter than max_tokens costs only what it holds.
 #pragma once
@@ -27,7 +27,8 @@ struct BatchOptions {
   std::int64_t max_tokens = 1;  ///< of one sequence; no document may be longer (Documents::truncate)
   bool packing = true;          ///< false: one document is one sequence
   bool shuffle = true;          ///< false: the documents' own order in every epoch
-  bool endless = true;          ///< false: the stream ends after one epoch and its last step may be smaller (evaluation)
+  /// false: the stream ends after one epoch and its last step may be smaller (evaluation)
+  bool endless = true;
 };
 
 /// What the global batch of a step holds; the divisors of its losses.
@@ -46,8 +47,9 @@ struct Batch {
 /// What one rank takes of a step, flattened: its sequences in the order of the global batch, their documents one after
 /// the other. All may be empty: a rank can get no sequence.
 struct RankBatch {
-  std::vector<std::int32_t> tokens;           ///< [T]
-  std::vector<std::int32_t> targets;          ///< [T] already shifted: labels[t + 1]; kNotTrained at the end of a document
+  std::vector<std::int32_t> tokens;  ///< [T]
+  /// [T] already shifted: labels[t + 1]; kNotTrained at the end of a document
+  std::vector<std::int32_t> targets;
   std::vector<std::int32_t> positions;        ///< [T] from 0 in every document
   std::vector<std::int64_t> global_tokens;    ///< [T] index in the global batch of the step, the same on every mesh
   std::vector<std::int64_t> document_begins;  ///< [documents + 1] in tokens of this rank; the last is T
@@ -105,9 +107,9 @@ class Batches {
   std::array<Epoch, 2> recent_;                      // the plan of epoch e, if it is held, at e % 2
 };
 
-/// The sequence of each document when documents of these lengths, in this order, are packed by best fit: each goes to the
-/// open sequence with the least room that is enough, of equals the oldest, or begins a new one. A sequence is open while it
-/// is among the newest `num_open`. O(documents * log num_open).
+/// The sequence of each document when documents of these lengths, in this order, are packed by best fit: each goes to
+/// the open sequence with the least room that is enough, of equals the oldest, or begins a new one. A sequence is open
+/// while it is among the newest `num_open`. O(documents * log num_open).
 std::vector<std::int64_t> pack(std::span<const std::int64_t> lengths, std::int64_t max_tokens, std::int64_t num_open);
 
 /// The rank of each sequence when sequences of these lengths are dealt out as Batches::local says.

@@ -22,8 +22,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Runs a program, its standard error ours, and returns what it writes to standard output. Throws UserError with exit code 2 of the
-/// program, InternalError otherwise.
+/// Runs a program, its standard error ours, and returns what it writes to standard output. Throws UserError with exit
+/// code 2 of the program, InternalError otherwise.
 std::string output_of(const std::vector<std::string>& arguments) {
   int pipe_ends[2];
   MT_CHECK(::pipe2(pipe_ends, O_CLOEXEC) == 0, "no pipe");
@@ -39,14 +39,22 @@ std::string output_of(const std::vector<std::string>& arguments) {
   ::close(pipe_ends[1]);
   std::string output;
   char buffer[4096];
-  for (ssize_t got; failure == 0 && (got = ::read(pipe_ends[0], buffer, sizeof buffer)) > 0;) output.append(buffer, static_cast<size_t>(got));
+  for (ssize_t got; failure == 0 && (got = ::read(pipe_ends[0], buffer, sizeof buffer)) > 0;) {
+    output.append(buffer, static_cast<size_t>(got));
+  }
   ::close(pipe_ends[0]);
-  if (failure != 0) throw UserError(str(arguments[0], ": cannot be started (", std::strerror(failure), "); run scripts/setup, or set MOETUNE_PYTHON"));
+  if (failure != 0) {
+    throw UserError(str(arguments[0], ": cannot be started (", std::strerror(failure),
+                        "); run scripts/setup, or set MOETUNE_PYTHON"));
+  }
   int status = 0;
   ::waitpid(child, &status, 0);
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return output;
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 2) throw UserError("preparing the data failed: see the message above");
-  throw InternalError(str("preparing the data ended with ", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)));
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 2) {
+    throw UserError("preparing the data failed: see the message above");
+  }
+  throw InternalError(
+      str("preparing the data ended with ", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)));
 }
 
 }  // namespace
@@ -63,8 +71,17 @@ PreparationTools PreparationTools::from_environment() {
 
 std::string prepare_tokens(const Recipe& recipe, const std::string& path, int64_t show, const PreparationTools& tools) {
   const fs::path cache = fs::absolute(path).parent_path() / ".moetune";
-  std::vector<std::string> arguments{tools.python, tools.script, path, "--model", recipe.model.path, "--cache", cache.string(),
-                                     "--special-tokens", to_string(recipe.data.special_tokens_in_content), "--train-on", to_string(recipe.data.train_on)};
+  std::vector<std::string> arguments{tools.python,
+                                     tools.script,
+                                     path,
+                                     "--model",
+                                     recipe.model.path,
+                                     "--cache",
+                                     cache.string(),
+                                     "--special-tokens",
+                                     to_string(recipe.data.special_tokens_in_content),
+                                     "--train-on",
+                                     to_string(recipe.data.train_on)};
   if (show > 0) arguments.insert(arguments.end(), {"--show", std::to_string(show)});
   const std::string output = output_of(arguments);
   const size_t end = output.find_last_not_of('\n');
@@ -75,13 +92,21 @@ std::string prepare_tokens(const Recipe& recipe, const std::string& path, int64_
   return result.at("cache").get<std::string>();
 }
 
-Documents load_documents(const Recipe& recipe, const std::string& path, int64_t vocab, Launch& launch, const PreparationTools& tools) {
-  if (!fs::exists(path)) throw UserError(str(path, ": no such file; data.train and data.eval are paths from the current folder"));
-  Documents documents = Documents::is_tokenised_jsonl(path)
-                            ? Documents::from_jsonl(path, vocab)
-                            : Documents::from_cache(launch.broadcast_string(launch.rank() == 0 ? prepare_tokens(recipe, path, 0, tools) : ""), vocab);
+Documents load_documents(const Recipe& recipe, const std::string& path, int64_t vocab, Launch& launch,
+                         const PreparationTools& tools) {
+  if (!fs::exists(path)) {
+    throw UserError(str(path, ": no such file; data.train and data.eval are paths from the current folder"));
+  }
+  Documents documents =
+      Documents::is_tokenised_jsonl(path)
+          ? Documents::from_jsonl(path, vocab)
+          : Documents::from_cache(
+                launch.broadcast_string(launch.rank() == 0 ? prepare_tokens(recipe, path, 0, tools) : ""), vocab);
   const int64_t cut = documents.truncate(recipe.data.max_tokens);
-  if (cut > 0) log_info(str(path, ": ", cut, " of ", documents.size(), " documents are longer than data.max_tokens ", recipe.data.max_tokens, " and were cut to it"));
+  if (cut > 0) {
+    log_info(str(path, ": ", cut, " of ", documents.size(), " documents are longer than data.max_tokens ",
+                 recipe.data.max_tokens, " and were cut to it"));
+  }
   return documents;
 }
 

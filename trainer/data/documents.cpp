@@ -17,7 +17,9 @@ bool is_trained(std::int32_t label) { return label != kNotTrained; }
 // "3 of 9 documents: document 0 (line 1), document 4 (line 5), ..."
 std::string places(const Documents& documents, const std::vector<std::int64_t>& which) {
   std::string text = str(which.size(), " of ", documents.size(), " documents: ");
-  for (size_t i = 0; i < std::min(which.size(), kNamedPlaces); ++i) text += (i ? ", " : "") + documents.name_of(which[i]);
+  for (size_t i = 0; i < std::min(which.size(), kNamedPlaces); ++i) {
+    text += (i ? ", " : "") + documents.name_of(which[i]);
+  }
   return which.size() > kNamedPlaces ? text + ", ..." : text;
 }
 
@@ -28,19 +30,21 @@ Documents::Documents(std::string path, std::int64_t vocab_size, std::vector<std:
                      std::vector<std::int64_t> lines)
     : path_(std::move(path)), tokens_(std::move(tokens)), labels_(std::move(labels)), lines_(std::move(lines)) {
   if (labels_.size() != tokens_.size()) {
-    throw UserError(str(path_, ": ", tokens_.size(), " tokens but ", labels_.size(), " labels; each token has one label"));
+    throw UserError(
+        str(path_, ": ", tokens_.size(), " tokens but ", labels_.size(), " labels; each token has one label"));
   }
   if (offsets.size() < 2) throw UserError(path_ + ": holds no documents; at least one is needed");
   if (offsets.front() != 0 || offsets.back() != static_cast<std::int64_t>(tokens_.size()) ||
       !std::is_sorted(offsets.begin(), offsets.end())) {
-    throw UserError(str(path_, ": the offsets of the documents must rise from 0 to the number of tokens, ", tokens_.size(),
-                        "; they begin with ", offsets.front(), " and end with ", offsets.back(),
+    throw UserError(str(path_, ": the offsets of the documents must rise from 0 to the number of tokens, ",
+                        tokens_.size(), "; they begin with ", offsets.front(), " and end with ", offsets.back(),
                         ". The file is damaged: make it anew"));
   }
   begins_.assign(offsets.begin(), offsets.end() - 1);
   lengths_.resize(begins_.size());
   for (size_t i = 0; i < lengths_.size(); ++i) lengths_[i] = offsets[i + 1] - offsets[i];
-  MT_CHECK(lines_.empty() || lines_.size() == lengths_.size(), lines_.size(), " lines, ", lengths_.size(), " documents");
+  MT_CHECK(lines_.empty() || lines_.size() == lengths_.size(), lines_.size(), " lines, ", lengths_.size(),
+           " documents");
   num_tokens_ = static_cast<std::int64_t>(tokens_.size());
   num_targets_.resize(lengths_.size());
   num_mtp_targets_.resize(lengths_.size());

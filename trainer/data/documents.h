@@ -54,7 +54,8 @@ class Documents {
   std::int64_t length(std::int64_t i) const { return lengths_[i]; }
   /// Positions t of document i with labels[t + 1] to be learnt: those that the loss counts.
   std::int64_t num_targets(std::int64_t i) const { return num_targets_[i]; }
-  /// Positions t of document i with labels[t + 2] to be learnt: those that a multi-token prediction module's loss counts.
+  /// Positions t of document i with labels[t + 2] to be learnt: those that a multi-token prediction module's loss
+  /// counts.
   std::int64_t num_mtp_targets(std::int64_t i) const { return num_mtp_targets_[i]; }
   /// Views that stay valid until truncate() or the end of this object.
   Document doc(std::int64_t i) const;

@@ -16,7 +16,8 @@ std::vector<Number> read_vector(const SafetensorsFile& file, const char* name, D
   const TensorInfo& info = file.at(name);
   if (info.dtype != dtype || info.shape.size() != 1) {
     throw UserError(str(file.path(), ": tensor '", name, "' is ", dtype_name(info.dtype), " with ", info.shape.size(),
-                        " dims; a token file has ", dtype_name(dtype), " with 1 there. Write it again with moetune prepare"));
+                        " dims; a token file has ", dtype_name(dtype),
+                        " with 1 there. Write it again with moetune prepare"));
   }
   std::vector<Number> values(static_cast<size_t>(info.numel()));
   file.read(info, 0, info.bytes, values.data());

@@ -102,7 +102,8 @@ class LineHandler : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool number_unsigned(std::uint64_t value) override {
-    return number_integer(static_cast<std::int64_t>(std::min<std::uint64_t>(value, std::numeric_limits<std::int64_t>::max())));
+    return number_integer(
+        static_cast<std::int64_t>(std::min<std::uint64_t>(value, std::numeric_limits<std::int64_t>::max())));
   }
   bool number_float(double, const std::string& text) override { return refuse("the number " + text); }
   bool string(std::string& text) override { return refuse("the text " + in_quotes(text)); }
@@ -139,8 +140,8 @@ struct Fault {
   std::string text() const {
     if (count == 0) return "";
     return str("\n  ", count, count == 1 ? " line " : " lines ", meaning, ": line ", lines,
-               static_cast<size_t>(count) > kNamedLines ? ", ..." : "", example.empty() ? "" : " (the first has ", example,
-               example.empty() ? "" : ")");
+               static_cast<size_t>(count) > kNamedLines ? ", ..." : "", example.empty() ? "" : " (the first has ",
+               example, example.empty() ? "" : ")");
   }
 };
 

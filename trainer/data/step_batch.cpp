@@ -5,16 +5,20 @@
 namespace moetune {
 namespace {
 
-at::Tensor on_device(const std::vector<int64_t>& values, at::Device device) { return at::tensor(values, at::kLong).to(device); }
+at::Tensor on_device(const std::vector<int64_t>& values, at::Device device) {
+  return at::tensor(values, at::kLong).to(device);
+}
 
 /// A value for each row of the documents, put where the rows are among all rows.
-std::vector<int64_t> placed(const Stream& stream, const std::vector<int64_t>& places, const std::vector<int64_t>& values, int64_t padding) {
+std::vector<int64_t> placed(const Stream& stream, const std::vector<int64_t>& places,
+                            const std::vector<int64_t>& values, int64_t padding) {
   std::vector<int64_t> all(stream.num_gathered_rows, padding);
   for (size_t row = 0; row < values.size(); ++row) all[places[row]] = values[row];
   return all;
 }
 
-void set_targets(Stream& stream, const std::vector<int64_t>& places, const std::vector<int64_t>& target_of_row, at::Device device) {
+void set_targets(Stream& stream, const std::vector<int64_t>& places, const std::vector<int64_t>& target_of_row,
+                 at::Device device) {
   std::vector<int64_t> rows, targets;
   for (size_t row = 0; row < target_of_row.size(); ++row) {
     if (target_of_row[row] == kNotTrained) continue;
@@ -25,8 +29,9 @@ void set_targets(Stream& stream, const std::vector<int64_t>& places, const std::
   stream.target = on_device(targets, device);
 }
 
-Stream make_stream(const std::vector<int64_t>& lengths, const std::vector<int64_t>& positions, const std::vector<int64_t>& tokens,
-                   const Model& model, int64_t slice_tokens, at::Device device, at::ScalarType compute) {
+Stream make_stream(const std::vector<int64_t>& lengths, const std::vector<int64_t>& positions,
+                   const std::vector<int64_t>& tokens, const Model& model, int64_t slice_tokens, at::Device device,
+                   at::ScalarType compute) {
   Stream stream;
   stream.slices = make_slices(lengths, positions, tokens, slice_tokens, device, model.axis);
   std::vector<at::Tensor> own_tokens;
@@ -42,12 +47,16 @@ Stream make_stream(const std::vector<int64_t>& lengths, const std::vector<int64_
 
 }  // namespace
 
-StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t slice_tokens, at::Device device, at::ScalarType compute) {
+StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t slice_tokens, at::Device device,
+                          at::ScalarType compute) {
   StepBatch batch;
   batch.global = local.global;
   std::vector<int64_t> lengths;
-  for (size_t i = 0; i + 1 < local.document_begins.size(); ++i) lengths.push_back(local.document_begins[i + 1] - local.document_begins[i]);
-  batch.main = make_stream(lengths, {local.positions.begin(), local.positions.end()}, local.global_tokens, model, slice_tokens, device, compute);
+  for (size_t i = 0; i + 1 < local.document_begins.size(); ++i) {
+    lengths.push_back(local.document_begins[i + 1] - local.document_begins[i]);
+  }
+  batch.main = make_stream(lengths, {local.positions.begin(), local.positions.end()}, local.global_tokens, model,
+                           slice_tokens, device, compute);
   const std::vector<int64_t> places = gathered_places(batch.main.slices);
   batch.main.place = on_device(places, device);
   batch.input_U = on_device(placed(batch.main, places, {local.tokens.begin(), local.tokens.end()}, -1), device);
@@ -75,7 +84,8 @@ StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t sl
   set_targets(batch.mtp, mtp_places, targets, device);
   batch.mtp.global_targets = local.global.mtp_targets;
   const int64_t own_rows = batch.mtp.token_T.size(0);
-  batch.mtp_row = on_device(placed(batch.mtp, mtp_places, rows, 0), device).narrow(0, model.axis.index() * own_rows, own_rows);
+  batch.mtp_row =
+      on_device(placed(batch.mtp, mtp_places, rows, 0), device).narrow(0, model.axis.index() * own_rows, own_rows);
   batch.mtp_next_token = on_device(placed(batch.mtp, mtp_places, next_tokens, -1), device);
   return batch;
 }

@@ -1,7 +1,7 @@
 // A rank's part of a step on its device, cut into slices, with everything that counts known beforehand.
 //
-// The ranks of a tensor axis have the same documents and each its rows of every slice (moe/attention/slice.h): T rows here. "All rows" are
-// theirs together as a gather puts them, one rank's after the other: the padding is among them.
+// The ranks of a tensor axis have the same documents and each its rows of every slice (moe/attention/slice.h): T rows
+// here. "All rows" are theirs together as a gather puts them, one rank's after the other: the padding is among them.
 //
 //   StepBatch batch = make_step_batch(batches.local(step, rank, num_ranks), model, slice_tokens, device, compute);
 #pragma once
@@ -10,8 +10,8 @@
 
 #include <vector>
 
-#include "moe/model.h"
 #include "moe/attention/slice.h"
+#include "moe/model.h"
 #include "trainer/data/batches.h"
 
 namespace moetune {
@@ -29,14 +29,16 @@ struct Stream {
 };
 
 struct StepBatch {
-  at::Tensor input_U;         ///< int64: tokens of all rows; -1 for padding
+  at::Tensor input_U;  ///< int64: tokens of all rows; -1 for padding
   Stream main;
-  Stream mtp;                 ///< rows of the MTP module: all but the last of each document
-  at::Tensor mtp_row;         ///< int64: of this rank's rows, which of the main stream's all rows each is; any for padding
+  Stream mtp;  ///< rows of the MTP module: all but the last of each document
+  /// int64: of this rank's rows, which of the main stream's all rows each is; any for padding
+  at::Tensor mtp_row;
   at::Tensor mtp_next_token;  ///< int64: of all rows, the token after each; -1 for padding
   BatchTotals global;
 };
 
-StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t slice_tokens, at::Device device, at::ScalarType compute);
+StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t slice_tokens, at::Device device,
+                          at::ScalarType compute);
 
 }  // namespace moetune

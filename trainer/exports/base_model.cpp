@@ -16,14 +16,17 @@ constexpr std::string_view kScale = "_scale_inv";
 ModelConfig config_of(const Recipe& recipe) {
   const std::filesystem::path folder = recipe.model.path;
   if (!std::filesystem::exists(folder / "config.json")) {
-    throw UserError(str(folder.string(), ": the run's model.path holds no config.json here", folder.is_relative() ? "; the path is relative: run this from the folder where the run was started" : ""));
+    throw UserError(
+        str(folder.string(), ": the run's model.path holds no config.json here",
+            folder.is_relative() ? "; the path is relative: run this from the folder where the run was started" : ""));
   }
   return load_model_config(folder);
 }
 
 }  // namespace
 
-BaseModel::BaseModel(const Recipe& recipe) : config_(config_of(recipe)), catalog_(tensor_catalog(config_, recipe.mtp.loss_weight > 0.0)) {
+BaseModel::BaseModel(const Recipe& recipe)
+    : config_(config_of(recipe)), catalog_(tensor_catalog(config_, recipe.mtp.loss_weight > 0.0)) {
   if (recipe.model.weights == WeightOrigin::kRandom) {
     source_ = make_random_weights(config_, static_cast<uint64_t>(recipe.run.seed), at::kCPU);
     list_random();
@@ -45,12 +48,18 @@ void BaseModel::list_pretrained(const std::string& path) {
     if (name.ends_with(kScale) && folder.find(name.substr(0, name.size() - kScale.size())) != nullptr) continue;
     infos.push_back(&folder.at(name));
   }
-  std::sort(infos.begin(), infos.end(), [](const TensorInfo* a, const TensorInfo* b) { return std::tie(a->file, a->begin) < std::tie(b->file, b->begin); });
+  std::sort(infos.begin(), infos.end(), [](const TensorInfo* a, const TensorInfo* b) {
+    return std::tie(a->file, a->begin) < std::tie(b->file, b->begin);
+  });
   for (const TensorInfo* info : infos) {
     const auto type = scalar_type_of(info->dtype);
-    if (!type || !at::isFloatingType(*type)) throw UserError(str(info->file, ": ", info->name, " is of dtype ", dtype_name(info->dtype), "; want bf16, fp16, fp32 or FP8 e4m3"));
+    if (!type || !at::isFloatingType(*type)) {
+      throw UserError(str(info->file, ": ", info->name, " is of dtype ", dtype_name(info->dtype),
+                          "; want bf16, fp16, fp32 or FP8 e4m3"));
+    }
     const auto found = used.find(info->name);
-    tensors_.push_back({info->name, info->shape, info->dtype == DType::kF8E4M3 ? at::kBFloat16 : *type, found == used.end() ? nullptr : found->second});
+    tensors_.push_back({info->name, info->shape, info->dtype == DType::kF8E4M3 ? at::kBFloat16 : *type,
+                        found == used.end() ? nullptr : found->second});
   }
 }
 

@@ -3,8 +3,8 @@
 //   BaseModel base(saved.recipe());
 //   for (const BaseTensor& tensor : base.tensors()) at::Tensor stored = base.read(tensor);
 //
-// Of a checkpoint these are all its tensors, those of parts that the run did not use included, in the order in which they lie on
-// disk; FP8 blocks come as bf16. Of weights drawn from the seed they are the tensors that the run drew.
+// Of a checkpoint these are all its tensors, those of parts that the run did not use included, in the order in which
+// they lie on disk; FP8 blocks come as bf16. Of weights drawn from the seed they are the tensors that the run drew.
 #pragma once
 
 #include <torch/types.h>
@@ -22,13 +22,14 @@ namespace moetune {
 struct BaseTensor {
   std::string name;
   std::vector<int64_t> shape;
-  at::ScalarType dtype = at::kFloat;  ///< of read()
+  at::ScalarType dtype = at::kFloat;    ///< of read()
   const CatalogTensor* used = nullptr;  ///< how the run held it; null where it had no use for it
 };
 
 class BaseModel {
  public:
-  /// Reads config.json and the headers. UserError when the model is not where the recipe says, or lacks a tensor that the run used.
+  /// Reads config.json and the headers. UserError when the model is not where the recipe says, or lacks a tensor that
+  /// the run used.
   explicit BaseModel(const Recipe& recipe);
 
   const ModelConfig& config() const { return config_; }

@@ -1,11 +1,12 @@
-// What training made, in the formats that other programs load: the adapter as PEFT keeps it, or the weights in Hugging Face layout.
+// What training made, in the formats that other programs load: the adapter as PEFT keeps it, or the weights in Hugging
+// Face layout.
 //
 //   std::cout << export_adapter("runs/v3-attention", "exports/v3", AdapterReader::kPeft);
 //   std::cout << export_base("runs/v3-attention", "exports/v3-base");
 //
-// RUN is a run folder, of which the newest whole checkpoint is taken, or one of its checkpoints. The folder to write to is new, empty
-// or an earlier export (staged_folder.h), and is left whole or untouched. Each function returns what it has to say to the user: what
-// was written, and what of it known readers ignore. One process, no MPI.
+// RUN is a run folder, of which the newest whole checkpoint is taken, or one of its checkpoints. The folder to write to
+// is new, empty or an earlier export (staged_folder.h), and is left whole or untouched. Each function returns what it
+// has to say to the user: what was written, and what of it known readers ignore. One process, no MPI.
 #pragma once
 
 #include <filesystem>
@@ -16,17 +17,21 @@ namespace moetune {
 /// Whose habits an adapter is written for. Both read per-expert keys with two-dimensional tensors.
 enum class AdapterReader {
   kPeft,  ///< as trained: each map its rank, alpha, rsLoRA as the recipe says
-  kVllm,  ///< one rank for all maps, the scale folded into B and lora_alpha = r, zeros for untrained projections of experts
+  /// one rank for all maps, the scale folded into B and lora_alpha = r, zeros for untrained projections of experts
+  kVllm,
 };
 
-/// Writes adapter_config.json and adapter_model.safetensors (fp32, tensors streamed), and router_bias.safetensors where training moved
-/// the biases. `base_name` is what the config names as base model; empty: the recipe's model.path. UserError for a run without adapter.
-std::string export_adapter(const std::filesystem::path& run, const std::filesystem::path& to, AdapterReader reader, const std::string& base_name = "");
+/// Writes adapter_config.json and adapter_model.safetensors (fp32, tensors streamed), and router_bias.safetensors where
+/// training moved the biases. `base_name` is what the config names as base model; empty: the recipe's model.path.
+/// UserError for a run without adapter.
+std::string export_adapter(const std::filesystem::path& run, const std::filesystem::path& to, AdapterReader reader,
+                           const std::string& base_name = "");
 
-/// Writes a model folder. Of a run with adapter: the frozen weights as they were trained on, that is quantised by the code that
-/// training uses and made dense again; with `adapter: none`: the weights that were trained. bf16 where the run computed in bf16 (the
-/// numbers that the layers saw, exactly), fp32 where it computed in fp32 or fp64. Correction biases are those after training. Tensors of
-/// the source that the run had no use for (an MTP module that was off) are copied. A few tensors are in memory at a time.
+/// Writes a model folder. Of a run with adapter: the frozen weights as they were trained on, that is quantised by the
+/// code that training uses and made dense again; with `adapter: none`: the weights that were trained. bf16 where the
+/// run computed in bf16 (the numbers that the layers saw, exactly), fp32 where it computed in fp32 or fp64. Correction
+/// biases are those after training. Tensors of the source that the run had no use for (an MTP module that was off) are
+/// copied. A few tensors are in memory at a time.
 std::string export_base(const std::filesystem::path& run, const std::filesystem::path& to);
 
 }  // namespace moetune

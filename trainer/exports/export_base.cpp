@@ -7,6 +7,7 @@
 
 #include "lora/frozen_weight.h"
 #include "parallel/base/error.h"
+#include "parallel/base/units.h"
 #include "parallel/bytes/tensor_io.h"
 #include "trainer/assemble.h"
 #include "trainer/exports/base_model.h"
@@ -15,7 +16,6 @@
 #include "trainer/exports/name_summary.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
-#include "parallel/base/units.h"
 
 namespace moetune {
 namespace {
@@ -38,8 +38,12 @@ at::Tensor through_frozen(const at::Tensor& stored, BaseFormat format, at::Scala
 class HeldBase {
  public:
   explicit HeldBase(const SavedRun& saved)
-      : saved_(saved), base_(saved.recipe()), trains_weights_(!saved.recipe().adapter), format_(base_format(saved.recipe().model.base)),
-        compute_(scalar_type(saved.recipe().model.compute)), out_(compute_ == at::kBFloat16 ? at::kBFloat16 : at::kFloat) {
+      : saved_(saved),
+        base_(saved.recipe()),
+        trains_weights_(!saved.recipe().adapter),
+        format_(base_format(saved.recipe().model.base)),
+        compute_(scalar_type(saved.recipe().model.compute)),
+        out_(compute_ == at::kBFloat16 ? at::kBFloat16 : at::kFloat) {
     for (const BaseTensor& tensor : base_.tensors()) {
       specs_.push_back({tensor.name, *dtype_of(dtype_for(tensor)), tensor.shape});
       tensors_[tensor.name] = &tensor;
@@ -62,7 +66,9 @@ class HeldBase {
     const at::Tensor stored = base_.read(tensor);
     switch (tensor.used->held) {
       case Held::kLinear: return compared(tensor.name, stored, through_frozen(stored, format_, compute_).to(out_));
-      case Held::kJoint: return through_frozen(stored, format_ == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16, compute_).to(out_);
+      case Held::kJoint:
+        return through_frozen(stored, format_ == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16, compute_)
+            .to(out_);
       case Held::kCompute: return stored.to(compute_).to(out_);
       case Held::kStored:
       case Held::kBias: break;
@@ -72,7 +78,10 @@ class HeldBase {
 
   std::string report() const {
     std::string text;
-    if (!worst_name_.empty()) text += str("  largest relative difference of a linear weight, ", to_string(format_), " to the original: ", worst_, " in ", worst_name_, "\n");
+    if (!worst_name_.empty()) {
+      text += str("  largest relative difference of a linear weight, ", to_string(format_),
+                  " to the original: ", worst_, " in ", worst_name_, "\n");
+    }
     if (saved_.router_bias_moved()) text += "  correction biases of the routers: as training left them\n";
     if (!copied_.empty()) {
       text += "  copied from the source, since the run had no use for them:\n";
@@ -131,10 +140,15 @@ std::string export_base(const fs::path& run, const fs::path& to) {
   const WrittenModel written = write_model(out.path(), base.specs(), [&](const Spec& spec) { return base.make(spec); });
   copy_companions(source, out.path());
   write_model_config(source, out.path(), base.specs());
-  out.commit({{"kind", base.trains_weights() ? "trained weights" : "base"}, {"checkpoint", saved.origin()}, {"step", saved.step()}});
-  const std::string what = base.trains_weights() ? str("trained weights of step ", saved.step()) : str("frozen weights as trained on (", base.format_name(), ", dense again)");
-  return str(what, " -> ", to.string(), "\n  from ", source.string(), " and ", saved.checkpoint().string(), "\n  ", base.specs().size(), " tensors, ",
-             count_text(static_cast<double>(written.parameters)), " parameters, ", bytes_text(static_cast<int64_t>(written.bytes)), " in ", written.num_files,
+  out.commit({{"kind", base.trains_weights() ? "trained weights" : "base"},
+              {"checkpoint", saved.origin()},
+              {"step", saved.step()}});
+  const std::string what = base.trains_weights()
+                               ? str("trained weights of step ", saved.step())
+                               : str("frozen weights as trained on (", base.format_name(), ", dense again)");
+  return str(what, " -> ", to.string(), "\n  from ", source.string(), " and ", saved.checkpoint().string(), "\n  ",
+             base.specs().size(), " tensors, ", count_text(static_cast<double>(written.parameters)), " parameters, ",
+             bytes_text(static_cast<int64_t>(written.bytes)), " in ", written.num_files,
              written.num_files == 1 ? " file\n" : " files\n", base.report());
 }
 

@@ -15,13 +15,13 @@
 #include "parallel/base/files.h"
 #include "parallel/base/sha256.h"
 #include "parallel/base/text.h"
+#include "parallel/base/units.h"
 #include "parallel/bytes/tensor_io.h"
 #include "trainer/data/documents.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
-#include "trainer/state/manifest.h"
-#include "parallel/base/units.h"
 #include "trainer/recipe/recipe.h"
+#include "trainer/state/manifest.h"
 #include "trainer/state/weight_cache.h"
 
 namespace moetune {
@@ -52,7 +52,9 @@ json read_json(const fs::path& path) {
 }
 
 void add_digest(Text& out, const fs::path& path, bool digests) {
-  if (digests || fs::file_size(path) < kCheapDigestBytes) out.line("  SHA-256 ", sha256_of_file(path.string()), "  ", path.filename().string());
+  if (digests || fs::file_size(path) < kCheapDigestBytes) {
+    out.line("  SHA-256 ", sha256_of_file(path.string()), "  ", path.filename().string());
+  }
 }
 
 /// Tensors by dtype, from SafetensorsFile or SafetensorsFolder.
@@ -71,20 +73,26 @@ void add_dtypes(Text& out, const Source& source) {
     sum.bytes += info.bytes;
   }
   for (const auto& [dtype, sum] : sums) {
-    out.line("  ", dtype_name(dtype), ": ", sum.tensors, " tensors, ", count_text(static_cast<double>(sum.elements)), " elements, ", size_of(sum.bytes));
+    out.line("  ", dtype_name(dtype), ": ", sum.tensors, " tensors, ", count_text(static_cast<double>(sum.elements)),
+             " elements, ", size_of(sum.bytes));
   }
 }
 
 void add_config(Text& out, const fs::path& folder) {
   try {
     const ModelConfig c = load_model_config(folder);
-    out.line("  family ", c.model_type, ": ", count_text(static_cast<double>(count_parameters(c))), " parameters, ", count_text(static_cast<double>(count_active_parameters(c))), " active for a token");
-    out.line("  ", c.num_layers, " layers (", c.num_dense_layers, " dense), width ", c.width, ", vocabulary ", c.vocab, ", positions ", c.max_positions);
-    out.line("  ", c.heads, " heads of ", c.qk_dim(), ", latents ", c.q_lora ? str(*c.q_lora, " and ") : "", c.kv_lora, "; ", c.experts, " experts of ", c.expert_width, ", ", c.top_k, " a token, ",
-             c.shared_experts, " shared");
-    out.line("  multi-token prediction: ", c.num_mtp_layers == 0 ? "none" : str(c.num_mtp_layers, " layer in config.json"), c.fp8_blocks ? "; weights in FP8 blocks of 128 x 128" : "");
+    out.line("  family ", c.model_type, ": ", count_text(static_cast<double>(count_parameters(c))), " parameters, ",
+             count_text(static_cast<double>(count_active_parameters(c))), " active for a token");
+    out.line("  ", c.num_layers, " layers (", c.num_dense_layers, " dense), width ", c.width, ", vocabulary ", c.vocab,
+             ", positions ", c.max_positions);
+    out.line("  ", c.heads, " heads of ", c.qk_dim(), ", latents ", c.q_lora ? str(*c.q_lora, " and ") : "", c.kv_lora,
+             "; ", c.experts, " experts of ", c.expert_width, ", ", c.top_k, " a token, ", c.shared_experts, " shared");
+    out.line(
+        "  multi-token prediction: ", c.num_mtp_layers == 0 ? "none" : str(c.num_mtp_layers, " layer in config.json"),
+        c.fp8_blocks ? "; weights in FP8 blocks of 128 x 128" : "");
   } catch (const UserError& error) {
-    out.line("  family ", in_quotes(read_json(folder / "config.json").value("model_type", "")), ": not one that moetune trains: ", error.what());
+    out.line("  family ", in_quotes(read_json(folder / "config.json").value("model_type", "")),
+             ": not one that moetune trains: ", error.what());
   }
 }
 
@@ -97,15 +105,21 @@ std::string describe_model(const fs::path& folder, bool digests) {
     const std::vector<std::string> names = weights.names();
     std::set<std::string> files;
     for (const std::string& name : names) files.insert(weights.at(name).file);
-    const bool mtp = std::any_of(names.begin(), names.end(), [](const std::string& name) { return name.ends_with(".eh_proj.weight"); });
-    out.line("  weights: ", names.size(), " tensors, ", size_of(weights.total_bytes()), " in ", files.size(), files.size() == 1 ? " file" : " files", "; MTP module ", mtp ? "present" : "absent");
+    const bool mtp = std::any_of(names.begin(), names.end(),
+                                 [](const std::string& name) { return name.ends_with(".eh_proj.weight"); });
+    out.line("  weights: ", names.size(), " tensors, ", size_of(weights.total_bytes()), " in ", files.size(),
+             files.size() == 1 ? " file" : " files", "; MTP module ", mtp ? "present" : "absent");
     add_dtypes(out, weights);
     for (const std::string& file : files) add_digest(out, file, digests);
   } else {
     out.line("  weights: none here (no safetensors); enough for weights: random");
   }
   out.line("  tokenizer.json: ", fs::exists(folder / "tokenizer.json") ? "present" : "absent", "; chat template: ",
-           fs::exists(folder / "chat_template.jinja") || (fs::exists(folder / "tokenizer_config.json") && read_json(folder / "tokenizer_config.json").contains("chat_template")) ? "present" : "absent");
+           fs::exists(folder / "chat_template.jinja") ||
+                   (fs::exists(folder / "tokenizer_config.json") &&
+                    read_json(folder / "tokenizer_config.json").contains("chat_template"))
+               ? "present"
+               : "absent");
   return out.text_;
 }
 
@@ -114,7 +128,8 @@ std::string describe_adapter(const fs::path& folder, bool digests) {
   const SafetensorsFile file((folder / "adapter_model.safetensors").string());
   Text out;
   out.line("adapter folder ", folder.string());
-  out.line("  rank ", config.rank, ", alpha ", config.alpha, config.rslora ? ", rsLoRA" : "", ", dropout ", config.dropout, ", base model ", in_quotes(config.base_model));
+  out.line("  rank ", config.rank, ", alpha ", config.alpha, config.rslora ? ", rsLoRA" : "", ", dropout ",
+           config.dropout, ", base model ", in_quotes(config.base_model));
   std::string targets;
   for (const std::string& target : config.target_modules) targets += (targets.empty() ? "" : ", ") + target;
   out.line("  targets ", targets);
@@ -129,7 +144,9 @@ std::string describe_adapter(const fs::path& folder, bool digests) {
     parameters += info.numel();
     if (name.ends_with(".lora_A.weight") && !info.shape.empty()) ranks.insert(info.shape[0]);
   }
-  for (const auto& [group, sums] : groups) out.line("  ", group, ": ", sums.first, " tensors, ", sums.second, " parameters");
+  for (const auto& [group, sums] : groups) {
+    out.line("  ", group, ": ", sums.first, " tensors, ", sums.second, " parameters");
+  }
   if (ranks.size() > 1) {
     std::string text;
     for (int64_t rank : ranks) text += str(text.empty() ? "" : ", ", rank);
@@ -148,10 +165,17 @@ std::string describe_adapter(const fs::path& folder, bool digests) {
 /// The format of a line of data, by its keys; these are tried in the order in which preparation tries them.
 std::string format_of(const json& line) {
   static const std::vector<std::pair<std::string, std::vector<std::string>>> kFormats = {
-      {"messages", {"messages"}},   {"sharegpt", {"conversations"}},         {"input_ids/labels", {"input_ids"}}, {"prompt/completion", {"prompt", "completion"}},
-      {"alpaca", {"instruction", "output"}}, {"text", {"text"}}};
+      {"messages", {"messages"}},
+      {"sharegpt", {"conversations"}},
+      {"input_ids/labels", {"input_ids"}},
+      {"prompt/completion", {"prompt", "completion"}},
+      {"alpaca", {"instruction", "output"}},
+      {"text", {"text"}}};
   for (const auto& [format, keys] : kFormats) {
-    if (line.is_object() && std::all_of(keys.begin(), keys.end(), [&](const std::string& key) { return line.contains(key); })) return format;
+    if (line.is_object() &&
+        std::all_of(keys.begin(), keys.end(), [&](const std::string& key) { return line.contains(key); })) {
+      return format;
+    }
   }
   return "";
 }
@@ -167,14 +191,19 @@ std::string describe_jsonl(const fs::path& path, bool digests) {
       ++blank;
     } else if (lines - blank == 1) {
       const json first = json::parse(line, nullptr, false);
-      if (!first.is_object()) throw UserError(str(path.string(), ":", lines, ": is no JSON object; data is one JSON object a line, and moetune inspects safetensors, folders and such files"));
+      if (!first.is_object()) {
+        throw UserError(str(path.string(), ":", lines,
+                            ": is no JSON object; data is one JSON object a line, and moetune inspects safetensors, "
+                            "folders and such files"));
+      }
       format = format_of(first);
     }
   }
   Text out;
   out.line("data file ", path.string());
   out.line("  format of its first line: ", format.empty() ? "none that moetune knows" : format);
-  out.line("  ", lines - blank, " lines", blank > 0 ? str(" and ", blank, " blank ones") : "", ", ", size_of(fs::file_size(path)));
+  out.line("  ", lines - blank, " lines", blank > 0 ? str(" and ", blank, " blank ones") : "", ", ",
+           size_of(fs::file_size(path)));
   add_digest(out, path, digests);
   return out.text_;
 }
@@ -182,14 +211,18 @@ std::string describe_jsonl(const fs::path& path, bool digests) {
 std::string describe_safetensors(const fs::path& path, bool digests) {
   const SafetensorsFile file(path.string());
   Text out;
-  const bool cache = file.find("tokens") != nullptr && file.find("labels") != nullptr && file.find("offsets") != nullptr;
+  const bool cache =
+      file.find("tokens") != nullptr && file.find("labels") != nullptr && file.find("offsets") != nullptr;
   out.line(cache ? "token cache " : "safetensors file ", path.string());
   if (cache) {
     const at::Tensor labels = read_tensor(file, "labels");
     const int64_t targets = labels.ne(kNotTrained).sum().item<int64_t>();
     const auto& metadata = file.metadata();
-    out.line("  ", std::max<int64_t>(0, file.at("offsets").numel() - 1), " documents, ", file.at("tokens").numel(), " tokens, ", targets, " targets");
-    if (metadata.count("format") > 0 && metadata.at("format") != "pt") out.line("  made from lines of format ", metadata.at("format"));
+    out.line("  ", std::max<int64_t>(0, file.at("offsets").numel() - 1), " documents, ", file.at("tokens").numel(),
+             " tokens, ", targets, " targets");
+    if (metadata.count("format") > 0 && metadata.at("format") != "pt") {
+      out.line("  made from lines of format ", metadata.at("format"));
+    }
   }
   out.line("  ", file.names().size(), " tensors, ", size_of(file.total_bytes()));
   add_dtypes(out, file);
@@ -201,14 +234,19 @@ std::string describe_checkpoint(const fs::path& checkpoint) {
   Text out;
   const json manifest = read_json(checkpoint / "manifest.json");
   out.line("checkpoint ", checkpoint.string());
-  out.line("  step ", manifest.value("step", int64_t{-1}), ", mesh ", manifest.value("mesh", "?"), ", seed ", manifest.value("seed", int64_t{-1}), ", batch ", manifest.value("batch", int64_t{-1}));
-  out.line("  digest of frozen weights ", manifest.value("frozen_digest", "?"), ", of data ", manifest.value("data_digest", "?"));
+  out.line("  step ", manifest.value("step", int64_t{-1}), ", mesh ", manifest.value("mesh", "?"), ", seed ",
+           manifest.value("seed", int64_t{-1}), ", batch ", manifest.value("batch", int64_t{-1}));
+  out.line("  digest of frozen weights ", manifest.value("frozen_digest", "?"), ", of data ",
+           manifest.value("data_digest", "?"));
   try {
     verify_checkpoint(checkpoint);
     std::uint64_t bytes = 0;
     for (const auto& [name, entry] : manifest.at("files").items()) bytes += entry.at("bytes").get<std::uint64_t>();
-    out.line("  whole: ", manifest.at("files").size(), " files, ", size_of(bytes), ", SHA-256 of each as in manifest.json");
-    for (const auto& [name, entry] : manifest.at("files").items()) out.line("  SHA-256 ", entry.at("sha256").get<std::string>(), "  ", name);
+    out.line("  whole: ", manifest.at("files").size(), " files, ", size_of(bytes),
+             ", SHA-256 of each as in manifest.json");
+    for (const auto& [name, entry] : manifest.at("files").items()) {
+      out.line("  SHA-256 ", entry.at("sha256").get<std::string>(), "  ", name);
+    }
   } catch (const UserError& error) {
     out.line("  DAMAGED: ", error.what());
   }
@@ -221,9 +259,11 @@ void add_recipe(Text& out, const fs::path& path) {
   if (recipe.adapter) {
     std::string targets;
     for (const std::string& target : recipe.adapter->targets) targets += (targets.empty() ? "" : ", ") + target;
-    adapter = str("rank ", recipe.adapter->rank, ", alpha ", recipe.adapter->alpha, recipe.adapter->rslora ? ", rsLoRA" : "", " on ", targets);
+    adapter = str("rank ", recipe.adapter->rank, ", alpha ", recipe.adapter->alpha,
+                  recipe.adapter->rslora ? ", rsLoRA" : "", " on ", targets);
   }
-  out.line("  model ", recipe.model.path, ", base ", to_string(recipe.model.base), ", compute ", to_string(recipe.model.compute));
+  out.line("  model ", recipe.model.path, ", base ", to_string(recipe.model.base), ", compute ",
+           to_string(recipe.model.compute));
   out.line("  adapter ", adapter);
   out.line("  data ", recipe.data.train);
 }
@@ -235,7 +275,8 @@ void add_log(Text& out, const fs::path& path) {
   while (std::getline(file, line)) {
     const json entry = json::parse(line, nullptr, false);
     if (!entry.is_object()) continue;  // the last line of a killed run
-    const json kind = entry.value("kind", json()), step = entry.value("step", json()), loss = entry.value("loss", json());
+    const json kind = entry.value("kind", json()), step = entry.value("step", json()),
+               loss = entry.value("loss", json());
     if (kind == "step") steps.push_back(str(step.dump(), ": ", loss.dump()));
     if (kind == "eval") evaluation = str("step ", step.dump(), ": ", loss.dump());
     if (kind == "end") end = str("step ", step.dump());
@@ -273,7 +314,9 @@ std::string inspect(const fs::path& path, bool digests) {
     if (fs::exists(path / "adapter_config.json")) return describe_adapter(path, digests);
     if (fs::exists(path / "config.json")) return describe_model(path, digests);
     if (const auto caches = describe_weight_caches(path)) return *caches;
-    throw UserError(str(path.string(), ": is no folder that moetune knows: a model has config.json, an adapter adapter_config.json, a run checkpoints/, a checkpoint manifest.json, packed weights about.json"));
+    throw UserError(str(path.string(),
+                        ": is no folder that moetune knows: a model has config.json, an adapter adapter_config.json, a "
+                        "run checkpoints/, a checkpoint manifest.json, packed weights about.json"));
   }
   return path.extension() == ".safetensors" ? describe_safetensors(path, digests) : describe_jsonl(path, digests);
 }

@@ -4,31 +4,38 @@
 #include "parallel/base/log.h"
 #include "parallel/bytes/tensor_io.h"
 #include "trainer/assemble.h"
-#include "trainer/state/checkpoint.h"
 #include "trainer/data/dataset.h"
 #include "trainer/data/step_batch.h"
 #include "trainer/exports/saved_run.h"
+#include "trainer/state/checkpoint.h"
 
 namespace moetune {
 
-void write_logits(const std::string& run_path, const std::string& data, int64_t num_documents, const std::string& to, Launch& launch) {
+void write_logits(const std::string& run_path, const std::string& data, int64_t num_documents, const std::string& to,
+                  Launch& launch) {
   const SavedRun saved(run_path);
   Recipe recipe = saved.recipe();
   recipe.mesh.ep = recipe.mesh.tp = recipe.mesh.expert_tp = 1;
   recipe.mesh.dp.reset();
   Assembly run = assemble(recipe, launch);
   load_weights(saved.state(), *run.model);
-  const Documents documents = load_documents(recipe, data, run.config.vocab, launch, PreparationTools::from_environment());
+  const Documents documents =
+      load_documents(recipe, data, run.config.vocab, launch, PreparationTools::from_environment());
   BatchOptions options;
   options.batch = std::min(num_documents, documents.size());
   options.max_tokens = recipe.data.max_tokens;
   options.packing = options.shuffle = options.endless = false;
   Batches batches(documents, options);
-  const StepBatch batch = make_step_batch(batches.local(0, 0, 1), *run.model, run.slice_tokens, run.device, run.compute);
+  const StepBatch batch =
+      make_step_batch(batches.local(0, 0, 1), *run.model, run.slice_tokens, run.device, run.compute);
   Sweep sweep(*run.model, run.sweep_options);
   std::vector<at::Tensor> positions;
   for (const Slice& slice : batch.main.slices) positions.push_back(slice.position_U);
-  write_tensors(to, {{"input_ids", batch.input_U.cpu()}, {"positions", at::cat(positions).cpu()}, {"logits", sweep.logits(batch).to(at::kCPU, at::kFloat)}}, {});
+  write_tensors(to,
+                {{"input_ids", batch.input_U.cpu()},
+                 {"positions", at::cat(positions).cpu()},
+                 {"logits", sweep.logits(batch).to(at::kCPU, at::kFloat)}},
+                {});
   log_info(str(to, ": logits of ", batch.main.num_rows, " tokens of ", options.batch, " documents"));
 }
 

@@ -9,9 +9,10 @@
 
 namespace moetune {
 
-/// Runs the model of a run folder's newest whole checkpoint (or of the checkpoint named) over the first `num_documents` documents of
-/// `data` and writes input_ids I64 [n], positions I64 [n] and logits F32 [n, V], document after document. On one rank, which
-/// holds all experts, whatever mesh the run had.
-void write_logits(const std::string& run, const std::string& data, int64_t num_documents, const std::string& to, Launch& launch);
+/// Runs the model of a run folder's newest whole checkpoint (or of the checkpoint named) over the first `num_documents`
+/// documents of `data` and writes input_ids I64 [n], positions I64 [n] and logits F32 [n, V], document after document.
+/// On one rank, which holds all experts, whatever mesh the run had.
+void write_logits(const std::string& run, const std::string& data, int64_t num_documents, const std::string& to,
+                  Launch& launch);
 
 }  // namespace moetune

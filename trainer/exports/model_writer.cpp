@@ -39,7 +39,8 @@ std::vector<std::vector<Spec>> split(const std::vector<Spec>& specs, std::uint64
     filled += bytes_of(spec);
   }
   for (auto& shard : shards) {
-    std::stable_sort(shard.begin(), shard.end(), [](const Spec& a, const Spec& b) { return size_in_bits(a.dtype) > size_in_bits(b.dtype); });
+    std::stable_sort(shard.begin(), shard.end(),
+                     [](const Spec& a, const Spec& b) { return size_in_bits(a.dtype) > size_in_bits(b.dtype); });
   }
   return shards;
 }
@@ -61,8 +62,8 @@ const char* config_dtype_name(DType dtype) {
 
 }  // namespace
 
-WrittenModel write_model(const fs::path& folder, const std::vector<Spec>& specs, const std::function<at::Tensor(const Spec&)>& make,
-                         std::uint64_t shard_bytes) {
+WrittenModel write_model(const fs::path& folder, const std::vector<Spec>& specs,
+                         const std::function<at::Tensor(const Spec&)>& make, std::uint64_t shard_bytes) {
   const std::vector<std::vector<Spec>> shards = split(specs, shard_bytes);
   WrittenModel written;
   written.num_files = static_cast<int64_t>(shards.size());
@@ -72,8 +73,9 @@ WrittenModel write_model(const fs::path& folder, const std::vector<Spec>& specs,
     SafetensorsWriter writer((folder / file).string(), shards[i], {});
     for (const Spec& spec : shards[i]) {
       const at::Tensor tensor = make(spec).contiguous();
-      MT_CHECK(dtype_of(tensor.scalar_type()) == spec.dtype && tensor.sizes() == at::IntArrayRef(spec.shape), spec.name, " was made as ",
-               tensor.toString(), " ", tensor.sizes(), ", announced as ", dtype_name(spec.dtype), " ", at::IntArrayRef(spec.shape));
+      MT_CHECK(dtype_of(tensor.scalar_type()) == spec.dtype && tensor.sizes() == at::IntArrayRef(spec.shape), spec.name,
+               " was made as ", tensor.toString(), " ", tensor.sizes(), ", announced as ", dtype_name(spec.dtype), " ",
+               at::IntArrayRef(spec.shape));
       writer.append(spec.name, tensor.const_data_ptr(), tensor.nbytes());
       weight_map[spec.name] = file;
       written.bytes += tensor.nbytes();
@@ -82,7 +84,8 @@ WrittenModel write_model(const fs::path& folder, const std::vector<Spec>& specs,
     writer.commit();
   }
   if (shards.size() > 1) {
-    const ordered_json index = {{"metadata", {{"total_size", written.bytes}, {"total_parameters", written.parameters}}}, {"weight_map", weight_map}};
+    const ordered_json index = {{"metadata", {{"total_size", written.bytes}, {"total_parameters", written.parameters}}},
+                                {"weight_map", weight_map}};
     write_text_atomically((folder / "model.safetensors.index.json").string(), index.dump(2) + "\n");
   }
   return written;
@@ -94,7 +97,9 @@ void write_model_config(const fs::path& source, const fs::path& folder, const st
   if (!config.is_object()) throw UserError(str(path, ": is not a JSON object"));
   std::map<DType, std::uint64_t> bytes;
   for (const Spec& spec : specs) bytes[spec.dtype] += bytes_of(spec);
-  const DType most = std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; })->first;
+  const DType most = std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) {
+                       return a.second < b.second;
+                     })->first;
   config.erase("quantization_config");
   // transformers 5 spells the key "dtype", earlier ones "torch_dtype".
   config[config.contains("dtype") ? "dtype" : "torch_dtype"] = config_dtype_name(most);
@@ -107,7 +112,8 @@ std::vector<std::string> copy_companions(const fs::path& source, const fs::path&
   for (const auto& entry : fs::directory_iterator(source)) {
     const std::string name = entry.path().filename().string();
     if (!entry.is_regular_file() || name.front() == '.' || entry.file_size() > kLargestCompanionBytes) continue;
-    const bool weights = name == "config.json" || name.ends_with(".index.json") || name.rfind("moetune_", 0) == 0 || name.rfind("adapter_", 0) == 0;
+    const bool weights = name == "config.json" || name.ends_with(".index.json") || name.rfind("moetune_", 0) == 0 ||
+                         name.rfind("adapter_", 0) == 0;
     if (weights || (kKinds.count(entry.path().extension().string()) == 0 && name.rfind("LICENSE", 0) != 0)) continue;
     write_text_atomically((folder / name).string(), read_text_file(entry.path().string()));
     copied.push_back(name);

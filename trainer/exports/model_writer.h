@@ -1,6 +1,7 @@
 // Writes a model folder in Hugging Face layout: safetensors in shards with an index, config.json, tokenizer files.
 //
-//   write_model(folder, specs, [&](const SafetensorsWriter::Spec& spec) { return make(spec.name); });   // one tensor in memory
+//   // one tensor in memory
+//   write_model(folder, specs, [&](const SafetensorsWriter::Spec& spec) { return make(spec.name); });
 //   write_model_config(source, folder, specs);
 //   copy_companions(source, folder);
 #pragma once
@@ -23,17 +24,19 @@ struct WrittenModel {
   std::uint64_t bytes = 0;  ///< of tensors
 };
 
-/// Writes the tensors of `specs`, in their order but wider dtypes first within a shard, into model.safetensors, or into shards of at
-/// most `shard_bytes` (one tensor is never split) and model.safetensors.index.json. `make` is called once a tensor and returns it with
-/// the dtype and shape of its spec.
+/// Writes the tensors of `specs`, in their order but wider dtypes first within a shard, into model.safetensors, or into
+/// shards of at most `shard_bytes` (one tensor is never split) and model.safetensors.index.json. `make` is called once
+/// a tensor and returns it with the dtype and shape of its spec.
 WrittenModel write_model(const std::filesystem::path& folder, const std::vector<SafetensorsWriter::Spec>& specs,
-                         const std::function<at::Tensor(const SafetensorsWriter::Spec&)>& make, std::uint64_t shard_bytes = kShardBytes);
+                         const std::function<at::Tensor(const SafetensorsWriter::Spec&)>& make,
+                         std::uint64_t shard_bytes = kShardBytes);
 
 /// config.json of `source` without quantization_config, its dtype that of most of the bytes of `specs`.
-void write_model_config(const std::filesystem::path& source, const std::filesystem::path& folder, const std::vector<SafetensorsWriter::Spec>& specs);
+void write_model_config(const std::filesystem::path& source, const std::filesystem::path& folder,
+                        const std::vector<SafetensorsWriter::Spec>& specs);
 
-/// Copies what belongs to a model beside config.json and weights: tokenizer, chat template, generation_config.json, the code that
-/// config.json may name, licences. Returns the names.
+/// Copies what belongs to a model beside config.json and weights: tokenizer, chat template, generation_config.json, the
+/// code that config.json may name, licences. Returns the names.
 std::vector<std::string> copy_companions(const std::filesystem::path& source, const std::filesystem::path& folder);
 
 }  // namespace moetune

@@ -17,7 +17,9 @@ struct Pattern {
   size_t count = 0;
 };
 
-bool is_number(const std::string& part) { return !part.empty() && part.size() < 10 && part.find_first_not_of("0123456789") == std::string::npos; }
+bool is_number(const std::string& part) {
+  return !part.empty() && part.size() < 10 && part.find_first_not_of("0123456789") == std::string::npos;
+}
 
 // "3-5, 9"
 std::string ranges(const std::set<int64_t>& numbers) {

@@ -12,13 +12,19 @@ constexpr std::string_view kLoraA = ".lora_A.weight";
 constexpr std::string_view kLoraB = ".lora_B.weight";
 
 fs::path whole_checkpoint(const fs::path& path) {
-  if (!fs::is_directory(path)) throw UserError(str(path.string(), ": is no folder; RUN is a run folder or one of its checkpoints"));
+  if (!fs::is_directory(path)) {
+    throw UserError(str(path.string(), ": is no folder; RUN is a run folder or one of its checkpoints"));
+  }
   if (fs::exists(path / "manifest.json")) {
     verify_checkpoint(path);
     return path;
   }
-  const fs::path newest = newest_whole(path / "checkpoints", [](const fs::path& checkpoint) { return damage_of(checkpoint); });
-  if (newest.empty()) throw UserError(str(path.string(), ": holds no checkpoint (checkpoints/step-*/manifest.json); has the run saved one yet?"));
+  const fs::path newest =
+      newest_whole(path / "checkpoints", [](const fs::path& checkpoint) { return damage_of(checkpoint); });
+  if (newest.empty()) {
+    throw UserError(
+        str(path.string(), ": holds no checkpoint (checkpoints/step-*/manifest.json); has the run saved one yet?"));
+  }
   return newest;
 }
 
@@ -40,12 +46,15 @@ int64_t layer_of_name(const std::string& name) {
   int64_t layer = 0;
   size_t i = begin + kLayers.size();
   const size_t first = i;
-  for (; i < name.size() && name[i] >= '0' && name[i] <= '9' && i < first + 9; ++i) layer = 10 * layer + (name[i] - '0');
+  for (; i < name.size() && name[i] >= '0' && name[i] <= '9' && i < first + 9; ++i) {
+    layer = 10 * layer + (name[i] - '0');
+  }
   return i == first ? -1 : layer;
 }
 
 SavedRun::SavedRun(const fs::path& run_or_checkpoint)
-    : state_(whole_checkpoint(run_or_checkpoint)), recipe_(load_recipe((state_.checkpoint() / "recipe.yaml").string())) {
+    : state_(whole_checkpoint(run_or_checkpoint)),
+      recipe_(load_recipe((state_.checkpoint() / "recipe.yaml").string())) {
   index_tensors();
   if (recipe_.adapter) index_adapters();
 }
@@ -58,7 +67,9 @@ void SavedRun::index_tensors() {
       continue;
     }
     block.shape[0] = 1;
-    for (int64_t& expert = block.at[0]; expert < block.whole[0]; ++expert) places_[expert_name(name, expert)] = {name, block};
+    for (int64_t& expert = block.at[0]; expert < block.whole[0]; ++expert) {
+      places_[expert_name(name, expert)] = {name, block};
+    }
   }
 }
 
@@ -105,7 +116,9 @@ at::Tensor SavedRun::read(const std::string& name) const {
 at::Tensor SavedRun::router_bias(int64_t layer) const { return state_.router_bias(layer).to(at::kFloat).contiguous(); }
 
 // The module's block is a MoE block behind the last layer, and every MoE block's bias is saved.
-int64_t SavedRun::mtp_layer() const { return recipe_.mtp.loss_weight > 0.0 && !router_layers().empty() ? router_layers().back() : -1; }
+int64_t SavedRun::mtp_layer() const {
+  return recipe_.mtp.loss_weight > 0.0 && !router_layers().empty() ? router_layers().back() : -1;
+}
 
 std::string SavedRun::origin() const { return fs::absolute(state_.checkpoint()).lexically_normal().string(); }
 

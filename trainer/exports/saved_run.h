@@ -1,7 +1,7 @@
-// What a finished or running job has saved: the newest whole checkpoint of a run folder, or one checkpoint, tensor by tensor under
-// Hugging Face names, whatever mesh wrote it.
+// What a finished or running job has saved: the newest whole checkpoint of a run folder, or one checkpoint, tensor by
+// tensor under Hugging Face names, whatever mesh wrote it.
 //
-//   SavedRun saved("runs/v3-attention");                                    // or runs/v3-attention/checkpoints/step-00000100
+//   SavedRun saved("runs/v3-attention");  // or runs/v3-attention/checkpoints/step-00000100
 //   at::Tensor b = saved.read("model.layers.3.mlp.experts.17.gate_proj.lora_B.weight");
 #pragma once
 
@@ -29,8 +29,8 @@ struct SavedAdapter {
 
 class SavedRun {
  public:
-  /// Checks every file of the checkpoint against its manifest; damaged newer checkpoints of a run folder are warned of and passed
-  /// over. UserError when there is no whole one.
+  /// Checks every file of the checkpoint against its manifest; damaged newer checkpoints of a run folder are warned of
+  /// and passed over. UserError when there is no whole one.
   explicit SavedRun(const std::filesystem::path& run_or_checkpoint);
 
   const std::filesystem::path& checkpoint() const { return state_.checkpoint(); }

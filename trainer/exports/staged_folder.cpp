@@ -20,10 +20,15 @@ constexpr const char* kStaging = ".unfinished";
 std::vector<std::string> files_of_earlier(const fs::path& folder) {
   if (!fs::exists(folder / kExportFile)) return {};
   const ordered_json json = ordered_json::parse(read_text_file((folder / kExportFile).string()), nullptr, false);
-  if (!json.is_object() || json.value("format", ordered_json()) != kFormat || !json.contains("files") || !json.at("files").is_array()) return {};
+  if (!json.is_object() || json.value("format", ordered_json()) != kFormat || !json.contains("files") ||
+      !json.at("files").is_array()) {
+    return {};
+  }
   std::vector<std::string> files = {kExportFile};
   for (const ordered_json& file : json.at("files")) {
-    if (file.is_string() && fs::path(file.get<std::string>()).filename() == file.get<std::string>()) files.push_back(file.get<std::string>());
+    if (file.is_string() && fs::path(file.get<std::string>()).filename() == file.get<std::string>()) {
+      files.push_back(file.get<std::string>());
+    }
   }
   return files;
 }
@@ -45,7 +50,8 @@ StagedFolder::StagedFolder(const fs::path& to) : to_(to), staging_(to / kStaging
   for (const auto& entry : fs::directory_iterator(to_)) {
     const std::string name = entry.path().filename().string();
     if (name == kStaging || std::find(earlier_.begin(), earlier_.end(), name) != earlier_.end()) continue;
-    throw UserError(str(to_.string(), ": holds ", in_quotes(name), ", which no earlier export wrote; nothing was changed. Name an empty or a new folder"));
+    throw UserError(str(to_.string(), ": holds ", in_quotes(name),
+                        ", which no earlier export wrote; nothing was changed. Name an empty or a new folder"));
   }
   fs::remove_all(staging_, error);
   fs::create_directory(staging_, error);

@@ -1,12 +1,14 @@
-// A folder that is filled whole or not at all: files are written to a place inside it that no reader looks at, then moved.
+// A folder that is filled whole or not at all: files are written to a place inside it that no reader looks at, then
+// moved.
 //
 //   StagedFolder out("exports/v3");                       // refuses a folder that holds anything but an earlier export
 //   write_tensors((out.path() / "adapter_model.safetensors").string(), ...);
 //   out.commit({{"kind", "adapter"}, {"step", 100}});
 //
-// An export carries moetune_export.json: what it was made from, and its files. By it the next export knows what it may replace, so
-// that no command line, however mistaken, writes over a model. Killed while files are moved, the folder lacks config.json or
-// adapter_config.json, which come last: no reader takes it for whole, and the next export replaces it.
+// An export carries moetune_export.json: what it was made from, and its files. By it the next export knows what it may
+// replace, so that no command line, however mistaken, writes over a model. Killed while files are moved, the folder
+// lacks config.json or adapter_config.json, which come last: no reader takes it for whole, and the next export replaces
+// it.
 #pragma once
 
 #include <filesystem>
@@ -30,7 +32,8 @@ class StagedFolder {
 
   /// Where to write: plain files, no folders.
   const std::filesystem::path& path() const { return staging_; }
-  /// Replaces the earlier export. `about` goes into moetune_export.json, in front of the list of files. Call once, last.
+  /// Replaces the earlier export. `about` goes into moetune_export.json, in front of the list of files. Call once,
+  /// last.
   void commit(nlohmann::ordered_json about);
 
  private:

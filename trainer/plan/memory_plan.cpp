@@ -10,10 +10,10 @@
 #include "moe/head.h"
 #include "moe/model.h"
 #include "parallel/base/error.h"
+#include "parallel/base/units.h"
 #include "parallel/bytes/weight_store.h"
 #include "trainer/assemble.h"
 #include "trainer/update/gradients.h"
-#include "parallel/base/units.h"
 #include "trainer/update/optimizer.h"
 
 namespace moetune {
@@ -28,7 +28,8 @@ class Sums {
  public:
   void add(const std::string& name, int64_t amount) {
     const auto found = std::find_if(sums_.begin(), sums_.end(), [&](const auto& sum) { return sum.first == name; });
-    found == sums_.end() ? static_cast<void>(sums_.emplace_back(name, amount)) : static_cast<void>(found->second += amount);
+    found == sums_.end() ? static_cast<void>(sums_.emplace_back(name, amount))
+                         : static_cast<void>(found->second += amount);
   }
   const std::vector<std::pair<std::string, int64_t>>& all() const { return sums_; }
 
@@ -38,10 +39,20 @@ class Sums {
 
 class Planner {
  public:
-  Planner(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine, std::optional<int64_t> rows)
-      : config_(config), recipe_(recipe), mesh_(mesh), machine_(machine), compute_(scalar_type(recipe.model.compute)), base_(base_format(recipe.model.base)),
-        size_(static_cast<int64_t>(c10::elementSize(compute_))), with_mtp_(recipe.mtp.loss_weight > 0.0), trains_weights_(!recipe.adapter),
-        local_experts_(config.experts / mesh.ep), data_ranks_(mesh.dp * mesh.ep), parts_{mesh.tp, mesh.expert_tp} {
+  Planner(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
+          std::optional<int64_t> rows)
+      : config_(config),
+        recipe_(recipe),
+        mesh_(mesh),
+        machine_(machine),
+        compute_(scalar_type(recipe.model.compute)),
+        base_(base_format(recipe.model.base)),
+        size_(static_cast<int64_t>(c10::elementSize(compute_))),
+        with_mtp_(recipe.mtp.loss_weight > 0.0),
+        trains_weights_(!recipe.adapter),
+        local_experts_(config.experts / mesh.ep),
+        data_ranks_(mesh.dp * mesh.ep),
+        parts_{mesh.tp, mesh.expert_tp} {
     plan_.device = machine.device;
     plan_.rows = rows.value_or((recipe.train.batch + data_ranks_ - 1) / data_ranks_ * recipe.data.max_tokens);
     plan_.held_rows = (plan_.rows + mesh.tp - 1) / mesh.tp;
@@ -92,7 +103,9 @@ class Planner {
       plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ + plain.router * 2;
     }
     add("plain tensors", plan_.plain_bytes,
-        trains_weights_ ? "correction bias of the routers" : str("embedding, head, norms in ", to_string(recipe_.model.compute), "; router in bf16, its bias"));
+        trains_weights_
+            ? "correction bias of the routers"
+            : str("embedding, head, norms in ", to_string(recipe_.model.compute), "; router in bf16, its bias"));
   }
 
   /// The packed weights come last, for what the rest leaves decides where they lie; they are listed first.
@@ -101,20 +114,27 @@ class Planner {
     plan_.weights = place_weights(config_, recipe_, mesh_, machine_, plan_.device_bytes());
     const WeightPlacement& placed = plan_.weights;
     Sums numbers;
-    for_each_map([&](const LinearMap& map, const LinearMap& held) { numbers.add(map.stack > 0 ? "" : map.group, map.units(local_experts_) * held.outputs * held.inputs); });
+    for_each_map([&](const LinearMap& map, const LinearMap& held) {
+      numbers.add(map.stack > 0 ? "" : map.group, map.units(local_experts_) * held.outputs * held.inputs);
+    });
     std::string dense;
     for (const auto& [group, count] : numbers.all()) {
       if (!group.empty()) dense += str(dense.empty() ? "" : ", ", group, " ", short_count(count));
     }
     const auto share = [](int64_t shards) { return shards > 1 ? str(", 1/", shards, " of each") : ""; };
-    const std::string experts = str(parts_.experts > 1 ? str("1/", parts_.experts, " of each of ") : "", local_experts_, " of ", config_.experts, " experts a layer in ", to_string(base_), share(placed.expert_shards));
+    const std::string experts =
+        str(parts_.experts > 1 ? str("1/", parts_.experts, " of each of ") : "", local_experts_, " of ",
+            config_.experts, " experts a layer in ", to_string(base_), share(placed.expert_shards));
     std::vector<MemoryPart> rest = std::exchange(plan_.parts, {});
     add("frozen dense maps", placed.dense_bytes, str(dense, share(placed.dense_shards)));
-    add("frozen experts", placed.expert_bytes, placed.host_layers.empty() ? experts : str(experts, ", but for ", placed.host_layers.size(), " layers"));
-    add("slabs on their way", placed.buffer_bytes, str(WeightStore::kBuffers, " of the largest of each kind that is sharded or streams in"));
+    add("frozen experts", placed.expert_bytes,
+        placed.host_layers.empty() ? experts : str(experts, ", but for ", placed.host_layers.size(), " layers"));
+    add("slabs on their way", placed.buffer_bytes,
+        str(WeightStore::kBuffers, " of the largest of each kind that is sharded or streams in"));
     if (placed.host_bytes > 0) {
       plan_.parts.push_back({"frozen, host tier", placed.host_bytes, true, Span::kRun,
-                             str(placed.host_layers.size(), " layers' experts", placed.dense_on_host ? " and all dense maps" : "", share(placed.expert_shards))});
+                             str(placed.host_layers.size(), " layers' experts",
+                                 placed.dense_on_host ? " and all dense maps" : "", share(placed.expert_shards))});
     }
     plan_.parts.insert(plan_.parts.end(), rest.begin(), rest.end());
   }
@@ -141,47 +161,63 @@ class Planner {
       }
     });
     plan_.trained_by_group = trained_.all();
-    const std::string numbers = str(short_count(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
-    add("trained, working copies", Parameter::working_bytes(plan_.trained_numbers, compute_), str(numbers, " in ", to_string(recipe_.model.compute)));
+    const std::string numbers =
+        str(short_count(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
+    add("trained, working copies", Parameter::working_bytes(plan_.trained_numbers, compute_),
+        str(numbers, " in ", to_string(recipe_.model.compute)));
     const at::ScalarType wide = accumulate_dtype(compute_);
     const std::string dtype = wide == at::kDouble ? "fp64" : "fp32";
-    add("gradients", Parameter::gradient_bytes(most_gradients(), compute_), str(short_count(most_gradients()), " numbers of one layer in ", dtype));
+    add("gradients", Parameter::gradient_bytes(most_gradients(), compute_),
+        str(short_count(most_gradients()), " numbers of one layer in ", dtype));
     int64_t shards = Partition::shard_numbers(spread_numbers_, num_replicas(mesh_, Replicas::kEverywhere));
-    for (const auto& [place, count] : by_layer_) shards += Partition::shard_numbers(count, num_replicas(mesh_, place.second));
-    plan_.parts.push_back({"optimizer", Optimizer::host_bytes(shards, compute_), true, Span::kRun,
-                           str(short_count(shards), " of ", numbers, ", ", Optimizer::host_bytes(1, compute_), " B each")});
+    for (const auto& [place, count] : by_layer_) {
+      shards += Partition::shard_numbers(count, num_replicas(mesh_, place.second));
+    }
+    plan_.parts.push_back(
+        {"optimizer", Optimizer::host_bytes(shards, compute_), true, Span::kRun,
+         str(short_count(shards), " of ", numbers, ", ", Optimizer::host_bytes(1, compute_), " B each")});
   }
 
   void add_scratch() {
-    chunk_experts_ = experts_at_a_time(config_, compute_, ModelOptions().expert_chunk_bytes, local_experts_, parts_.experts);
+    chunk_experts_ =
+        experts_at_a_time(config_, compute_, ModelOptions().expert_chunk_bytes, local_experts_, parts_.experts);
     if (!trains_weights_) {
       for (const auto& maps : blocks_) {
         std::vector<LinearMap> held;
         for (const LinearMap& map : maps) held.push_back(map.part(parts_));
-        plan_.scratch_elements = std::max(plan_.scratch_elements, block_scratch_elements(held, base_, compute_, chunk_experts_));
+        plan_.scratch_elements =
+            std::max(plan_.scratch_elements, block_scratch_elements(held, base_, compute_, chunk_experts_));
       }
-      if (with_mtp_) plan_.scratch_elements = std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(config_)}, base_, compute_, 0));
+      if (with_mtp_) {
+        plan_.scratch_elements =
+            std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(config_)}, base_, compute_, 0));
+      }
     }
     add("dense weights in use", Scratch::bytes(plan_.scratch_elements, compute_),
-        str("one layer's mixing and ", chunk_experts_, " of ", local_experts_, " experts in ", to_string(recipe_.model.compute)));
+        str("one layer's mixing and ", chunk_experts_, " of ", local_experts_, " experts in ",
+            to_string(recipe_.model.compute)));
   }
 
   /// Other ranks than its own that want a token at the most: the chosen experts lie in the chosen groups.
   int64_t ranks_of_token() const {
     const int64_t groups_ranks = config_.top_groups * std::max<int64_t>(1, mesh_.ep / config_.num_groups);
-    return mesh_.ep % config_.num_groups == 0 || config_.num_groups % mesh_.ep == 0 ? std::min({config_.top_k, mesh_.ep, groups_ranks})
-                                                                                  : std::min(config_.top_k, mesh_.ep);
+    return mesh_.ep % config_.num_groups == 0 || config_.num_groups % mesh_.ep == 0
+               ? std::min({config_.top_k, mesh_.ep, groups_ranks})
+               : std::min(config_.top_k, mesh_.ep);
   }
 
   void add_step() {
-    // U rows of the documents, of which a rank of the tensor axis holds T; those of all ranks that share experts go out from each.
-    const int64_t U = plan_.rows, T = plan_.held_rows, routed = T * parts_.experts, D = config_.width, K = config_.top_k;
+    // U rows of the documents, of which a rank of the tensor axis holds T; those of all ranks that share experts go out
+    // from each.
+    const int64_t U = plan_.rows, T = plan_.held_rows, routed = T * parts_.experts, D = config_.width,
+                  K = config_.top_k;
     const std::string rows_of_all = mesh_.tp > 1 ? str(mesh_.tp, " T") : "T";
     const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
     const int64_t moe_blocks = num_blocks - config_.num_dense_layers;
     const int64_t first_trained = trains_weights_ ? 0 : first_adapted();
     const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
-    add("tokens and positions", U * (9 * 8 + config_.rope_dim * size_), str(rows_of_all, " x (nine indices + rotary angles)"));
+    add("tokens and positions", U * (9 * 8 + config_.rope_dim * size_),
+        str(rows_of_all, " x (nine indices + rotary angles)"));
     const int64_t kept_blocks = num_blocks - first_trained;
     const int64_t inputs = kept_blocks * T * D * size_, routing = moe_blocks * routed * (2 * K + 4 * sends);
     if (recipe_.offload.activations == ActivationTier::kNone) {
@@ -189,7 +225,8 @@ class Planner {
     } else {
       // On the device: the one in use, one on its way out or in.
       add("kept routing", routing + 2 * T * D * size_, str("T x routing of ", moe_blocks, " blocks, two block inputs"));
-      plan_.parts.push_back({"kept block inputs", inputs, true, Span::kRun, str(kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
+      plan_.parts.push_back(
+          {"kept block inputs", inputs, true, Span::kRun, str(kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
     }
 
     PassTraits traits{compute_, plan_.device, trains_weights_, mesh_.ep > 1, recipe_.router.balance_loss > 0.0, parts_};
@@ -209,31 +246,46 @@ class Planner {
     int64_t kept_bytes = 0, graph = 0, mixing = 0, experts = 0;
     for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
       const BlockMemory row = block_memory(config_, blocks_[layer], traits);
-      if (layer >= num_blocks - kept) kept_bytes += T * row.saved + (row.expert > 0 ? routed * K * row.kept_expert + received * (K * (8 + size_) + (sends > 0 || gathered > 0 ? D * size_ : 0)) : 0);
-      else graph = std::max(graph, T * row.saved);
+      if (layer >= num_blocks - kept) {
+        kept_bytes += T * row.saved +
+                      (row.expert > 0 ? routed * K * row.kept_expert +
+                                            received * (K * (8 + size_) + (sends > 0 || gathered > 0 ? D * size_ : 0))
+                                      : 0);
+      } else graph = std::max(graph, T * row.saved);
       mixing = std::max(mixing, slice_rows * row.mixing);
       if (row.expert == 0) continue;
       const int64_t outer = trains_weights_ ? chunk_experts_ * (config_.expert_width / parts_.experts) * D * size_ : 0;
       experts = std::max(experts, gathered + received * row.received + chunk_rows * row.expert + outer);
     }
     add("kept graphs", kept_bytes, str("of the last ", kept, " blocks"));
-    // A block on the way up: its graph, gradients of its output and input and of the experts' input, and what is in flight.
+    // A block on the way up: its graph, gradients of its output and input and of the experts' input, and what is in
+    // flight.
     const int64_t between = 3 * T * D * size_;
-    const int64_t block = (kept > 0 ? std::max<int64_t>(0, graph - kept_bytes) : graph) + between + std::max(mixing, experts);
-    const std::string flight = mixing > experts ? str(short_count(slice_rows), " rows of mixing") : str(short_count(chunk_rows), " routed rows");
+    const int64_t block =
+        (kept > 0 ? std::max<int64_t>(0, graph - kept_bytes) : graph) + between + std::max(mixing, experts);
+    const std::string flight = mixing > experts ? str(short_count(slice_rows), " rows of mixing")
+                                                : str(short_count(chunk_rows), " routed rows");
     add("one block, way up", block + sent,
-        str("T x ", bytes_text(T > 0 ? (graph + between) / T : 0), " + ", flight, gathered > 0 ? str(" + ", short_count(routed), " gathered") : "", sends > 0 ? str(" + ", short_count(received), " received") : ""), Span::kPhase);
-    const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, U), vocab = (config_.vocab + mesh_.tp - 1) / mesh_.tp;
-    const int64_t head = Head::chunk_bytes(head_rows, vocab, compute_) + 2 * U * D * size_ + (mesh_.tp > 1 ? T * D * size_ : 0);
+        str("T x ", bytes_text(T > 0 ? (graph + between) / T : 0), " + ", flight,
+            gathered > 0 ? str(" + ", short_count(routed), " gathered") : "",
+            sends > 0 ? str(" + ", short_count(received), " received") : ""),
+        Span::kPhase);
+    const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, U),
+                  vocab = (config_.vocab + mesh_.tp - 1) / mesh_.tp;
+    const int64_t head =
+        Head::chunk_bytes(head_rows, vocab, compute_) + 2 * U * D * size_ + (mesh_.tp > 1 ? T * D * size_ : 0);
     add("head", head, str(head_rows, " rows of logits, ", rows_of_all, " x ", D, " and its gradient"), Span::kPhase);
     // The module's block stands on the last block's output, the head's gradient and the projection's graph.
-    if (with_mtp_) add("MTP block, way up", block + sent + (5 * T + U) * D * size_, "as a block, on six more T x D", Span::kPhase);
+    if (with_mtp_) {
+      add("MTP block, way up", block + sent + (5 * T + U) * D * size_, "as a block, on six more T x D", Span::kPhase);
+    }
     int64_t reduction = 0, reduced = 0;
     for (const auto& [place, count] : by_layer_) {
       reduction = std::max(reduction, GradientReducer::bytes(count, num_replicas(mesh_, place.second), compute_));
       reduced = std::max(reduced, count);
     }
-    add("gradient reduction", T * D * size_ + reduction, str(short_count(reduced), " numbers of a layer at a time"), Span::kPhase);
+    add("gradient reduction", T * D * size_ + reduction, str(short_count(reduced), " numbers of a layer at a time"),
+        Span::kPhase);
   }
 
   int64_t first_adapted() const {
@@ -245,8 +297,8 @@ class Planner {
     return static_cast<int64_t>(blocks_.size());
   }
 
-  /// Trained numbers whose gradients exist at a time: those of one layer; the MTP module's block stands on those of the turn and of the
-  /// shared embedding. The norms beside a layer's maps are too few to count.
+  /// Trained numbers whose gradients exist at a time: those of one layer; the MTP module's block stands on those of the
+  /// turn and of the shared embedding. The norms beside a layer's maps are too few to count.
   int64_t most_gradients() const {
     std::map<int64_t, int64_t> numbers;
     for (const auto& [place, count] : by_layer_) numbers[place.first] += count;
@@ -289,7 +341,8 @@ int64_t MemoryPlan::device_bytes() const { return most_at_a_time(*this, false); 
 
 int64_t MemoryPlan::host_bytes() const { return most_at_a_time(*this, true); }
 
-MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine, std::optional<int64_t> rows) {
+MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
+                       std::optional<int64_t> rows) {
   MT_CHECK(config.experts % mesh.ep == 0, config.experts, " experts on ", mesh.ep, " ranks");
   return Planner(config, recipe, mesh, machine, rows).plan();
 }

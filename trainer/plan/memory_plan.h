@@ -1,11 +1,12 @@
 // The bytes that one rank will hold, predicted from config.json and the recipe alone: no device, no weights.
 //
-//   const MemoryPlan plan = plan_memory(config, recipe, resolve_mesh(...), {.device = at::kCUDA, .device_memory_bytes = ...});
-//   plan.device_bytes();                   // to compare with the device's memory before the run and with the peak after it
+//   const MemoryPlan plan = plan_memory(config, recipe, mesh, {.device = at::kCUDA, .device_memory_bytes = ...});
+//   plan.device_bytes();  // to compare with the device's memory before the run and with the peak after it
 //   log_info(memory_table(plan));
 //
-// All ranks of an expert- and data-parallel mesh are alike. Each part is a product of shapes that its formula states; the functions
-// that compute it stand beside the allocations. Not in it: the device's context, libraries' workspaces, rounding of the allocator.
+// All ranks of an expert- and data-parallel mesh are alike. Each part is a product of shapes that its formula states;
+// the functions that compute it stand beside the allocations. Not in it: the device's context, libraries' workspaces,
+// rounding of the allocator.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +50,8 @@ struct MemoryPlan {
   int64_t host_bytes() const;
 };
 
-/// The plan for one rank of a resolved mesh. `rows`: tokens of the fullest rank's documents where the data is known; otherwise the bound that
-/// train.batch and data.max_tokens give. Throws UserError where targets match nothing.
+/// The plan for one rank of a resolved mesh. `rows`: tokens of the fullest rank's documents where the data is known;
+/// otherwise the bound that train.batch and data.max_tokens give. Throws UserError where targets match nothing.
 MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
                        std::optional<int64_t> rows = std::nullopt);
 

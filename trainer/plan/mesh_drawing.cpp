@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "parallel/base/error.h"
-#include "trainer/run/banner.h"
 #include "parallel/base/units.h"
+#include "trainer/run/banner.h"
 
 namespace moetune {
 namespace {
@@ -19,7 +19,8 @@ std::string padded(std::string text, size_t columns) {
 
 class Drawing {
  public:
-  Drawing(const ModelConfig& config, const MeshShape& shape, const MemoryPlan& plan) : config_(config), shape_(shape), plan_(plan) {}
+  Drawing(const ModelConfig& config, const MeshShape& shape, const MemoryPlan& plan)
+      : config_(config), shape_(shape), plan_(plan) {}
 
   std::string text() const { return grid() + "\n" + groups() + weights(); }
 
@@ -29,7 +30,9 @@ class Drawing {
     const bool parts = shape_.expert_tp > 1;
     const auto heads_of = [&](int64_t tp) { return str("heads ", run_of(tp, shape_.tp, config_.heads)); };
     const auto features_of = [&](int64_t tp) { return str("features ", run_of(tp, shape_.tp, config_.expert_width)); };
-    const size_t cell = std::max({str("rank ", shape_.num_ranks() - 1).size(), heads_of(shape_.tp - 1).size(), parts ? features_of(shape_.tp - 1).size() : 0}) + 2;
+    const size_t cell = std::max({str("rank ", shape_.num_ranks() - 1).size(), heads_of(shape_.tp - 1).size(),
+                                  parts ? features_of(shape_.tp - 1).size() : 0}) +
+                        2;
     std::string header = padded("", 16), heads = padded("", 16), features = padded("", 16), rows;
     for (int64_t tp = 0; tp < shape_.tp; ++tp) {
       header += padded(str("tp ", tp), cell);
@@ -40,7 +43,9 @@ class Drawing {
     for (int64_t row = 0; row < std::min(num_rows, kMostRowsDrawn); ++row) {
       const int64_t dp = row / shape_.ep, ep = row % shape_.ep;
       rows += padded(str("  ", ep == 0 ? padded(str("dp ", dp), 7) : padded("", 7), "ep ", ep), 16);
-      for (int64_t tp = 0; tp < shape_.tp; ++tp) rows += padded(str("rank ", rank_at(shape_, {.pp = 0, .dp = dp, .ep = ep, .tp = tp})), cell);
+      for (int64_t tp = 0; tp < shape_.tp; ++tp) {
+        rows += padded(str("rank ", rank_at(shape_, {.pp = 0, .dp = dp, .ep = ep, .tp = tp})), cell);
+      }
       rows += str("experts ", run_of(ep, shape_.ep, config_.experts), "\n");
     }
     if (num_rows > kMostRowsDrawn) rows += str("  ... and ", num_rows - kMostRowsDrawn, " rows more\n");
@@ -64,22 +69,34 @@ class Drawing {
     const bool parts = shape_.expert_tp > 1;
     const auto experts = [&](const MeshCoordinates& place) { return place.ep == 0 && (place.tp == 0 || !parts); };
     const auto exchange = [](const MeshCoordinates& place) { return place.dp == 0 && place.tp == 0; };
-    return banner_line("data", str("a step's sequences are dealt out over dp x ep = ", shape_.dp * shape_.ep, " parts; the ranks of a tp group work on the same")) +
-           banner_line("dense", str("the same weights on ", ranks_where(data))) + banner_line("experts", str("the same on ", ranks_where(experts))) +
-           banner_line("exchange", str(parts ? "those of a whole tp group travel among " : "tokens travel among ", ranks_where(exchange)));
+    return banner_line("data", str("a step's sequences are dealt out over dp x ep = ", shape_.dp * shape_.ep,
+                                   " parts; the ranks of a tp group work on the same")) +
+           banner_line("dense", str("the same weights on ", ranks_where(data))) +
+           banner_line("experts", str("the same on ", ranks_where(experts))) +
+           banner_line("exchange", str(parts ? "those of a whole tp group travel among " : "tokens travel among ",
+                                       ranks_where(exchange)));
   }
 
   std::string weights() const {
     const WeightPlacement& placed = plan_.weights;
-    const auto shared = [](int64_t shards) { return shards == 1 ? std::string("whole") : str("1/", shards, " of each layer's"); };
-    std::string text = banner_line("holds", str("of dense maps ", shared(placed.dense_shards), ", ", bytes_text(placed.dense_bytes), shape_.expert_tp > 1 ? "; of its parts of experts " : "; of its experts ", shared(placed.expert_shards),
-                                                ", ", bytes_text(placed.expert_bytes)));
+    const auto shared = [](int64_t shards) {
+      return shards == 1 ? std::string("whole") : str("1/", shards, " of each layer's");
+    };
+    std::string text =
+        banner_line("holds", str("of dense maps ", shared(placed.dense_shards), ", ", bytes_text(placed.dense_bytes),
+                                 shape_.expert_tp > 1 ? "; of its parts of experts " : "; of its experts ",
+                                 shared(placed.expert_shards), ", ", bytes_text(placed.expert_bytes)));
     if (placed.host_bytes > 0) {
-      text += banner_line("", str("in host memory ", bytes_text(placed.host_bytes), ": experts of ", placed.host_layers.size(), " layers", placed.dense_on_host ? ", all dense maps" : ""));
+      text +=
+          banner_line("", str("in host memory ", bytes_text(placed.host_bytes), ": experts of ",
+                              placed.host_layers.size(), " layers", placed.dense_on_host ? ", all dense maps" : ""));
     }
-    if (placed.buffer_bytes > 0) text += banner_line("", str("buffers for what is on its way ", bytes_text(placed.buffer_bytes)));
-    text += banner_line("a step", str("copies ", bytes_text(placed.copied_bytes_per_step), " of weights from the host and receives ", bytes_text(placed.gathered_bytes_per_step),
-                                      " from other ranks"));
+    if (placed.buffer_bytes > 0) {
+      text += banner_line("", str("buffers for what is on its way ", bytes_text(placed.buffer_bytes)));
+    }
+    text += banner_line(
+        "a step", str("copies ", bytes_text(placed.copied_bytes_per_step), " of weights from the host and receives ",
+                      bytes_text(placed.gathered_bytes_per_step), " from other ranks"));
     return text;
   }
 
@@ -92,7 +109,8 @@ class Drawing {
 
 std::string draw_mesh(const PlannedMesh& mesh, const std::string& recipe_path) {
   const int64_t num_ranks = mesh.shape.num_ranks();
-  return banner_line("recipe", recipe_path) + banner_line("mesh", str(to_string(mesh.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks")) + "\n" +
+  return banner_line("recipe", recipe_path) +
+         banner_line("mesh", str(to_string(mesh.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks")) + "\n" +
          Drawing(mesh.config, mesh.shape, mesh.plan).text();
 }
 

@@ -9,8 +9,8 @@
 
 namespace moetune {
 
-/// The ranks as a grid with their experts and heads, the groups that hold the same weights, the bytes of each rank and what a step moves
-/// between host, device and ranks.
+/// The ranks as a grid with their experts and heads, the groups that hold the same weights, the bytes of each rank and
+/// what a step moves between host, device and ranks.
 std::string draw_mesh(const PlannedMesh& mesh, const std::string& recipe_path);
 
 }  // namespace moetune

@@ -20,7 +20,8 @@ PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_pe
   mesh.shape = mesh_shape(recipe, mesh.config, world_size);
   mesh.ranks_per_host = std::min(world_size, ranks_per_host > 0 ? ranks_per_host : kRanksPerHost);
   mesh.compute_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.model.compute)));
-  mesh.plan = plan_memory(mesh.config, recipe, mesh.shape, {device_type(recipe), device_memory_bytes(device_type(recipe)), mesh.ranks_per_host});
+  mesh.plan = plan_memory(mesh.config, recipe, mesh.shape,
+                          {device_type(recipe), device_memory_bytes(device_type(recipe)), mesh.ranks_per_host});
   return mesh;
 }
 

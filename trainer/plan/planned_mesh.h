@@ -1,4 +1,5 @@
-// A recipe's mesh before any rank is there: model, shape, hosts, and the plan of what a rank holds. What drawings are made from.
+// A recipe's mesh before any rank is there: model, shape, hosts, and the plan of what a rank holds. What drawings are
+// made from.
 //
 //   const PlannedMesh mesh = plan_mesh(recipe, /*world_size=*/16, /*ranks_per_host=*/8);
 #pragma once
@@ -21,8 +22,8 @@ struct PlannedMesh {
   MemoryPlan plan;
 };
 
-/// Needs config.json and no weights. `world_size` 0: as many ranks as the recipe's mesh asks for, dp 1 where it says auto. `ranks_per_host` 0: eight.
-/// Throws UserError where mesh, ranks and model do not go together.
+/// Needs config.json and no weights. `world_size` 0: as many ranks as the recipe's mesh asks for, dp 1 where it says
+/// auto. `ranks_per_host` 0: eight. Throws UserError where mesh, ranks and model do not go together.
 PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_per_host);
 
 /// "0-63", or "5" for a run of one: the index-th of `parts` equal runs of `total`.

@@ -7,12 +7,12 @@
 #include "lora/adapters/peft_files.h"
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
-#include "parallel/device/device_memory.h"
 #include "parallel/bytes/safetensors.h"
+#include "parallel/device/device_memory.h"
 #include "trainer/assemble.h"
-#include "trainer/run/banner.h"
 #include "trainer/data/documents.h"
 #include "trainer/plan/memory_plan.h"
+#include "trainer/run/banner.h"
 
 namespace moetune {
 namespace {
@@ -45,27 +45,34 @@ void check_tensors(const ModelConfig& config, const std::string& folder_path, bo
   auto require = [&](const std::string& name, const std::vector<int64_t>& shape) {
     const TensorInfo& info = folder.at(name);
     if (info.shape == shape) return;
-    throw UserError(moetune::str(info.file, ": ", name, " has shape ", at::IntArrayRef(info.shape), "; config.json asks for ", at::IntArrayRef(shape)));
+    throw UserError(moetune::str(info.file, ": ", name, " has shape ", at::IntArrayRef(info.shape),
+                                 "; config.json asks for ", at::IntArrayRef(shape)));
   };
   require("model.embed_tokens.weight", {config.vocab, config.width});
   require("model.norm.weight", {config.width});
   if (!config.tied_embeddings) require("lm_head.weight", {config.vocab, config.width});
   const std::string projection = mtp_projection(config).name() + ".weight";
   if (with_mtp && folder.find(projection) == nullptr) {
-    throw UserError(str(folder_path, ": mtp.loss_weight is above 0, but the checkpoint has no MTP module (", projection, "); set it to 0"));
+    throw UserError(str(folder_path, ": mtp.loss_weight is above 0, but the checkpoint has no MTP module (", projection,
+                        "); set it to 0"));
   }
   for (const LinearMap& map : linear_maps(config, with_mtp)) {
     const std::string name = map.name() + ".weight";
     if (map.stack == 0) require(name, {map.outputs, map.inputs});
-    for (int64_t expert = 0; expert < map.stack; ++expert) require(expert_name(name, expert), {map.outputs, map.inputs});
+    for (int64_t expert = 0; expert < map.stack; ++expert) {
+      require(expert_name(name, expert), {map.outputs, map.inputs});
+    }
   }
 }
 
 void check_data(const Recipe& recipe, const std::string& key, const std::string& path) {
-  if (!fs::is_regular_file(path)) throw UserError(str(key, ": ", path, ": no such file; data is a path from the current folder"));
+  if (!fs::is_regular_file(path)) {
+    throw UserError(str(key, ": ", path, ": no such file; data is a path from the current folder"));
+  }
   const fs::path tokenizer = fs::path(recipe.model.path) / "tokenizer.json";
   if (!Documents::is_tokenised_jsonl(path) && !fs::exists(tokenizer)) {
-    throw UserError(str(key, ": ", path, " holds text, but ", tokenizer.string(), " does not exist; put it there, or give input_ids and labels"));
+    throw UserError(str(key, ": ", path, " holds text, but ", tokenizer.string(),
+                        " does not exist; put it there, or give input_ids and labels"));
   }
 }
 
@@ -76,8 +83,12 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
   const bool with_mtp = recipe.mtp.loss_weight > 0.0;
   if (world_size == 0) world_size = recipe.mesh.pp * recipe.mesh.dp.value_or(1) * recipe.mesh.ep * recipe.mesh.tp;
   findings.attempt(recipe.origin("data.train"), [&] { check_data(recipe, "data.train", recipe.data.train); });
-  if (recipe.data.eval) findings.attempt(recipe.origin("data.eval"), [&] { check_data(recipe, "data.eval", *recipe.data.eval); });
-  if (recipe.adapter && recipe.adapter->from) findings.attempt(recipe.origin("adapter.from"), [&] { read_peft_config(*recipe.adapter->from); });
+  if (recipe.data.eval) {
+    findings.attempt(recipe.origin("data.eval"), [&] { check_data(recipe, "data.eval", *recipe.data.eval); });
+  }
+  if (recipe.adapter && recipe.adapter->from) {
+    findings.attempt(recipe.origin("adapter.from"), [&] { read_peft_config(*recipe.adapter->from); });
+  }
   ModelConfig config;
   findings.attempt(recipe.origin("model.path"), [&] {
     config = load_model_config(recipe.model.path);
@@ -85,7 +96,9 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
   });
   if (config.num_layers == 0) findings.raise_if_any();  // without a model there is nothing to hold the rest against
   if (with_mtp && config.num_mtp_layers < 1) {
-    findings.add(str(recipe.origin("mtp.loss_weight"), ": mtp.loss_weight: above 0, but the model has no MTP module (num_nextn_predict_layers); set it to 0"));
+    findings.add(
+        str(recipe.origin("mtp.loss_weight"),
+            ": mtp.loss_weight: above 0, but the model has no MTP module (num_nextn_predict_layers); set it to 0"));
   }
   findings.attempt(recipe.origin("adapter.targets"), [&] {
     AdapterTargets targets = adapter_targets(recipe);
@@ -96,9 +109,11 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
   findings.attempt("", [&] { mesh = mesh_shape(recipe, config, world_size); });
   findings.raise_if_any();
 
-  const MemoryPlan plan = plan_memory(config, recipe, mesh, {device_type(recipe), device_memory_bytes(device_type(recipe)), 0});
+  const MemoryPlan plan =
+      plan_memory(config, recipe, mesh, {device_type(recipe), device_memory_bytes(device_type(recipe)), 0});
   return banner_line("recipe", recipe_path) + banner_of_model(recipe, config, mesh, plan) +
-         banner_line("memory", str("of each rank, for ", recipe.train.batch, " sequences of ", recipe.data.max_tokens, " tokens a step")) +
+         banner_line("memory", str("of each rank, for ", recipe.train.batch, " sequences of ", recipe.data.max_tokens,
+                                   " tokens a step")) +
          memory_table(plan, /*with_formulas=*/true) + "\n";
 }
 

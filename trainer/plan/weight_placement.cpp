@@ -23,7 +23,8 @@ class Placer {
  public:
   Placer(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine) {
     const int64_t per_host = machine.ranks_per_host > 0 ? machine.ranks_per_host : mesh.num_ranks();
-    shards_ = {ShardGroups::dense_ranks(mesh, shard_scope(recipe.mesh.shard), per_host), ShardGroups::expert_ranks(mesh, shard_scope(recipe.mesh.shard), per_host)};
+    shards_ = {ShardGroups::dense_ranks(mesh, shard_scope(recipe.mesh.shard), per_host),
+               ShardGroups::expert_ranks(mesh, shard_scope(recipe.mesh.shard), per_host)};
     const BaseFormat base = base_format(recipe.model.base);
     const int64_t local_experts = config.experts / mesh.ep;
     const TensorParts parts{mesh.tp, mesh.expert_tp};
@@ -33,7 +34,9 @@ class Placer {
       std::array<int64_t, 2> bytes{};
       for (const LinearMap& map : maps) {
         const int64_t units = map.units(local_experts);
-        bytes[map.stack > 0] += units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, {map.cut, 0, parts.of(map)}}.unit_bytes();
+        bytes[map.stack > 0] +=
+            units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, {map.cut, 0, parts.of(map)}}
+                        .unit_bytes();
         if (map.adapter) lowest_layer_ = std::min(lowest_layer_, layer);
       }
       for (const int lane : {0, 1}) {
@@ -78,7 +81,9 @@ class Placer {
       slab_bytes = std::max(slab_bytes, slab.bytes);
       if (slab.on_host && slab.lane == 1) result.host_layers.push_back(slab.layer);
       if (slab.on_host && slab.lane == 0) result.dense_on_host = true;
-      if (slab.on_host || shards_[slab.lane] > 1) largest[slab.lane] = std::max(largest[slab.lane], kept * shards_[slab.lane]);
+      if (slab.on_host || shards_[slab.lane] > 1) {
+        largest[slab.lane] = std::max(largest[slab.lane], kept * shards_[slab.lane]);
+      }
     }
     result.buffer_bytes = WeightStore::buffer_bytes(largest);
     std::sort(result.host_layers.begin(), result.host_layers.end());
@@ -115,15 +120,17 @@ ShardScope shard_scope(ShardChoice shard) {
   return ShardScope::kNone;
 }
 
-WeightPlacement place_weights(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine, int64_t other_device_bytes) {
+WeightPlacement place_weights(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh,
+                              const Machine& machine, int64_t other_device_bytes) {
   if (!recipe.adapter) return {};  // what trains is not frozen
   Placer placer(config, recipe, mesh, machine);
   const OffloadFrozen& wish = recipe.offload.frozen;
   const int64_t room = machine.device_memory_bytes / 100 * 95 - other_device_bytes;
   WeightPlacement best = placer.placement();
   for (int64_t count = 1; count <= placer.num_choices(); ++count) {
-    const bool wanted = wish.kind == OffloadFrozen::Kind::kAll || wish.kind == OffloadFrozen::Kind::kBytes ||
-                        (wish.kind == OffloadFrozen::Kind::kAuto && machine.device_memory_bytes > 0 && best.device_bytes() > room);
+    const bool wanted =
+        wish.kind == OffloadFrozen::Kind::kAll || wish.kind == OffloadFrozen::Kind::kBytes ||
+        (wish.kind == OffloadFrozen::Kind::kAuto && machine.device_memory_bytes > 0 && best.device_bytes() > room);
     if (!wanted) break;
     placer.offload(count);
     const WeightPlacement more = placer.placement();

@@ -56,7 +56,8 @@ const std::vector<std::string>& all_keys() {
 // Walks the schema beside the tree: fills the recipe, notes origins, reports what the schema does not allow.
 class Loader {
  public:
-  Loader(std::string file, Recipe& recipe, Mistakes& mistakes) : file_(std::move(file)), recipe_(recipe), mistakes_(mistakes) {}
+  Loader(std::string file, Recipe& recipe, Mistakes& mistakes)
+      : file_(std::move(file)), recipe_(recipe), mistakes_(mistakes) {}
 
   void load(const YamlNode& root) {
     map_ = &root;
@@ -195,8 +196,10 @@ void check_together(const Recipe& recipe, Loader& loader) {
                                                          : "missing; give train.steps or train.epochs");
   }
   const int64_t warmup = recipe.train.schedule.warmup_steps;
-  if (recipe.train.steps && warmup > *recipe.train.steps && loader.sound({"train.steps", "train.schedule.warmup_steps"})) {
-    loader.broken({"train.schedule.warmup_steps"}, str(warmup, " is more than the ", *recipe.train.steps, " steps of the run"));
+  if (recipe.train.steps && warmup > *recipe.train.steps &&
+      loader.sound({"train.steps", "train.schedule.warmup_steps"})) {
+    loader.broken({"train.schedule.warmup_steps"},
+                  str(warmup, " is more than the ", *recipe.train.steps, " steps of the run"));
   }
   const bool quantised = recipe.model.base == BaseChoice::kNf4 || recipe.model.base == BaseChoice::kNf4Double;
   if (!recipe.adapter && quantised && loader.sound({"model.base"})) {
@@ -204,7 +207,8 @@ void check_together(const Recipe& recipe, Loader& loader) {
                                                  "(adapter: none); allowed then: bf16 or fp32"));
   }
   if (!recipe.adapter && recipe.model.cache && loader.sound({"model.cache"})) {
-    loader.broken({"model.cache", "adapter"}, "the weights themselves train (adapter: none), so there are no frozen ones to keep; take it out");
+    loader.broken({"model.cache", "adapter"},
+                  "the weights themselves train (adapter: none), so there are no frozen ones to keep; take it out");
   }
   if (recipe.adapter && loader.sound({"adapter.targets", "adapter.ranks"})) {
     std::set<std::string> selected;
@@ -217,7 +221,9 @@ void check_together(const Recipe& recipe, Loader& loader) {
     }
   }
   if (!recipe.data.eval && loader.sound({"data.eval", "eval.every_steps", "eval.at_start"})) {
-    if (recipe.eval.every_steps > 0) loader.broken({"eval.every_steps"}, "there is nothing to evaluate on; give data.eval");
+    if (recipe.eval.every_steps > 0) {
+      loader.broken({"eval.every_steps"}, "there is nothing to evaluate on; give data.eval");
+    }
     if (recipe.eval.at_start) loader.broken({"eval.at_start"}, "there is nothing to evaluate on; give data.eval");
   }
 }
@@ -238,7 +244,9 @@ Recipe parse_recipe(const std::string& text, const std::string& name, const std:
   YamlNode& root = document.root;
   if (root.kind == Kind::kNull) root.kind = Kind::kMap;  // an empty file: everything may come from the command line
   if (root.kind != Kind::kMap) {
-    if (root.kind != Kind::kInvalid) mistakes.at(root, str("a recipe is a map of sections such as 'run:', not ", shown(root)));
+    if (root.kind != Kind::kInvalid) {
+      mistakes.at(root, str("a recipe is a map of sections such as 'run:', not ", shown(root)));
+    }
     mistakes.raise_if_any();
   }
   apply_overrides(overrides, all_keys(), root, mistakes);

@@ -82,8 +82,8 @@ struct RunRecipe {
   std::string dir;  ///< required
   int64_t seed = 17;
   DeviceChoice device = DeviceChoice::kAuto;
-  int64_t threads = 0;  ///< CPU threads per rank; 0: automatic
-  double stall_timeout_s = 30.0;  ///< 0: no watchdog
+  int64_t threads = 0;                ///< CPU threads per rank; 0: automatic
+  double stall_timeout_s = 30.0;      ///< 0: no watchdog
   int64_t check_replicas_every = 50;  ///< steps; 0: only at the start and before saves
   bool operator==(const RunRecipe&) const = default;
 };
@@ -136,7 +136,7 @@ struct ScheduleRecipe {
 };
 
 struct TrainRecipe {
-  std::optional<int64_t> steps;   ///< exactly one of steps and epochs has a value
+  std::optional<int64_t> steps;  ///< exactly one of steps and epochs has a value
   std::optional<int64_t> epochs;
   int64_t batch = 64;                   ///< sequences per optimizer step over the whole mesh
   std::optional<int64_t> slice_tokens;  ///< empty: auto
@@ -216,14 +216,15 @@ struct Recipe {
   std::string origin(const std::string& key) const;
 };
 
-/// Reads and checks the recipe at `path`; each override "key.sub=value" replaces a value of the file ("key.sub=" takes it
-/// out, so that the default holds). Throws one UserError that lists all mistakes, each with its place.
+/// Reads and checks the recipe at `path`; each override "key.sub=value" replaces a value of the file ("key.sub=" takes
+/// it out, so that the default holds). Throws one UserError that lists all mistakes, each with its place.
 Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides = {});
 
 /// The same on text already in memory; `name` stands for the file in messages and origins.
 Recipe parse_recipe(const std::string& text, const std::string& name, const std::vector<std::string>& overrides = {});
 
-/// All values in force as YAML that loads again to the same recipe; behind each value a comment says where it came from.
+/// All values in force as YAML that loads again to the same recipe; behind each value a comment says where it came
+/// from.
 std::string dump_resolved(const Recipe& recipe);
 
 /// The reference of all keys: the text of docs/recipes.md.

@@ -26,17 +26,19 @@ data: {train: data/train.jsonl}
 train: {steps: 100}
 ```
 
-**Overrides.** `key.sub=value` behind the recipe replaces a value of the file, read by the type of the key. Text is taken as it
-stands; a value that begins with `[`, `{` or a quote is YAML. `key.sub=` takes the key out of the file, so that the default holds.
+**Overrides.** `key.sub=value` behind the recipe replaces a value of the file, read by the type of the key. Text is
+taken as it stands; a value that begins with `[`, `{` or a quote is YAML. `key.sub=` takes the key out of the file, so
+that the default holds.
 
-**Strictness.** An unknown key, a value of the wrong type or out of range, a key given twice: each is an error that names the place,
-and all of them are told at once. Whole numbers are decimal (`010`, `0x10` and `1_000` are refused), numbers are written as `2.0e-4`,
-booleans are `true` and `false`. Anchors, aliases, tags, merge keys and second documents are refused, and so is a recipe beyond 1 MiB.
+**Strictness.** An unknown key, a value of the wrong type or out of range, a key given twice: each is an error that
+names the place, and all of them are told at once. Whole numbers are decimal (`010`, `0x10` and `1_000` are refused),
+numbers are written as `2.0e-4`, booleans are `true` and `false`. Anchors, aliases, tags, merge keys and second
+documents are refused, and so is a recipe beyond 1 MiB.
 
 **Paths** are relative to the folder in which moetune is started. `~` and `$NAME` are not expanded, and are refused.
 
-**What ran.** The run folder holds `recipe.yaml` with every value in force, and behind each where it came from: file and line,
-command line, or default. It is a recipe like any other.
+**What ran.** The run folder holds `recipe.yaml` with every value in force, and behind each where it came from: file and
+line, command line, or default. It is a recipe like any other.
 
 This page is written by `moetune recipes docs` from the schema that also checks recipes.
 )";
@@ -64,7 +66,8 @@ class Documenter {
   void field(const char* key, const Value& value, const FieldSpec& spec) {
     const std::string type = type_name(value, spec);
     const std::string unit = *spec.unit == '\0' ? "" : std::string(" [") + spec.unit + "]";
-    const std::string default_value = *spec.default_text == '\0' ? "`" + write_value(value, spec) + "`" : spec.default_text;
+    const std::string default_value =
+        *spec.default_text == '\0' ? "`" + write_value(value, spec) + "`" : spec.default_text;
     // the names of a list or map stand in a table of their own
     const std::string range = range_limits(spec.range);
     if (prefix_.empty()) begin_table(key, "A key of its own.");
@@ -90,7 +93,8 @@ class Documenter {
 
  private:
   void begin_table(const char* key, const char* doc) {
-    out_ << "\n## " << key << "\n\n" << doc << "\n\n| key | type | default | allowed | meaning |\n|---|---|---|---|---|\n";
+    out_ << "\n## " << key << "\n\n"
+         << doc << "\n\n| key | type | default | allowed | meaning |\n|---|---|---|---|---|\n";
   }
 
   std::ostringstream out_;

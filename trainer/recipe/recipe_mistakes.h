@@ -25,7 +25,9 @@ class Mistakes {
   explicit Mistakes(std::string file) : file_(std::move(file)) {}
 
   /// `line` and `column` count from 1.
-  void at(int line, int column, const std::string& what) { add(line, column, str(file_, ":", line, ":", column, ": ", what)); }
+  void at(int line, int column, const std::string& what) {
+    add(line, column, str(file_, ":", line, ":", column, ": ", what));
+  }
   void in_file(const std::string& what) { add(kLast, 0, str(file_, ": ", what)); }
   void on_command_line(const std::string& what) { add(kLast, 1, str(kCommandLine, ": ", what)); }
   /// At a node: a place in the file, or the command line for a node without one.
@@ -61,6 +63,8 @@ class Mistakes {
 };
 
 /// "train" and "steps" give "train.steps"; an empty prefix gives the key alone.
-inline std::string joined(const std::string& prefix, const std::string& key) { return prefix.empty() ? key : prefix + "." + key; }
+inline std::string joined(const std::string& prefix, const std::string& key) {
+  return prefix.empty() ? key : prefix + "." + key;
+}
 
 }  // namespace moetune

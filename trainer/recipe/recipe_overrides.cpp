@@ -12,7 +12,8 @@ namespace {
 using Kind = YamlNode::Kind;
 
 YamlEntry* find_entry(YamlNode& map, const std::string& key) {
-  const auto found = std::find_if(map.entries.begin(), map.entries.end(), [&](const YamlEntry& e) { return e.key == key; });
+  const auto found =
+      std::find_if(map.entries.begin(), map.entries.end(), [&](const YamlEntry& e) { return e.key == key; });
   return found == map.entries.end() ? nullptr : &*found;
 }
 
@@ -35,7 +36,9 @@ YamlNode override_value(const std::string& text, const std::string& key, Mistake
     return node;
   }
   YamlDocument document = parse_yaml(text);
-  for (const YamlMistake& mistake : document.mistakes) mistakes.on_command_line(str(key, ": ", shown(text), ": ", mistake.what));
+  for (const YamlMistake& mistake : document.mistakes) {
+    mistakes.on_command_line(str(key, ": ", shown(text), ": ", mistake.what));
+  }
   forget_places(document.root);
   return document.root;
 }
@@ -60,8 +63,8 @@ bool is_schema_name(const std::string& name, const std::vector<std::string>& key
   });
 }
 
-void apply_override(const std::string& text, const std::vector<std::string>& keys, YamlNode& root, std::set<std::string>& done,
-                    Mistakes& mistakes) {
+void apply_override(const std::string& text, const std::vector<std::string>& keys, YamlNode& root,
+                    std::set<std::string>& done, Mistakes& mistakes) {
   const size_t equals = text.find('=');
   const std::string name = text.substr(0, equals);
   const std::vector<std::string> parts = split_key(name, keys);

@@ -1,14 +1,15 @@
 // The schema of a recipe: every key once, with what it means, its unit and what it may be.
 //
-//   struct Lister {                                                   // whatever walks the recipe
+//   struct Lister {                              // whatever walks the recipe
 //     template <typename Value> void field(const char* key, Value& value, const FieldSpec& spec);
 //     template <typename Section> void section(const char* key, const char* doc, Section& section);
-//     template <typename Section> void optional_section(const char* key, const char* doc, std::optional<Section>& section);
+//     template <typename Section>
+//     void optional_section(const char* key, const char* doc, std::optional<Section>& section);
 //   };
-//   Lister lister;  visit_keys(lister, recipe);                       // calls these for each key, in the order of the file
+//   Lister lister;  visit_keys(lister, recipe);  // calls these for each key, in the order of the file
 //
-// section and optional_section go on with visit_keys(*this, section) when they want what is inside. The default of a key
-// is the value that its member has in a default-constructed section (recipe.h).
+// section and optional_section go on with visit_keys(*this, section) when they want what is inside. The default of a
+// key is the value that its member has in a default-constructed section (recipe.h).
 #pragma once
 
 #include <concepts>
@@ -48,33 +49,40 @@ template <typename Visitor, SectionOf<RunRecipe> S>
 void visit_keys(Visitor& v, S& run) {
   v.field("dir", run.dir,
           {.doc = "The run folder: resolved recipe, log, checkpoints. Made when it is missing.",
-           .required = true, .path = true});
+           .required = true,
+           .path = true});
   v.field("seed", run.seed,
           {.doc = "All randomness follows from it: data order, dropout, new adapters, random weights.",
            .range = {.min = 0}});
   v.field("device", run.device, {.doc = "Where to compute; `auto` is CUDA where there is a GPU."});
   v.field("threads", run.threads, {.doc = "CPU threads per rank; 0 chooses.", .unit = "threads", .range = {0, 1024}});
   v.field("stall_timeout_s", run.stall_timeout_s,
-          {.doc = "A rank that stands still for so long while others wait for it ends the job; 0: the job waits for ever. Must "
+          {.doc = "A rank that stands still for so long while others wait for it ends the job; 0: the job waits for "
+                  "ever. Must "
                   "exceed what some dozens of operators take.",
-           .unit = "s", .range = {0, 86400}});
+           .unit = "s",
+           .range = {0, 86400}});
   v.field("check_replicas_every", run.check_replicas_every,
-          {.doc = "What ranks hold alike is compared after every so many steps; at the start and before each save in any case. A difference "
+          {.doc = "What ranks hold alike is compared after every so many steps; at the start and before each save in "
+                  "any case. A difference "
                   "ends the run. 0: only then.",
-           .unit = "steps", .range = {.min = 0}});
+           .unit = "steps",
+           .range = {.min = 0}});
 }
 
 template <typename Visitor, SectionOf<ModelRecipe> S>
 void visit_keys(Visitor& v, S& model) {
   v.field("path", model.path,
           {.doc = "Hugging Face folder: `config.json`, `*.safetensors`, `tokenizer.json`.",
-           .required = true, .path = true});
+           .required = true,
+           .path = true});
   v.field("weights", model.weights, {.doc = "`random` draws the weights from the seed; `config.json` is enough then."});
   v.field("base", model.base,
           {.doc = "How frozen linear weights are held; `nf4_double` quantises the scales (absmax) too."});
   v.field("compute", model.compute, {.doc = "Type of activations and matrix products; `fp64` is for proofs."});
   v.field("cache", model.cache,
-          {.doc = "Folder, best on a disk of each host, that keeps the frozen linear weights as they are held, so that the next start on "
+          {.doc = "Folder, best on a disk of each host, that keeps the frozen linear weights as they are held, so that "
+                  "the next start on "
                   "any mesh need not read and quantise them. Made when it is missing.",
            .path = true});
 }
@@ -85,15 +93,18 @@ void visit_keys(Visitor& v, S& adapter) {
   v.field("rank", adapter.rank, {.doc = "Rank of A and B.", .range = kRank});
   v.field("alpha", adapter.alpha,
           {.doc = "The adapter's output is scaled by alpha / rank.",
-           .range = {.min = 0, .max = 65536, .above_min = true}, .default_text = "the rank"});
+           .range = {.min = 0, .max = 65536, .above_min = true},
+           .default_text = "the rank"});
   v.field("dropout", adapter.dropout,
           {.doc = "Probability that an input of A is dropped in training.",
            .range = {.min = 0, .max = 1, .below_max = true}});
   v.field("rslora", adapter.rslora, {.doc = "Scale by alpha / sqrt(rank) instead."});
-  v.field("targets", adapter.targets,
-          {.doc = "The linear maps that get adapters, by group or by leaf name. `gate_proj`, `up_proj` and "
-                  "`down_proj` are those of dense MLPs and shared experts; routed experts are `experts.gate_proj` and so on.",
-           .words = target_words()});
+  v.field(
+      "targets", adapter.targets,
+      {.doc =
+           "The linear maps that get adapters, by group or by leaf name. `gate_proj`, `up_proj` and "
+           "`down_proj` are those of dense MLPs and shared experts; routed experts are `experts.gate_proj` and so on.",
+       .words = target_words()});
   v.field("ranks", adapter.ranks,
           {.doc = "Rank by leaf name, where it differs from `rank`.", .range = kRank, .words = target_leaf_words()});
   v.field("from", adapter.from, {.doc = "Folder of a PEFT adapter to go on from.", .path = true});
@@ -105,7 +116,8 @@ void visit_keys(Visitor& v, S& data) {
   v.field("eval", data.eval, {.doc = "Held-out data in the same formats.", .path = true});
   v.field("max_tokens", data.max_tokens,
           {.doc = "Length of one packed sequence, and so of the longest document.",
-           .unit = "tokens", .range = {2, 1 << 20}});
+           .unit = "tokens",
+           .range = {2, 1 << 20}});
   v.field("packing", data.packing,
           {.doc = "Several documents share a sequence; `false`: each is a sequence of its own."});
   v.field("shuffle", data.shuffle, {.doc = "A new order each epoch; `false`: the file's order."});
@@ -142,17 +154,20 @@ template <typename Visitor, SectionOf<TrainRecipe> S>
 void visit_keys(Visitor& v, S& train) {
   v.field("steps", train.steps,
           {.doc = "Length of the run in optimizer steps. Give this or `epochs`.", .unit = "steps", .range = {1, 1e9}});
-  v.field("epochs", train.epochs,
-          {.doc = "Length of the run in passes over the data. Give this or `steps`.",
-           .unit = "epochs", .range = {1, 1e6}});
+  v.field(
+      "epochs", train.epochs,
+      {.doc = "Length of the run in passes over the data. Give this or `steps`.", .unit = "epochs", .range = {1, 1e6}});
   v.field("batch", train.batch,
           {.doc = "Sequences per optimizer step, over the whole mesh.", .unit = "sequences", .range = {1, 1 << 20}});
   v.field("slice_tokens", train.slice_tokens,
           {.doc = "Tokens that go through a block at once, per rank.",
-           .unit = "tokens", .range = {1, 1 << 24}, .empty_word = "auto"});
+           .unit = "tokens",
+           .range = {1, 1 << 24},
+           .empty_word = "auto"});
   v.field("keep", train.keep,
           {.doc = "Layers that keep their graph instead of recomputing: memory for time.",
-           .unit = "layers", .range = {0, 10000}});
+           .unit = "layers",
+           .range = {0, 10000}});
   v.field("clip", train.clip, {.doc = "The global gradient norm is scaled down to this; 0 is off.", .range = {0, 1e6}});
   v.section("optimizer", "AdamW.", train.optimizer);
   v.section("schedule", "The learning rate over the run.", train.schedule);
@@ -163,34 +178,46 @@ void visit_keys(Visitor& v, S& mesh) {
   v.field("pp", mesh.pp, {.doc = "Pipeline stages.", .unit = "ranks", .range = {1, 1}});
   v.field("dp", mesh.dp,
           {.doc = "Data-parallel replicas; `auto`: what the other axes leave of the ranks.",
-           .unit = "ranks", .range = {1, 65536}, .empty_word = "auto"});
+           .unit = "ranks",
+           .range = {1, 65536},
+           .empty_word = "auto"});
   v.field("ep", mesh.ep, {.doc = "Ranks that share the experts of a layer.", .unit = "ranks", .range = {1, 65536}});
   v.field("tp", mesh.tp,
-          {.doc = "Ranks that share each attention, dense, embedding and head matrix, and the rows between them.", .unit = "ranks", .range = {1, 1024}});
+          {.doc = "Ranks that share each attention, dense, embedding and head matrix, and the rows between them.",
+           .unit = "ranks",
+           .range = {1, 1024}});
   v.field("expert_tp", mesh.expert_tp,
-          {.doc = "Ranks that share each expert: 1, or the `tp` ranks together, for experts too large for one rank. They go through the "
+          {.doc = "Ranks that share each expert: 1, or the `tp` ranks together, for experts too large for one rank. "
+                  "They go through the "
                   "experts with the rows of all of them.",
-           .unit = "ranks", .range = {1, 1024}});
+           .unit = "ranks",
+           .range = {1, 1024}});
   v.field("shard", mesh.shard,
-          {.doc = "Frozen weights of which several ranks would hold copies: each rank holds them whole, or an equal part among the "
+          {.doc = "Frozen weights of which several ranks would hold copies: each rank holds them whole, or an equal "
+                  "part among the "
                   "ranks of its node, or among all; what it lacks is gathered ahead of each use (ZeRO-3)."});
 }
 
 template <typename Visitor, SectionOf<OffloadRecipe> S>
 void visit_keys(Visitor& v, S& offload) {
   v.field("frozen", offload.frozen,
-          {.doc = "Frozen weights of a rank that lie in host memory and stream in ahead of each use, experts first: what does not fit "
+          {.doc = "Frozen weights of a rank that lie in host memory and stream in ahead of each use, experts first: "
+                  "what does not fit "
                   "on the device (`auto`), nothing, everything, or so much.",
            .range = {.min = 0}});
   v.field("activations", offload.activations,
-          {.doc = "Where the inputs of the layers wait between the way down and the way up: on the device, or in host memory."});
+          {.doc = "Where the inputs of the layers wait between the way down and the way up: on the device, or in host "
+                  "memory."});
 }
 
 template <typename Visitor, SectionOf<ExchangeRecipe> S>
 void visit_keys(Visitor& v, S& exchange) {
-  v.field("buffer_rows", exchange.buffer_rows,
-          {.doc = "Rows of the buffer in which a rank receives tokens for its experts; a larger exchange runs in rounds.",
-           .unit = "rows", .range = {1, 1e12}, .empty_word = "auto"});
+  v.field(
+      "buffer_rows", exchange.buffer_rows,
+      {.doc = "Rows of the buffer in which a rank receives tokens for its experts; a larger exchange runs in rounds.",
+       .unit = "rows",
+       .range = {1, 1e12},
+       .empty_word = "auto"});
 }
 
 template <typename Visitor, SectionOf<RouterRecipe> S>
@@ -217,7 +244,8 @@ void visit_keys(Visitor& v, S& checkpoint) {
           {.doc = "Save each time so many steps are done; 0: only at the end.", .unit = "steps", .range = {0, 1e9}});
   v.field("every_minutes", checkpoint.every_minutes,
           {.doc = "Save when so much time has passed since the last one; 0: not by the clock.",
-           .unit = "minutes", .range = {0, 1e6}});
+           .unit = "minutes",
+           .range = {0, 1e6}});
   v.field("keep_last", checkpoint.keep_last,
           {.doc = "Checkpoints to keep; older ones are removed.", .unit = "checkpoints", .range = {1, 10000}});
 }
@@ -226,7 +254,8 @@ template <typename Visitor, SectionOf<EvalRecipe> S>
 void visit_keys(Visitor& v, S& eval) {
   v.field("every_steps", eval.every_steps,
           {.doc = "Evaluate on `data.eval` each time so many steps are done; 0: never.",
-           .unit = "steps", .range = {0, 1e9}});
+           .unit = "steps",
+           .range = {0, 1e9}});
   v.field("at_start", eval.at_start, {.doc = "Evaluate before the first step too."});
   v.field("max_sequences", eval.max_sequences,
           {.doc = "Evaluate on the first so many sequences; 0: all.", .unit = "sequences", .range = {0, 1e9}});
@@ -239,8 +268,8 @@ void visit_keys(Visitor& v, S& recipe) {
   v.optional_section("adapter", "The LoRA adapters. `adapter: none` trains the weights themselves.", recipe.adapter);
   v.section("data", "What to train on.", recipe.data);
   v.section("train", "How long and how.", recipe.train);
-  v.section("mesh",
-            "How the ranks that `mpirun` starts are arranged; the product of the axes is their number.", recipe.mesh);
+  v.section("mesh", "How the ranks that `mpirun` starts are arranged; the product of the axes is their number.",
+            recipe.mesh);
   v.section("offload", "What lies in host memory beside the device's.", recipe.offload);
   v.section("exchange", "The token exchange between the ranks of the expert axis.", recipe.exchange);
   v.section("router", "The routers of the expert layers.", recipe.router);

@@ -28,7 +28,8 @@ std::string list_recipes() {
   for (const fs::path& path : shelf()) {
     const std::string text = read_text_file(path.string());
     const std::string first = text.substr(0, text.find('\n'));
-    lines += str(path.stem().string(), std::string(std::max<size_t>(1, 32 - std::min<size_t>(31, path.stem().string().size())), ' '),
+    lines += str(path.stem().string(),
+                 std::string(std::max<size_t>(1, 32 - std::min<size_t>(31, path.stem().string().size())), ' '),
                  first.rfind("# ", 0) == 0 ? first.substr(2) : "", "\n");
   }
   return lines;

@@ -17,8 +17,11 @@ const std::vector<std::pair<std::string, std::vector<std::string>>>& target_grou
     leaves.insert(leaves.end(), kExperts.begin(), kExperts.end());
     return leaves;
   };
-  static const std::vector<std::pair<std::string, std::vector<std::string>>> kGroups = {
-      {"attention", kAttention}, {"dense_mlp", kDense}, {"shared_expert", kDense}, {"experts", kExperts}, {"all_linear", all()}};
+  static const std::vector<std::pair<std::string, std::vector<std::string>>> kGroups = {{"attention", kAttention},
+                                                                                        {"dense_mlp", kDense},
+                                                                                        {"shared_expert", kDense},
+                                                                                        {"experts", kExperts},
+                                                                                        {"all_linear", all()}};
   return kGroups;
 }
 

@@ -52,10 +52,14 @@ constexpr const char* kByteUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
 /// "40GiB", "512MiB", "0B": a whole number and a power of 1024; nothing where it is none of these, or 2^63 and more.
 std::optional<int64_t> parse_bytes(const std::string& text) {
   const size_t digits = text.find_first_not_of("0123456789");
-  const auto unit = digits == std::string::npos ? std::end(kByteUnits) : std::find(std::begin(kByteUnits), std::end(kByteUnits), text.substr(digits));
+  const auto unit = digits == std::string::npos
+                        ? std::end(kByteUnits)
+                        : std::find(std::begin(kByteUnits), std::end(kByteUnits), text.substr(digits));
   const std::optional<int64_t> amount = parse_integer(text.substr(0, digits));
   const int shift = static_cast<int>(10 * (unit - std::begin(kByteUnits)));
-  if (unit == std::end(kByteUnits) || !amount || *amount > (std::numeric_limits<int64_t>::max() >> shift)) return std::nullopt;
+  if (unit == std::end(kByteUnits) || !amount || *amount > (std::numeric_limits<int64_t>::max() >> shift)) {
+    return std::nullopt;
+  }
   return *amount << shift;
 }
 
@@ -125,7 +129,9 @@ size_t edit_distance(const std::string& a, const std::string& b) {
         continue;
       }
       d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+      }
     }
   }
   return d[a.size()][b.size()];
@@ -251,7 +257,9 @@ std::string type_limits(const double&, const FieldSpec& spec) { return range_lim
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<int64_t>& value) {
   return read_optional(node, spec, value);
 }
-std::string write_value(const std::optional<int64_t>& value, const FieldSpec& spec) { return write_optional(value, spec); }
+std::string write_value(const std::optional<int64_t>& value, const FieldSpec& spec) {
+  return write_optional(value, spec);
+}
 std::string type_name(const std::optional<int64_t>&, const FieldSpec& spec) {
   return str(spec.empty_word, " or ", type_name(int64_t{}, spec));
 }
@@ -275,11 +283,15 @@ std::string type_limits(const std::string&, const FieldSpec&) { return ""; }
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<std::string>& value) {
   return read_optional(node, spec, value);
 }
-std::string write_value(const std::optional<std::string>& value, const FieldSpec& spec) { return write_optional(value, spec); }
+std::string write_value(const std::optional<std::string>& value, const FieldSpec& spec) {
+  return write_optional(value, spec);
+}
 std::string type_name(const std::optional<std::string>&, const FieldSpec& spec) {
   return str(spec.empty_word, " or ", type_name(std::string{}, spec));
 }
-std::string type_limits(const std::optional<std::string>&, const FieldSpec& spec) { return type_limits(std::string{}, spec); }
+std::string type_limits(const std::optional<std::string>&, const FieldSpec& spec) {
+  return type_limits(std::string{}, spec);
+}
 
 // auto | none | all | N
 
@@ -354,7 +366,9 @@ ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, NumberPair
   if (problems.empty()) value = read;
   return problems;
 }
-std::string write_value(const NumberPair& value, const FieldSpec&) { return str("[", join(value, ", ", write_number), "]"); }
+std::string write_value(const NumberPair& value, const FieldSpec&) {
+  return str("[", join(value, ", ", write_number), "]");
+}
 std::string type_name(const NumberPair&, const FieldSpec&) { return "list of two numbers"; }
 std::string type_limits(const NumberPair&, const FieldSpec& spec) { return str("each ", range_limits(spec.range)); }
 
@@ -393,7 +407,8 @@ ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, WordCounts
   ValueProblems problems;
   for (const YamlEntry& entry : node.entries) {
     if (std::find(spec.words.begin(), spec.words.end(), entry.key) == spec.words.end()) {
-      problems.push_back({&entry.value, str("unknown name ", shown(entry.key), suggestion(entry.key, spec.words)), false});
+      problems.push_back(
+          {&entry.value, str("unknown name ", shown(entry.key), suggestion(entry.key, spec.words)), false});
       continue;
     }
     int64_t& number = read[entry.key];
@@ -405,7 +420,8 @@ ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, WordCounts
   return problems;
 }
 std::string write_value(const WordCounts& value, const FieldSpec&) {
-  return str("{", join(value, ", ", [](const auto& entry) { return str(quote_yaml(entry.first), ": ", entry.second); }), "}");
+  return str("{", join(value, ", ", [](const auto& entry) { return str(quote_yaml(entry.first), ": ", entry.second); }),
+             "}");
 }
 std::string type_name(const WordCounts&, const FieldSpec&) { return "map from names to whole numbers"; }
 std::string type_limits(const WordCounts&, const FieldSpec& spec) {

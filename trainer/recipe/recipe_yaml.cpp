@@ -41,7 +41,8 @@ class TreeBuilder : public YAML::EventHandler {
     add(node_at(mark, YamlNode::Kind::kInvalid));
   }
 
-  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor, const std::string& value) override {
+  void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
+                const std::string& value) override {
     refuse_anchor(mark, anchor);
     refuse_tag(mark, tag);
     YamlNode node = node_at(mark, YamlNode::Kind::kScalar);
@@ -66,7 +67,7 @@ class TreeBuilder : public YAML::EventHandler {
   struct Frame {
     YamlNode node;
     std::optional<YamlEntry> entry;
-    bool drop_entry = false;  // its key was a mistake
+    bool drop_entry = false;                            // its key was a mistake
     std::unordered_map<std::string, std::string> seen;  // key -> line:column
   };
 
@@ -83,7 +84,9 @@ class TreeBuilder : public YAML::EventHandler {
   }
 
   void refuse_anchor(const YAML::Mark& mark, YAML::anchor_t anchor) {
-    if (anchor != 0) mistake(mark, "an anchor (&name) is not allowed in a recipe; write the value out where it is used");
+    if (anchor != 0) {
+      mistake(mark, "an anchor (&name) is not allowed in a recipe; write the value out where it is used");
+    }
   }
 
   void refuse_tag(const YAML::Mark& mark, const std::string& tag) {
@@ -184,10 +187,11 @@ YamlDocument parse_yaml(const std::string& text) {
     document.mistakes.push_back({0, 0, what});
     return document;
   };
-  if (text.size() > kMaxYamlBytes) return whole_file(str("larger than the ", kMaxYamlBytes, " bytes that a recipe may have"));
-  const bool has_control = std::any_of(text.begin(), text.end(), [](unsigned char c) {
-    return c < 0x20 && c != '\n' && c != '\r' && c != '\t';
-  });
+  if (text.size() > kMaxYamlBytes) {
+    return whole_file(str("larger than the ", kMaxYamlBytes, " bytes that a recipe may have"));
+  }
+  const bool has_control = std::any_of(text.begin(), text.end(),
+                                       [](unsigned char c) { return c < 0x20 && c != '\n' && c != '\r' && c != '\t'; });
   if (has_control) return whole_file("holds control characters; a recipe is UTF-8 text");
 
   TreeBuilder builder(document);
@@ -198,7 +202,8 @@ YamlDocument parse_yaml(const std::string& text) {
     YamlDocument rest;
     TreeBuilder rest_builder(rest);
     if (parser.HandleNextDocument(rest_builder)) {
-      document.mistakes.push_back({rest.root.line, rest.root.column, "a second document begins; a recipe is one document"});
+      document.mistakes.push_back(
+          {rest.root.line, rest.root.column, "a second document begins; a recipe is one document"});
     }
   } catch (const YAML::Exception& error) {
     document.root.kind = YamlNode::Kind::kInvalid;

@@ -6,8 +6,8 @@
 //   for (const YamlEntry& entry : document.root.entries) ... entry.key, entry.value.line
 //   std::optional<int64_t> rank = parse_integer(node.text);
 //
-// Anchors, aliases, tags, merge keys, duplicate keys and further documents are mistakes: an alias lets 400 bytes unfold to
-// millions of nodes, and of two equal keys readers disagree which holds. Scalars stay text: whether `010`, `yes` or
+// Anchors, aliases, tags, merge keys, duplicate keys and further documents are mistakes: an alias lets 400 bytes unfold
+// to millions of nodes, and of two equal keys readers disagree which holds. Scalars stay text: whether `010`, `yes` or
 // `1_000` is a number is decided here and not by the library, for which they are 8, true and an error.
 #pragma once
 

@@ -12,14 +12,14 @@
 #include "parallel/base/files.h"
 #include "parallel/base/log.h"
 #include "trainer/assemble.h"
-#include "trainer/state/checkpoint.h"
 #include "trainer/data/dataset.h"
-#include "trainer/state/frozen_digest.h"
-#include "trainer/state/manifest.h"
-#include "trainer/state/replica_check.h"
 #include "trainer/run/reporter.h"
 #include "trainer/run/signals.h"
 #include "trainer/run/stepper.h"
+#include "trainer/state/checkpoint.h"
+#include "trainer/state/frozen_digest.h"
+#include "trainer/state/manifest.h"
+#include "trainer/state/replica_check.h"
 
 namespace moetune {
 namespace {
@@ -30,30 +30,45 @@ namespace fs = std::filesystem;
 class Run {
  public:
   Run(const Recipe& recipe, const TrainOptions& options, Launch& launch)
-      : recipe_(recipe), options_(options), launch_(launch), folder_(claim_folder(recipe, options, launch)),
-        config_(load_model_config(recipe.model.path)), tools_(PreparationTools::from_environment()),
+      : recipe_(recipe),
+        options_(options),
+        launch_(launch),
+        folder_(claim_folder(recipe, options, launch)),
+        config_(load_model_config(recipe.model.path)),
+        tools_(PreparationTools::from_environment()),
         train_documents_(load_documents(recipe, recipe.data.train, config_.vocab, launch, tools_)),
-        batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, recipe.data.shuffle, true}),
+        batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens,
+                                    recipe.data.packing, recipe.data.shuffle, true}),
         num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)),
-        peak_(batches_.fullest_step(num_steps_, data_ranks())), resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
-        run_(start_of_training(recipe, launch, peak_.tokens, resumes_)), stepper_(recipe, run_, &launch.progress()),
+        peak_(batches_.fullest_step(num_steps_, data_ranks())),
+        resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
+        run_(start_of_training(recipe, launch, peak_.tokens, resumes_)),
+        stepper_(recipe, run_, &launch.progress()),
         checkpoints_(folder_ / "checkpoints", *run_.mesh) {
     if (recipe.data.eval) {
       eval_documents_.emplace(load_documents(recipe, *recipe.data.eval, config_.vocab, launch, tools_));
-      eval_batches_.emplace(*eval_documents_, BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, false});
+      eval_batches_.emplace(*eval_documents_, BatchOptions{0, recipe.train.batch, recipe.data.max_tokens,
+                                                           recipe.data.packing, false, false});
     }
   }
 
   int go() {
     const std::vector<HeldDigest> frozen = frozen_digests(*run_.model, *run_.mesh);
-    TrainingState state{*run_.model, stepper_.optimizer(), dump_resolved(recipe_), frozen_digest(frozen, *run_.mesh), data_digest(train_documents_), recipe_.run.seed, recipe_.train.batch};
+    TrainingState state{*run_.model,
+                        stepper_.optimizer(),
+                        dump_resolved(recipe_),
+                        frozen_digest(frozen, *run_.mesh),
+                        data_digest(train_documents_),
+                        recipe_.run.seed,
+                        recipe_.train.batch};
     if (run_.cache && launch_.rank() == 0) compare_with_first_digest(*run_.cache, recipe_, state.frozen_digest);
     const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
     require_equal_replicas(frozen, "at the start", "nothing was trained");
     // Only now is it known that a resumed run fits what was saved: a mistake writes over nothing.
     if (launch_.rank() == 0) write_text_atomically((folder_ / "recipe.yaml").string(), state.recipe_text);
     if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
-    reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed, launch_.rank() == 0);
+    reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed,
+                                           launch_.rank() == 0);
     reporter_->start(run_.plan, summary());
     probe(peak_.step);
     if (!resumed && recipe_.eval.at_start) evaluate(0);
@@ -69,7 +84,10 @@ class Run {
       report.ranks = last.ranks;
       reporter_->step(report);
       const bool ends = done == num_steps_ || last.stop_signal != 0;
-      if (eval_batches_ && ((recipe_.eval.every_steps > 0 && done % recipe_.eval.every_steps == 0) || done == num_steps_)) evaluate(done);
+      if (eval_batches_ &&
+          ((recipe_.eval.every_steps > 0 && done % recipe_.eval.every_steps == 0) || done == num_steps_)) {
+        evaluate(done);
+      }
       if (ends || last.save || (recipe_.checkpoint.every_steps > 0 && done % recipe_.checkpoint.every_steps == 0)) {
         save(done, state);
         saved_step = done;
@@ -93,7 +111,8 @@ class Run {
     const fs::path folder = recipe.run.dir;
     if (launch.rank() == 0) {
       if (!options.resume && fs::exists(folder / "log.jsonl")) {
-        throw UserError(str(recipe.origin("run.dir"), ": run.dir: ", folder.string(), " holds a run already; add --resume to go on with it, or name another folder"));
+        throw UserError(str(recipe.origin("run.dir"), ": run.dir: ", folder.string(),
+                            " holds a run already; add --resume to go on with it, or name another folder"));
       }
       fs::create_directories(folder / "checkpoints");
     }
@@ -106,7 +125,8 @@ class Run {
     return shape.dp * shape.ep;
   }
 
-  /// The model with the masters that training starts from: they leave for the optimizer next, and a resumed run's come from there.
+  /// The model with the masters that training starts from: they leave for the optimizer next, and a resumed run's come
+  /// from there.
   static Assembly start_of_training(const Recipe& recipe, Launch& launch, int64_t most_tokens, bool resumes) {
     Assembly run = assemble(recipe, launch, most_tokens);
     if (!resumes && recipe.adapter && recipe.adapter->from) {
@@ -140,14 +160,17 @@ class Run {
 
   Decision decide(int64_t done, SignalWatch& signals, double optimizer_wait_s) {
     const RankProgress::Place place = watched(str("end of step ", done));
-    const bool due = recipe_.checkpoint.every_minutes > 0.0 && seconds_since(saved_at_) / 60.0 >= recipe_.checkpoint.every_minutes;
+    const bool due =
+        recipe_.checkpoint.every_minutes > 0.0 && seconds_since(saved_at_) / 60.0 >= recipe_.checkpoint.every_minutes;
     RankFigures own = meter_.take();
     own.optimizer_wait_s = optimizer_wait_s;
-    at::Tensor wishes = at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()}}, at::kLong);
+    at::Tensor wishes =
+        at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()}}, at::kLong);
     at::Tensor most = at::cat({wishes, own.as_tensor()}).to(run_.device);
     run_.mesh->world().all_reduce_max(most);
     most = most.cpu();
-    return {most[0].item<int64_t>() != 0, static_cast<int>(most[1].item<int64_t>()), RankFigures::of_tensor(most.narrow(0, 2, most.numel() - 2))};
+    return {most[0].item<int64_t>() != 0, static_cast<int>(most[1].item<int64_t>()),
+            RankFigures::of_tensor(most.narrow(0, 2, most.numel() - 2))};
   }
 
   void evaluate(int64_t done) {
@@ -166,8 +189,11 @@ class Run {
     reporter_->evaluation(done, loss_sum / static_cast<double>(std::max<int64_t>(1, targets)), targets);
   }
 
-  /// Computes together with the other ranks: the watchdog may expect progress. What is not in such a place waits for disks.
-  RankProgress::Place watched(const std::string& place) { return {&launch_.progress(), place, RankProgress::Pace::kWatched}; }
+  /// Computes together with the other ranks: the watchdog may expect progress. What is not in such a place waits for
+  /// disks.
+  RankProgress::Place watched(const std::string& place) {
+    return {&launch_.progress(), place, RankProgress::Pace::kWatched};
+  }
 
   /// Of these frozen weights and of what trains. Collective.
   void require_equal_replicas(std::vector<HeldDigest> frozen, const std::string& when, const std::string& outcome) {
@@ -180,7 +206,8 @@ class Run {
     const std::vector<HeldDigest> frozen = frozen_digests(*run_.model, *run_.mesh);
     require_equal_replicas(frozen, when, outcome);
     const std::string now = frozen_digest(frozen, *run_.mesh);
-    MT_CHECK(now == state.frozen_digest, when, ": the frozen weights changed: digest ", state.frozen_digest, " at the start, ", now, " now; ", outcome);
+    MT_CHECK(now == state.frozen_digest, when, ": the frozen weights changed: digest ", state.frozen_digest,
+             " at the start, ", now, " now; ", outcome);
   }
 
   void save(int64_t done, TrainingState& state) {

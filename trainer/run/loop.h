@@ -12,8 +12,8 @@ struct TrainOptions {
   bool resume = false;  ///< go on from the newest whole checkpoint of run.dir
 };
 
-/// Trains as the recipe says and returns the exit code: 0 done, 130 or 143 stopped by a signal after saving. Collective over the job.
-/// Throws UserError, NonFiniteError; nothing that was saved before is touched by a failure.
+/// Trains as the recipe says and returns the exit code: 0 done, 130 or 143 stopped by a signal after saving. Collective
+/// over the job. Throws UserError, NonFiniteError; nothing that was saved before is touched by a failure.
 int train(const Recipe& recipe, const TrainOptions& options, Launch& launch);
 
 }  // namespace moetune

@@ -16,8 +16,10 @@ int64_t microseconds(double seconds) { return static_cast<int64_t>(std::llround(
 }  // namespace
 
 at::Tensor RankFigures::as_tensor() const {
-  return at::tensor({memory_bytes, weights_copied_bytes, weights_gathered_bytes, exchange_sent_bytes, tensor_axis_sent_bytes, microseconds(weights_wait_s),
-                     microseconds(exchange_s), microseconds(tensor_axis_s), microseconds(optimizer_wait_s)}, at::kLong);
+  return at::tensor({memory_bytes, weights_copied_bytes, weights_gathered_bytes, exchange_sent_bytes,
+                     tensor_axis_sent_bytes, microseconds(weights_wait_s), microseconds(exchange_s),
+                     microseconds(tensor_axis_s), microseconds(optimizer_wait_s)},
+                    at::kLong);
 }
 
 RankFigures RankFigures::of_tensor(const at::Tensor& figures) {

@@ -1,4 +1,5 @@
-// What a step cost each rank: memory, bytes moved, time stood waiting. Reported is the most of any rank, figure by figure.
+// What a step cost each rank: memory, bytes moved, time stood waiting. Reported is the most of any rank, figure by
+// figure.
 //
 //   RankMeter meter(assembly);
 //   RankFigures own = meter.take();          // since the last call
@@ -21,7 +22,8 @@ struct RankFigures {
   double weights_wait_s = 0.0;         ///< the device's current stream stood waiting for frozen weights
   double exchange_s = 0.0;             ///< it stood for the exchange of tokens, waiting for other ranks included
   double tensor_axis_s = 0.0;          ///< it was busy with those gathers and sums, likewise
-  double optimizer_wait_s = 0.0;       ///< the main thread waited for norm, update and new working copies; the loop fills it in
+  /// the main thread waited for norm, update and new working copies; the loop fills it in
+  double optimizer_wait_s = 0.0;
 
   /// int64, times in microseconds: to be reduced over ranks.
   at::Tensor as_tensor() const;

@@ -11,8 +11,8 @@
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
-#include "parallel/device/device_memory.h"
 #include "parallel/base/units.h"
+#include "parallel/device/device_memory.h"
 
 namespace moetune {
 
@@ -20,26 +20,36 @@ using nlohmann::ordered_json;
 
 namespace {
 
-/// Whether a person watches standard output; `size` receives the terminal's where it is known. mpirun gives ranks a terminal of its own,
-/// of no size, whatever its own output is: then the output of the process that started this one decides.
+/// Whether a person watches standard output; `size` receives the terminal's where it is known. mpirun gives ranks a
+/// terminal of its own, of no size, whatever its own output is: then the output of the process that started this one
+/// decides.
 bool on_terminal(winsize& size) {
   if (::isatty(STDOUT_FILENO) == 0) return false;
   ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size);
   if (size.ws_col > 0) return true;
   const std::filesystem::path parent_output = str("/proc/", ::getppid(), "/fd/1");
   std::error_code failure;
-  return std::filesystem::read_symlink(parent_output, failure).string().rfind("/dev/", 0) == 0 && std::filesystem::is_character_file(parent_output, failure) &&
+  return std::filesystem::read_symlink(parent_output, failure).string().rfind("/dev/", 0) == 0 &&
+         std::filesystem::is_character_file(parent_output, failure) &&
          std::filesystem::read_symlink(parent_output, failure) != "/dev/null";
 }
 
 }  // namespace
 
-Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest,
-                   int64_t num_steps, std::optional<int64_t> resumed, bool speaks)
-    : recipe_(recipe), run_(run), frozen_digest_(std::move(frozen_digest)), num_steps_(num_steps), resumed_(resumed), speaks_(speaks) {
+Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder,
+                   std::string frozen_digest, int64_t num_steps, std::optional<int64_t> resumed, bool speaks)
+    : recipe_(recipe),
+      run_(run),
+      frozen_digest_(std::move(frozen_digest)),
+      num_steps_(num_steps),
+      resumed_(resumed),
+      speaks_(speaks) {
   if (!speaks_) return;
   // A run that is asked to resume before its first checkpoint starts its log anew.
-  log_ = std::make_unique<LogFile>((folder / "log.jsonl").string(), resumed ? resumed : std::filesystem::exists(folder / "log.jsonl") ? std::optional<int64_t>(-1) : std::nullopt);
+  log_ = std::make_unique<LogFile>((folder / "log.jsonl").string(), resumed ? resumed
+                                                                    : std::filesystem::exists(folder / "log.jsonl")
+                                                                        ? std::optional<int64_t>(-1)
+                                                                        : std::nullopt);
   board_ = std::make_unique<TensorBoard>((folder / "tensorboard").string(), resumed);
   winsize size{};
   const bool terminal = on_terminal(size);
@@ -57,13 +67,26 @@ void Reporter::start(const MemoryPlan& plan, const DataSummary& data) {
   log_info(banner(recipe_, run_, plan, data));
   int64_t trained = 0;
   for (const auto& [group, count] : plan.trained_by_group) trained += count;
-  log_->append({{"kind", "start"}, {"step", resumed_.value_or(0)}, {"steps", num_steps_}, {"model", run_.config.model_type},
-                {"parameters", count_parameters(run_.config)}, {"trained_parameters", trained}, {"mesh", to_string(run_.mesh->shape())},
-                {"ranks", run_.mesh->shape().num_ranks()}, {"device", run_.device.str()}, {"frozen_digest", frozen_digest_},
-                {"planned_bytes", planned_bytes_}, {"planned_weights_copied_bytes", plan.weights.copied_bytes_per_step},
-                {"planned_weights_gathered_bytes", plan.weights.gathered_bytes_per_step}, {"host_peak_bytes", peak_memory_bytes(at::kCPU)},
-                {"load_s", run_.load.seconds}, {"checkpoint_read_bytes", run_.load.read_bytes}, {"cache_read_bytes", run_.load.cached_bytes},
-                {"cache_written_bytes", run_.load.written_bytes}, {"documents", data.documents}, {"tokens", data.tokens}});
+  log_->append({{"kind", "start"},
+                {"step", resumed_.value_or(0)},
+                {"steps", num_steps_},
+                {"model", run_.config.model_type},
+                {"parameters", count_parameters(run_.config)},
+                {"trained_parameters", trained},
+                {"mesh", to_string(run_.mesh->shape())},
+                {"ranks", run_.mesh->shape().num_ranks()},
+                {"device", run_.device.str()},
+                {"frozen_digest", frozen_digest_},
+                {"planned_bytes", planned_bytes_},
+                {"planned_weights_copied_bytes", plan.weights.copied_bytes_per_step},
+                {"planned_weights_gathered_bytes", plan.weights.gathered_bytes_per_step},
+                {"host_peak_bytes", peak_memory_bytes(at::kCPU)},
+                {"load_s", run_.load.seconds},
+                {"checkpoint_read_bytes", run_.load.read_bytes},
+                {"cache_read_bytes", run_.load.cached_bytes},
+                {"cache_written_bytes", run_.load.written_bytes},
+                {"documents", data.documents},
+                {"tokens", data.tokens}});
 }
 
 std::vector<double> Reporter::max_over_mean(const at::Tensor& load_LE) {
@@ -78,19 +101,41 @@ void Reporter::step(const StepReport& report) {
   last_loss_ = report.loss;
   peak_bytes_ = std::max(peak_bytes_, report.ranks.memory_bytes);
   const std::vector<double> imbalance = max_over_mean(report.load_LE);
-  StepFigures figures{report.step, num_steps_, report.loss, report.grad_norm, report.lr, static_cast<double>(report.tokens) / report.step_s, std::nullopt, report.ranks.memory_bytes, report.step_s, elapsed_s()};
-  ordered_json line{{"kind", "step"}, {"step", report.step}, {"loss", report.loss}, {"tokens", report.tokens}, {"target_tokens", report.target_tokens},
-                    {"grad_norm", report.grad_norm}, {"lr", report.lr}, {"step_s", report.step_s}, {"tokens_per_s", figures.tokens_per_s}, {"memory_bytes", report.ranks.memory_bytes},
-                    {"weights_copied_bytes", report.ranks.weights_copied_bytes}, {"weights_gathered_bytes", report.ranks.weights_gathered_bytes},
-                    {"weights_wait_s", report.ranks.weights_wait_s}, {"exchange_sent_bytes", report.ranks.exchange_sent_bytes}, {"exchange_s", report.ranks.exchange_s},
-                    {"tensor_axis_sent_bytes", report.ranks.tensor_axis_sent_bytes}, {"tensor_axis_s", report.ranks.tensor_axis_s},
+  StepFigures figures{report.step,   num_steps_,
+                      report.loss,   report.grad_norm,
+                      report.lr,     static_cast<double>(report.tokens) / report.step_s,
+                      std::nullopt,  report.ranks.memory_bytes,
+                      report.step_s, elapsed_s()};
+  ordered_json line{{"kind", "step"},
+                    {"step", report.step},
+                    {"loss", report.loss},
+                    {"tokens", report.tokens},
+                    {"target_tokens", report.target_tokens},
+                    {"grad_norm", report.grad_norm},
+                    {"lr", report.lr},
+                    {"step_s", report.step_s},
+                    {"tokens_per_s", figures.tokens_per_s},
+                    {"memory_bytes", report.ranks.memory_bytes},
+                    {"weights_copied_bytes", report.ranks.weights_copied_bytes},
+                    {"weights_gathered_bytes", report.ranks.weights_gathered_bytes},
+                    {"weights_wait_s", report.ranks.weights_wait_s},
+                    {"exchange_sent_bytes", report.ranks.exchange_sent_bytes},
+                    {"exchange_s", report.ranks.exchange_s},
+                    {"tensor_axis_sent_bytes", report.ranks.tensor_axis_sent_bytes},
+                    {"tensor_axis_s", report.ranks.tensor_axis_s},
                     {"optimizer_wait_s", report.ranks.optimizer_wait_s}};
-  std::vector<std::pair<std::string, float>> scalars{{"train/loss", report.loss}, {"train/grad_norm", report.grad_norm}, {"train/lr", report.lr}, {"speed/tokens_per_s", figures.tokens_per_s}, {"memory/peak_bytes", report.ranks.memory_bytes}};
+  std::vector<std::pair<std::string, float>> scalars{{"train/loss", report.loss},
+                                                     {"train/grad_norm", report.grad_norm},
+                                                     {"train/lr", report.lr},
+                                                     {"speed/tokens_per_s", figures.tokens_per_s},
+                                                     {"memory/peak_bytes", report.ranks.memory_bytes}};
   if (!imbalance.empty()) {
     figures.expert_max_over_mean = *std::max_element(imbalance.begin(), imbalance.end());
     line["expert_max_over_mean"] = *figures.expert_max_over_mean;
     line["expert_max_over_mean_of_layers"] = imbalance;
-    for (size_t layer = 0; layer < imbalance.size(); ++layer) scalars.emplace_back(str("experts/max_over_mean_", layer), imbalance[layer]);
+    for (size_t layer = 0; layer < imbalance.size(); ++layer) {
+      scalars.emplace_back(str("experts/max_over_mean_", layer), imbalance[layer]);
+    }
   }
   if (report.replica_check_s) line["replica_check_s"] = *report.replica_check_s;
   if (report.mtp_loss) {
@@ -117,17 +162,30 @@ void Reporter::evaluation(int64_t step, double loss, int64_t target_tokens) {
 
 void Reporter::saved(int64_t step, double seconds, double check_s) {
   if (!speaks_) return;
-  log_->append({{"kind", "save"}, {"step", step}, {"save_s", seconds}, {"replica_check_s", check_s}, {"frozen_digest", frozen_digest_}});
+  log_->append({{"kind", "save"},
+                {"step", step},
+                {"save_s", seconds},
+                {"replica_check_s", check_s},
+                {"frozen_digest", frozen_digest_}});
 }
 
 void Reporter::end(int64_t step, int stop_signal) {
   if (!speaks_) return;
   progress_->finish();
   std::cout << std::flush;
-  log_->append({{"kind", "end"}, {"step", step}, {"loss", last_loss_}, {"elapsed_s", elapsed_s()}, {"stopped_by_signal", stop_signal}, {"frozen_digest", frozen_digest_},
-                {"planned_bytes", planned_bytes_}, {"peak_bytes", peak_bytes_}});
-  log_info(str("memory of the fullest rank: planned ", bytes_text(planned_bytes_), ", peak ", bytes_text(peak_bytes_), run_.device.is_cuda() ? "" : " (whole process)"));
-  log_info(stop_signal == 0 ? str("done: ", step, " steps in ", duration_text(elapsed_s())) : str("stopped by signal ", stop_signal, " after step ", step, ", saved; --resume goes on"));
+  log_->append({{"kind", "end"},
+                {"step", step},
+                {"loss", last_loss_},
+                {"elapsed_s", elapsed_s()},
+                {"stopped_by_signal", stop_signal},
+                {"frozen_digest", frozen_digest_},
+                {"planned_bytes", planned_bytes_},
+                {"peak_bytes", peak_bytes_}});
+  log_info(str("memory of the fullest rank: planned ", bytes_text(planned_bytes_), ", peak ", bytes_text(peak_bytes_),
+               run_.device.is_cuda() ? "" : " (whole process)"));
+  log_info(stop_signal == 0
+               ? str("done: ", step, " steps in ", duration_text(elapsed_s()))
+               : str("stopped by signal ", stop_signal, " after step ", step, ", saved; --resume goes on"));
 }
 
 }  // namespace moetune

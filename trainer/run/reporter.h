@@ -11,11 +11,11 @@
 #include <optional>
 
 #include "trainer/assemble.h"
+#include "trainer/plan/memory_plan.h"
 #include "trainer/run/banner.h"
 #include "trainer/run/metrics/log_file.h"
 #include "trainer/run/metrics/progress.h"
 #include "trainer/run/metrics/tensorboard.h"
-#include "trainer/plan/memory_plan.h"
 #include "trainer/run/step_report.h"
 
 namespace moetune {
@@ -23,8 +23,8 @@ namespace moetune {
 class Reporter {
  public:
   /// `speaks`: false on all ranks but one, where every call does nothing.
-  Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest, int64_t num_steps,
-           std::optional<int64_t> resumed, bool speaks);
+  Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest,
+           int64_t num_steps, std::optional<int64_t> resumed, bool speaks);
 
   /// The banner, and the plan that end() holds beside what was measured.
   void start(const MemoryPlan& plan, const DataSummary& data);

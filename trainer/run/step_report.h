@@ -18,7 +18,7 @@ struct StepReport {
   double step_s = 0.0;
   std::optional<double> replica_check_s;  ///< of step_s, where replicas were compared
   RankFigures ranks;
-  at::Tensor load_LE;        ///< int64 [MoE layers, E]; undefined for a dense model
+  at::Tensor load_LE;  ///< int64 [MoE layers, E]; undefined for a dense model
 };
 
 }  // namespace moetune

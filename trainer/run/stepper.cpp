@@ -13,13 +13,20 @@
 namespace moetune {
 namespace {
 
-OptimizerOptions optimizer_options(const OptimizerRecipe& recipe) { return {recipe.lr_b_ratio, recipe.betas, recipe.eps, recipe.weight_decay}; }
+OptimizerOptions optimizer_options(const OptimizerRecipe& recipe) {
+  return {recipe.lr_b_ratio, recipe.betas, recipe.eps, recipe.weight_decay};
+}
 
 }  // namespace
 
 Stepper::Stepper(const Recipe& recipe, Assembly& run, RankProgress* progress)
-    : recipe_(recipe), run_(run), progress_(progress), partition_(run.model->parameters, *run.mesh), reducer_(partition_, *run.mesh),
-      optimizer_(partition_, optimizer_options(recipe.train.optimizer)), sweep_(*run.model, sweep_options(), progress) {}
+    : recipe_(recipe),
+      run_(run),
+      progress_(progress),
+      partition_(run.model->parameters, *run.mesh),
+      reducer_(partition_, *run.mesh),
+      optimizer_(partition_, optimizer_options(recipe.train.optimizer)),
+      sweep_(*run.model, sweep_options(), progress) {}
 
 SweepOptions Stepper::sweep_options() {
   SweepOptions options = run_.sweep_options;
@@ -29,7 +36,8 @@ SweepOptions Stepper::sweep_options() {
 
 StepBatch Stepper::batch_of(Batches& batches, int64_t step) {
   Communicator& data = run_.mesh->data();
-  return make_step_batch(batches.local(step, data.rank(), data.size()), *run_.model, run_.slice_tokens, run_.device, run_.compute);
+  return make_step_batch(batches.local(step, data.rank(), data.size()), *run_.model, run_.slice_tokens, run_.device,
+                         run_.compute);
 }
 
 StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
@@ -43,7 +51,9 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
   StepReport report;
   report.step = step + 1;
   sum_losses(result, batch.global, report);
-  if (!std::isfinite(report.loss)) throw NonFiniteError(str("step ", step + 1, ": the loss is ", report.loss, "; nothing was updated"));
+  if (!std::isfinite(report.loss)) {
+    throw NonFiniteError(str("step ", step + 1, ": the loss is ", report.loss, "; nothing was updated"));
+  }
   // The losses have waited for the device: from here on the optimizer alone is waited for.
   const auto summed = std::chrono::steady_clock::now();
   report.grad_norm = reducer_.global_norm(step + 1);
@@ -51,7 +61,8 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
   const double clip = recipe_.train.clip;
   const double norm_s = seconds_since(summed);
   compare_replicas(report);
-  optimizer_.step(report.lr, clip > 0.0 && report.grad_norm > clip ? clip / (report.grad_norm + 1e-6) : 1.0, reducer_.gradients());
+  optimizer_.step(report.lr, clip > 0.0 && report.grad_norm > clip ? clip / (report.grad_norm + 1e-6) : 1.0,
+                  reducer_.gradients());
   report.ranks.optimizer_wait_s = norm_s + optimizer_.take_exposed_s();
   if (recipe_.router.bias == RouterBias::kUpdate) update_router_bias(report.load_LE);
   report.tokens = batch.global.tokens;
@@ -75,7 +86,10 @@ std::pair<double, BatchTotals> Stepper::evaluate(Batches& batches, int64_t step)
 }
 
 void Stepper::sum_losses(const SweepResult& result, const BatchTotals& totals, StepReport& report) {
-  auto number = [&](const at::Tensor& value) { return value.defined() ? value.to(at::kDouble).reshape({1}) : at::zeros({1}, at::TensorOptions(at::kDouble).device(run_.device)); };
+  auto number = [&](const at::Tensor& value) {
+    return value.defined() ? value.to(at::kDouble).reshape({1})
+                           : at::zeros({1}, at::TensorOptions(at::kDouble).device(run_.device));
+  };
   at::Tensor sums = at::cat({number(result.loss_sum), number(result.mtp_loss_sum), number(result.balance_loss)});
   run_.mesh->data().all_reduce_sum(sums);
   if (result.load_LE.defined()) {
@@ -84,7 +98,9 @@ void Stepper::sum_losses(const SweepResult& result, const BatchTotals& totals, S
   }
   sums = sums.cpu();
   report.loss = sums[0].item<double>() / static_cast<double>(totals.targets);
-  if (result.mtp_loss_sum.defined()) report.mtp_loss = sums[1].item<double>() / static_cast<double>(std::max<int64_t>(1, totals.mtp_targets));
+  if (result.mtp_loss_sum.defined()) {
+    report.mtp_loss = sums[1].item<double>() / static_cast<double>(std::max<int64_t>(1, totals.mtp_targets));
+  }
   if (result.balance_loss.defined()) report.balance_loss = sums[2].item<double>();
 }
 

@@ -1,15 +1,16 @@
-// One optimizer step on an assembled run: way down, turn, way up with gradients leaving layer by layer; then norm, clip and update.
+// One optimizer step on an assembled run: way down, turn, way up with gradients leaving layer by layer; then norm, clip
+// and update.
 //
 //   Stepper stepper(recipe, assembly, &launch.progress());
-//   StepReport report = stepper.train(batches, step, num_steps);       // the update goes on under the next step's way down
-//   stepper.optimizer().flush();                                       // before working copies or masters are read
+//   StepReport report = stepper.train(batches, step, num_steps);  // the update goes on under the next step's way down
+//   stepper.optimizer().flush();                                  // before working copies or masters are read
 #pragma once
 
 #include "trainer/assemble.h"
 #include "trainer/data/batches.h"
+#include "trainer/run/step_report.h"
 #include "trainer/update/gradients.h"
 #include "trainer/update/optimizer.h"
-#include "trainer/run/step_report.h"
 
 namespace moetune {
 
@@ -28,7 +29,8 @@ class Stepper {
 
   Optimizer& optimizer() { return optimizer_; }
   const Partition& partition() const { return partition_; }
-  /// By group of the partition: this rank's shard of the last step's gradient, clipped. Flush before reading: the update scales it in place.
+  /// By group of the partition: this rank's shard of the last step's gradient, clipped. Flush before reading: the
+  /// update scales it in place.
   const std::vector<at::Tensor>& gradients() const { return reducer_.gradients(); }
 
  private:

@@ -7,8 +7,8 @@
 #include "parallel/base/files.h"
 #include "parallel/base/log.h"
 #include "parallel/base/sha256.h"
-#include "parallel/comm/gathered_text.h"
 #include "parallel/bytes/tensor_io.h"
+#include "parallel/comm/gathered_text.h"
 #include "trainer/state/manifest.h"
 
 namespace moetune {
@@ -30,11 +30,15 @@ void for_each_kind(const Optimizer::Shard& shard, const Visit& visit) {
   visit(SavedKind::kSecondMoment, shard.second_moment);
 }
 
-Manifest::File describe_file(const fs::path& path) { return {sha256_of_file(path.string()), static_cast<int64_t>(fs::file_size(path))}; }
+Manifest::File describe_file(const fs::path& path) {
+  return {sha256_of_file(path.string()), static_cast<int64_t>(fs::file_size(path))};
+}
 
 void load_router_biases(const SavedState& saved, Model& model) {
   for (size_t block = 0; block < model.blocks.size(); ++block) {
-    if (model.blocks[block].is_moe()) model.blocks[block].router()->bias().copy_(saved.router_bias(static_cast<int64_t>(block)));
+    if (model.blocks[block].is_moe()) {
+      model.blocks[block].router()->bias().copy_(saved.router_bias(static_cast<int64_t>(block)));
+    }
   }
 }
 
@@ -55,7 +59,10 @@ std::string Checkpoints::write_own_file(const fs::path& folder, TrainingState& s
     }
   }
   for (size_t block = 0; world.rank() == 0 && block < state.model.blocks.size(); ++block) {
-    if (state.model.blocks[block].is_moe()) tensors.emplace_back(saved_bias_name(static_cast<int64_t>(block)), state.model.blocks[block].router()->bias().cpu());
+    if (state.model.blocks[block].is_moe()) {
+      tensors.emplace_back(saved_bias_name(static_cast<int64_t>(block)),
+                           state.model.blocks[block].router()->bias().cpu());
+    }
   }
   if (tensors.empty()) return "";
   const std::string name = numbered("state-%05ld-of-%05ld.safetensors", world.rank(), world.size());
@@ -80,7 +87,14 @@ void Checkpoints::save(int64_t step, TrainingState& state, int64_t keep_last) {
   const std::vector<std::string> sizes = gathered_text(world, std::to_string(own.bytes));
   if (leads) {
     write_text_atomically((temporary / "recipe.yaml").string(), state.recipe_text);
-    Manifest manifest{step, state.optimizer.steps_taken(), state.seed, state.batch, to_string(mesh_.shape()), state.frozen_digest, state.data_digest, {}};
+    Manifest manifest{step,
+                      state.optimizer.steps_taken(),
+                      state.seed,
+                      state.batch,
+                      to_string(mesh_.shape()),
+                      state.frozen_digest,
+                      state.data_digest,
+                      {}};
     manifest.files["recipe.yaml"] = describe_file(temporary / "recipe.yaml");
     for (size_t rank = 0; rank < names.size(); ++rank) {
       if (!names[rank].empty()) manifest.files[names[rank]] = {digests[rank], std::stoll(sizes[rank])};
@@ -100,12 +114,15 @@ void Checkpoints::save(int64_t step, TrainingState& state, int64_t keep_last) {
 std::optional<int64_t> Checkpoints::load_latest(TrainingState& state) {
   Communicator& world = mesh_.world();
   // Each rank reads a part of the files; what one finds damaged is damaged for all.
-  const fs::path newest = newest_whole(folder_, [&](const fs::path& checkpoint) {
-    for (const std::string& damage : gathered_text(world, damage_of(checkpoint, world.rank(), world.size()))) {
-      if (!damage.empty()) return damage;
-    }
-    return std::string();
-  }, world.rank() == 0);
+  const fs::path newest = newest_whole(
+      folder_,
+      [&](const fs::path& checkpoint) {
+        for (const std::string& damage : gathered_text(world, damage_of(checkpoint, world.rank(), world.size()))) {
+          if (!damage.empty()) return damage;
+        }
+        return std::string();
+      },
+      world.rank() == 0);
   if (newest.empty()) return std::nullopt;
   const SavedState saved(newest);
   restore(saved, state);
@@ -117,16 +134,20 @@ void Checkpoints::restore(const SavedState& saved, TrainingState& state) {
   const std::string from = saved.checkpoint().string();
   const Manifest& manifest = saved.manifest();
   auto same = [&](const auto& then, const auto& now, const char* what) {
-    if (then != now) throw UserError(str(from, ": ", what, " then ", then, ", now ", now, "; a resumed run must go on with the same"));
+    if (then != now) {
+      throw UserError(str(from, ": ", what, " then ", then, ", now ", now, "; a resumed run must go on with the same"));
+    }
   };
   same(manifest.seed, state.seed, "run.seed was");
   same(manifest.batch, state.batch, "train.batch was");
   same(manifest.data_digest, state.data_digest, "the training data had the digest");
   same(manifest.frozen_digest, state.frozen_digest, "the frozen weights had the digest");
-  for (const Parameter& parameter : state.model.parameters.all()) saved.shape(parameter.name());  // UserError where it is not there
+  // UserError where it is not there
+  for (const Parameter& parameter : state.model.parameters.all()) saved.shape(parameter.name());
   const size_t num_saved = saved.names().size(), num_trained = state.model.parameters.all().size();
   if (num_saved != num_trained) {
-    throw UserError(str(from, ": holds ", num_saved, " trained tensors, this run has ", num_trained, "; was it made with other adapter targets?"));
+    throw UserError(str(from, ": holds ", num_saved, " trained tensors, this run has ", num_trained,
+                        "; was it made with other adapter targets?"));
   }
 
   at::NoGradGuard no_grad;
@@ -135,7 +156,8 @@ void Checkpoints::restore(const SavedState& saved, TrainingState& state) {
   for (size_t i = 0; i < groups.size(); ++i) {
     for (const FlatGroup::Piece& piece : groups[i].own_pieces()) {
       for_each_kind(state.optimizer.shards()[i], [&](SavedKind kind, const at::Tensor& shard) {
-        saved.read(kind, piece.parameter->name(), block_of(*piece.parameter), piece.first, shard.narrow(0, piece.in_shard, piece.count));
+        saved.read(kind, piece.parameter->name(), block_of(*piece.parameter), piece.first,
+                   shard.narrow(0, piece.in_shard, piece.count));
       });
     }
   }

@@ -10,7 +10,9 @@ namespace {
 /// An odd multiplier for each place, so that a changed word always changes the sum. `place` is used up.
 at::Tensor multipliers(uint64_t key, at::Tensor place) {
   place.mul_(static_cast<int64_t>(0x9e3779b97f4a7c15ull)).add_(static_cast<int64_t>(key));
-  return place.bitwise_xor(place.bitwise_right_shift(29)).mul_(static_cast<int64_t>(0xbf58476d1ce4e5b9ull)).bitwise_or_(1);
+  return place.bitwise_xor(place.bitwise_right_shift(29))
+      .mul_(static_cast<int64_t>(0xbf58476d1ce4e5b9ull))
+      .bitwise_or_(1);
 }
 
 }  // namespace
@@ -24,9 +26,11 @@ void DigestSum::add(uint64_t key, const at::Tensor& words, at::Tensor place) {
 at::Tensor tensor_digest(const std::string& name, const at::Tensor& tensor, int64_t first_byte) {
   const uint64_t key = stream_key(0, name);
   at::Tensor bytes = tensor.detach().contiguous().view({-1}).view(at::kByte);
-  // Parts may be cut within a word: each counts its own bytes of it and zeros for the others', and the products add up. Only stacks of
-  // odd numbers of statistics are cut so, small beside the codes: a copy does no harm.
-  if (first_byte % 8 != 0 || bytes.storage_offset() % 8 != 0) bytes = at::cat({at::zeros({first_byte % 8}, bytes.options()), bytes});
+  // Parts may be cut within a word: each counts its own bytes of it and zeros for the others', and the products add up.
+  // Only stacks of odd numbers of statistics are cut so, small beside the codes: a copy does no harm.
+  if (first_byte % 8 != 0 || bytes.storage_offset() % 8 != 0) {
+    bytes = at::cat({at::zeros({first_byte % 8}, bytes.options()), bytes});
+  }
   const int64_t whole_words = bytes.numel() / 8;
   DigestSum sum(tensor.device());
   auto add_words = [&](const at::Tensor& words, int64_t first_word) {

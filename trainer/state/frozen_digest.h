@@ -1,11 +1,12 @@
-// The digest of the frozen weights of the whole model: the same at load, at every checkpoint and at the end, on every mesh.
+// The digest of the frozen weights of the whole model: the same at load, at every checkpoint and at the end, on every
+// mesh.
 //
 //   const std::vector<HeldDigest> held = frozen_digests(model, mesh);   // what this rank holds, tensor by tensor
 //   std::string digest = frozen_digest(held, mesh);                     // 16 hex digits; collective
 //
-// Positions within a tensor are those of the tensor as one rank would pack it whole, so that every rank digests the bytes it keeps,
-// wherever a slab, a matrix or a stack of experts is cut, and the sums add up. Computed on the device, a few MiB at a time, so that hundreds
-// of GB take seconds and no copy.
+// Positions within a tensor are those of the tensor as one rank would pack it whole, so that every rank digests the
+// bytes it keeps, wherever a slab, a matrix or a stack of experts is cut, and the sums add up. Computed on the device,
+// a few MiB at a time, so that hundreds of GB take seconds and no copy.
 #pragma once
 
 #include <string>
@@ -17,7 +18,8 @@
 
 namespace moetune {
 
-/// Of the tensors that are held as they are: norms, routers, embedding, head. The same tensors in the same order on every rank.
+/// Of the tensors that are held as they are: norms, routers, embedding, head. The same tensors in the same order on
+/// every rank.
 std::vector<HeldDigest> plain_digests(const Model& model, Mesh& mesh);
 /// Of what this rank keeps of a slab, by weight and packed part. `first_expert`: of the units of a slab of experts.
 std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_expert);

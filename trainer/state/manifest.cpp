@@ -30,7 +30,8 @@ Manifest read_manifest(const fs::path& checkpoint) {
   try {
     const std::string format = json.at("format").get<std::string>();
     if (format != kFormat && format.rfind(kFormats, 0) == 0) {
-      throw UserError(str(path, ": is of format ", in_quotes(format), ", which another version of moetune wrote; this one reads ", kFormat,
+      throw UserError(str(path, ": is of format ", in_quotes(format),
+                          ", which another version of moetune wrote; this one reads ", kFormat,
                           ". Export the adapter with that version and go on from it with adapter.from"));
     }
     if (format != kFormat) throw UserError(str(path, ": is not a whole manifest of format ", kFormat));
@@ -41,7 +42,9 @@ Manifest read_manifest(const fs::path& checkpoint) {
     json.at("mesh").get_to(manifest.mesh);
     json.at("frozen_digest").get_to(manifest.frozen_digest);
     json.at("data_digest").get_to(manifest.data_digest);
-    for (const auto& [name, entry] : json.at("files").items()) manifest.files[name] = {entry.at("sha256").get<std::string>(), entry.at("bytes").get<int64_t>()};
+    for (const auto& [name, entry] : json.at("files").items()) {
+      manifest.files[name] = {entry.at("sha256").get<std::string>(), entry.at("bytes").get<int64_t>()};
+    }
   } catch (const nlohmann::json::exception&) {
     throw UserError(str(path, ": is not a whole manifest of format ", kFormat));
   }
@@ -49,9 +52,17 @@ Manifest read_manifest(const fs::path& checkpoint) {
 }
 
 void write_manifest(const fs::path& checkpoint, const Manifest& manifest) {
-  ordered_json json = {{"format", kFormat}, {"step", manifest.step}, {"optimizer_steps", manifest.optimizer_steps}, {"seed", manifest.seed},
-                       {"batch", manifest.batch}, {"mesh", manifest.mesh}, {"frozen_digest", manifest.frozen_digest}, {"data_digest", manifest.data_digest}};
-  for (const auto& [name, file] : manifest.files) json["files"][name] = {{"sha256", file.sha256}, {"bytes", file.bytes}};
+  ordered_json json = {{"format", kFormat},
+                       {"step", manifest.step},
+                       {"optimizer_steps", manifest.optimizer_steps},
+                       {"seed", manifest.seed},
+                       {"batch", manifest.batch},
+                       {"mesh", manifest.mesh},
+                       {"frozen_digest", manifest.frozen_digest},
+                       {"data_digest", manifest.data_digest}};
+  for (const auto& [name, file] : manifest.files) {
+    json["files"][name] = {{"sha256", file.sha256}, {"bytes", file.bytes}};
+  }
   write_text_atomically(manifest_of(checkpoint).string(), json.dump(2) + "\n");
 }
 
@@ -62,7 +73,9 @@ void verify_checkpoint(const fs::path& checkpoint, int64_t part, int64_t parts) 
     const fs::path path = checkpoint / name;
     if (!fs::exists(path)) throw UserError(str(path.string(), ": is missing, manifest.json names it"));
     const std::string digest = sha256_of_file(path.string());
-    if (digest != file.sha256) throw UserError(str(path.string(), ": has SHA-256 ", digest, ", manifest.json says ", file.sha256));
+    if (digest != file.sha256) {
+      throw UserError(str(path.string(), ": has SHA-256 ", digest, ", manifest.json says ", file.sha256));
+    }
   }
 }
 
@@ -85,7 +98,8 @@ std::vector<fs::path> list_checkpoints(const fs::path& folder) {
   return found;
 }
 
-fs::path newest_whole(const fs::path& folder, const std::function<std::string(const fs::path&)>& damage_of, bool warns) {
+fs::path newest_whole(const fs::path& folder, const std::function<std::string(const fs::path&)>& damage_of,
+                      bool warns) {
   std::string damage;
   std::vector<fs::path> all = list_checkpoints(folder);
   if (all.empty()) return {};

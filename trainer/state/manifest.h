@@ -1,9 +1,10 @@
 // The manifest of a checkpoint folder, what makes the folder whole, and which of many is the newest whole one.
 //
-//   const fs::path newest = newest_whole(folder, damage_of);          // damaged newer ones are warned of and passed over
+//   const fs::path newest = newest_whole(folder, damage_of);  // damaged newer ones are warned of and passed over
 //   const Manifest manifest = read_manifest(newest);
 //
-// manifest.json is written last: a folder with one held all its files then, and their digests say whether it still does.
+// manifest.json is written last: a folder with one held all its files then, and their digests say whether it still
+// does.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +21,11 @@ struct Manifest {
     std::string sha256;
     int64_t bytes = 0;
   };
-  int64_t step = 0;             ///< steps done
+  int64_t step = 0;  ///< steps done
   int64_t optimizer_steps = 0;
   int64_t seed = 0;
   int64_t batch = 0;
-  std::string mesh;             ///< of the job that wrote it, for reports
+  std::string mesh;  ///< of the job that wrote it, for reports
   std::string frozen_digest, data_digest;
   std::map<std::string, File> files;  ///< by name, all but the manifest
 };
@@ -34,14 +35,15 @@ Manifest read_manifest(const std::filesystem::path& checkpoint);
 /// Atomic and durable.
 void write_manifest(const std::filesystem::path& checkpoint, const Manifest& manifest);
 
-/// Checks the manifest, and of its files those numbered part, part + parts, ...: throws UserError naming the first that is missing or
-/// differs.
+/// Checks the manifest, and of its files those numbered part, part + parts, ...: throws UserError naming the first that
+/// is missing or differs.
 void verify_checkpoint(const std::filesystem::path& checkpoint, int64_t part = 0, int64_t parts = 1);
 /// Checkpoint folders in `folder`, oldest first, whatever their state.
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& folder);
-/// The newest one of which `damage_of` says nothing (an empty text), after a warning, where this process `warns`, of each newer one; empty
-/// path where there is no checkpoint at all. Throws UserError when all are damaged.
-std::filesystem::path newest_whole(const std::filesystem::path& folder, const std::function<std::string(const std::filesystem::path&)>& damage_of,
+/// The newest one of which `damage_of` says nothing (an empty text), after a warning, where this process `warns`, of
+/// each newer one; empty path where there is no checkpoint at all. Throws UserError when all are damaged.
+std::filesystem::path newest_whole(const std::filesystem::path& folder,
+                                   const std::function<std::string(const std::filesystem::path&)>& damage_of,
                                    bool warns = true);
 /// What verify_checkpoint throws, as a text; empty where it throws nothing.
 std::string damage_of(const std::filesystem::path& checkpoint, int64_t part = 0, int64_t parts = 1);

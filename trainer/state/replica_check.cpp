@@ -26,10 +26,13 @@ std::string difference(const std::map<int64_t, Ranks>& ranks_of_digest) {
   std::vector<Ranks> parties;
   for (const auto& [digest, ranks] : ranks_of_digest) parties.push_back(ranks);
   // Most are right, as far as anyone can tell; of as many the one with the first rank.
-  std::sort(parties.begin(), parties.end(), [](const Ranks& a, const Ranks& b) { return a.size() != b.size() ? a.size() > b.size() : a.front() < b.front(); });
+  std::sort(parties.begin(), parties.end(), [](const Ranks& a, const Ranks& b) {
+    return a.size() != b.size() ? a.size() > b.size() : a.front() < b.front();
+  });
   std::string text;
   for (size_t i = 1; i < parties.size(); ++i) text += str(i == 1 ? "" : "; ", text_of(parties[i]));
-  return text + str(parties.size() == 2 && parties[1].size() == 1 ? " has" : " have", " not what ", text_of(parties[0]), parties[0].size() == 1 ? " has" : " have");
+  return text + str(parties.size() == 2 && parties[1].size() == 1 ? " has" : " have", " not what ", text_of(parties[0]),
+                    parties[0].size() == 1 ? " has" : " have");
 }
 
 }  // namespace
@@ -39,22 +42,27 @@ std::vector<HeldDigest> trained_digests(const Model& model) {
   std::vector<HeldDigest> held;
   for (const Parameter& parameter : model.parameters.all()) {
     const ParameterInfo& info = parameter.info();
-    held.push_back({info.name, str("part from ", info.part.first, ", expert ", info.first_expert), info.replicas, true, false, tensor_digest(info.name, parameter.working, 0)});
+    held.push_back({info.name, str("part from ", info.part.first, ", expert ", info.first_expert), info.replicas, true,
+                    false, tensor_digest(info.name, parameter.working, 0)});
   }
   for (size_t layer = 0; layer < model.blocks.size(); ++layer) {
     if (!model.blocks[layer].is_moe()) continue;
     const std::string name = str("model.layers.", layer, ".mlp.gate.e_score_correction_bias");
-    held.push_back({name, "whole", Replicas::kEverywhere, true, false, tensor_digest(name, model.blocks[layer].router()->bias(), 0)});
+    held.push_back({name, "whole", Replicas::kEverywhere, true, false,
+                    tensor_digest(name, model.blocks[layer].router()->bias(), 0)});
   }
   return held;
 }
 
-void require_equal_replicas(const std::vector<HeldDigest>& held, Mesh& mesh, const std::string& when, const std::string& outcome) {
+void require_equal_replicas(const std::vector<HeldDigest>& held, Mesh& mesh, const std::string& when,
+                            const std::string& outcome) {
   constexpr size_t kMostTold = 8;
   Communicator& stage = mesh.stage();
   if (stage.size() == 1 || held.empty()) return;
   std::vector<int64_t> keys;
-  for (const HeldDigest& one : held) keys.push_back(static_cast<int64_t>(stream_key(stream_key(0, one.name), one.place)));
+  for (const HeldDigest& one : held) {
+    keys.push_back(static_cast<int64_t>(stream_key(stream_key(0, one.name), one.place)));
+  }
   const auto count = static_cast<int64_t>(held.size());
   const at::Tensor digests = stacked(held), own = at::cat({at::tensor(keys, at::kLong).to(digests.device()), digests});
   at::Tensor all = at::empty({stage.size(), 2, count}, own.options());
@@ -73,8 +81,9 @@ void require_equal_replicas(const std::vector<HeldDigest>& held, Mesh& mesh, con
       ++num_holders[said[rank][0][i]];
     }
     for (const auto& [part, ranks_of_digest] : holders) {
-      MT_CHECK(!tensor.all_of_group || num_holders[part] == num_replicas(mesh.shape(), tensor.replicas), tensor.name, ": ", num_holders[part],
-               " ranks hold the same part, group ", group, " has ", num_replicas(mesh.shape(), tensor.replicas));
+      MT_CHECK(!tensor.all_of_group || num_holders[part] == num_replicas(mesh.shape(), tensor.replicas), tensor.name,
+               ": ", num_holders[part], " ranks hold the same part, group ", group, " has ",
+               num_replicas(mesh.shape(), tensor.replicas));
       const std::string differs = difference(ranks_of_digest);
       if (!differs.empty()) differences.push_back(str(tensor.name, " (group ", group, "): ", differs));
     }
@@ -83,8 +92,10 @@ void require_equal_replicas(const std::vector<HeldDigest>& held, Mesh& mesh, con
   std::string text = str(when, ": replicas differ; ", outcome);
   for (size_t i = 0; i < std::min(differences.size(), kMostTold); ++i) text += "\n  " + differences[i];
   if (differences.size() > kMostTold) text += str("\n  and ", differences.size() - kMostTold, " more");
-  throw InternalError(text + "\nIf `moetune verify-layout` finds this layout wrong it is a defect of moetune; otherwise suspect the memory of the ranks that stand alone. "
-                             "--resume goes on from the last checkpoint");
+  throw InternalError(text +
+                      "\nIf `moetune verify-layout` finds this layout wrong it is a defect of moetune; otherwise "
+                      "suspect the memory of the ranks that stand alone. "
+                      "--resume goes on from the last checkpoint");
 }
 
 }  // namespace moetune

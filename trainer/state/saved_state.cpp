@@ -41,7 +41,9 @@ TensorBlock rows_with(const TensorBlock& block, int64_t first, int64_t count) {
 }
 
 bool is_box(const TensorBlock& block) {
-  if (block.whole.empty() || block.at.size() != block.whole.size() || block.shape.size() != block.whole.size()) return false;
+  if (block.whole.empty() || block.at.size() != block.whole.size() || block.shape.size() != block.whole.size()) {
+    return false;
+  }
   for (size_t d = 0; d < block.whole.size(); ++d) {
     if (block.at[d] < 0 || block.shape[d] < 1 || block.at[d] + block.shape[d] > block.whole[d]) return false;
   }
@@ -54,7 +56,8 @@ int64_t TensorBlock::numel() const { return product(shape); }
 
 TensorBlock block_of(const Parameter& parameter) {
   const ParameterInfo& info = parameter.info();
-  TensorBlock block{parameter.working.sizes().vec(), std::vector<int64_t>(parameter.working.dim(), 0), parameter.working.sizes().vec()};
+  TensorBlock block{parameter.working.sizes().vec(), std::vector<int64_t>(parameter.working.dim(), 0),
+                    parameter.working.sizes().vec()};
   if (info.num_experts > 0) {
     block.whole[0] = info.num_experts;
     block.at[0] = info.first_expert;
@@ -67,7 +70,8 @@ TensorBlock block_of(const Parameter& parameter) {
 }
 
 std::string run_metadata(const TensorBlock& block, int64_t first) {
-  return nlohmann::ordered_json{{"whole", block.whole}, {"at", block.at}, {"shape", block.shape}, {"first", first}}.dump();
+  return nlohmann::ordered_json{{"whole", block.whole}, {"at", block.at}, {"shape", block.shape}, {"first", first}}
+      .dump();
 }
 
 std::string saved_name(SavedKind kind, const std::string& name) {
@@ -80,7 +84,8 @@ std::string saved_bias_name(int64_t block) { return str(kRouterBias, block); }
 SavedState::SavedState(const fs::path& checkpoint) : checkpoint_(checkpoint), manifest_(read_manifest(checkpoint)) {
   for (const auto& [file_name, entry] : manifest_.files) {
     if (fs::path(file_name).extension() != ".safetensors") continue;
-    const SafetensorsFile& file = *files_.emplace_back(std::make_unique<SafetensorsFile>((checkpoint / file_name).string()));
+    const SafetensorsFile& file =
+        *files_.emplace_back(std::make_unique<SafetensorsFile>((checkpoint / file_name).string()));
     for (const auto& [name, value] : file.metadata()) {
       if (name != "format") add_run(file, name, value);
     }
@@ -107,12 +112,17 @@ void SavedState::add_run(const SafetensorsFile& file, const std::string& name, c
   if (!is_box(block)) throw UserError(str(file.path(), ": metadata of ", name, " is no box of a tensor: ", metadata));
   for (const SavedKind kind : {SavedKind::kMaster, SavedKind::kFirstMoment, SavedKind::kSecondMoment}) {
     const TensorInfo& info = file.at(saved_name(kind, name));
-    if (info.shape.size() != 1 || info.numel() != count) throw UserError(moetune::str(file.path(), ": ", info.name, " has shape ", at::IntArrayRef(info.shape), "; want one run of ", count, " numbers"));
+    if (info.shape.size() != 1 || info.numel() != count) {
+      throw UserError(moetune::str(file.path(), ": ", info.name, " has shape ", at::IntArrayRef(info.shape),
+                                   "; want one run of ", count, " numbers"));
+    }
   }
   std::vector<SavedBlock>& blocks = tensors_[name];
-  auto found = std::find_if(blocks.begin(), blocks.end(), [&](const SavedBlock& saved) { return saved.block == block; });
+  auto found =
+      std::find_if(blocks.begin(), blocks.end(), [&](const SavedBlock& saved) { return saved.block == block; });
   if (found == blocks.end()) found = blocks.insert(blocks.end(), {block, {}});
-  const auto behind = std::find_if(found->runs.begin(), found->runs.end(), [&](const Run& run) { return run.first > first; });
+  const auto behind =
+      std::find_if(found->runs.begin(), found->runs.end(), [&](const Run& run) { return run.first > first; });
   found->runs.insert(behind, {&file, first, count});
 }
 
@@ -120,7 +130,10 @@ void SavedState::require_whole() const {
   if (tensors_.empty()) throw UserError(str(checkpoint_.string(), ": holds no trained tensor"));
   for (const auto& [name, blocks] : tensors_) {
     auto require = [&](bool holds) {
-      if (!holds) throw UserError(str(checkpoint_.string(), ": has not all of ", name, ", or some of it twice; are all ranks' files of one save?"));
+      if (!holds) {
+        throw UserError(str(checkpoint_.string(), ": has not all of ", name,
+                            ", or some of it twice; are all ranks' files of one save?"));
+      }
     };
     int64_t numbers = 0;
     for (size_t i = 0; i < blocks.size(); ++i) {
@@ -147,13 +160,18 @@ std::vector<std::string> SavedState::names() const {
 
 const std::vector<SavedState::SavedBlock>& SavedState::blocks_of(const std::string& name) const {
   const auto found = tensors_.find(name);
-  if (found == tensors_.end()) throw UserError(str(checkpoint_.string(), ": has no ", name, "; was the run made with another adapter or model?"));
+  if (found == tensors_.end()) {
+    throw UserError(str(checkpoint_.string(), ": has no ", name, "; was the run made with another adapter or model?"));
+  }
   return found->second;
 }
 
-const std::vector<int64_t>& SavedState::shape(const std::string& name) const { return blocks_of(name).front().block.whole; }
+const std::vector<int64_t>& SavedState::shape(const std::string& name) const {
+  return blocks_of(name).front().block.whole;
+}
 
-at::Tensor SavedState::read_block_rows(SavedKind kind, const std::string& name, const SavedBlock& saved, int64_t first_row, int64_t num_rows) {
+at::Tensor SavedState::read_block_rows(SavedKind kind, const std::string& name, const SavedBlock& saved,
+                                       int64_t first_row, int64_t num_rows) {
   const int64_t row = saved.block.numel() / saved.block.shape[0];
   const int64_t begin = first_row * row, end = begin + num_rows * row;
   std::vector<at::Tensor> parts;
@@ -168,7 +186,8 @@ at::Tensor SavedState::read_block_rows(SavedKind kind, const std::string& name, 
 
 at::Tensor SavedState::read(SavedKind kind, const std::string& name, const TensorBlock& block) const {
   if (shape(name) != block.whole) {
-    throw UserError(moetune::str(checkpoint_.string(), ": ", name, " was saved as ", at::IntArrayRef(shape(name)), ", this run has ", at::IntArrayRef(block.whole)));
+    throw UserError(moetune::str(checkpoint_.string(), ": ", name, " was saved as ", at::IntArrayRef(shape(name)),
+                                 ", this run has ", at::IntArrayRef(block.whole)));
   }
   at::Tensor out;
   for (const SavedBlock& saved : blocks_of(name)) {
@@ -187,7 +206,8 @@ at::Tensor SavedState::read(SavedKind kind, const std::string& name, const Tenso
   return out;
 }
 
-void SavedState::read(SavedKind kind, const std::string& name, const TensorBlock& block, int64_t first, const at::Tensor& target) const {
+void SavedState::read(SavedKind kind, const std::string& name, const TensorBlock& block, int64_t first,
+                      const at::Tensor& target) const {
   const TensorBlock rows = rows_with(block, first, target.numel());
   const int64_t rows_begin = (rows.at[0] - block.at[0]) * (block.numel() / block.shape[0]);
   target.copy_(read(kind, name, rows).flatten().narrow(0, first - rows_begin, target.numel()));
@@ -201,7 +221,10 @@ std::vector<int64_t> SavedState::router_blocks() const {
 
 at::Tensor SavedState::router_bias(int64_t block) const {
   const auto found = biases_.find(block);
-  if (found == biases_.end()) throw UserError(str(checkpoint_.string(), ": has no ", saved_bias_name(block), "; was the run made with another model?"));
+  if (found == biases_.end()) {
+    throw UserError(
+        str(checkpoint_.string(), ": has no ", saved_bias_name(block), "; was the run made with another model?"));
+  }
   return read_tensor(*found->second, saved_bias_name(block));
 }
 

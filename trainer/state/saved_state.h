@@ -1,13 +1,14 @@
-// The trained tensors of a checkpoint, whatever mesh wrote them: any part of any of them, put together from the ranks' files.
+// The trained tensors of a checkpoint, whatever mesh wrote them: any part of any of them, put together from the ranks'
+// files.
 //
-//   const SavedState saved(checkpoint);                               // headers read, every tensor known to be there in full
+//   const SavedState saved(checkpoint);  // headers read, every tensor known to be there in full
 //   saved.read(SavedKind::kMaster, name, block_of(parameter), first, shard);
 //
-// Each rank saves its own shards: runs of a tensor's numbers, one-dimensional, as master/NAME, first_moment/NAME and second_moment/NAME.
-// The file's metadata says under NAME where a run belongs: {"whole": [E, R, I], "at": [e, 0, 0], "shape": [e', R, I], "first": n} - the
-// shape of the tensor over all ranks; the box of it that the rank's replica group holds, by first index and shape, cut in any dimensions
-// (experts in one, tensor parallelism in another); and the number of the box, row-major, that the run begins with. Biases of routers lie
-// whole beside them as router_bias/BLOCK.
+// Each rank saves its own shards: runs of a tensor's numbers, one-dimensional, as master/NAME, first_moment/NAME and
+// second_moment/NAME. The file's metadata says under NAME where a run belongs: {"whole": [E, R, I], "at": [e, 0, 0],
+// "shape": [e', R, I], "first": n} - the shape of the tensor over all ranks; the box of it that the rank's replica
+// group holds, by first index and shape, cut in any dimensions (experts in one, tensor parallelism in another); and the
+// number of the box, row-major, that the run begins with. Biases of routers lie whole beside them as router_bias/BLOCK.
 #pragma once
 
 #include <torch/types.h>
@@ -57,7 +58,8 @@ class SavedState {
   /// A box of a tensor, in the saved dtype. UserError where the box is of a tensor of another shape.
   at::Tensor read(SavedKind kind, const std::string& name, const TensorBlock& block) const;
   /// Numbers first, first + 1, ... of a box into `target`, which is one-dimensional.
-  void read(SavedKind kind, const std::string& name, const TensorBlock& block, int64_t first, const at::Tensor& target) const;
+  void read(SavedKind kind, const std::string& name, const TensorBlock& block, int64_t first,
+            const at::Tensor& target) const;
   /// Blocks with a saved router bias.
   std::vector<int64_t> router_blocks() const;
   at::Tensor router_bias(int64_t block) const;
@@ -75,7 +77,8 @@ class SavedState {
   void add_run(const SafetensorsFile& file, const std::string& name, const std::string& metadata);
   void require_whole() const;
   const std::vector<SavedBlock>& blocks_of(const std::string& name) const;
-  static at::Tensor read_block_rows(SavedKind kind, const std::string& name, const SavedBlock& saved, int64_t first_row, int64_t num_rows);
+  static at::Tensor read_block_rows(SavedKind kind, const std::string& name, const SavedBlock& saved, int64_t first_row,
+                                    int64_t num_rows);
 
   std::filesystem::path checkpoint_;
   Manifest manifest_;

@@ -12,9 +12,9 @@
 #include "parallel/base/files.h"
 #include "parallel/base/log.h"
 #include "parallel/base/sha256.h"
+#include "parallel/base/units.h"
 #include "parallel/comm/gathered_text.h"
 #include "trainer/assemble.h"
-#include "parallel/base/units.h"
 
 namespace moetune {
 namespace {
@@ -44,8 +44,12 @@ std::string folder_name(const std::string& path) {
 }
 
 ordered_json about(const Recipe& recipe, const ModelConfig& config, const WeightSource& source) {
-  ordered_json json = {{"format", kFormat}, {"packing", kPackingVersion}, {"model", recipe.model.path}, {"model_type", config.model_type},
-                       {"base", to_string(recipe.model.base)}, {"layers", config.num_layers}};
+  ordered_json json = {{"format", kFormat},
+                       {"packing", kPackingVersion},
+                       {"model", recipe.model.path},
+                       {"model_type", config.model_type},
+                       {"base", to_string(recipe.model.base)},
+                       {"layers", config.num_layers}};
   int64_t matrices = 0;
   for (const LinearMap& map : linear_maps(config, /*with_mtp=*/false)) matrices += map.units(config.experts);
   json["matrices"] = matrices;
@@ -72,9 +76,10 @@ std::string describe(const fs::path& folder, const ordered_json& about) {
     bytes += static_cast<int64_t>(state->bytes_on_disk);
   }
   const int64_t all = about.value("matrices", int64_t{0});
-  return str("packed weights ", folder.string(), "\n  of ", about.value("model", "?"), " (", about.value("model_type", "?"), ") in ", about.value("base", "?"), ", packing ",
-             about.value("packing", 0), "\n  ", trunk == all ? "whole: " : "unfinished: ", trunk, " of ", all, " matrices, ", bytes_text(bytes), " on disk", mtp > 0 ? str("; ", mtp, " of the MTP module") : "",
-             "\n");
+  return str("packed weights ", folder.string(), "\n  of ", about.value("model", "?"), " (",
+             about.value("model_type", "?"), ") in ", about.value("base", "?"), ", packing ", about.value("packing", 0),
+             "\n  ", trunk == all ? "whole: " : "unfinished: ", trunk, " of ", all, " matrices, ", bytes_text(bytes),
+             " on disk", mtp > 0 ? str("; ", mtp, " of the MTP module") : "", "\n");
 }
 
 std::optional<ordered_json> read_about(const fs::path& folder) {
@@ -90,14 +95,17 @@ std::string cache_key(const Recipe& recipe, const ModelConfig& config, const Wei
   const BaseFormat base = base_format(recipe.model.base);
   std::string text = str(kFormat, " ", kPackingVersion, "\n", source.identity());
   for (const LinearMap& map : maps_of(config)) {
-    text += str(map.name(), " ", to_string(held_format(map, base)), " ", map.stack, " x ", map.outputs, " x ", map.inputs, "\n");
+    text += str(map.name(), " ", to_string(held_format(map, base)), " ", map.stack, " x ", map.outputs, " x ",
+                map.inputs, "\n");
   }
   return sha256_of(text).substr(0, 16);
 }
 
-std::unique_ptr<SlabCache> open_weight_cache(const Recipe& recipe, const ModelConfig& config, const WeightSource& source) {
+std::unique_ptr<SlabCache> open_weight_cache(const Recipe& recipe, const ModelConfig& config,
+                                             const WeightSource& source) {
   if (!recipe.model.cache) return nullptr;
-  const std::string name = str(folder_name(recipe.model.path), "-", to_string(recipe.model.base), "-", cache_key(recipe, config, source));
+  const std::string name =
+      str(folder_name(recipe.model.path), "-", to_string(recipe.model.base), "-", cache_key(recipe, config, source));
   auto cache = std::make_unique<SlabCache>(fs::path(*recipe.model.cache) / name);
   if (!fs::exists(cache->folder() / kAbout)) leave_in(*cache, kAbout, about(recipe, config, source));
   return cache;
@@ -116,12 +124,15 @@ void compare_with_first_digest(const SlabCache& cache, const Recipe& recipe, con
   const fs::path path = cache.folder() / kDigests;
   // Embedding, head and norms are in the digest, in the dtype that the run computes in.
   const std::string run = str("compute ", to_string(recipe.model.compute), recipe.mtp.loss_weight > 0.0 ? ", MTP" : "");
-  ordered_json digests = fs::exists(path) ? ordered_json::parse(read_text_file(path.string()), nullptr, false) : ordered_json::object();
+  ordered_json digests =
+      fs::exists(path) ? ordered_json::parse(read_text_file(path.string()), nullptr, false) : ordered_json::object();
   if (!digests.is_object()) digests = ordered_json::object();
   if (digests.contains(run)) {
     if (digests[run] == frozen_digest) return;
-    throw UserError(str(cache.folder().string(), ": the frozen weights have the digest ", frozen_digest, ", with this cache they had ", digests[run].dump(),
-                        " before: the checkpoint was changed in place and its time set back, or the cache is not its own. Remove the folder and start again"));
+    throw UserError(str(cache.folder().string(), ": the frozen weights have the digest ", frozen_digest,
+                        ", with this cache they had ", digests[run].dump(),
+                        " before: the checkpoint was changed in place and its time set back, or the cache is not its "
+                        "own. Remove the folder and start again"));
   }
   digests[run] = frozen_digest;
   leave_in(cache, kDigests, digests);

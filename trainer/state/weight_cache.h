@@ -3,13 +3,13 @@
 //   auto cache = open_weight_cache(recipe, config, *source);       // null: the recipe asks for none
 //   FrozenSlabs slabs(store, placement, cache.get());
 //
-//   model.cache/DeepSeek-V3-nf4-0f3a9c51d2e87b64/   the digits: a digest of the sources, the format and the maps (cache_key)
+//   model.cache/DeepSeek-V3-nf4-0f3a9c51d2e87b64/  digits: a digest of the sources, the format and the maps (cache_key)
 //     about.json                     what it was made from
 //     layer-003-experts.safetensors  lora/slab_cache.h
 //     digests.json                   digest of the frozen weights of the runs that used it (frozen_digest.h)
 //
-// A file of the checkpoint counts by its name, size, time of last change and header, not by all of its bytes: reading those is what the
-// cache saves.
+// A file of the checkpoint counts by its name, size, time of last change and header, not by all of its bytes: reading
+// those is what the cache saves.
 #pragma once
 
 #include <filesystem>
@@ -36,13 +36,15 @@ struct WeightLoad {
 /// Equal keys, equal packed weights: 16 hex digits of the source, the format of each map, and the packing's version.
 std::string cache_key(const Recipe& recipe, const ModelConfig& config, const WeightSource& source);
 /// The cache that the recipe asks for; null where it asks for none.
-std::unique_ptr<SlabCache> open_weight_cache(const Recipe& recipe, const ModelConfig& config, const WeightSource& source);
+std::unique_ptr<SlabCache> open_weight_cache(const Recipe& recipe, const ModelConfig& config,
+                                             const WeightSource& source);
 /// Warns on rank 0 of what went wrong with the cache on any rank. Collective over the group.
 void say_complaints(const SlabCache& cache, Communicator& world);
-/// Compares the digest of the frozen weights with that of the first run over this cache with the same tensors in the same dtypes, or records it
-/// as the first. Throws UserError where they differ. On one rank.
+/// Compares the digest of the frozen weights with that of the first run over this cache with the same tensors in the
+/// same dtypes, or records it as the first. Throws UserError where they differ. On one rank.
 void compare_with_first_digest(const SlabCache& cache, const Recipe& recipe, const std::string& frozen_digest);
-/// The caches in a folder, a few lines each: what they were made from and how far they are filled. Nothing where it holds none.
+/// The caches in a folder, a few lines each: what they were made from and how far they are filled. Nothing where it
+/// holds none.
 std::optional<std::string> describe_weight_caches(const std::filesystem::path& folder);
 
 }  // namespace moetune

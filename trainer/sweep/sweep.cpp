@@ -22,8 +22,13 @@ at::Tensor joined(const std::vector<Mixed>& slices, at::Tensor Mixed::* tensor) 
 }  // namespace
 
 Sweep::Sweep(Model& model, const SweepOptions& options, RankProgress* progress)
-    : model_(model), options_(options), progress_(progress), scratch_(model.parameters.device(), model.parameters.compute()),
-      lowest_trained_(model.parameters.lowest_layer(turn_layer(model.config))), mixing_parameters_(model.blocks.size()), states_(model.blocks.size()),
+    : model_(model),
+      options_(options),
+      progress_(progress),
+      scratch_(model.parameters.device(), model.parameters.compute()),
+      lowest_trained_(model.parameters.lowest_layer(turn_layer(model.config))),
+      mixing_parameters_(model.blocks.size()),
+      states_(model.blocks.size()),
       stash_(model.parameters.device()) {
   scratch_.reserve(model.scratch_elements());
   scratch_.poison_released(options.poison_released);
@@ -40,7 +45,8 @@ bool Sweep::keeps_graph(int64_t layer) const {
 }
 
 bool Sweep::stashes(int64_t layer) const {
-  return options_.stash_inputs && !keeps_graph(layer) && layer >= lowest_trained_ && layer + 1 < model_.config.num_layers;
+  return options_.stash_inputs && !keeps_graph(layer) && layer >= lowest_trained_ &&
+         layer + 1 < model_.config.num_layers;
 }
 
 bool Sweep::balances(int64_t layer) const {
@@ -71,7 +77,8 @@ at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stre
     const at::Tensor expert_TK = joined(expert);
     state.routing = block.experts()->route(expert_TK);
     if (mode == Mode::kTrain) loads_.push_back(tally(expert_TK, model_.config.experts));
-    sent = block.experts()->send(state.routing, {joined(mixed, &Mixed::z_TD), joined(mixed, &Mixed::weight_TK), stream.token_T, {}}, pass);
+    sent = block.experts()->send(
+        state.routing, {joined(mixed, &Mixed::z_TD), joined(mixed, &Mixed::weight_TK), stream.token_T, {}}, pass);
   }
   for (size_t s = 0; s < stream.slices.size(); ++s) {
     at::AutoGradMode with_graph(keep);
@@ -99,7 +106,8 @@ at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stre
   return y_TD;
 }
 
-at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass, int64_t num_documents) {
+at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass,
+                     int64_t num_documents) {
   const RankProgress::Place place(progress_, str("layer ", layer, " on its way up"));
   Block& block = model_.blocks[layer];
   LayerState state = std::move(states_[layer]);
@@ -154,12 +162,14 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
       from(mixed.weight_TK, rows_of(routed.d_weight_TK, slice));
     }
     if (mixed.balance_loss.defined()) {
-      from(mixed.balance_loss, at::full_like(mixed.balance_loss, options_.balance_weight / static_cast<double>(num_documents)));
+      from(mixed.balance_loss,
+           at::full_like(mixed.balance_loss, options_.balance_weight / static_cast<double>(num_documents)));
     }
     if (needs_input_gradient(layer)) inputs.push_back(state.leaf_x[s]);
     for (Parameter* parameter : mixing_parameters_[layer]) inputs.push_back(parameter->working);
     if (!outputs.empty() && !inputs.empty()) {
-      auto gradients = torch::autograd::grad(outputs, inputs, d_outputs, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+      auto gradients = torch::autograd::grad(outputs, inputs, d_outputs, /*retain_graph=*/false, /*create_graph=*/false,
+                                             /*allow_unused=*/true);
       size_t next = 0;
       if (needs_input_gradient(layer)) d_x.push_back(gradients[next++]);
       for (Parameter* parameter : mixing_parameters_[layer]) parameter->add_gradient(gradients[next++]);
@@ -175,7 +185,8 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   const RankProgress::Place place(progress_, "turn");
   const TensorAxis& axis = model_.axis;
   at::Tensor x_UD = axis.gather_rows(x_TD, batch.main.num_gathered_rows);
-  HeadResult head = model_.head->loss(x_UD, batch.main.target_row, batch.main.target, 1.0 / static_cast<double>(batch.main.global_targets), true);
+  HeadResult head = model_.head->loss(x_UD, batch.main.target_row, batch.main.target,
+                                      1.0 / static_cast<double>(batch.main.global_targets), true);
   result.loss_sum = head.loss_sum;
   if (!model_.mtp) return axis.reduce_scatter_rows(head.d_x_UD);
 
@@ -200,14 +211,17 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   }
   mtp.release(pass);
   at::Tensor out_TD = down(layer, z_TD.detach(), batch.mtp, pass, Mode::kTrain);
-  const double scale = batch.mtp.global_targets > 0 ? options_.mtp_weight / static_cast<double>(batch.mtp.global_targets) : 0.0;
-  HeadResult second = mtp.head().loss(axis.gather_rows(out_TD, batch.mtp.num_gathered_rows), batch.mtp.target_row, batch.mtp.target, scale, true);
+  const double scale =
+      batch.mtp.global_targets > 0 ? options_.mtp_weight / static_cast<double>(batch.mtp.global_targets) : 0.0;
+  HeadResult second = mtp.head().loss(axis.gather_rows(out_TD, batch.mtp.num_gathered_rows), batch.mtp.target_row,
+                                      batch.mtp.target, scale, true);
   result.mtp_loss_sum = second.loss_sum;
   at::Tensor d_z_TD = up(layer, axis.reduce_scatter_rows(second.d_x_UD), batch.mtp, pass, batch.global.documents);
   // Undefined where nothing at or below the module's input trains.
   if (d_z_TD.defined()) {
     mtp.use(pass);
-    auto gradients = torch::autograd::grad({z_TD}, inputs, {d_z_TD}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+    auto gradients = torch::autograd::grad({z_TD}, inputs, {d_z_TD}, /*retain_graph=*/false, /*create_graph=*/false,
+                                           /*allow_unused=*/true);
     mtp.release(pass);
     head.d_x_UD.index_add_(0, batch.mtp_row, gradients[0]);
     size_t next = 1;
@@ -246,7 +260,8 @@ at::Tensor Sweep::way_down(const StepBatch& batch, PassContext& pass, Mode mode)
   return x_TD;
 }
 
-SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random, const std::function<void(int64_t)>& layer_done) {
+SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random,
+                         const std::function<void(int64_t)>& layer_done) {
   at::NoGradGuard no_grad;
   PassContext pass{scratch_, dequantised_, random};
   SweepResult result;

@@ -1,5 +1,5 @@
-// The sweep: the whole local batch of a step through one layer before it touches the next, down for the forward pass, up again for
-// the backward pass. The only way a step runs, and the only place that uses and releases layers.
+// The sweep: the whole local batch of a step through one layer before it touches the next, down for the forward pass,
+// up again for the backward pass. The only way a step runs, and the only place that uses and releases layers.
 //
 //   Sweep sweep(model, options);
 //   SweepResult result = sweep.train(batch, random, [&](int64_t layer) { gradients_of(layer)... });
@@ -7,10 +7,11 @@
 //
 //   down:  for layer l = 0 .. L-1:   use(l);  x_l+1 = block_l(x_l)            no graph is kept; x_l is kept
 //   turn:  head and MTP, forward and backward in chunks of tokens             gives d x_L
-//   up:    for layer l = L-1 .. 0:   use(l);  recompute block_l with a graph; d x_l+1 -> d x_l and the layer's gradients
+//   up:    for layer l = L-1 .. 0:   use(l);  recompute block_l with a graph; d x_l+1 -> d x_l, layer's gradients
 //
-// What a step fetches and dequantises is therefore twice each layer, whatever its tokens, and the graph never spans more than a
-// block. Routing is decided on the way down and replayed on the way up. Up stops below the lowest thing that trains.
+// What a step fetches and dequantises is therefore twice each layer, whatever its tokens, and the graph never spans
+// more than a block. Routing is decided on the way down and replayed on the way up. Up stops below the lowest thing
+// that trains.
 #pragma once
 
 #include <functional>
@@ -25,18 +26,19 @@
 namespace moetune {
 
 struct SweepOptions {
-  int64_t keep_layers = 0;     ///< the last this many blocks keep their graph from the way down instead of recomputing it
-  double mtp_weight = 0.0;     ///< of the MTP loss in the gradient
-  double balance_weight = 0.0; ///< alpha of the sequence-wise balance loss
-  bool stash_inputs = false;   ///< block inputs wait in host memory between the ways
-  bool poison_released = false;///< tests: released dense weights become NaN
-  /// Called before the trained tensors of a layer are read on a way down: -1 the embedding, then each block, the turn layer, the MTP
-  /// module's block. Every rank calls it for the same layers in the same order.
+  /// the last this many blocks keep their graph from the way down instead of recomputing it
+  int64_t keep_layers = 0;
+  double mtp_weight = 0.0;       ///< of the MTP loss in the gradient
+  double balance_weight = 0.0;   ///< alpha of the sequence-wise balance loss
+  bool stash_inputs = false;     ///< block inputs wait in host memory between the ways
+  bool poison_released = false;  ///< tests: released dense weights become NaN
+  /// Called before the trained tensors of a layer are read on a way down: -1 the embedding, then each block, the turn
+  /// layer, the MTP module's block. Every rank calls it for the same layers in the same order.
   std::function<void(int64_t)> before_layer = [](int64_t) {};
 };
 
-/// Sums over this rank's documents, the same on every rank of a tensor axis; the caller adds them over the ranks that take other
-/// documents. Scalars on the device, not waited for.
+/// Sums over this rank's documents, the same on every rank of a tensor axis; the caller adds them over the ranks that
+/// take other documents. Scalars on the device, not waited for.
 struct SweepResult {
   at::Tensor loss_sum;      ///< negative log-likelihood of the target tokens
   at::Tensor mtp_loss_sum;  ///< undefined without MTP
@@ -49,9 +51,10 @@ class Sweep {
   /// `progress`, if given, is told which layer is at work.
   Sweep(Model& model, const SweepOptions& options, RankProgress* progress = nullptr);
 
-  /// One step's forward and backward: gradients of (loss + mtp_weight * mtp_loss + balance_loss), each over its global divisor, are
-  /// added to the parameters of this rank. `layer_done(l)` is called on the way up when the gradients of layer l are complete (turn
-  /// layer first, embedding -1 last): every rank calls it for the same layers in the same order. Collective.
+  /// One step's forward and backward: gradients of (loss + mtp_weight * mtp_loss + balance_loss), each over its global
+  /// divisor, are added to the parameters of this rank. `layer_done(l)` is called on the way up when the gradients of
+  /// layer l are complete (turn layer first, embedding -1 last): every rank calls it for the same layers in the same
+  /// order. Collective.
   SweepResult train(const StepBatch& batch, const StepRandom& random, const std::function<void(int64_t)>& layer_done);
   /// Way down and head: no dropout, no MTP, no counts. Collective.
   SweepResult evaluate(const StepBatch& batch);
@@ -65,7 +68,7 @@ class Sweep {
  private:
   /// What the way down leaves for the way up.
   struct LayerState {
-    at::Tensor x_TD;                 ///< the block's input; undefined while it is stashed
+    at::Tensor x_TD;  ///< the block's input; undefined while it is stashed
     RoutingRecord routing;
     std::vector<at::Tensor> leaf_x;  ///< by slice, where the graph is kept
     std::vector<Mixed> mixed;
@@ -74,14 +77,16 @@ class Sweep {
   enum class Mode { kEvaluate, kTrain };
 
   at::Tensor down(int64_t layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode);
-  at::Tensor up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass, int64_t num_documents);
+  at::Tensor up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass,
+                int64_t num_documents);
   at::Tensor turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result,
                   const std::function<void(int64_t)>& layer_done);
   at::Tensor way_down(const StepBatch& batch, PassContext& pass, Mode mode);
   /// The slabs of a pass in the order in which it uses them.
   std::vector<FrozenSlab*> uses(Mode mode) const;
   bool keeps_graph(int64_t layer) const;
-  /// Whether the block's input goes to the host: not where its graph stays, nor that of the last block, which is wanted at once.
+  /// Whether the block's input goes to the host: not where its graph stays, nor that of the last block, which is wanted
+  /// at once.
   bool stashes(int64_t layer) const;
   /// Whether the balance loss is on and counts this block: the trunk's expert layers, not the MTP module's.
   bool balances(int64_t layer) const;
@@ -96,8 +101,8 @@ class Sweep {
   std::vector<std::vector<Parameter*>> mixing_parameters_;  ///< by block: what autograd gives gradients for
   std::vector<LayerState> states_;                          ///< by block
   HostStash stash_;                                         ///< block inputs, by block
-  at::Tensor balance_loss_;          ///< summed over documents and layers of this rank, without alpha
-  std::vector<at::Tensor> loads_;    ///< by MoE layer, in the order of the way down
+  at::Tensor balance_loss_;        ///< summed over documents and layers of this rank, without alpha
+  std::vector<at::Tensor> loads_;  ///< by MoE layer, in the order of the way down
   int64_t kept_input_bytes_ = 0;
 };
 

@@ -76,13 +76,16 @@ double GradientReducer::global_norm(int64_t step) {
   double squares = 0.0;
   for (int rank = 0; rank < world.size(); ++rank) {
     if (!std::isfinite(all[rank][0].item<double>())) {
-      throw NonFiniteError(str("step ", step, ": the gradient of rank ", rank, " is not finite; nothing was updated. Lower the learning "
+      throw NonFiniteError(str("step ", step, ": the gradient of rank ", rank,
+                               " is not finite; nothing was updated. Lower the learning "
                                "rate, or look at the data of this step"));
     }
     squares += all[rank][1].item<double>();
   }
   const double norm = std::sqrt(squares);
-  if (!std::isfinite(norm)) throw NonFiniteError(str("step ", step, ": the gradient's norm is ", norm, "; nothing was updated"));
+  if (!std::isfinite(norm)) {
+    throw NonFiniteError(str("step ", step, ": the gradient's norm is ", norm, "; nothing was updated"));
+  }
   return norm;
 }
 

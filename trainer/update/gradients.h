@@ -1,5 +1,5 @@
-// Gradients of a step: summed over replicas layer by layer on the way up, each rank keeping the sum of its own part in host memory;
-// their norm gathered on the way, and checked.
+// Gradients of a step: summed over replicas layer by layer on the way up, each rank keeping the sum of its own part in
+// host memory; their norm gathered on the way, and checked.
 //
 //   GradientReducer reducer(partition, mesh);
 //   sweep.train(batch, random, [&](int64_t layer) { reducer.reduce(layer); });
@@ -15,18 +15,21 @@ class GradientReducer {
  public:
   GradientReducer(const Partition& partition, Mesh& mesh);
 
-  /// Sums the gradients of a layer over the ranks that hold copies, one reduce-scatter for each kind of replicas; the parameters'
-  /// gradients are cleared. Collective over the mesh.
+  /// Sums the gradients of a layer over the ranks that hold copies, one reduce-scatter for each kind of replicas; the
+  /// parameters' gradients are cleared. Collective over the mesh.
   void reduce(int64_t layer);
-  /// Norm of the whole step's gradient, each distinct number counted once; waits for the device, so that gradients() is final.
-  /// Starts the next step. Throws NonFiniteError naming step and the first rank whose own part was not finite. Collective.
+  /// Norm of the whole step's gradient, each distinct number counted once; waits for the device, so that gradients() is
+  /// final. Starts the next step. Throws NonFiniteError naming step and the first rank whose own part was not finite.
+  /// Collective.
   double global_norm(int64_t step);
   /// Starts a step anew: what was reduced counts for nothing.
   void forget();
-  /// By group of the partition: this rank's shard of the summed gradient, wide, on the host. Overwritten by the next way up.
+  /// By group of the partition: this rank's shard of the summed gradient, wide, on the host. Overwritten by the next
+  /// way up.
   const std::vector<at::Tensor>& gradients() const { return gradients_; }
 
-  /// Bytes on the device that reducing `elements` gradients of one layer over `ranks` takes for its duration, beside the gradients.
+  /// Bytes on the device that reducing `elements` gradients of one layer over `ranks` takes for its duration, beside
+  /// the gradients.
   static int64_t bytes(int64_t elements, int64_t ranks, at::ScalarType compute);
 
  private:

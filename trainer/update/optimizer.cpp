@@ -23,21 +23,28 @@ class Timer {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// Of the worker: where a GPU computes the cores are idle; on a CPU the way down needs them, and one more thread does little harm.
+/// Of the worker: where a GPU computes the cores are idle; on a CPU the way down needs them, and one more thread does
+/// little harm.
 int worker_threads(at::Device device) { return device.is_cuda() ? std::max(1, at::get_num_threads() - 1) : 1; }
 
 }  // namespace
 
 Optimizer::Optimizer(const Partition& partition, const OptimizerOptions& options)
-    : partition_(partition), options_(options), pending_(partition.groups().size()), worker_(worker_threads(partition.device())) {
+    : partition_(partition),
+      options_(options),
+      pending_(partition.groups().size()),
+      worker_(worker_threads(partition.device())) {
   at::NoGradGuard no_grad;
   const at::ScalarType wide = partition.wide_dtype(), compute = partition.compute_dtype();
-  const std::vector<at::Tensor> masters = partition.host_shards(wide), first = partition.host_shards(wide), second = partition.host_shards(wide);
+  const std::vector<at::Tensor> masters = partition.host_shards(wide), first = partition.host_shards(wide),
+                                second = partition.host_shards(wide);
   const std::vector<at::Tensor> working = compute == wide ? masters : partition.host_shards(compute);
   for (size_t i = 0; i < masters.size(); ++i) {
     const FlatGroup& group = partition.groups()[i];
     for (const FlatGroup::Piece& piece : group.own_pieces()) {
-      masters[i].narrow(0, piece.in_shard, piece.count).copy_(piece.parameter->master().flatten().narrow(0, piece.first, piece.count));
+      masters[i]
+          .narrow(0, piece.in_shard, piece.count)
+          .copy_(piece.parameter->master().flatten().narrow(0, piece.first, piece.count));
     }
     for (const FlatGroup::Member& member : group.members()) member.parameter->release_master();
     shards_.push_back({masters[i], first[i], second[i], working[i]});
@@ -46,7 +53,8 @@ Optimizer::Optimizer(const Partition& partition, const OptimizerOptions& options
 
 int64_t Optimizer::host_bytes(int64_t shard_numbers, at::ScalarType compute) {
   const at::ScalarType wide = accumulate_dtype(compute);
-  return shard_numbers * static_cast<int64_t>(4 * c10::elementSize(wide) + (compute == wide ? 0 : c10::elementSize(compute)));
+  return shard_numbers *
+         static_cast<int64_t>(4 * c10::elementSize(wide) + (compute == wide ? 0 : c10::elementSize(compute)));
 }
 
 void Optimizer::step(double lr, double gradient_factor, const std::vector<at::Tensor>& gradients) {
@@ -55,7 +63,8 @@ void Optimizer::step(double lr, double gradient_factor, const std::vector<at::Te
     Timer timer(exposed_s_);
     ++steps_taken_;
     for (size_t i = 0; i < shards_.size(); ++i) {
-      MT_CHECK(!pending_[i], "step ", steps_taken_, ": the working copies of layer ", partition_.groups()[i].layer(), " still wait for the step before");
+      MT_CHECK(!pending_[i], "step ", steps_taken_, ": the working copies of layer ", partition_.groups()[i].layer(),
+               " still wait for the step before");
       pending_[i] = worker_.post([this, i, lr, gradient_factor, step = steps_taken_, gradient = gradients[i]] {
         if (gradient_factor != 1.0) gradient.mul_(gradient_factor);
         update(i, lr, step, gradient);
@@ -72,9 +81,9 @@ void Optimizer::update(size_t index, double lr, int64_t step, const at::Tensor& 
   auto adamw = [&](int64_t first, int64_t end, double own_lr) {
     if (first == end) return;
     auto part = [&](const at::Tensor& whole) { return whole.narrow(0, first, end - first); };
-    at::_fused_adamw_({part(shard.master)}, {part(gradient)}, {part(shard.first_moment)}, {part(shard.second_moment)}, {},
-                      {at::full({}, static_cast<double>(step), at::kFloat)}, own_lr, options_.betas[0], options_.betas[1], options_.weight_decay,
-                      options_.eps, /*amsgrad=*/false, /*maximize=*/false);
+    at::_fused_adamw_({part(shard.master)}, {part(gradient)}, {part(shard.first_moment)}, {part(shard.second_moment)},
+                      {}, {at::full({}, static_cast<double>(step), at::kFloat)}, own_lr, options_.betas[0],
+                      options_.betas[1], options_.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false);
   };
   adamw(0, first_b, lr);
   adamw(first_b, group.shard_size(), lr * options_.lr_b_ratio);
@@ -85,7 +94,9 @@ void Optimizer::refresh(size_t index) {
   at::NoGradGuard no_grad;
   const FlatGroup& group = partition_.groups()[index];
   const at::Tensor flat = group.gathered(shards_[index].working);
-  for (const FlatGroup::Member& member : group.members()) member.parameter->working.copy_(FlatGroup::view(flat, member));
+  for (const FlatGroup::Member& member : group.members()) {
+    member.parameter->working.copy_(FlatGroup::view(flat, member));
+  }
 }
 
 void Optimizer::before_layer(int64_t layer) {

@@ -1,14 +1,15 @@
-// AdamW on the CPU (Loshchilov, Hutter 2019), partitioned and out of the way: each rank holds masters and moments of its own shards in
-// host memory; a step is final at once, and its arithmetic runs on a thread beside the main one, layer by layer, under the next way down.
+// AdamW on the CPU (Loshchilov, Hutter 2019), partitioned and out of the way: each rank holds masters and moments of
+// its own shards in host memory; a step is final at once, and its arithmetic runs on a thread beside the main one,
+// layer by layer, under the next way down.
 //
-//   Optimizer optimizer(partition, {.betas = {0.9, 0.999}, ...});          // takes the parameters' masters over
+//   Optimizer optimizer(partition, {.betas = {0.9, 0.999}, ...});  // takes the parameters' masters over
 //   sweep_options.before_layer = [&](int64_t layer) { optimizer.before_layer(layer); };
-//   optimizer.step(lr, clip_factor, reducer.gradients());                  // returns at once
-//   optimizer.flush();                                                     // before working copies are read outside a sweep
+//   optimizer.step(lr, clip_factor, reducer.gradients());          // returns at once
+//   optimizer.flush();                                             // before working copies are read outside a sweep
 //
-// LibTorch's fused CPU kernel does the arithmetic: one pass over parameter, gradient and both moments. With and without overlap it is
-// the same arithmetic in the same order, so the same bits; it cuts work between threads at multiples of its vectors, so their number
-// does not show either.
+// LibTorch's fused CPU kernel does the arithmetic: one pass over parameter, gradient and both moments. With and without
+// overlap it is the same arithmetic in the same order, so the same bits; it cuts work between threads at multiples of
+// its vectors, so their number does not show either.
 #pragma once
 
 #include <array>
@@ -40,17 +41,20 @@ class Optimizer {
   /// Cuts this rank's shards out of the parameters' masters, which are released.
   Optimizer(const Partition& partition, const OptimizerOptions& options);
 
-  /// p <- p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps) with gradients times `gradient_factor`, by group of the partition. Every number
-  /// takes part, a zero gradient included. `gradients` are read and scaled until the working copies are back.
+  /// p <- p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps) with gradients times `gradient_factor`, by group of the
+  /// partition. Every number takes part, a zero gradient included. `gradients` are read and scaled until the working
+  /// copies are back.
   void step(double lr, double gradient_factor, const std::vector<at::Tensor>& gradients);
-  /// Waits for the pending update of the layer's parameters, if any, and refreshes their working copies, in place, on every rank that
-  /// holds them. Collective over the mesh.
+  /// Waits for the pending update of the layer's parameters, if any, and refreshes their working copies, in place, on
+  /// every rank that holds them. Collective over the mesh.
   void before_layer(int64_t layer);
   /// before_layer for all layers. Collective over the mesh.
   void flush();
-  /// Working copies of everything from the masters, after a caller wrote to shards(). Nothing may be pending. Collective.
+  /// Working copies of everything from the masters, after a caller wrote to shards(). Nothing may be pending.
+  /// Collective.
   void publish();
-  /// Seconds that the main thread spent in the calls above since this was asked last: what the optimizer shows of itself.
+  /// Seconds that the main thread spent in the calls above since this was asked last: what the optimizer shows of
+  /// itself.
   double take_exposed_s();
 
   const Partition& partition() const { return partition_; }

@@ -1,4 +1,5 @@
-// One thread beside the main one that does jobs in the order in which they were posted, under whatever the main thread does meanwhile.
+// One thread beside the main one that does jobs in the order in which they were posted, under whatever the main thread
+// does meanwhile.
 //
 //   OrderedWorker worker(/*num_threads=*/4);
 //   const int64_t ticket = worker.post([&] { at::add_out(...); });
@@ -19,7 +20,8 @@ namespace moetune {
 
 class OrderedWorker {
  public:
-  /// `num_threads`: how many threads LibTorch may use for one operation of a job; that of other threads stays what it is.
+  /// `num_threads`: how many threads LibTorch may use for one operation of a job; that of other threads stays what it
+  /// is.
   explicit OrderedWorker(int num_threads);
   /// Ends the job at hand and drops the others.
   ~OrderedWorker();

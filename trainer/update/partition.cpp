@@ -8,7 +8,8 @@
 namespace moetune {
 
 FlatGroup::FlatGroup(std::vector<Parameter*> parameters, Communicator& ranks) : ranks_(&ranks) {
-  std::stable_partition(parameters.begin(), parameters.end(), [](const Parameter* parameter) { return parameter->info().role != Role::kAdapterB; });
+  std::stable_partition(parameters.begin(), parameters.end(),
+                        [](const Parameter* parameter) { return parameter->info().role != Role::kAdapterB; });
   for (Parameter* parameter : parameters) {
     members_.push_back({parameter, numel_});
     numel_ += parameter->numel();
@@ -26,7 +27,8 @@ int64_t FlatGroup::first_b() const {
 std::vector<FlatGroup::Piece> FlatGroup::own_pieces() const {
   std::vector<Piece> pieces;
   for (const Member& member : members_) {
-    const int64_t begin = std::max(member.first, shard_begin()), end = std::min(member.first + member.parameter->numel(), shard_begin() + shard_size_);
+    const int64_t begin = std::max(member.first, shard_begin()),
+                  end = std::min(member.first + member.parameter->numel(), shard_begin() + shard_size_);
     if (begin < end) pieces.push_back({member.parameter, begin - member.first, begin - shard_begin(), end - begin});
   }
   return pieces;
@@ -46,9 +48,12 @@ at::Tensor FlatGroup::view(const at::Tensor& flat, const Member& member) {
   return flat.narrow(0, member.first, member.parameter->numel()).view(member.parameter->working.sizes());
 }
 
-Partition::Partition(ParameterSet& parameters, Mesh& mesh) : device_(parameters.device()), compute_(parameters.compute()) {
+Partition::Partition(ParameterSet& parameters, Mesh& mesh)
+    : device_(parameters.device()), compute_(parameters.compute()) {
   std::map<std::pair<int64_t, Replicas>, std::vector<Parameter*>> alike;
-  for (Parameter& parameter : parameters.all()) alike[{parameter.info().layer, parameter.info().replicas}].push_back(&parameter);
+  for (Parameter& parameter : parameters.all()) {
+    alike[{parameter.info().layer, parameter.info().replicas}].push_back(&parameter);
+  }
   for (auto& [kind, members] : alike) groups_.emplace_back(std::move(members), replica_group(mesh, kind.second));
 }
 

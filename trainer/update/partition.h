@@ -1,12 +1,14 @@
-// What trains on this rank, cut over the ranks that hold copies of it (ZeRO, Rajbhandari et al. 2020): each rank keeps masters and
-// moments of its own part alone, gets the sum of its part's gradients, and gives its part's new values to the others.
+// What trains on this rank, cut over the ranks that hold copies of it (ZeRO, Rajbhandari et al. 2020): each rank keeps
+// masters and moments of its own part alone, gets the sum of its part's gradients, and gives its part's new values to
+// the others.
 //
 //   Partition partition(model.parameters, mesh);
 //   for (const FlatGroup& group : partition.groups()) masters.push_back(at::zeros({group.shard_size()}));
 //   at::Tensor flat = group.gathered(own);      // collective over group.ranks()
 //
-// The unit is the tensors of one layer with the same replicas: they are laid end to end as one flat vector, which is cut into equal
-// ranges, one a rank in the order of its group; zeros fill the last range up. A range may begin and end inside a tensor.
+// The unit is the tensors of one layer with the same replicas: they are laid end to end as one flat vector, which is
+// cut into equal ranges, one a rank in the order of its group; zeros fill the last range up. A range may begin and end
+// inside a tensor.
 #pragma once
 
 #include <vector>
@@ -70,7 +72,8 @@ class Partition {
   at::ScalarType wide_dtype() const { return accumulate_dtype(compute_); }
   at::ScalarType compute_dtype() const { return compute_; }
   at::Device device() const { return device_; }
-  /// By group zeros [shard_size] in host memory, pinned where the parameters live on a GPU: one piece of memory, cut up.
+  /// By group zeros [shard_size] in host memory, pinned where the parameters live on a GPU: one piece of memory, cut
+  /// up.
   std::vector<at::Tensor> host_shards(at::ScalarType type) const;
   /// Numbers of one rank's shard of `elements` numbers over `ranks`.
   static int64_t shard_numbers(int64_t elements, int64_t ranks) { return (elements + ranks - 1) / ranks; }

@@ -1,11 +1,13 @@
-// The ranks that hold copies of a trained tensor: the one place that says so, for whoever sums, cuts, gathers or compares copies.
+// The ranks that hold copies of a trained tensor: the one place that says so, for whoever sums, cuts, gathers or
+// compares copies.
 //
 //   Communicator& ranks = replica_group(mesh, parameter.info().replicas);
 //   ranks.reduce_scatter_sum(own, gradient);          // rows and parts of all ranks: the whole gradient
 //
-// Router weights, norms and maps that the tensor axis does not cut see each rank's own rows alone, and the whole halves of cut maps'
-// adapters its own part: their gradients are summed over the axis too. The groups of a kind do not overlap, and parts of a tensor over its
-// group cover it once: a sum over the parts of all ranks counts every distinct number once.
+// Router weights, norms and maps that the tensor axis does not cut see each rank's own rows alone, and the whole halves
+// of cut maps' adapters its own part: their gradients are summed over the axis too. The groups of a kind do not
+// overlap, and parts of a tensor over its group cover it once: a sum over the parts of all ranks counts every distinct
+// number once.
 #pragma once
 
 #include "lora/adapters/parameter.h"

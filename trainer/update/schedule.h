@@ -7,8 +7,8 @@
 //   s >= W:   p = min(1, (s - W) / (N - W));  factor = m + (1 - m) * f(p)
 //             constant f = 1 (whatever m),   linear f = 1 - p,   cosine f = (1 + cos(pi * p)) / 2
 // From step W on these are transformers' get_constant/linear/cosine_schedule_with_warmup, and with m > 0
-// get_cosine_with_min_lr_schedule_with_warmup. In the warm-up transformers uses s / W, which wastes step 0 on a learning
-// rate of zero; here it is one step ahead and reaches 1 at step W - 1.
+// get_cosine_with_min_lr_schedule_with_warmup. In the warm-up transformers uses s / W, which wastes step 0 on a
+// learning rate of zero; here it is one step ahead and reaches 1 at step W - 1.
 #pragma once
 
 #include <cstdint>

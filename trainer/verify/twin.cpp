@@ -7,10 +7,10 @@
 namespace moetune {
 namespace {
 
-constexpr int64_t kSteps = 3;        // gradients of A are zero in the first: B starts at zero
+constexpr int64_t kSteps = 3;  // gradients of A are zero in the first: B starts at zero
 constexpr int64_t kMaxTokens = 24;
-constexpr int64_t kSequences = 6;    // over four data ranks the shares differ, over eight some have none
-constexpr int64_t kVocab = 250;      // four parts: 63, 63, 63, 61
+constexpr int64_t kSequences = 6;  // over four data ranks the shares differ, over eight some have none
+constexpr int64_t kVocab = 250;    // four parts: 63, 63, 63, 61
 
 ModelConfig small(const ModelConfig& c) {
   ModelConfig config = c;
@@ -73,7 +73,8 @@ Documents random_documents(uint64_t seed) {
   std::vector<int64_t> offsets{0};
   for (int64_t i = 0; i < kDocuments; ++i) {
     const auto length = 2 + static_cast<int64_t>(lengths[i].item<float>() * (kMaxTokens - 1));
-    const at::Tensor ids = (counter_uniform(stream_key(stream_key(seed, "twin/tokens"), i), 0, length, at::kCPU) * kVocab).to(at::kInt);
+    const at::Tensor ids =
+        (counter_uniform(stream_key(stream_key(seed, "twin/tokens"), i), 0, length, at::kCPU) * kVocab).to(at::kInt);
     for (int64_t t = 0; t < length; ++t) {
       tokens.push_back(ids[t].item<int32_t>());
       labels.push_back(t < length / 3 ? kNotTrained : tokens.back());

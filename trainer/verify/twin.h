@@ -1,11 +1,13 @@
-// A tiny twin of a recipe's run: the same kind of model, adapters, losses and data handling at sizes that take a second, in fp64.
+// A tiny twin of a recipe's run: the same kind of model, adapters, losses and data handling at sizes that take a
+// second, in fp64.
 //
 //   const Twin twin = make_twin(recipe, config);
 //   Assembly run = assemble(twin.recipe, twin.config, ...);
 //
-// What a layout could get wrong stays: groups of experts, shared experts, latents, MTP, tied embeddings, targets, rank and scale,
-// dropout, base format, losses, bias updates, clipping. Sizes are chosen so that heads, widths, experts and the vocabulary divide
-// unevenly where they may and evenly, on block borders, where they must, for up to four tensor- and eight expert-parallel ranks.
+// What a layout could get wrong stays: groups of experts, shared experts, latents, MTP, tied embeddings, targets, rank
+// and scale, dropout, base format, losses, bias updates, clipping. Sizes are chosen so that heads, widths, experts and
+// the vocabulary divide unevenly where they may and evenly, on block borders, where they must, for up to four tensor-
+// and eight expert-parallel ranks.
 #pragma once
 
 #include <cstdint>

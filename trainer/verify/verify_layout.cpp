@@ -7,8 +7,8 @@
 #include <sstream>
 
 #include "parallel/base/error.h"
-#include "trainer/state/frozen_digest.h"
 #include "trainer/run/stepper.h"
+#include "trainer/state/frozen_digest.h"
 #include "trainer/verify/twin.h"
 #include "trainer/verify/whole_tensors.h"
 
@@ -24,7 +24,8 @@ struct Layout {
   int64_t buffer_rows = 0;
 
   std::string text() const {
-    return str("dp ", mesh.dp, " x ep ", mesh.ep, " x tp ", mesh.tp, mesh.expert_tp > 1 ? ", experts too" : "", shard == ShardChoice::kAll ? ", sharded" : "", streamed ? ", from host" : "",
+    return str("dp ", mesh.dp, " x ep ", mesh.ep, " x tp ", mesh.tp, mesh.expert_tp > 1 ? ", experts too" : "",
+               shard == ShardChoice::kAll ? ", sharded" : "", streamed ? ", from host" : "",
                buffer_rows > 0 ? str(", rounds of ", buffer_rows) : "");
   }
 };
@@ -33,12 +34,13 @@ struct Layout {
 const std::vector<Layout>& usual_layouts() {
   constexpr ShardChoice kNone = ShardChoice::kNone, kAll = ShardChoice::kAll;
   static const std::vector<Layout> kLayouts = {
-      {{1, 1, 1, 1}, kNone, true, 0},  {{1, 2, 1, 1}, kAll, false, 0},  {{1, 1, 2, 1}, kNone, false, 5}, {{1, 1, 1, 2}, kNone, true, 0},
-      {{1, 2, 1, 1}, kAll, true, 0},   {{1, 1, 1, 2}, kAll, false, 0},  {{1, 4, 1, 1}, kAll, false, 0},  {{1, 1, 4, 1}, kNone, false, 0},
-      {{1, 1, 1, 4}, kAll, true, 0},   {{1, 2, 2, 1}, kAll, false, 7},  {{1, 2, 1, 2}, kAll, true, 0},   {{1, 1, 2, 2}, kNone, false, 5},
-      {{1, 2, 2, 2}, kAll, false, 0},  {{1, 1, 8, 1}, kAll, false, 0},  {{1, 1, 4, 2}, kNone, true, 9},  {{1, 4, 2, 1}, kAll, true, 0},
-      {{1, 2, 1, 4}, kAll, false, 0},  {{1, 1, 1, 2, 2}, kNone, false, 0}, {{1, 1, 2, 2, 2}, kNone, false, 5}, {{1, 1, 1, 4, 4}, kNone, true, 0},
-      {{1, 2, 2, 2, 2}, kAll, false, 0},
+      {{1, 1, 1, 1}, kNone, true, 0},     {{1, 2, 1, 1}, kAll, false, 0},    {{1, 1, 2, 1}, kNone, false, 5},
+      {{1, 1, 1, 2}, kNone, true, 0},     {{1, 2, 1, 1}, kAll, true, 0},     {{1, 1, 1, 2}, kAll, false, 0},
+      {{1, 4, 1, 1}, kAll, false, 0},     {{1, 1, 4, 1}, kNone, false, 0},   {{1, 1, 1, 4}, kAll, true, 0},
+      {{1, 2, 2, 1}, kAll, false, 7},     {{1, 2, 1, 2}, kAll, true, 0},     {{1, 1, 2, 2}, kNone, false, 5},
+      {{1, 2, 2, 2}, kAll, false, 0},     {{1, 1, 8, 1}, kAll, false, 0},    {{1, 1, 4, 2}, kNone, true, 9},
+      {{1, 4, 2, 1}, kAll, true, 0},      {{1, 2, 1, 4}, kAll, false, 0},    {{1, 1, 1, 2, 2}, kNone, false, 0},
+      {{1, 1, 2, 2, 2}, kNone, false, 5}, {{1, 1, 1, 4, 4}, kNone, true, 0}, {{1, 2, 2, 2, 2}, kAll, false, 0},
   };
   return kLayouts;
 }
@@ -54,13 +56,23 @@ Layout parse_layout(const std::string& text) {
   for (std::string item; std::getline(items, item, ',');) {
     const size_t equals = item.find('=');
     const std::string key = item.substr(0, equals), value = equals == std::string::npos ? "" : item.substr(equals + 1);
-    const bool is_number = !value.empty() && value.size() < 9 && value.find_first_not_of("0123456789") == std::string::npos;
-    int64_t* number = key == "dp" ? &layout.mesh.dp : key == "ep" ? &layout.mesh.ep : key == "tp" ? &layout.mesh.tp : key == "expert_tp" ? &layout.mesh.expert_tp : key == "buffer_rows" ? &layout.buffer_rows : nullptr;
+    const bool is_number =
+        !value.empty() && value.size() < 9 && value.find_first_not_of("0123456789") == std::string::npos;
+    int64_t* number = key == "dp"            ? &layout.mesh.dp
+                      : key == "ep"          ? &layout.mesh.ep
+                      : key == "tp"          ? &layout.mesh.tp
+                      : key == "expert_tp"   ? &layout.mesh.expert_tp
+                      : key == "buffer_rows" ? &layout.buffer_rows
+                                             : nullptr;
     const bool on = value == "all";
     if (number != nullptr && is_number) *number = std::stoll(value);
     else if (key == "shard" && (on || value == "none")) layout.shard = on ? ShardChoice::kAll : ShardChoice::kNone;
     else if (key == "offload" && (on || value == "none")) layout.streamed = on;
-    else throw UserError(str("--layout ", text, ": '", item, "' is not understood; allowed: dp=N, ep=N, tp=N, expert_tp=N, buffer_rows=N, shard=none|all, offload=none|all, joined by commas"));
+    else {
+      throw UserError(str("--layout ", text, ": '", item,
+                          "' is not understood; allowed: dp=N, ep=N, tp=N, expert_tp=N, buffer_rows=N, shard=none|all, "
+                          "offload=none|all, joined by commas"));
+    }
   }
   require_sound_experts(layout.mesh, "--layout " + text);
   return layout;
@@ -71,7 +83,8 @@ std::vector<Layout> layouts(const Recipe& recipe, const std::vector<std::string>
   for (const std::string& text : asked) {
     chosen.push_back(parse_layout(text));
     if (chosen.back().mesh.num_ranks() > world_size) {
-      throw UserError(str("--layout ", text, ": ", chosen.back().mesh.num_ranks(), " ranks; the job has ", world_size, ", start more with mpirun -np"));
+      throw UserError(str("--layout ", text, ": ", chosen.back().mesh.num_ranks(), " ranks; the job has ", world_size,
+                          ", start more with mpirun -np"));
     }
   }
   if (!asked.empty()) return chosen;
@@ -99,9 +112,12 @@ Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   if (layout.buffer_rows > 0) recipe.exchange.buffer_rows = layout.buffer_rows;
   Assembly run = assemble_on(std::make_unique<Mesh>(launch, layout.mesh), recipe, twin.config, launch);
   Stepper stepper(recipe, run, nullptr);
-  Batches batches(twin.documents, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, recipe.data.shuffle, true});
+  Batches batches(twin.documents, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens,
+                                   recipe.data.packing, recipe.data.shuffle, true});
   Outcome outcome;
-  for (int64_t step = 0; step < twin.steps; ++step) outcome.losses.push_back(stepper.train(batches, step, twin.steps).loss);
+  for (int64_t step = 0; step < twin.steps; ++step) {
+    outcome.losses.push_back(stepper.train(batches, step, twin.steps).loss);
+  }
   stepper.optimizer().flush();
   outcome.gradients = whole_tensors(stepper.partition(), stepper.gradients(), *run.mesh);
   std::vector<at::Tensor> masters;
@@ -143,29 +159,49 @@ int verify_layout(const Recipe& recipe, const std::vector<std::string>& asked, L
   const std::vector<Layout> chosen = layouts(recipe, asked, launch.world_size());
   const Outcome expected = run_twin(twin, Layout(), launch);
   if (speaks) {
-    std::printf("a tiny twin of the run: %ld trained tensors, %ld steps in fp64, on one rank loss %.6f -> %.6f\n\n", static_cast<long>(expected.trained.size()),
-                static_cast<long>(twin.steps), expected.losses.front(), expected.losses.back());
-    std::printf("%-52s %5s  %-8s %-9s %-8s %-8s %s\n", "largest relative difference from one rank", "ranks", "losses", "gradients", "trained", "biases", "frozen weights");
+    std::printf("a tiny twin of the run: %ld trained tensors, %ld steps in fp64, on one rank loss %.6f -> %.6f\n\n",
+                static_cast<long>(expected.trained.size()), static_cast<long>(twin.steps), expected.losses.front(),
+                expected.losses.back());
+    std::printf("%-52s %5s  %-8s %-9s %-8s %-8s %s\n", "largest relative difference from one rank", "ranks", "losses",
+                "gradients", "trained", "biases", "frozen weights");
   }
   int64_t failed = 0;
   for (const Layout& layout : chosen) {
     const Outcome outcome = run_twin(twin, layout, launch);
     double losses = 0.0, biases = 0.0;
-    for (size_t i = 0; i < expected.losses.size(); ++i) losses = std::max(losses, std::abs(outcome.losses[i] - expected.losses[i]) / std::abs(expected.losses[i]));
-    for (size_t i = 0; i < expected.biases.size(); ++i) biases = std::max(biases, distance(outcome.biases[i], expected.biases[i]));
-    const Worst gradients = worst(outcome.gradients, expected.gradients), trained = worst(outcome.trained, expected.trained);
+    for (size_t i = 0; i < expected.losses.size(); ++i) {
+      losses = std::max(losses, std::abs(outcome.losses[i] - expected.losses[i]) / std::abs(expected.losses[i]));
+    }
+    for (size_t i = 0; i < expected.biases.size(); ++i) {
+      biases = std::max(biases, distance(outcome.biases[i], expected.biases[i]));
+    }
+    const Worst gradients = worst(outcome.gradients, expected.gradients),
+                trained = worst(outcome.trained, expected.trained);
     const bool same_frozen = outcome.digest == expected.digest;
-    const bool agrees = losses <= kTolerance && gradients.distance <= kTolerance && trained.distance <= kTolerance && biases <= kTolerance && same_frozen;
+    const bool agrees = losses <= kTolerance && gradients.distance <= kTolerance && trained.distance <= kTolerance &&
+                        biases <= kTolerance && same_frozen;
     failed += !agrees;
     if (!speaks) continue;
-    std::printf("%-52s %5ld  %-8.1e %-9.1e %-8.1e %-8.1e %s%s\n", layout.text().c_str(), static_cast<long>(layout.mesh.num_ranks()), losses, gradients.distance, trained.distance,
-                biases, same_frozen ? "same" : "DIFFER", agrees ? "" : "   <- WRONG");
-    if (!agrees && !(gradients.distance <= kTolerance)) std::printf("    farthest gradient: %s\n", gradients.name.c_str());
-    if (!agrees && !(trained.distance <= kTolerance)) std::printf("    farthest trained tensor: %s\n", trained.name.c_str());
+    std::printf("%-52s %5ld  %-8.1e %-9.1e %-8.1e %-8.1e %s%s\n", layout.text().c_str(),
+                static_cast<long>(layout.mesh.num_ranks()), losses, gradients.distance, trained.distance, biases,
+                same_frozen ? "same" : "DIFFER", agrees ? "" : "   <- WRONG");
+    if (!agrees && !(gradients.distance <= kTolerance)) {
+      std::printf("    farthest gradient: %s\n", gradients.name.c_str());
+    }
+    if (!agrees && !(trained.distance <= kTolerance)) {
+      std::printf("    farthest trained tensor: %s\n", trained.name.c_str());
+    }
     std::fflush(stdout);
   }
-  if (speaks && failed == 0) std::printf("\n%ld of %ld layouts compute what one rank computes (to %.0e)\n", static_cast<long>(chosen.size()), static_cast<long>(chosen.size()), kTolerance);
-  if (speaks && failed > 0) std::printf("\n%ld of %ld layouts compute something else: a defect of moetune; nothing trained on them can be relied on\n", static_cast<long>(failed), static_cast<long>(chosen.size()));
+  if (speaks && failed == 0) {
+    std::printf("\n%ld of %ld layouts compute what one rank computes (to %.0e)\n", static_cast<long>(chosen.size()),
+                static_cast<long>(chosen.size()), kTolerance);
+  }
+  if (speaks && failed > 0) {
+    std::printf(
+        "\n%ld of %ld layouts compute something else: a defect of moetune; nothing trained on them can be relied on\n",
+        static_cast<long>(failed), static_cast<long>(chosen.size()));
+  }
   return failed == 0 ? 0 : static_cast<int>(ExitCode::kDefect);
 }
 

@@ -17,7 +17,8 @@ at::Tensor put_together(const at::Tensor& own, int64_t dim, int64_t first, int64
 
 }  // namespace
 
-std::map<std::string, at::Tensor> whole_tensors(const Partition& partition, const std::vector<at::Tensor>& shards, Mesh& mesh) {
+std::map<std::string, at::Tensor> whole_tensors(const Partition& partition, const std::vector<at::Tensor>& shards,
+                                                Mesh& mesh) {
   std::map<std::string, at::Tensor> whole;
   for (size_t i = 0; i < shards.size(); ++i) {
     const FlatGroup& group = partition.groups()[i];
@@ -25,7 +26,9 @@ std::map<std::string, at::Tensor> whole_tensors(const Partition& partition, cons
     for (const FlatGroup::Member& member : group.members()) {
       const ParameterInfo& info = member.parameter->info();
       at::Tensor tensor = FlatGroup::view(flat, member);
-      if (!info.part.is_whole()) tensor = put_together(tensor, info.part.dim, info.part.first, info.part.total, mesh.tp());
+      if (!info.part.is_whole()) {
+        tensor = put_together(tensor, info.part.dim, info.part.first, info.part.total, mesh.tp());
+      }
       if (info.num_experts > 0) tensor = put_together(tensor, 0, info.first_expert, info.num_experts, mesh.ep());
       whole[info.name] = tensor.cpu().clone();
     }

@@ -27,7 +27,12 @@ constexpr const char* kHost = "#e7ebee";
 class Grid {
  public:
   Grid(const PlannedMesh& mesh, double left, double width, double box_height, double gap, double host_title)
-      : per_host_(mesh.ranks_per_host), shown_(std::min(mesh.shape.num_ranks(), kMostRanks)), left_(left), width_(width), box_height_(box_height), gap_(gap),
+      : per_host_(mesh.ranks_per_host),
+        shown_(std::min(mesh.shape.num_ranks(), kMostRanks)),
+        left_(left),
+        width_(width),
+        box_height_(box_height),
+        gap_(gap),
         host_title_(host_title) {
     columns_ = std::min(mesh.shape.tp, kMostColumns);
     while (columns_ * 2 <= std::min(kMostColumns, per_host_)) columns_ *= 2;
@@ -35,7 +40,10 @@ class Grid {
   int64_t shown() const { return shown_; }
   int64_t hosts() const { return (shown_ + per_host_ - 1) / per_host_; }
   int64_t ranks_of_host(int64_t host) const { return std::min(per_host_, shown_ - host * per_host_); }
-  double host_height(int64_t host) const { return host_title_ + static_cast<double>((ranks_of_host(host) + columns_ - 1) / columns_) * (box_height_ + gap_) + gap_; }
+  double host_height(int64_t host) const {
+    return host_title_ + static_cast<double>((ranks_of_host(host) + columns_ - 1) / columns_) * (box_height_ + gap_) +
+           gap_;
+  }
   Rect host(int64_t host, double top) const {
     for (int64_t before = 0; before < host; ++before) top += host_height(before) + gap_;
     return {left_, top, width_, host_height(host)};
@@ -44,8 +52,9 @@ class Grid {
     const int64_t place = rank % per_host_;
     const Rect around = host(rank / per_host_, top);
     const double box_width = (width_ - gap_) / static_cast<double>(columns_) - gap_;
-    return {left_ + gap_ + static_cast<double>(place % columns_) * (box_width + gap_), around.y + host_title_ + gap_ + static_cast<double>(place / columns_) * (box_height_ + gap_),
-            box_width, box_height_};
+    return {left_ + gap_ + static_cast<double>(place % columns_) * (box_width + gap_),
+            around.y + host_title_ + gap_ + static_cast<double>(place / columns_) * (box_height_ + gap_), box_width,
+            box_height_};
   }
   double bottom(double top) const {
     const Rect last = host(hosts() - 1, top);
@@ -62,10 +71,17 @@ class MeshPicture {
   explicit MeshPicture(const PlannedMesh& mesh) : mesh_(mesh), svg_(str("Who holds what on ", to_string(mesh.shape))) {}
 
   std::string draw() {
-    const int64_t num_ranks = mesh_.shape.num_ranks(), hosts = (num_ranks + mesh_.ranks_per_host - 1) / mesh_.ranks_per_host;
-    svg_.text(Svg::kMargin, 26, str(to_string(mesh_.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks", hosts > 1 ? str(" on ", hosts, " hosts") : ""), {.bold = true, .size = 14});
-    svg_.text(Svg::kMargin, 44, str(mesh_.config.model_type, ", ", count_text(static_cast<double>(count_parameters(mesh_.config))), " parameters: ", mesh_.config.num_layers, " layers, ",
-                                    mesh_.config.experts, " experts, ", mesh_.config.heads, " heads"), {.fill = colour::kSoft});
+    const int64_t num_ranks = mesh_.shape.num_ranks(),
+                  hosts = (num_ranks + mesh_.ranks_per_host - 1) / mesh_.ranks_per_host;
+    svg_.text(Svg::kMargin, 26,
+              str(to_string(mesh_.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks",
+                  hosts > 1 ? str(" on ", hosts, " hosts") : ""),
+              {.bold = true, .size = 14});
+    svg_.text(Svg::kMargin, 44,
+              str(mesh_.config.model_type, ", ", count_text(static_cast<double>(count_parameters(mesh_.config))),
+                  " parameters: ", mesh_.config.num_layers, " layers, ", mesh_.config.experts, " experts, ",
+                  mesh_.config.heads, " heads"),
+              {.fill = colour::kSoft});
     double y = ranks(56);
     y = legend(y);
     groups(y + 12);
@@ -82,12 +98,15 @@ class MeshPicture {
     }
     for (int64_t rank = 0; rank < grid.shown(); ++rank) holdings(rank, grid.rank(rank, top));
     if (grid.shown() == mesh_.shape.num_ranks()) return grid.bottom(top);
-    svg_.text(Svg::kMargin, grid.bottom(top) + 16, str("... and ", mesh_.shape.num_ranks() - grid.shown(), " ranks more"), {.fill = colour::kSoft});
+    svg_.text(Svg::kMargin, grid.bottom(top) + 16,
+              str("... and ", mesh_.shape.num_ranks() - grid.shown(), " ranks more"), {.fill = colour::kSoft});
     return grid.bottom(top) + 16;
   }
 
   /// "shard 2 of 4", or "whole": counted from 1, in the order in which the group's ranks share.
-  std::string shard(int64_t index, int64_t shards) const { return shards == 1 ? "whole" : str("shard ", index % shards + 1, " of ", shards); }
+  std::string shard(int64_t index, int64_t shards) const {
+    return shards == 1 ? "whole" : str("shard ", index % shards + 1, " of ", shards);
+  }
 
   void holdings(int64_t rank, const Rect& box) {
     const MeshShape& shape = mesh_.shape;
@@ -96,16 +115,24 @@ class MeshPicture {
     svg_.box(box, colour::kGround, colour::kLine, 3);
     const double x = box.x + kPad, right = box.x + box.width - kPad;
     svg_.text(x, box.y + 18, str("rank ", rank), {.bold = true});
-    svg_.text(right, box.y + 18, str("dp ", place.dp, "  ep ", place.ep, "  tp ", place.tp), {.fill = colour::kSoft, .size = 11, .anchor = Anchor::kEnd});
+    svg_.text(right, box.y + 18, str("dp ", place.dp, "  ep ", place.ep, "  tp ", place.tp),
+              {.fill = colour::kSoft, .size = 11, .anchor = Anchor::kEnd});
     part(x, box.y + 38, colour::of(place.ep), str("experts ", run_of(place.ep, shape.ep, mesh_.config.experts)));
     const bool in_parts = shape.expert_tp > 1;
-    const std::string slabs = in_parts ? str("F ", run_of(place.tp, shape.tp, mesh_.config.expert_width), ": ") : "their slabs: ";
-    svg_.text(x + 14, box.y + 51, slabs + shard(in_parts ? place.dp : place.dp * shape.tp + place.tp, held.expert_shards), {.fill = colour::kSoft, .size = 11});
+    const std::string slabs =
+        in_parts ? str("F ", run_of(place.tp, shape.tp, mesh_.config.expert_width), ": ") : "their slabs: ";
+    svg_.text(x + 14, box.y + 51,
+              slabs + shard(in_parts ? place.dp : place.dp * shape.tp + place.tp, held.expert_shards),
+              {.fill = colour::kSoft, .size = 11});
     part(x, box.y + 69, colour::of(place.tp), str("heads ", run_of(place.tp, shape.tp, mesh_.config.heads)));
-    svg_.text(x + 14, box.y + 82, str("dense slabs: ", shard(place.dp * shape.ep + place.ep, held.dense_shards)), {.fill = colour::kSoft, .size = 11});
+    svg_.text(x + 14, box.y + 82, str("dense slabs: ", shard(place.dp * shape.ep + place.ep, held.dense_shards)),
+              {.fill = colour::kSoft, .size = 11});
     bytes({x, box.y + 92, box.width - 2 * kPad, 12});
     svg_.text(x, box.y + 119, str("device ", bytes_text(held.dense_bytes + held.expert_bytes)), {.size = 10});
-    if (held.host_bytes > 0) svg_.text(right, box.y + 119, str("host ", bytes_text(held.host_bytes)), {.fill = colour::kSoft, .size = 10, .anchor = Anchor::kEnd});
+    if (held.host_bytes > 0) {
+      svg_.text(right, box.y + 119, str("host ", bytes_text(held.host_bytes)),
+                {.fill = colour::kSoft, .size = 10, .anchor = Anchor::kEnd});
+    }
   }
 
   void part(double x, double y, const char* fill, const std::string& words) {
@@ -116,9 +143,11 @@ class MeshPicture {
   /// Frozen bytes of a rank as a bar: dense maps and experts on the device, and what lies in host memory.
   void bytes(const Rect& bar) {
     const WeightPlacement& held = mesh_.plan.weights;
-    const auto total = static_cast<double>(std::max<int64_t>(1, held.dense_bytes + held.expert_bytes + held.host_bytes));
+    const auto total =
+        static_cast<double>(std::max<int64_t>(1, held.dense_bytes + held.expert_bytes + held.host_bytes));
     double x = bar.x;
-    for (const auto& [amount, fill] : {std::pair{held.dense_bytes, kDense}, {held.expert_bytes, kExperts}, {held.host_bytes, kHost}}) {
+    for (const auto& [amount, fill] :
+         {std::pair{held.dense_bytes, kDense}, {held.expert_bytes, kExperts}, {held.host_bytes, kHost}}) {
       if (amount == 0) continue;
       const double width = bar.width * static_cast<double>(amount) / total;
       svg_.box({x, bar.y, width, bar.height}, fill, colour::kSoft);
@@ -130,7 +159,9 @@ class MeshPicture {
     double x = Svg::kMargin;
     svg_.text(x, y + 22, "Frozen weights of a rank:", {.fill = colour::kSoft});
     x += 150;
-    for (const auto& [fill, words] : {std::pair{kDense, "dense maps on the device"}, {kExperts, "experts on the device"}, {kHost, "in host memory"}}) {
+    for (const auto& [fill, words] : {std::pair{kDense, "dense maps on the device"},
+                                      {kExperts, "experts on the device"},
+                                      {kHost, "in host memory"}}) {
       svg_.box({x, y + 12, 14, 11}, fill, colour::kSoft);
       svg_.text(x + 20, y + 22, words, {.fill = colour::kSoft});
       x += 36 + Svg::text_width(words);
@@ -147,11 +178,16 @@ class MeshPicture {
     };
     const std::vector<Kind> kinds = {
         {"ep", "tokens travel to experts", "and back", [&](const auto& at) { return at.dp * s.tp + at.tp; }},
-        {"tp", "the same documents: rows are", "gathered, partial sums summed", [&](const auto& at) { return at.dp * s.ep + at.ep; }},
-        {"expert_replicas", s.expert_tp > 1 ? "the same experts, in parts:" : "the same experts: slabs", s.expert_tp > 1 ? "gradients of whole halves" : "sharded, gradients summed", [&](const auto& at) { return at.ep; }},
+        {"tp", "the same documents: rows are", "gathered, partial sums summed",
+         [&](const auto& at) { return at.dp * s.ep + at.ep; }},
+        {"expert_replicas", s.expert_tp > 1 ? "the same experts, in parts:" : "the same experts: slabs",
+         s.expert_tp > 1 ? "gradients of whole halves" : "sharded, gradients summed",
+         [&](const auto& at) { return at.ep; }},
         {"data", "the same heads: dense slabs", "sharded, gradients summed", [&](const auto& at) { return at.tp; }},
     };
-    svg_.text(Svg::kMargin, top + 16, "Groups: ranks of one colour talk to each other, grey ones are alone; world and stage are all ranks", {.bold = true});
+    svg_.text(Svg::kMargin, top + 16,
+              "Groups: ranks of one colour talk to each other, grey ones are alone; world and stage are all ranks",
+              {.bold = true});
     const double width = (Svg::kWidth - 2 * Svg::kMargin - 3 * kGap) / 4;
     double bottom = top;
     bool repeated = false;
@@ -161,7 +197,9 @@ class MeshPicture {
       svg_.text(x, y + 31, kinds[i].first, {.fill = colour::kSoft, .size = 11});
       svg_.text(x, y + 45, kinds[i].second, {.fill = colour::kSoft, .size = 11});
       const Grid grid(mesh_, x, width, 18, 4, 0);
-      for (int64_t host = 0; host < grid.hosts(); ++host) svg_.box(grid.host(host, y + 53), colour::kPaper, colour::kLine, 3);
+      for (int64_t host = 0; host < grid.hosts(); ++host) {
+        svg_.box(grid.host(host, y + 53), colour::kPaper, colour::kLine, 3);
+      }
       std::map<int64_t, int64_t> sizes;
       for (int64_t rank = 0; rank < s.num_ranks(); ++rank) ++sizes[kinds[i].group(coordinates_of(s, rank))];
       repeated = repeated || (sizes.size() > colour::kCount && sizes.begin()->second > 1);
@@ -171,7 +209,11 @@ class MeshPicture {
       }
       bottom = grid.bottom(y + 53);
     }
-    if (repeated) svg_.text(Svg::kMargin, bottom + 18, str("There are more groups than colours: each comes back after ", colour::kCount, "."), {.fill = colour::kSoft});
+    if (repeated) {
+      svg_.text(Svg::kMargin, bottom + 18,
+                str("There are more groups than colours: each comes back after ", colour::kCount, "."),
+                {.fill = colour::kSoft});
+    }
   }
 
   const PlannedMesh& mesh_;

@@ -1,5 +1,5 @@
-// A picture as SVG text: boxes, lines and words, put one behind the other. No external fonts or files, a white ground that reads on light
-// pages and dark ones.
+// A picture as SVG text: boxes, lines and words, put one behind the other. No external fonts or files, a white ground
+// that reads on light pages and dark ones.
 //
 //   Svg svg("Who holds what");
 //   svg.box({16, 40, 160, 90}, colour::kPaper, colour::kLine);
@@ -24,7 +24,8 @@ constexpr const char* kLine = "#d5dbe1";
 constexpr const char* kGround = "#ffffff";
 constexpr const char* kPaper = "#f4f6f8";
 constexpr const char* kNone = "none";
-/// Of groups, shards and parts: told apart by most colour-blind eyes for the first four, dark text reads on all of them; they repeat after kCount.
+/// Of groups, shards and parts: told apart by most colour-blind eyes for the first four, dark text reads on all of
+/// them; they repeat after kCount.
 constexpr size_t kCount = 8;
 const char* of(int64_t index);
 }  // namespace colour
@@ -44,7 +45,7 @@ struct TextStyle {
 
 class Svg {
  public:
-  static constexpr double kWidth = 740.0;   ///< of every picture: what a page shows without scaling
+  static constexpr double kWidth = 740.0;  ///< of every picture: what a page shows without scaling
   static constexpr double kMargin = 16.0;
 
   explicit Svg(std::string title) : title_(std::move(title)) {}

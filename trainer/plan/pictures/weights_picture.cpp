@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "parallel/base/error.h"
-#include "parallel/bytes/weight_store.h"
 #include "parallel/base/units.h"
+#include "parallel/bytes/weight_store.h"
 #include "trainer/plan/pictures/svg.h"
 
 namespace moetune {
@@ -16,8 +16,8 @@ namespace {
 
 using Anchor = TextStyle::Anchor;
 
-constexpr int64_t kMostRanks = 4;    // drawn of those that share a slab
-constexpr int64_t kMostLayers = 6;   // drawn of those that are fetched
+constexpr int64_t kMostRanks = 4;   // drawn of those that share a slab
+constexpr int64_t kMostLayers = 6;  // drawn of those that are fetched
 constexpr double kInside = Svg::kWidth - 2 * Svg::kMargin;
 constexpr const char* kLight = "#e7ebee";
 
@@ -27,15 +27,16 @@ struct Stay {
   double fetched = 0.0, from = 0.0, to = 0.0;  ///< its fetch begins; it is there; the buffer may be overwritten
 };
 
-/// What `num_layers` slabs do in two buffers in a step that follows others: of those to be used next, the first that is in neither buffer is
-/// fetched into the one that is not in use (parallel/bytes/weight_store.h).
+/// What `num_layers` slabs do in two buffers in a step that follows others: of those to be used next, the first that is
+/// in neither buffer is fetched into the one that is not in use (parallel/bytes/weight_store.h).
 std::array<std::vector<Stay>, WeightStore::kBuffers> stays_of_step(int64_t num_layers) {
   std::vector<int64_t> uses;
   for (int64_t layer = 0; layer < num_layers; ++layer) uses.push_back(layer);
   for (int64_t layer = num_layers - 1; layer >= 0; --layer) uses.push_back(layer);
   const auto num_uses = static_cast<int64_t>(uses.size());
   std::array<std::vector<Stay>, WeightStore::kBuffers> stays;
-  for (int64_t buffer = 0; buffer < WeightStore::kBuffers; ++buffer) stays[buffer].push_back({buffer, 0.0, 0.0, 0.0});  // from the last step's way up
+  // from the last step's way up
+  for (int64_t buffer = 0; buffer < WeightStore::kBuffers; ++buffer) stays[buffer].push_back({buffer, 0.0, 0.0, 0.0});
   for (int64_t now = 0; now < num_uses; ++now) {
     const bool first = stays[0].back().layer == uses[now];
     std::vector<Stay>& other = stays[first ? 1 : 0];
@@ -55,9 +56,14 @@ std::array<std::vector<Stay>, WeightStore::kBuffers> stays_of_step(int64_t num_l
 class WeightsPicture {
  public:
   explicit WeightsPicture(const PlannedMesh& mesh)
-      : mesh_(mesh), held_(mesh.plan.weights), shards_(held_.expert_shards), svg_(str("Frozen weights between host, ranks and buffers on ", to_string(mesh.shape))) {
+      : mesh_(mesh),
+        held_(mesh.plan.weights),
+        shards_(held_.expert_shards),
+        svg_(str("Frozen weights between host, ranks and buffers on ", to_string(mesh.shape))) {
     for (int64_t rank = 0; rank < mesh.shape.num_ranks(); ++rank) {
-      if (coordinates_of(mesh.shape, rank).ep == 0 && static_cast<int64_t>(ranks_.size()) < shards_) ranks_.push_back(rank);
+      if (coordinates_of(mesh.shape, rank).ep == 0 && static_cast<int64_t>(ranks_.size()) < shards_) {
+        ranks_.push_back(rank);
+      }
     }
   }
 
@@ -65,8 +71,13 @@ class WeightsPicture {
     svg_.text(Svg::kMargin, 26, "Frozen weights: a slab, its shards, the buffers", {.bold = true, .size = 14});
     const int64_t moe_layers = mesh_.config.num_layers - mesh_.config.num_dense_layers;
     const auto on_host = static_cast<int64_t>(held_.host_layers.size());
-    svg_.text(Svg::kMargin, 44, str("Experts of ", moe_layers, " layers, ", on_host == 0 ? "all on the device" : on_host >= moe_layers ? "all in host memory" : str(on_host, " of them in host memory"),
-                                    shards_ > 1 ? str("; each slab in ", shards_, " shards") : "; each slab whole"), {.fill = colour::kSoft});
+    svg_.text(Svg::kMargin, 44,
+              str("Experts of ", moe_layers, " layers, ",
+                  on_host == 0            ? "all on the device"
+                  : on_host >= moe_layers ? "all in host memory"
+                                          : str(on_host, " of them in host memory"),
+                  shards_ > 1 ? str("; each slab in ", shards_, " shards") : "; each slab whole"),
+              {.fill = colour::kSoft});
     double y = slab(64);
     y = shares(y + 20);
     svg_.text(Svg::kMargin, y + 34, "Along a step", {.bold = true});
@@ -74,7 +85,10 @@ class WeightsPicture {
     if (fetched > WeightStore::kBuffers) {
       timeline(y + 44, fetched);
     } else {
-      svg_.text(Svg::kMargin, y + 54, fetched == 0 ? "Every slab is whole and on the device: a step fetches nothing." : str("Only ", fetched, " slabs are fetched, and stay in their buffers: once, for all steps."));
+      svg_.text(Svg::kMargin, y + 54,
+                fetched == 0
+                    ? "Every slab is whole and on the device: a step fetches nothing."
+                    : str("Only ", fetched, " slabs are fetched, and stay in their buffers: once, for all steps."));
     }
     return svg_.finish();
   }
@@ -82,7 +96,9 @@ class WeightsPicture {
  private:
   double slab(double y) {
     const int64_t experts = mesh_.config.experts / mesh_.shape.ep;
-    svg_.text(Svg::kMargin, y + 12, str("The slab of one layer's experts at ep 0: ", experts, " records of packed gate, up and down, ", bytes_text(held_.expert_slab_bytes)));
+    svg_.text(Svg::kMargin, y + 12,
+              str("The slab of one layer's experts at ep 0: ", experts, " records of packed gate, up and down, ",
+                  bytes_text(held_.expert_slab_bytes)));
     const Rect whole{Svg::kMargin, y + 20, kInside, 26};
     const double width = whole.width / static_cast<double>(shards_);
     for (int64_t shard = 0; shard < shards_; ++shard) {
@@ -96,7 +112,10 @@ class WeightsPicture {
     }
     const bool labels = shards_ <= 16;
     for (int64_t shard = 0; labels && shard < shards_; ++shard) {
-      svg_.text(whole.x + (static_cast<double>(shard) + 0.5) * width, whole.y + 20, shards_ <= 8 && shards_ > 1 ? str("shard ", shard + 1) : shards_ > 1 ? str(shard + 1) : "whole",
+      svg_.text(whole.x + (static_cast<double>(shard) + 0.5) * width, whole.y + 20,
+                shards_ <= 8 && shards_ > 1 ? str("shard ", shard + 1)
+                : shards_ > 1               ? str(shard + 1)
+                                            : "whole",
                 {.size = 11, .anchor = Anchor::kMiddle});
     }
     return whole.y + whole.height;
@@ -105,7 +124,8 @@ class WeightsPicture {
   /// A column for each rank: where its shard lies, and the buffer in which all shards come together.
   double shares(double y) {
     const auto shown = std::min<int64_t>(kMostRanks, static_cast<int64_t>(ranks_.size()));
-    const double gap = 12, width = (kInside - gap * static_cast<double>(shown - 1)) / static_cast<double>(std::max<int64_t>(shown, 2));
+    const double gap = 12, width = (kInside - gap * static_cast<double>(shown - 1)) /
+                                   static_cast<double>(std::max<int64_t>(shown, 2));
     const int64_t kept = WeightStore::shard_bytes(held_.expert_slab_bytes, shards_);
     const bool host = !held_.host_layers.empty(), buffered = host || shards_ > 1;
     const double store_y = y + 24, buffer_y = store_y + 34 + (shards_ > 1 ? 74 : 48);
@@ -113,27 +133,37 @@ class WeightsPicture {
       const double x = Svg::kMargin + static_cast<double>(column) * (width + gap), middle = x + width / 2;
       svg_.text(x, y + 14, str("rank ", ranks_[column]), {.bold = true});
       svg_.box({x, store_y, width, 34}, colour::of(column), colour::kNone, 3);
-      svg_.text(middle, store_y + 14, shards_ > 1 ? str("keeps shard ", column + 1, ": ", bytes_text(kept)) : str("keeps it whole: ", bytes_text(kept)), {.size = 11, .anchor = Anchor::kMiddle});
-      svg_.text(middle, store_y + 28, host ? "pinned host memory, or device" : "on the device", {.size = 11, .anchor = Anchor::kMiddle});
+      svg_.text(middle, store_y + 14,
+                shards_ > 1 ? str("keeps shard ", column + 1, ": ", bytes_text(kept))
+                            : str("keeps it whole: ", bytes_text(kept)),
+                {.size = 11, .anchor = Anchor::kMiddle});
+      svg_.text(middle, store_y + 28, host ? "pinned host memory, or device" : "on the device",
+                {.size = 11, .anchor = Anchor::kMiddle});
       if (!buffered) continue;
       const double piece = width / static_cast<double>(shards_), own = x + (static_cast<double>(column) + 0.5) * piece;
       svg_.arrow(own, store_y + 34, own, buffer_y, colour::kFetch);
       for (int64_t shard = 0; shard < shards_; ++shard) {
-        svg_.box({x + static_cast<double>(shard) * piece, buffer_y, piece, 22}, colour::of(shard), shard == column ? colour::kFetch : colour::kLine);
+        svg_.box({x + static_cast<double>(shard) * piece, buffer_y, piece, 22}, colour::of(shard),
+                 shard == column ? colour::kFetch : colour::kLine);
       }
-      svg_.text(middle, buffer_y + 36, str("a buffer: the whole slab, ", bytes_text(kept * shards_)), {.size = 11, .anchor = Anchor::kMiddle});
-      svg_.text(middle, buffer_y + 50, "a second one for what is next", {.fill = colour::kSoft, .size = 11, .anchor = Anchor::kMiddle});
+      svg_.text(middle, buffer_y + 36, str("a buffer: the whole slab, ", bytes_text(kept * shards_)),
+                {.size = 11, .anchor = Anchor::kMiddle});
+      svg_.text(middle, buffer_y + 50, "a second one for what is next",
+                {.fill = colour::kSoft, .size = 11, .anchor = Anchor::kMiddle});
     }
     if (!buffered) return store_y + 34;
     if (shards_ > 1) {
       const double line_y = store_y + 34 + 34;
-      const std::string words = str(host ? "own shard: from the host over PCIe, or on the device; " : "own shard: on the device; ", "the other ", shards_ - 1, ": all-gather of packed bytes over the group");
+      const std::string words =
+          str(host ? "own shard: from the host over PCIe, or on the device; " : "own shard: on the device; ",
+              "the other ", shards_ - 1, ": all-gather of packed bytes over the group");
       svg_.box({Svg::kMargin, line_y - 12, kInside, 20}, kLight, colour::kNone, 3);
       svg_.text(Svg::kWidth / 2, line_y + 2, words, {.size = 11, .anchor = Anchor::kMiddle});
     }
     const int64_t more = static_cast<int64_t>(ranks_.size()) - shown;
     if (more == 0) return buffer_y + 54;
-    svg_.text(Svg::kMargin, buffer_y + 72, str("... and ", more, more == 1 ? " rank more" : " ranks more"), {.fill = colour::kSoft});
+    svg_.text(Svg::kMargin, buffer_y + 72, str("... and ", more, more == 1 ? " rank more" : " ranks more"),
+              {.fill = colour::kSoft});
     return buffer_y + 76;
   }
 
@@ -141,11 +171,14 @@ class WeightsPicture {
     const int64_t layers = std::min(kMostLayers, fetched), uses = 2 * layers;
     const double left = 92, unit = (Svg::kWidth - Svg::kMargin - left) / static_cast<double>(uses);
     const auto at = [&](double time) { return left + time * unit; };
-    const auto row = [&](double top, const std::string& words) { svg_.text(left - 10, top + 13, words, {.fill = colour::kSoft, .anchor = Anchor::kEnd}); };
+    const auto row = [&](double top, const std::string& words) {
+      svg_.text(left - 10, top + 13, words, {.fill = colour::kSoft, .anchor = Anchor::kEnd});
+    };
     row(y + 6, "computes");
     for (int64_t use = 0; use < uses; ++use) {
       const int64_t layer = use < layers ? use : uses - 1 - use;
-      svg_.chip({at(static_cast<double>(use)) + 1, y + 6, unit - 2, 18}, use < layers ? colour::kDown : colour::kUp, str("layer ", layer), {.size = 11});
+      svg_.chip({at(static_cast<double>(use)) + 1, y + 6, unit - 2, 18}, use < layers ? colour::kDown : colour::kUp,
+                str("layer ", layer), {.size = 11});
     }
     const auto stays = stays_of_step(layers);
     int64_t fetches = 0;
@@ -165,13 +198,21 @@ class WeightsPicture {
     svg_.line(turn, y + 2, turn, y + 76, colour::kFetch, /*dashed=*/true);
     svg_.text(turn, y - 2, "turn: head and loss", {.size = 11, .anchor = Anchor::kMiddle});
     double x = left;
-    for (const auto& [fill, words] : {std::pair{colour::kDown, "down"}, {colour::kUp, "up"}, {colour::kFetch, "fetched: copied, gathered, beside computing"}, {kLight, "in the buffer"}}) {
+    for (const auto& [fill, words] : {std::pair{colour::kDown, "down"},
+                                      {colour::kUp, "up"},
+                                      {colour::kFetch, "fetched: copied, gathered, beside computing"},
+                                      {kLight, "in the buffer"}}) {
       svg_.box({x, y + 86, 14, 11}, fill);
       svg_.text(x + 20, y + 96, words, {.fill = colour::kSoft});
       x += 36 + Svg::text_width(words);
     }
-    svg_.text(Svg::kMargin, y + 118, str("Of ", layers, " slabs ", fetches, " = 2 x (", layers, " - 2) are fetched a step: those at either turn are still there. ", fetched > layers ? str("This recipe has ", fetched, ": ", 2 * (fetched - 2), " fetches.") : ""));
-    svg_.text(Svg::kMargin, y + 135, str("A step copies ", bytes_text(held_.copied_bytes_per_step), " from the host and receives ", bytes_text(held_.gathered_bytes_per_step), " from other ranks, dense maps included."));
+    svg_.text(Svg::kMargin, y + 118,
+              str("Of ", layers, " slabs ", fetches, " = 2 x (", layers,
+                  " - 2) are fetched a step: those at either turn are still there. ",
+                  fetched > layers ? str("This recipe has ", fetched, ": ", 2 * (fetched - 2), " fetches.") : ""));
+    svg_.text(Svg::kMargin, y + 135,
+              str("A step copies ", bytes_text(held_.copied_bytes_per_step), " from the host and receives ",
+                  bytes_text(held_.gathered_bytes_per_step), " from other ranks, dense maps included."));
   }
 
   const PlannedMesh& mesh_;
@@ -184,7 +225,11 @@ class WeightsPicture {
 }  // namespace
 
 std::string weights_picture(const PlannedMesh& mesh) {
-  if (mesh.plan.weights.expert_slab_bytes == 0) throw UserError("--picture weights: with adapter: none the weights train, and none are frozen; ask for --picture mesh or layer");
+  if (mesh.plan.weights.expert_slab_bytes == 0) {
+    throw UserError(
+        "--picture weights: with adapter: none the weights train, and none are frozen; ask for --picture mesh or "
+        "layer");
+  }
   return WeightsPicture(mesh).draw();
 }
 

@@ -1,5 +1,5 @@
-// A file that only grows: what has been appended is with the operating system before append returns, so a reader sees it
-// and a killed process loses nothing of it.
+// A file that only grows: what has been appended is with the operating system before append returns, so a reader sees
+// it and a killed process loses nothing of it.
 //
 //   AppendFile file("runs/a/log.jsonl", AppendFile::Mode::kCreate);
 //   file.append("one line\n");

@@ -31,7 +31,8 @@ AppendFile::Mode prepare(const std::string& path, std::optional<std::int64_t> re
   const bool exists = std::filesystem::exists(path);
   if (!resumed_step) {
     if (exists) {
-      throw UserError(path + " exists: it belongs to an earlier run. Go on with that run (--resume) or choose another run.dir");
+      throw UserError(
+          path + " exists: it belongs to an earlier run. Go on with that run (--resume) or choose another run.dir");
     }
     return AppendFile::Mode::kCreate;
   }

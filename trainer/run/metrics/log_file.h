@@ -18,10 +18,10 @@ namespace moetune {
 
 class LogFile {
  public:
-  /// Without `resumed_step` the file must not exist yet. With it, an existing file is first cut off before the first line
-  /// whose "step" is greater, since those steps are run again; a last line that a killed run left unfinished goes too.
-  /// Lines without "step" stay where they stand before the cut. Throws UserError when a complete line is no JSON object,
-  /// or when the file cannot be opened or written.
+  /// Without `resumed_step` the file must not exist yet. With it, an existing file is first cut off before the first
+  /// line whose "step" is greater, since those steps are run again; a last line that a killed run left unfinished goes
+  /// too. Lines without "step" stay where they stand before the cut. Throws UserError when a complete line is no JSON
+  /// object, or when the file cannot be opened or written.
   LogFile(const std::string& path, std::optional<std::int64_t> resumed_step);
 
   /// Writes one line. Throws UserError when it cannot be written.

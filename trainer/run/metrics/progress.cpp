@@ -22,9 +22,12 @@ std::string number(const char* format, double value) {
 
 std::string progress_line(const StepFigures& figures, double left_s) {
   const std::string total = str(figures.num_steps), step = str(figures.step);
-  std::string line = str("step ", std::string(total.size() - std::min(total.size(), step.size()), ' '), step, "/", total);
-  line += number(" %3.0f%%", 100.0 * static_cast<double>(figures.step) / static_cast<double>(std::max<std::int64_t>(1, figures.num_steps)));
-  line += number("  loss %.4f", figures.loss) + number("  grad %.3g", figures.grad_norm) + number("  lr %.2e", figures.lr);
+  std::string line =
+      str("step ", std::string(total.size() - std::min(total.size(), step.size()), ' '), step, "/", total);
+  line += number(" %3.0f%%", 100.0 * static_cast<double>(figures.step) /
+                                 static_cast<double>(std::max<std::int64_t>(1, figures.num_steps)));
+  line +=
+      number("  loss %.4f", figures.loss) + number("  grad %.3g", figures.grad_norm) + number("  lr %.2e", figures.lr);
   line += str("  ", count_text(figures.tokens_per_s), " tok/s");
   if (figures.expert_max_over_mean) line += number("  experts %.2fx", *figures.expert_max_over_mean);
   if (figures.memory_bytes) line += "  mem " + bytes_text(*figures.memory_bytes);
@@ -43,7 +46,8 @@ void Progress::step(const StepFigures& figures) {
     if (options_.columns > 0) line.resize(std::min(line.size(), static_cast<size_t>(options_.columns - 1)));
     out_ << kWipeLine << line << std::flush;
     drawn_ = true;
-  } else if (num_seen_ == 1 || figures.step >= figures.num_steps || figures.elapsed_s - printed_s_ >= options_.every_s ||
+  } else if (num_seen_ == 1 || figures.step >= figures.num_steps ||
+             figures.elapsed_s - printed_s_ >= options_.every_s ||
              figures.step - printed_step_ >= options_.every_steps) {
     out_ << progress_line(figures, left_s) << std::endl;
     printed_s_ = figures.elapsed_s;

@@ -1,5 +1,5 @@
-// What a person sees of the steps while a run goes on: on a terminal one line that is rewritten in place, elsewhere (a file,
-// a pipe, a batch system) plain lines now and then.
+// What a person sees of the steps while a run goes on: on a terminal one line that is rewritten in place, elsewhere (a
+// file, a pipe, a batch system) plain lines now and then.
 //
 //   Progress progress(std::cout, {.terminal = isatty(1) != 0, .columns = 120});
 //   progress.step({.step = 12, .num_steps = 500, .loss = 1.93, ...});
@@ -30,11 +30,11 @@ struct StepFigures {
   double loss = 0.0;
   double grad_norm = 0.0;  ///< before clipping
   double lr = 0.0;
-  double tokens_per_s = 0.0;                      ///< of the whole mesh
-  std::optional<double> expert_max_over_mean;     ///< none: the model has no routed experts
-  std::optional<std::int64_t> memory_bytes;       ///< of the fullest rank; none: not measured
-  double step_s = 0.0;                            ///< how long this step took
-  double elapsed_s = 0.0;                         ///< since the run (or its resumption) began
+  double tokens_per_s = 0.0;                   ///< of the whole mesh
+  std::optional<double> expert_max_over_mean;  ///< none: the model has no routed experts
+  std::optional<std::int64_t> memory_bytes;    ///< of the fullest rank; none: not measured
+  double step_s = 0.0;                         ///< how long this step took
+  double elapsed_s = 0.0;                      ///< since the run (or its resumption) began
 };
 
 /// The line for a step, without its end. `left_s` is the time that the remaining steps are expected to take.

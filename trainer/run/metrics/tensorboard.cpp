@@ -29,8 +29,12 @@ std::string varint(std::uint64_t value) {
 std::string integer_field(int field, std::int64_t value) {
   return varint(static_cast<std::uint64_t>(field) << 3) + varint(static_cast<std::uint64_t>(value));
 }
-std::string double_field(int field, double value) { return varint(static_cast<std::uint64_t>(field) << 3 | 1) + bytes_of(value); }
-std::string float_field(int field, float value) { return varint(static_cast<std::uint64_t>(field) << 3 | 5) + bytes_of(value); }
+std::string double_field(int field, double value) {
+  return varint(static_cast<std::uint64_t>(field) << 3 | 1) + bytes_of(value);
+}
+std::string float_field(int field, float value) {
+  return varint(static_cast<std::uint64_t>(field) << 3 | 5) + bytes_of(value);
+}
 std::string bytes_field(int field, std::string_view value) {  // text and nested messages too
   return varint(static_cast<std::uint64_t>(field) << 3 | 2) + varint(value.size()) + std::string(value);
 }
@@ -51,7 +55,8 @@ std::string new_path(const std::string& folder) {
   if (error) throw UserError(str(folder, " cannot be made: ", error.message()));
   char host[256] = {};
   if (::gethostname(host, sizeof(host) - 1) != 0) host[0] = '\0';
-  const std::string stem = str(folder, "/events.out.tfevents.", static_cast<std::int64_t>(seconds_since_1970()), ".", host, ".");
+  const std::string stem =
+      str(folder, "/events.out.tfevents.", static_cast<std::int64_t>(seconds_since_1970()), ".", host, ".");
   int n = 0;
   while (std::filesystem::exists(str(stem, n))) ++n;
   return str(stem, n);
