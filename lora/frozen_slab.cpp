@@ -25,7 +25,7 @@ void FrozenSlab::close() {
   const bool experts = kind_ == SlabKind::kExperts;
   const bool on_host = experts ? std::binary_search(placement.host_layers.begin(), placement.host_layers.end(), layer_)
                                : placement.dense_on_host;
-  number_ = slabs_.store_.add({str("layer ", layer_, experts ? " experts" : " dense"), bytes(),
+  number_ = slabs_.store_.add({str("layer ", layer_.number(), experts ? " experts" : " dense"), bytes(),
                                on_host ? SlabTier::kHost : SlabTier::kDevice, experts ? 1 : 0,
                                experts ? placement.expert_replicas : placement.dense_replicas});
 }
@@ -66,7 +66,7 @@ std::unique_ptr<SlabFile> FrozenSlab::open_file() const {
     for (const Held& one : held_) matrices.push_back({matrix_name(one, number), one.weight->shape().whole()});
   }
   char layer[16];
-  std::snprintf(layer, sizeof layer, "%03d", static_cast<int>(layer_));
+  std::snprintf(layer, sizeof layer, "%03d", static_cast<int>(layer_.number()));
   return slabs_.cache_->open(str("layer-", layer, kind_ == SlabKind::kExperts ? "-experts" : "-dense"),
                              std::move(matrices));
 }
@@ -143,7 +143,7 @@ FrozenSlabs::FrozenSlabs(WeightStore& store, SlabPlacement placement, SlabCache*
 
 FrozenSlabs::~FrozenSlabs() = default;
 
-FrozenSlab& FrozenSlabs::add(SlabKind kind, int64_t layer, int64_t units, SlabUnits of) {
+FrozenSlab& FrozenSlabs::add(SlabKind kind, LayerId layer, int64_t units, SlabUnits of) {
   slabs_.push_back(FrozenSlab(*this, kind, layer, units, of));
   return slabs_.back();
 }

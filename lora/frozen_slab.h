@@ -2,7 +2,7 @@
 // an expert, or one in all for the plain maps of a layer.
 //
 //   FrozenSlabs slabs(device);  // all on the device; or over a WeightStore that shards and streams
-//   FrozenSlab& slab = slabs.add(SlabKind::kExperts, /*layer=*/3, /*units=*/32);
+//   FrozenSlab& slab = slabs.add(SlabKind::kExperts, LayerId::block(3), /*units=*/32);
 //   slab.hold(gate);  slab.hold(up);  slab.hold(down);  // each FrozenWeight of 32 units
 //   slab.close();
 //   slab.fill(read);            // from the cache, else a rank reads and quantises only what it keeps
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "lora/frozen_weight.h"
+#include "lora/layer_id.h"
 
 namespace moetune {
 
@@ -64,7 +65,7 @@ class FrozenSlab {
   void release();
 
   SlabKind kind() const { return kind_; }
-  int64_t layer() const { return layer_; }
+  LayerId layer() const { return layer_; }
   int64_t units() const { return units_; }
   int64_t record_bytes() const { return record_bytes_; }
   int64_t bytes() const { return units_ * record_bytes_; }
@@ -86,7 +87,7 @@ class FrozenSlab {
     int64_t unit = 0;
     size_t place = 0;
   };
-  FrozenSlab(class FrozenSlabs& slabs, SlabKind kind, int64_t layer, int64_t units, SlabUnits of)
+  FrozenSlab(class FrozenSlabs& slabs, SlabKind kind, LayerId layer, int64_t units, SlabUnits of)
       : slabs_(slabs), kind_(kind), layer_(layer), units_(units), of_(of) {}
   const Held& held(const FrozenWeight& weight) const;
   std::string matrix_name(const Held& held, int64_t number) const;
@@ -97,7 +98,8 @@ class FrozenSlab {
 
   class FrozenSlabs& slabs_;
   SlabKind kind_;
-  int64_t layer_, units_;
+  LayerId layer_;
+  int64_t units_;
   SlabUnits of_;
   int64_t record_bytes_ = 0;
   std::vector<Held> held_;
@@ -110,7 +112,7 @@ struct SlabPlacement {
   Communicator* expert_replicas = nullptr;
   bool first_dense_copy = true;  ///< no other group of replicas has the same bytes and comes before
   bool first_expert_copy = true;
-  std::vector<int64_t> host_layers;  ///< layers whose expert slabs lie in host memory, ascending
+  std::vector<LayerId> host_layers;  ///< layers whose expert slabs lie in host memory, ascending
   bool dense_on_host = false;        ///< and all dense slabs
 };
 
@@ -123,7 +125,7 @@ class FrozenSlabs {
   FrozenSlabs(WeightStore& store, SlabPlacement placement, SlabCache* cache = nullptr);
   ~FrozenSlabs();
 
-  FrozenSlab& add(SlabKind kind, int64_t layer, int64_t units, SlabUnits of = {});
+  FrozenSlab& add(SlabKind kind, LayerId layer, int64_t units, SlabUnits of = {});
   /// The order of a pass; see WeightStore.
   void schedule(const std::vector<FrozenSlab*>& uses);
   std::deque<FrozenSlab>& all() { return slabs_; }

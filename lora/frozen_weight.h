@@ -26,7 +26,6 @@ namespace moetune {
 /// Work done on frozen weights, for the economy contract: each element is made dense twice a step, whatever its tokens.
 struct DequantCounters {
   int64_t elements = 0;
-  int64_t calls = 0;
 };
 
 /// A stack of equal matrices, or of equal parts of them.

@@ -73,10 +73,9 @@ class SlabCache {
   std::unique_ptr<SlabFile> open(const std::string& slab, std::vector<SlabMatrix> matrices);
 
   const std::filesystem::path& folder() const { return folder_; }
-  /// Packed bytes that were found, written, and found damaged so far, by this process.
+  /// Packed bytes that were found and written so far, by this process.
   int64_t found_bytes() const { return found_bytes_; }
   int64_t written_bytes() const { return written_bytes_; }
-  int64_t damaged_matrices() const { return damaged_matrices_; }
   /// What went wrong so far, a line each, each kind once; empty: nothing.
   std::string complaints() const;
 

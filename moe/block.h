@@ -28,6 +28,7 @@ struct Mixed {
   at::Tensor residual_TD;   ///< x + attention; with add_mlp() the block's output but for the routed experts
   at::Tensor z_TD;          ///< input of MLP and routed experts; undefined behind add_mlp() in a dense block
   at::Tensor weight_TK;     ///< routing weights in compute dtype; undefined in a dense block
+  at::Tensor expert_TK;     ///< int64, the experts they are of; E, which is no expert, for padding
   at::Tensor balance_loss;  ///< of this rank's rows, summed over the slice's documents; undefined unless asked for
 };
 
@@ -56,11 +57,11 @@ class Block {
   /// What a pass uses, in order: that of mixing, that of the experts.
   std::vector<FrozenSlab*> slabs() const;
 
-  /// Mixing of one slice up to the choice of experts. `expert_TK` (int64): chosen here when undefined, obeyed when
-  /// defined; E, which is no expert, for padding. `balance`: compute the balance loss. Collective over the tensor axis,
-  /// its backward pass too.
-  Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, at::Tensor& expert_TK, bool balance,
-            const PassContext& pass) const;
+  /// Mixing of one slice up to the choice of experts. `replayed_TK` (int64): the choice of the way down, obeyed on the
+  /// way up; undefined: the experts are chosen here. `balance`: compute the balance loss. Collective over the tensor
+  /// axis, its backward pass too.
+  Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const at::Tensor& replayed_TK,
+            bool balance, const PassContext& pass) const;
   /// Adds to the residual the slice's dense MLP or shared expert. Collective over the tensor axis, its backward pass
   /// too.
   void add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) const;

@@ -109,6 +109,13 @@ bool parse_fp8(const Reader& top) {
 
 }  // namespace
 
+std::vector<LayerId> ModelConfig::blocks(bool with_mtp) const {
+  std::vector<LayerId> blocks;
+  for (int64_t index = 0; index < num_layers; ++index) blocks.push_back(LayerId::block(index));
+  if (with_mtp) blocks.push_back(mtp());
+  return blocks;
+}
+
 double ModelConfig::softmax_scale() const {
   double scale = 1.0 / std::sqrt(static_cast<double>(qk_dim()));
   if (rope.kind == RopeConfig::Kind::kYarn && rope.mscale_all_dim && rope.factor > 1.0) {

@@ -1,7 +1,7 @@
 // The sizes and constants of a model, from its Hugging Face config.json.
 //
 //   ModelConfig config = load_model_config("/models/DeepSeek-V3");
-//   config.is_moe_layer(3);          // true
+//   config.is_moe(LayerId::block(3));          // true
 //
 // Reads DeepSeek-V3/R1 (model_type deepseek_v3; kimi_k2 is the same mathematics) in the old spelling (rope_theta,
 // rope_scaling) and in that of transformers 5 (rope_parameters). What the program does not compute exactly as the model
@@ -12,8 +12,11 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
+
+#include "lora/layer_id.h"
 
 namespace moetune {
 
@@ -56,7 +59,11 @@ struct ModelConfig {
   bool fp8_blocks = false;  ///< weights are FP8 e4m3 with 128 x 128 scales
 
   int64_t qk_dim() const { return nope_dim + rope_dim; }
-  bool is_moe_layer(int64_t layer) const { return layer >= num_dense_layers; }
+  /// The trunk's blocks from the first to the last; `with_mtp`: the MTP module's behind them.
+  std::vector<LayerId> blocks(bool with_mtp) const;
+  LayerId mtp() const { return LayerId::mtp(num_layers); }
+  LayerId turn() const { return LayerId::turn(num_layers); }
+  bool is_moe(LayerId block) const { return block.number() >= num_dense_layers; }
   /// 1 / sqrt(qk_dim), times YaRN's mscale^2 (DeepSeek-V2 report, section 2.1; transformers' yarn_apply_mscale).
   double softmax_scale() const;
 };

@@ -10,7 +10,7 @@ namespace {
 /// Collects the maps of one block.
 class BlockMaps {
  public:
-  BlockMaps(int64_t layer, AdapterTargets* targets) : layer_(layer), targets_(targets) {}
+  BlockMaps(LayerId layer, AdapterTargets* targets) : layer_(layer), targets_(targets) {}
 
   void add(const std::string& path, const std::string& group, int64_t outputs, int64_t inputs, MatrixCut::Dim cut,
            int64_t stack = 0) {
@@ -27,7 +27,7 @@ class BlockMaps {
   std::vector<LinearMap> take() { return std::move(maps_); }
 
  private:
-  int64_t layer_;
+  LayerId layer_;
   AdapterTargets* targets_;
   std::vector<LinearMap> maps_;
 };
@@ -50,7 +50,7 @@ void add_block_mistakes(const ModelConfig& c, BaseFormat base, int64_t parts, bo
 
 int64_t TensorParts::of(const LinearMap& map) const { return map.stack > 0 ? experts : dense; }
 
-std::string LinearMap::name() const { return str("model.layers.", layer, ".", path); }
+std::string LinearMap::name() const { return str("model.layers.", layer.number(), ".", path); }
 
 std::string LinearMap::leaf() const { return (stack > 0 ? "experts." : "") + path.substr(path.rfind('.') + 1); }
 
@@ -62,7 +62,7 @@ LinearMap LinearMap::part(const TensorParts& parts) const {
   return map;
 }
 
-std::vector<LinearMap> block_maps(const ModelConfig& c, int64_t layer, AdapterTargets* targets) {
+std::vector<LinearMap> block_maps(const ModelConfig& c, LayerId layer, AdapterTargets* targets) {
   BlockMaps maps(layer, targets);
   if (c.q_lora) {
     maps.add("self_attn.q_a_proj", "attention", *c.q_lora, c.width, MatrixCut::Dim::kNone);
@@ -74,7 +74,7 @@ std::vector<LinearMap> block_maps(const ModelConfig& c, int64_t layer, AdapterTa
   maps.add("self_attn.kv_b_proj", "attention", c.heads * (c.nope_dim + c.value_dim), c.kv_lora,
            MatrixCut::Dim::kOutputs);
   maps.add("self_attn.o_proj", "attention", c.width, c.heads * c.value_dim, MatrixCut::Dim::kInputs);
-  if (!c.is_moe_layer(layer)) {
+  if (!c.is_moe(layer)) {
     maps.add_mlp("mlp", "dense_mlp", c.width, c.dense_width);
     return maps.take();
   }
@@ -114,12 +114,12 @@ std::vector<std::string> expert_cut_mistakes(const ModelConfig& c, BaseFormat ba
 }
 
 LinearMap mtp_projection(const ModelConfig& c) {
-  return {c.num_layers, "eh_proj", "mtp", c.width, 2 * c.width, 0, std::nullopt};
+  return {c.mtp(), "eh_proj", "mtp", c.width, 2 * c.width, 0, std::nullopt};
 }
 
 std::vector<LinearMap> linear_maps(const ModelConfig& config, bool with_mtp, AdapterTargets* targets) {
   std::vector<LinearMap> all;
-  for (int64_t layer = 0; layer < config.num_layers + (with_mtp ? 1 : 0); ++layer) {
+  for (const LayerId layer : config.blocks(with_mtp)) {
     for (LinearMap& map : block_maps(config, layer, targets)) all.push_back(std::move(map));
   }
   if (with_mtp) all.push_back(mtp_projection(config));

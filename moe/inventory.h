@@ -28,7 +28,7 @@ struct TensorParts {
 
 /// A linear map [outputs, inputs], or the stack of a layer's routed experts with one such map an expert.
 struct LinearMap {
-  int64_t layer = 0;  ///< config.num_layers: the MTP module
+  LayerId layer;  ///< the block, or MTP for all of the module's
   /// below the layer, '*' for the expert of a stack: "self_attn.q_a_proj", "mlp.experts.*.up_proj"
   std::string path;
   /// attention, dense_mlp, shared_expert, experts; mtp: eh_proj, which is neither quantised nor adapted
@@ -48,9 +48,9 @@ struct LinearMap {
   LinearMap part(const TensorParts& parts) const;
 };
 
-/// The maps of one block in the order of their use; layer config.num_layers is the MTP module's block. `targets` gives
+/// The maps of one block in the order of their use; the MTP module's is one too. `targets` gives
 /// adapters and counts its matches; null: none.
-std::vector<LinearMap> block_maps(const ModelConfig& config, int64_t layer, AdapterTargets* targets = nullptr);
+std::vector<LinearMap> block_maps(const ModelConfig& config, LayerId layer, AdapterTargets* targets = nullptr);
 /// What keeps `parts` ranks from sharing the matrices of this model but for its experts in format `base`, a line each;
 /// none: nothing.
 std::vector<std::string> cut_mistakes(const ModelConfig& config, BaseFormat base, int64_t parts);

@@ -26,9 +26,9 @@ class Builder {
       model_.own_slabs = std::make_unique<FrozenSlabs>(options_.device);
       model_.slabs = model_.own_slabs.get();
     }
-    model_.embedding = embedding(of_vocabulary("model.embed_tokens.weight", -1, "embedding"));
-    for (int64_t layer = 0; layer < config_.num_layers; ++layer) add_block(layer);
-    const int64_t turn = turn_layer(config_);
+    model_.embedding = embedding(of_vocabulary("model.embed_tokens.weight", LayerId::embedding(), "embedding"));
+    for (const LayerId layer : config_.blocks(/*with_mtp=*/false)) add_block(layer);
+    const LayerId turn = config_.turn();
     auto [norm_D, norm] = plain("model.norm.weight", {config_.width}, turn, "norms");
     Plain head{model_.embedding.weight(), nullptr};
     if (!config_.tied_embeddings) {
@@ -42,8 +42,8 @@ class Builder {
   }
 
  private:
-  std::string layer_name(int64_t layer, const std::string& rest) const {
-    return str("model.layers.", layer, ".", rest);
+  std::string layer_name(LayerId layer, const std::string& rest) const {
+    return str("model.layers.", layer.number(), ".", rest);
   }
 
   /// A tensor that is never quantised: as a parameter when weights train, in compute dtype otherwise.
@@ -51,11 +51,11 @@ class Builder {
     at::Tensor held;
     Parameter* trained = nullptr;
   };
-  Plain plain(const std::string& name, at::IntArrayRef shape, int64_t layer, const std::string& group) {
+  Plain plain(const std::string& name, at::IntArrayRef shape, LayerId layer, const std::string& group) {
     return plain(name, source_.read(name, shape), layer, group, {});
   }
   /// The same of a part, which `stored` is.
-  Plain plain(const std::string& name, const at::Tensor& stored, int64_t layer, const std::string& group,
+  Plain plain(const std::string& name, const at::Tensor& stored, LayerId layer, const std::string& group,
               const TensorPart& part) {
     if (options_.train_weights) {
       ParameterInfo info;
@@ -70,7 +70,7 @@ class Builder {
     model_.plain.push_back({name, held, part});
     return {held, nullptr};
   }
-  at::Tensor norm(int64_t layer, const std::string& rest, int64_t width) {
+  at::Tensor norm(LayerId layer, const std::string& rest, int64_t width) {
     return plain(layer_name(layer, rest), {width}, layer, "norms").held;
   }
 
@@ -80,10 +80,10 @@ class Builder {
     // A copy: a view would keep all rows in memory.
     return vocabulary_.count == config_.vocab ? all_VD : all_VD.narrow(0, vocabulary_.first, vocabulary_.count).clone();
   }
-  Plain of_vocabulary(const std::string& name, int64_t layer, const std::string& group) {
+  Plain of_vocabulary(const std::string& name, LayerId layer, const std::string& group) {
     return of_vocabulary(name, vocabulary_rows(name), layer, group);
   }
-  Plain of_vocabulary(const std::string& name, const at::Tensor& rows, int64_t layer, const std::string& group) {
+  Plain of_vocabulary(const std::string& name, const at::Tensor& rows, LayerId layer, const std::string& group) {
     const bool cut = options_.axis.size() > 1;
     return plain(name, rows, layer, group, cut ? TensorPart{0, vocabulary_.first, config_.vocab} : TensorPart{});
   }
@@ -95,14 +95,14 @@ class Builder {
 
   /// The maps of one block by their paths; each is taken once.
   using Maps = std::map<std::string, LinearMap>;
-  Maps maps_of(int64_t layer) {
+  Maps maps_of(LayerId layer) {
     Maps maps;
     for (LinearMap& map : block_maps(config_, layer, options_.targets)) maps.emplace(map.path, std::move(map));
     return maps;
   }
 
   /// A new slab for frozen weights; null where weights train.
-  FrozenSlab* slab(SlabKind kind, int64_t layer, int64_t units) {
+  FrozenSlab* slab(SlabKind kind, LayerId layer, int64_t units) {
     if (options_.train_weights) return nullptr;
     return &model_.slabs->add(
         kind, layer, units,
@@ -129,7 +129,7 @@ class Builder {
   }
 
   /// `layer`: whose way up completes the gradient. The weight goes to `slab`, which load() fills.
-  std::unique_ptr<Linear> linear(const LinearMap& map, int64_t layer, FrozenSlab* slab) {
+  std::unique_ptr<Linear> linear(const LinearMap& map, LayerId layer, FrozenSlab* slab) {
     ParameterInfo info;
     info.name = map.name();
     info.layer = layer;
@@ -188,7 +188,7 @@ class Builder {
     return std::make_unique<GroupedLinear>(std::move(weight), std::move(adapter));
   }
 
-  std::unique_ptr<LatentAttention> attention(int64_t layer, const Maps& maps, FrozenSlab* slab) {
+  std::unique_ptr<LatentAttention> attention(LayerId layer, const Maps& maps, FrozenSlab* slab) {
     auto map = [&](const char* leaf) { return linear(maps.at(str("self_attn.", leaf)), layer, slab); };
     AttentionWeights w;
     if (config_.q_lora) {
@@ -205,14 +205,14 @@ class Builder {
     return std::make_unique<LatentAttention>(config_, std::move(w), options_.axis);
   }
 
-  void add_block(int64_t layer) {
+  void add_block(LayerId layer) {
     const Maps maps = maps_of(layer);
     BlockParts parts;
     parts.dense_slab = slab(SlabKind::kDense, layer, 1);
     parts.input_norm = norm(layer, "input_layernorm.weight", config_.width);
     parts.post_attention_norm = norm(layer, "post_attention_layernorm.weight", config_.width);
     parts.attention = attention(layer, maps, parts.dense_slab);
-    if (!config_.is_moe_layer(layer)) {
+    if (!config_.is_moe(layer)) {
       parts.mlp = mlp(maps, "mlp", parts.dense_slab);
     } else {
       if (config_.shared_experts > 0) parts.mlp = mlp(maps, "mlp.shared_experts", parts.dense_slab);
@@ -237,7 +237,7 @@ class Builder {
   }
 
   // Frozen, the router keeps the checkpoint's dtype: scores are computed in fp32 from it.
-  at::Tensor router_weight(int64_t layer) {
+  at::Tensor router_weight(LayerId layer) {
     const std::string name = layer_name(layer, "mlp.gate.weight");
     if (options_.train_weights) return plain(name, {config_.experts, config_.width}, layer, "router").held;
     at::Tensor held = source_.read(name, {config_.experts, config_.width}).to(options_.device);
@@ -246,7 +246,7 @@ class Builder {
   }
 
   void add_mtp(const at::Tensor& trunk_norm, const Plain& trunk_head) {
-    const int64_t layer = config_.num_layers, turn = turn_layer(config_);
+    const LayerId layer = config_.mtp(), turn = config_.turn();
     const LinearMap projection = mtp_projection(config_);
     const std::string first_name = projection.name() + ".weight";
     if (config_.num_mtp_layers < 1 || !source_.has(first_name)) {
@@ -282,7 +282,7 @@ class Builder {
     at::Tensor differs = at::full({1}, !at::equal(own_VD.to(trunk_VD.device(), trunk_VD.scalar_type()), trunk_VD),
                                   trunk_VD.options().dtype(at::kBool));
     options_.axis.max(differs);
-    return differs.item<bool>() ? of_vocabulary(name, own_VD, turn_layer(config_), group) : trunk;
+    return differs.item<bool>() ? of_vocabulary(name, own_VD, config_.turn(), group) : trunk;
   }
 
   Model& model_;

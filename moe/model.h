@@ -39,7 +39,7 @@ struct ModelOptions {
   bool with_mtp = false;
   int64_t head_chunk_rows = 1024;
   int64_t expert_chunk_bytes = int64_t{2} << 30;  ///< dense weights of the experts that are in use at a time
-  std::function<void(int64_t layer)> loaded;      ///< called after each layer, for progress
+  std::function<void(LayerId)> loaded;            ///< called after each layer, for progress
 };
 
 struct PlainTensor {
@@ -60,7 +60,7 @@ struct Model {
   ParameterSet parameters;
   TensorAxis axis;
   Embedding embedding;
-  std::vector<Block> blocks;  ///< L of them; the MTP module's is one more
+  std::vector<Block> blocks;  ///< by LayerId::number(): L of them; the MTP module's is one more
   std::unique_ptr<Head> head;
   std::unique_ptr<Mtp> mtp;  ///< null where the run does not use it
 
@@ -72,10 +72,6 @@ struct Model {
   /// Frozen tensors that are held as they are: embedding, head, norms, router.
   std::vector<PlainTensor> plain;
 };
-
-/// Layer number that parameters of the turn (final norm, head, MTP's norms and projection) carry; the MTP block carries
-/// num_layers.
-inline int64_t turn_layer(const ModelConfig& config) { return config.num_layers + 1; }
 
 /// Builds the model tensor by tensor: each frozen weight is packed as soon as it is read. Throws UserError for a
 /// missing tensor or a wrong shape, a target that matches nothing, and what a checkpoint lacks for MTP.

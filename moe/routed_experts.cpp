@@ -15,6 +15,24 @@ at::Tensor part(const at::Tensor& rows, const ExpertChunk& chunk) {
 
 }  // namespace
 
+std::vector<at::Tensor> RowFields::tensors() const {
+  std::vector<at::Tensor> travelling;
+  for (const at::Tensor* field : {&z, &weight, &expert, &token, &d_routed}) {
+    if (field->defined()) travelling.push_back(*field);
+  }
+  return travelling;
+}
+
+RowFields RowFields::of_received(std::vector<at::Tensor> tensors) const {
+  RowFields received = *this;
+  auto next = tensors.begin();
+  for (at::Tensor* field : {&received.z, &received.weight, &received.expert, &received.token, &received.d_routed}) {
+    if (field->defined()) *field = std::move(*next++);
+  }
+  MT_CHECK(next == tensors.end(), tensors.size(), " tensors came of a row's fields, not as many as went out");
+  return received;
+}
+
 RoutedExperts::RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up,
                              std::unique_ptr<GroupedLinear> down, ExpertPlacement placement, int64_t chunk_experts,
                              TokenExchange& exchange, const TensorAxis& axis)
@@ -65,43 +83,44 @@ Dispatch RoutedExperts::send(const RoutingRecord& record, const RoutedInputs& in
   at::NoGradGuard no_grad;
   Dispatch sent;
   if (kept == nullptr) {
-    sent.rows_UC = {gathered(inputs.z_TD), gathered(inputs.weight_TK), record.expert_UK};
-    if (drops(pass.random)) sent.rows_UC.push_back(gathered(inputs.token_T).unsqueeze(1));
+    sent.rows_U.z = gathered(inputs.z_TD);
+    sent.rows_U.weight = gathered(inputs.weight_TK);
+    sent.rows_U.expert = record.expert_UK;
+    if (drops(pass.random)) sent.rows_U.token = gathered(inputs.token_T).unsqueeze(1);
   }
-  if (inputs.d_routed_TD.defined()) sent.rows_UC.push_back(gathered(inputs.d_routed_TD));
-  sent.first = exchange_.send(record.rounds.front(), sent.rows_UC);
+  if (inputs.d_routed_TD.defined()) sent.rows_U.d_routed = gathered(inputs.d_routed_TD);
+  sent.first = exchange_.send(record.rounds.front(), sent.rows_U.tensors());
   return sent;
 }
 
-std::vector<at::Tensor> RoutedExperts::receive(const RoutingRecord& record, size_t index, Dispatch& sent) const {
-  return exchange_.receive(index == 0 ? std::move(sent.first) : exchange_.send(record.rounds[index], sent.rows_UC));
+RowFields RoutedExperts::receive(const RoutingRecord& record, size_t index, Dispatch& sent) const {
+  return sent.rows_U.of_received(exchange_.receive(
+      index == 0 ? std::move(sent.first) : exchange_.send(record.rounds[index], sent.rows_U.tensors())));
 }
 
-KeptExperts::Round RoutedExperts::grouped(const ExchangeRound& round, const std::vector<at::Tensor>& received_YC,
-                                          const PassContext& pass) const {
+KeptExperts::Round RoutedExperts::grouped(const ExchangeRound& round, const RowFields& rows_Y) const {
   KeptExperts::Round rows;
-  rows.y_YD = received_YC[0];
-  const at::Tensor& weight_YK = received_YC[1];
-  at::Tensor local_YK = received_YC[2].to(at::kLong).sub_(placement_.first);
+  rows.y_YD = rows_Y.z;
+  at::Tensor local_YK = rows_Y.expert.to(at::kLong).sub_(placement_.first);
   // Slots of other ranks' experts sort behind those of the last local expert and are cut off.
   at::Tensor foreign = local_YK.lt(0).logical_or_(local_YK.ge(placement_.count));
   const int64_t num_routed = std::accumulate(round.rows_of_expert.begin(), round.rows_of_expert.end(), int64_t{0});
   rows.slot_X = std::get<1>(local_YK.masked_fill_(foreign, placement_.count).flatten().sort(/*stable=*/true, 0, false))
                     .narrow(0, 0, num_routed);
-  rows.row_X = rows.slot_X.floor_divide(weight_YK.size(1));
-  rows.weight_X = weight_YK.flatten().index_select(0, rows.slot_X);
-  if (drops(pass.random)) rows.token_X = received_YC[3].squeeze(1).index_select(0, rows.row_X);
+  rows.row_X = rows.slot_X.floor_divide(rows_Y.weight.size(1));
+  rows.weight_X = rows_Y.weight.flatten().index_select(0, rows.slot_X);
+  if (rows_Y.token.defined()) rows.token_X = rows_Y.token.squeeze(1).index_select(0, rows.row_X);
   return rows;
 }
 
 at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, PassContext& pass,
                                   KeptExperts* kept) const {
   at::NoGradGuard no_grad;
-  at::Tensor routed_UD = at::zeros_like(sent.rows_UC.front());
+  at::Tensor routed_UD = at::zeros_like(sent.rows_U.z);
   const int64_t mark = pass.scratch.mark();
   for (size_t index = 0; index < record.rounds.size(); ++index) {
     const ExchangeRound& round = record.rounds[index];
-    KeptExperts::Round rows = grouped(round, receive(record, index, sent), pass);
+    KeptExperts::Round rows = grouped(round, receive(record, index, sent));
     at::Tensor sum_YD = at::zeros_like(rows.y_YD);
     for (const ExpertChunk& chunk : chunks(round.rows_of_expert, routed_UD.device())) {
       auto dense = [&](const GroupedLinear& map) {
@@ -125,16 +144,16 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, Pa
 ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch sent, PassContext& pass,
                                         const KeptExperts* kept) const {
   at::NoGradGuard no_grad;
-  const at::Tensor d_routed_UD = sent.rows_UC.back();
+  const at::Tensor d_routed_UD = sent.rows_U.d_routed;
   const int64_t top_k = record.expert_UK.size(1);
   at::Tensor d_z_UD = at::zeros_like(d_routed_UD),
              d_weight_UK = at::zeros({d_routed_UD.size(0), top_k}, d_routed_UD.options());
   const int64_t mark = pass.scratch.mark();
   for (size_t index = 0; index < record.rounds.size(); ++index) {
     const ExchangeRound& round = record.rounds[index];
-    const std::vector<at::Tensor> received_YC = receive(record, index, sent);
-    const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : grouped(round, received_YC, pass);
-    const at::Tensor& d_sum_YD = received_YC.back();
+    const RowFields rows_Y = receive(record, index, sent);
+    const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : grouped(round, rows_Y);
+    const at::Tensor& d_sum_YD = rows_Y.d_routed;
     at::Tensor d_y_YD = at::zeros_like(rows.y_YD);
     at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), top_k}, d_sum_YD.options());
     size_t chunk_index = 0;

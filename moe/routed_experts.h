@@ -54,10 +54,24 @@ struct RoutedInputs {
   at::Tensor d_routed_TD;  ///< gradient of the routed sum, on the way up; undefined on the way down
 };
 
+/// What travels of each row, by name: of the U rows that go out from here, or of the Y rows that came. What is
+/// undefined stays at home.
+struct RowFields {
+  at::Tensor z;         ///< [., D]
+  at::Tensor weight;    ///< [., K]
+  at::Tensor expert;    ///< [., K], int16
+  at::Tensor token;     ///< [., 1], global numbers, under dropout
+  at::Tensor d_routed;  ///< [., D], on the way up; of kept rows this alone
+
+  /// Those that travel, in the order in which the exchange has them.
+  std::vector<at::Tensor> tensors() const;
+  /// The same fields of other rows: `tensors` is what came of tensors().
+  RowFields of_received(std::vector<at::Tensor> tensors) const;
+};
+
 /// Inputs on their way: those of the first round already, those of later rounds when their turn comes.
 struct Dispatch {
-  /// z, weights, numbers of experts, under dropout of tokens; d_routed last. Of kept rows d_routed alone
-  std::vector<at::Tensor> rows_UC;
+  RowFields rows_U;
   RowsUnderway first;
 };
 
@@ -108,11 +122,10 @@ class RoutedExperts {
   at::Tensor gathered(const at::Tensor& rows_TC) const {
     return axis_.gather_rows(rows_TC, axis_.size() * rows_TC.size(0));
   }
-  /// What a round brings here of rows_UC.
-  std::vector<at::Tensor> receive(const RoutingRecord& record, size_t index, Dispatch& sent) const;
+  /// What a round brings here of rows_U.
+  RowFields receive(const RoutingRecord& record, size_t index, Dispatch& sent) const;
   /// Its rows by local expert.
-  KeptExperts::Round grouped(const ExchangeRound& round, const std::vector<at::Tensor>& received_YC,
-                             const PassContext& pass) const;
+  KeptExperts::Round grouped(const ExchangeRound& round, const RowFields& rows_Y) const;
   bool drops(const StepRandom& random) const;
 
   std::unique_ptr<GroupedLinear> gate_, up_, down_;

@@ -11,7 +11,7 @@ class Catalog {
 
   std::vector<CatalogTensor> make(bool with_mtp) {
     add("model.embed_tokens.weight", {c_.vocab, c_.width}, Held::kCompute);
-    for (int64_t layer = 0; layer < c_.num_layers; ++layer) add_block(layer, c_.is_moe_layer(layer));
+    for (const LayerId layer : c_.blocks(/*with_mtp=*/false)) add_block(layer);
     add("model.norm.weight", {c_.width}, Held::kCompute);
     if (!c_.tied_embeddings) add("lm_head.weight", {c_.vocab, c_.width}, Held::kCompute);
     if (with_mtp) add_mtp();
@@ -44,12 +44,12 @@ class Catalog {
     add(path + ".o_proj.weight", {c_.width, c_.heads * c_.value_dim}, Held::kLinear);
   }
 
-  void add_block(int64_t layer, bool moe) {
-    const std::string path = str("model.layers.", layer);
+  void add_block(LayerId layer) {
+    const std::string path = str("model.layers.", layer.number());
     add(path + ".input_layernorm.weight", {c_.width}, Held::kCompute);
     add(path + ".post_attention_layernorm.weight", {c_.width}, Held::kCompute);
     add_attention(path + ".self_attn");
-    if (!moe) {
+    if (!c_.is_moe(layer)) {
       add_mlp(path + ".mlp", c_.dense_width);
       return;
     }
@@ -61,7 +61,7 @@ class Catalog {
 
   void add_mtp() {
     const std::string path = str("model.layers.", c_.num_layers);
-    add_block(c_.num_layers, /*moe=*/true);
+    add_block(c_.mtp());
     add(path + ".enorm.weight", {c_.width}, Held::kCompute);
     add(path + ".hnorm.weight", {c_.width}, Held::kCompute);
     add(path + ".eh_proj.weight", {c_.width, 2 * c_.width}, Held::kJoint);

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cstdlib>
 
-#include "moe/inventory.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
@@ -62,13 +61,14 @@ class LoadProgress {
  public:
   LoadProgress(const WeightSource& source, const SlabCache* cache, int64_t num_layers)
       : source_(source), cache_(cache), num_layers_(num_layers) {}
-  void operator()(int64_t layer) {
+  void operator()(LayerId layer) {
     const double seconds = elapsed_s();
     if (seconds < printed_s_ + 2.0) return;
     printed_s_ = seconds;
-    const double left = seconds / static_cast<double>(layer + 1) * static_cast<double>(num_layers_ - layer - 1);
+    const int64_t done = layer.number() + 1;
+    const double left = seconds / static_cast<double>(done) * static_cast<double>(num_layers_ - done);
     const int64_t bytes = source_.bytes_read() + (cache_ != nullptr ? cache_->found_bytes() : 0);
-    log_info(str("  layer ", layer + 1, "/", num_layers_, ", ", bytes_text(bytes), " read on this rank, ",
+    log_info(str("  layer ", done, "/", num_layers_, ", ", bytes_text(bytes), " read on this rank, ",
                  rate_text(bytes, seconds), ", ", duration_text(left), " left"));
   }
   double elapsed_s() const { return seconds_since(start_); }
@@ -103,7 +103,7 @@ class Assembler {
     const Machine machine{run.device.type(), -launch_.max_over_world(-device_memory_bytes(run.device.type())),
                           launch_.max_over_world(launch_.local_size())};
     run.plan = plan_memory(run.config, recipe_, shape, machine, rows);
-    run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, shard_scope(recipe_.mesh.shard));
+    run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, recipe_.mesh.shard);
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;
     auto source = random ? make_random_weights(run.config, static_cast<uint64_t>(recipe_.run.seed), run.device)
                          : open_pretrained(recipe_.model.path);
@@ -114,7 +114,7 @@ class Assembler {
     ModelOptions options;
     options.device = run.device;
     options.compute = run.compute;
-    options.base = base_format(recipe_.model.base);
+    options.base = recipe_.model.base;
     options.train_weights = !recipe_.adapter.has_value();
     options.targets = recipe_.adapter ? run.targets.get() : nullptr;
     const int64_t local_experts = run.config.experts / shape.ep;
@@ -124,9 +124,9 @@ class Assembler {
     options.axis = TensorAxis(run.mesh->tp());
     options.expert_axis = expert_axis(*run.mesh);
     options.seed = static_cast<uint64_t>(recipe_.run.seed);
-    options.with_mtp = recipe_.mtp.loss_weight > 0.0;
+    options.with_mtp = recipe_.mtp.trains();
     LoadProgress progress(*source, run.cache.get(), run.config.num_layers + (options.with_mtp ? 1 : 0));
-    if (speaks_) options.loaded = [&](int64_t layer) { progress(layer); };
+    if (speaks_) options.loaded = [&](LayerId layer) { progress(layer); };
     {
       const ThriftyHeap heap;
       run.model = build_model(run.config, *source, options);
@@ -161,57 +161,6 @@ class Assembler {
 
 }  // namespace
 
-at::ScalarType scalar_type(ComputeType compute) {
-  switch (compute) {
-    case ComputeType::kBf16: return at::kBFloat16;
-    case ComputeType::kFp32: return at::kFloat;
-    case ComputeType::kFp64: return at::kDouble;
-  }
-  return at::kFloat;
-}
-
-BaseFormat base_format(BaseChoice base) {
-  switch (base) {
-    case BaseChoice::kNf4: return BaseFormat::kNf4;
-    case BaseChoice::kNf4Double: return BaseFormat::kNf4Double;
-    case BaseChoice::kBf16: return BaseFormat::kBf16;
-    case BaseChoice::kFp32: return BaseFormat::kFp32;
-  }
-  return BaseFormat::kNf4;
-}
-
-AdapterTargets adapter_targets(const Recipe& recipe) {
-  if (!recipe.adapter) return AdapterTargets();
-  const AdapterRecipe& adapter = *recipe.adapter;
-  AdapterTargets::Options options{adapter.targets, adapter.rank, adapter.alpha, adapter.rslora, adapter.dropout, {}};
-  options.ranks.assign(adapter.ranks.begin(), adapter.ranks.end());
-  return AdapterTargets(options);
-}
-
-MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size) {
-  std::vector<std::string> mistakes;
-  if (recipe.mesh.ep > 0 && config.experts % recipe.mesh.ep != 0) {
-    mistakes.push_back(str(recipe.origin("mesh.ep"), ": mesh.ep: ", recipe.mesh.ep, " ranks do not divide the model's ",
-                           config.experts, " routed experts"));
-  }
-  for (const std::string& mistake : cut_mistakes(config, base_format(recipe.model.base), recipe.mesh.tp)) {
-    mistakes.push_back(str(recipe.origin("mesh.tp"), ": mesh.tp: ", mistake));
-  }
-  const int64_t tp = recipe.mesh.tp, expert_tp = recipe.mesh.expert_tp;
-  const std::string expert_place = str(recipe.origin("mesh.expert_tp"), ": mesh.expert_tp: ");
-  if (expert_tp != 1 && expert_tp != tp) {
-    mistakes.push_back(
-        str(expert_place, expert_tp,
-            tp > 1 ? str("; allowed is 1, or mesh.tp, which is ", tp) : str("; allowed is 1 where mesh.tp is 1")));
-  } else {
-    for (const std::string& mistake : expert_cut_mistakes(config, base_format(recipe.model.base), expert_tp)) {
-      mistakes.push_back(expert_place + mistake);
-    }
-  }
-  return resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, tp, expert_tp}, world_size,
-                      std::move(mistakes));
-}
-
 SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& shards) {
   SlabPlacement placement;
   placement.dense_replicas = shards.dense();
@@ -224,24 +173,6 @@ SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& 
 }
 
 TensorAxis expert_axis(Mesh& mesh) { return mesh.shape().expert_tp > 1 ? TensorAxis(mesh.tp()) : TensorAxis(); }
-
-at::DeviceType device_type(const Recipe& recipe) {
-  const bool cuda =
-      recipe.run.device == DeviceChoice::kCuda || (recipe.run.device == DeviceChoice::kAuto && at::hasCUDA());
-  return cuda ? at::kCUDA : at::kCPU;
-}
-
-int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks) {
-  switch (keep.kind) {
-    case KeepLayers::Kind::kAll: return num_blocks;
-    case KeepLayers::Kind::kCount: return std::min(num_blocks, keep.num_layers);
-    case KeepLayers::Kind::kAuto:
-    case KeepLayers::Kind::kNone: return 0;
-  }
-  return 0;
-}
-
-int64_t automatic_slice_tokens(at::Device device) { return device.is_cuda() ? 8192 : 2048; }
 
 void set_up_process(const Recipe& recipe, Launch& launch) {
   choose_device_and_threads(recipe, launch);

@@ -12,7 +12,7 @@
 #include "parallel/comm/launch.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/plan/memory_plan.h"
-#include "trainer/recipe/recipe.h"
+#include "trainer/recipe/recipe_meaning.h"
 #include "trainer/state/weight_cache.h"
 #include "trainer/sweep/sweep.h"
 
@@ -36,24 +36,10 @@ struct Assembly {
   int64_t slice_tokens = 0;
 };
 
-at::ScalarType scalar_type(ComputeType compute);
-BaseFormat base_format(BaseChoice base);
-/// What the recipe asks of adapters; matches nothing for `adapter: none`.
-AdapterTargets adapter_targets(const Recipe& recipe);
-/// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the
-/// experts, heads and matrices: all mistakes in one.
-MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size);
 /// Who shares slabs, and which of them lie in host memory, as `weights` decided. `shards` must outlive its users.
 SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& shards);
 /// The ranks that share each of this rank's experts: its tensor axis, or itself alone.
 TensorAxis expert_axis(Mesh& mesh);
-/// What the recipe computes on, as this machine is.
-at::DeviceType device_type(const Recipe& recipe);
-/// Blocks, counted from the last, that keep their graph.
-int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks);
-/// Rows that go through mixing at once on `device` when the recipe says auto.
-int64_t automatic_slice_tokens(at::Device device);
-
 /// Chooses the device and threads, makes the mesh, plans memory and builds the model, reading weights with progress on
 /// rank 0. `rows`: tokens of the fullest rank in its fullest step, where they are known. Collective over the job.
 /// Throws UserError for what recipe, checkpoint and mesh do not agree on.

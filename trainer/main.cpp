@@ -18,6 +18,8 @@
 #include "trainer/plan/pictures/weights_picture.h"
 #include "trainer/plan/validate.h"
 #include "trainer/recipe/recipe.h"
+#include "trainer/recipe/recipe_docs.h"
+#include "trainer/recipe/recipe_load.h"
 #include "trainer/recipe/recipe_shelf.h"
 #include "trainer/run/loop.h"
 #include "trainer/verify/verify_layout.h"

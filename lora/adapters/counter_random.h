@@ -4,7 +4,7 @@
 //   uint64_t key = stream_key(seed, "model.layers.3.self_attn.q_a_proj.lora_A.weight");
 //   at::Tensor a = counter_uniform(key, /*first=*/0, rows * cols, device);   // [0, 1)
 //
-// The generator is SplitMix64's finaliser over key + (i + 1) * golden ratio (Steele, Lea, Flood 2014): equidistributed,
+// Element i is the number with index i of SplitMix64 started at the key (parallel/base/splitmix64.h): equidistributed,
 // stateless, and the same integer operations on CPU and GPU, so both give the same bits.
 #pragma once
 

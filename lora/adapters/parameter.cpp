@@ -56,7 +56,7 @@ Parameter& ParameterSet::add(ParameterInfo info, const at::Tensor& initial) {
   return parameters_.emplace_back(std::move(info), initial, device_, compute_);
 }
 
-std::vector<Parameter*> ParameterSet::of_layer(int64_t layer) {
+std::vector<Parameter*> ParameterSet::of_layer(LayerId layer) {
   std::vector<Parameter*> found;
   for (Parameter& parameter : parameters_) {
     if (parameter.info().layer == layer) found.push_back(&parameter);
@@ -64,8 +64,8 @@ std::vector<Parameter*> ParameterSet::of_layer(int64_t layer) {
   return found;
 }
 
-int64_t ParameterSet::lowest_layer(int64_t otherwise) const {
-  int64_t lowest = otherwise;
+LayerId ParameterSet::lowest_layer(LayerId otherwise) const {
+  LayerId lowest = otherwise;
   for (const Parameter& parameter : parameters_) lowest = std::min(lowest, parameter.info().layer);
   return lowest;
 }

@@ -15,6 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "lora/layer_id.h"
+
 namespace moetune {
 
 /// What a parameter is; the learning rate of B may differ (LoRA+).
@@ -58,7 +60,7 @@ struct TensorPart {
 struct ParameterInfo {
   /// Hugging Face key; a stack over experts has '*' for the expert: "...mlp.experts.*.gate_proj.lora_A.weight"
   std::string name;
-  int64_t layer = 0;  ///< the block whose way up completes the gradient; -1 embedding, L the head and final norm
+  LayerId layer = LayerId::block(0);  ///< whose way up completes the gradient
   Role role = Role::kWeight;
   Replicas replicas = Replicas::kEverywhere;
   std::string group;         ///< for reports: "attention", "experts", ...
@@ -122,9 +124,9 @@ class ParameterSet {
   Parameter& add(ParameterInfo info, const at::Tensor& initial);
   std::deque<Parameter>& all() { return parameters_; }
   const std::deque<Parameter>& all() const { return parameters_; }
-  std::vector<Parameter*> of_layer(int64_t layer);
+  std::vector<Parameter*> of_layer(LayerId layer);
   /// Lowest layer with a parameter; `otherwise` when nothing trains.
-  int64_t lowest_layer(int64_t otherwise) const;
+  LayerId lowest_layer(LayerId otherwise) const;
   at::Device device() const { return device_; }
   at::ScalarType compute() const { return compute_; }
 

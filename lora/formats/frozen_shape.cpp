@@ -13,16 +13,6 @@ int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment
 
 }  // namespace
 
-const char* to_string(BaseFormat format) {
-  switch (format) {
-    case BaseFormat::kNf4: return "nf4";
-    case BaseFormat::kNf4Double: return "nf4_double";
-    case BaseFormat::kBf16: return "bf16";
-    case BaseFormat::kFp32: return "fp32";
-  }
-  return "?";
-}
-
 std::vector<PackedPart> FrozenShape::parts() const {
   const int64_t elements = held_elements(), blocks = ceil_div(elements, kNf4Block);
   std::vector<PackedPart> parts;

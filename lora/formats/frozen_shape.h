@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "lora/formats/base_format.h"
 #include "lora/formats/matrix_cut.h"
 
 namespace moetune {
@@ -21,12 +22,6 @@ namespace moetune {
 /// Of the bytes that FrozenWeight::pack makes of the tensors of a checkpoint or a seed. Raised whenever anything on
 /// that way changes them, so that a cache of the old ones is passed over (slab_cache.h).
 inline constexpr int kPackingVersion = 1;
-
-/// How frozen linear weights are held.
-enum class BaseFormat { kNf4, kNf4Double, kBf16, kFp32 };
-
-const char* to_string(BaseFormat format);
-inline bool is_quantised(BaseFormat format) { return format == BaseFormat::kNf4 || format == BaseFormat::kNf4Double; }
 
 /// One tensor of a packed unit.
 struct PackedPart {

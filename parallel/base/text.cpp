@@ -6,24 +6,22 @@
 #include <utility>
 
 namespace moetune {
-namespace {
-
 std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
+  // Three rows of the table d[i][j], the distance of the first i letters of a from the first j of b.
+  std::vector<std::size_t> before(b.size() + 1), last(b.size() + 1), row(b.size() + 1);
   std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (std::size_t j = 0; j < b.size(); ++j) {
-      const std::size_t substituted = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({substituted, row[j] + 1, row[j + 1] + 1});
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::swap(before, last);
+    std::swap(last, row);
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      row[j] = std::min({last[j] + 1, row[j - 1] + 1, last[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
+      const bool swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+      if (swapped) row[j] = std::min(row[j], before[j - 2] + 1);
     }
   }
   return row.back();
 }
-
-}  // namespace
 
 std::string in_quotes(std::string_view text) {
   constexpr std::size_t kLongest = 200;
@@ -36,6 +34,19 @@ std::string list_in_quotes(const std::vector<std::string>& words) {
   std::string joined;
   for (const std::string& word : words) joined += (joined.empty() ? "" : ", ") + in_quotes(word);
   return joined;
+}
+
+std::string number_list(const std::vector<std::int64_t>& numbers, std::size_t most, std::string_view before_last) {
+  std::string text;
+  for (std::size_t i = 0; i < std::min(numbers.size(), most); ++i) {
+    text += i == 0 ? "" : i + 1 == numbers.size() ? before_last : ", ";
+    text += std::to_string(numbers[i]);
+  }
+  return numbers.size() <= most ? text : text + " and " + std::to_string(numbers.size() - most) + " more";
+}
+
+std::string rank_list(const std::vector<std::int64_t>& ranks, std::size_t most, std::string_view before_last) {
+  return (ranks.size() == 1 ? "rank " : "ranks ") + number_list(ranks, most, before_last);
 }
 
 std::vector<std::string> nearest(std::string_view word, const std::vector<std::string>& candidates, std::size_t count) {

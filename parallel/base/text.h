@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -17,7 +18,17 @@ std::string in_quotes(std::string_view text);
 /// The quoted words joined by ", ".
 std::string list_in_quotes(const std::vector<std::string>& words);
 
-/// Up to `count` of the candidates with the smallest edit distance (Levenshtein) to `word`, best first; ties keep the
+/// "0, 1 and 2", "0, 1 and 62 more": at most `most` of them. `before_last` stands before the last one of a list that is
+/// not cut.
+std::string number_list(const std::vector<std::int64_t>& numbers, std::size_t most,
+                        std::string_view before_last = " and ");
+/// "rank 3", "ranks 0, 1 and 2".
+std::string rank_list(const std::vector<std::int64_t>& ranks, std::size_t most, std::string_view before_last = " and ");
+
+/// Edits that make `b` of `a`: insert, delete or replace a character, or swap two neighbours (optimal string
+/// alignment).
+std::size_t edit_distance(std::string_view a, std::string_view b);
+/// Up to `count` of the candidates with the smallest edit distance to `word`, best first; ties keep the
 /// order of the candidates.
 std::vector<std::string> nearest(std::string_view word, const std::vector<std::string>& candidates, std::size_t count);
 

@@ -10,6 +10,7 @@ namespace moetune {
 std::string bytes_text(std::int64_t bytes);
 /// "8", "950", "8.90k", "1.80M", "671B": powers of 1000, three figures.
 std::string count_text(double count);
+std::string count_text(std::int64_t count);
 /// "0:07", "12:34", "3:00:05", "2d 03:04:05". Negative or not finite: "--".
 std::string duration_text(double seconds);
 

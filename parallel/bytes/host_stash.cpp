@@ -18,7 +18,6 @@ void HostStash::put(int64_t key, at::Tensor tensor) {
     entry.shaped.copy_(tensor, /*non_blocking=*/true);
     out_.keep_until_done(tensor);
   });
-  copied_bytes_ += bytes;
 }
 
 void HostStash::fetch(int64_t key) {
@@ -32,7 +31,6 @@ void HostStash::fetch(int64_t key) {
     entry.device.copy_(entry.shaped, /*non_blocking=*/true);
     in_.keep_until_done(entry.device);
   });
-  copied_bytes_ += static_cast<int64_t>(entry.device.nbytes());
 }
 
 at::Tensor HostStash::take(int64_t key) {

@@ -27,8 +27,6 @@ class HostStash {
   void fetch(int64_t key);
   /// What was put under the key, which is free again; fetches it now if nobody did.
   at::Tensor take(int64_t key);
-  /// Bytes copied so far, both ways.
-  int64_t copied_bytes() const { return copied_bytes_; }
 
  private:
   struct Entry {
@@ -41,7 +39,6 @@ class HostStash {
   c10::Device device_;
   SideStream out_, in_;
   std::map<int64_t, Entry> entries_;
-  int64_t copied_bytes_ = 0;
 };
 
 }  // namespace moetune

@@ -11,10 +11,9 @@
 #include <memory>
 
 #include "parallel/comm/mesh.h"
+#include "parallel/comm/shard_scope.h"
 
 namespace moetune {
-
-enum class ShardScope { kNone, kNode, kAll };
 
 class ShardGroups {
  public:

@@ -4,23 +4,17 @@
 #include <cmath>
 
 #include "parallel/base/error.h"
+#include "parallel/base/text.h"
 
 namespace moetune {
 namespace {
 
 using Ranks = std::vector<int64_t>;
 
-/// "0, 1 and 2"; long lists are cut.
-std::string numbers(const Ranks& ranks) {
-  constexpr size_t kMost = 16;
-  std::string text;
-  for (size_t i = 0; i < std::min(ranks.size(), kMost); ++i) {
-    text += str(i == 0 ? "" : i + 1 == ranks.size() ? " and " : ", ", ranks[i]);
-  }
-  return ranks.size() > kMost ? str(text, " and ", ranks.size() - kMost, " more") : text;
-}
+constexpr size_t kMostNamed = 16;  // ranks of a list
 
-std::string subject(const Ranks& ranks) { return str(ranks.size() == 1 ? "rank " : "ranks ", numbers(ranks)); }
+/// "rank 3", "ranks 0, 1 and 2"; long lists are cut.
+std::string subject(const Ranks& ranks) { return rank_list(ranks, kMostNamed); }
 
 class Judge {
  public:
@@ -139,7 +133,7 @@ class Judge {
     return str(subject(inside), " of ", ranks_.size(), inside.size() == 1 ? " is" : " are",
                " in a collective that does not end: ",
                all ? "all have come to it, so look at the network and the GPUs"
-                   : str("of its ranks only ", numbers(known), " are known to the watchdog"),
+                   : str("of its ranks only ", number_list(known, kMostNamed), " are known to the watchdog"),
                "\n  rank ", rank, " is ", doing(ranks_[rank]), ", since ", whole(ranks_[rank].report.waiting->seconds),
                " s", waiting_for(rank));
   }

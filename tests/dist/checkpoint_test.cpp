@@ -35,7 +35,7 @@ struct Run {
     std::vector<int64_t> whole = info.part.whole_shape(parameter.working.sizes());
     if (info.num_experts > 0) whole[0] = info.num_experts;
     const at::Tensor numbers = at::arange(c10::multiply_integers(whole), at::kFloat).view(whole) +
-                               static_cast<double>(info.name.size() * 1000 + info.layer);
+                               static_cast<double>(info.name.size() * 1000 + info.layer.number());
     const at::Tensor part = info.part.of(numbers, parameter.working.sizes());
     return info.num_experts > 0 ? part.narrow(0, info.first_expert, parameter.working.size(0)) : part;
   }

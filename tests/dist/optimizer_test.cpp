@@ -14,10 +14,13 @@ using namespace moetune;
 
 namespace {
 
+/// The embedding, then blocks.
+LayerId layer_at(int64_t number) { return number < 0 ? LayerId::embedding() : LayerId::block(number); }
+
 ParameterInfo info_of(int64_t layer, Replicas replicas, Role role = Role::kAdapterA) {
   ParameterInfo info;
   info.name = str("layer ", layer);
-  info.layer = layer;
+  info.layer = layer_at(layer);
   info.role = role;
   info.replicas = replicas;
   return info;
@@ -60,7 +63,7 @@ std::vector<at::Tensor> train(const MeshShape& shape, bool overlap) {
   GradientReducer reducer(partition, mesh);
   Optimizer optimizer(partition, {4.0, {0.8, 0.95}, 1e-3, 0.1, overlap});
   for (int64_t step = 1; step <= 2; ++step) {
-    for (const int64_t layer : {-1, 0, 1, 2, 3}) optimizer.before_layer(layer);
+    for (const int64_t layer : {-1, 0, 1, 2, 3}) optimizer.before_layer(layer_at(layer));
     double squares = 0.0;
     // The norm over the model: what all hold once, experts of every ep.
     for (int64_t layer = 3; layer >= -1; --layer) {
@@ -83,7 +86,7 @@ std::vector<at::Tensor> train(const MeshShape& shape, bool overlap) {
         }
         parameters.all()[tensor].add_gradient(test_tensor(own, at::kDouble));
       }
-      reducer.reduce(layer);
+      reducer.reduce(layer_at(layer));
     }
     CHECK(reducer.global_norm(step) == Approx(std::sqrt(squares)).epsilon(1e-14));
     optimizer.step(0.5, 0.25, reducer.gradients());
@@ -150,7 +153,7 @@ TEST_CASE("a rank keeps its own part of the state and of nothing else", "[optimi
   GradientReducer reducer(partition, mesh);
   const int64_t before = group.ranks().bytes_sent();
   parameters.all()[0].gradient().add_(1);
-  reducer.reduce(0);
+  reducer.reduce(LayerId::block(0));
   CHECK(group.ranks().bytes_sent() - before == (P - 1) * 40);
   // waits for the device
   CHECK(reducer.global_norm(1) == Approx(static_cast<double>(P) * std::sqrt(static_cast<double>(10 * P - 1))));
@@ -168,7 +171,7 @@ TEST_CASE("a number that is not finite is told with its rank", "[optimizer]") {
   const Partition partition(parameters, mesh);
   GradientReducer reducer(partition, mesh);
   if (launch.rank() == 1) parameters.all()[0].gradient()[4] = NAN;
-  reducer.reduce(0);
+  reducer.reduce(LayerId::block(0));
   CHECK(contains(message_of<NonFiniteError>([&] { reducer.global_norm(6); }),
                  "step 6: the gradient of rank 1 is not finite; nothing was updated"));
 }

@@ -80,9 +80,7 @@ int run(const std::string& path, Launch& launch) {
   const ShardGroups shards(launch, mesh, config.value("shard", "none") == "all" ? ShardScope::kAll : ShardScope::kNone);
   WeightPlacement weights;
   weights.dense_on_host = config.value("offload", "none") == "all";
-  for (int64_t layer = 0; weights.dense_on_host && layer <= model_config.num_layers; ++layer) {
-    weights.host_layers.push_back(layer);
-  }
+  if (weights.dense_on_host) weights.host_layers = model_config.blocks(/*with_mtp=*/true);
   FrozenSlabs slabs(store, slab_placement(weights, shards));
   options.slabs = &slabs;
   // Two experts at a time, so that the chunks of experts are walked too.
@@ -137,8 +135,9 @@ int run(const std::string& path, Launch& launch) {
   const Partition partition(model->parameters, mesh);
   GradientReducer reducer(partition, mesh);
   Optimizer optimizer(partition, optimizer_options);
-  sweep_options.before_layer = [&](int64_t layer) { optimizer.before_layer(layer); };
-  Sweep sweep(*model, sweep_options);
+  Sweep sweep(*model, sweep_options,
+              {.before = [&](LayerId layer) { optimizer.before_layer(layer); },
+               .done = [&](LayerId layer) { reducer.reduce(layer); }});
   const std::string digest = frozen_digest(*model, mesh);
 
   Output output;
@@ -166,7 +165,7 @@ int run(const std::string& path, Launch& launch) {
       output.add("logits", logits);
     }
     const StepRandom random{17, step, config.value("dropout_on", true)};
-    SweepResult result = sweep.train(batch, random, [&](int64_t layer) { reducer.reduce(layer); });
+    SweepResult result = sweep.train(batch, random);
     const double norm = reducer.global_norm(step);
     auto mean = [&](at::Tensor sum, double count) {
       at::Tensor total = sum.reshape({1}).to(at::kDouble);

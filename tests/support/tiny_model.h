@@ -2,7 +2,7 @@
 //
 //   TinyModel tiny(tiny_config(/*layers=*/3), {.base = BaseFormat::kNf4});
 //   Sweep sweep(*tiny.model, {});
-//   sweep.train(tiny.batch({5, 9}, /*slice_tokens=*/8), {17, 0, true}, [](int64_t) {});
+//   sweep.train(tiny.batch({5, 9}, /*slice_tokens=*/8), {17, 0, true});
 #pragma once
 
 #include <memory>

@@ -6,6 +6,7 @@
 #include <set>
 #include <vector>
 
+#include "parallel/base/splitmix64.h"
 #include "trainer/data/batches.h"
 #include "trainer/data/shuffle.h"
 

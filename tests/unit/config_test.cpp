@@ -40,8 +40,8 @@ TEST_CASE("DeepSeek-V3 is read as published", "[config]") {
   CHECK(config.routed_scale == 2.5);
   CHECK(config.num_mtp_layers == 1);
   CHECK(config.fp8_blocks);
-  CHECK(!config.is_moe_layer(2));
-  CHECK(config.is_moe_layer(3));
+  CHECK(!config.is_moe(LayerId::block(2)));
+  CHECK(config.is_moe(LayerId::block(3)));
   CHECK(config.rope.kind == RopeConfig::Kind::kYarn);
   CHECK(config.rope.factor == 40);
   CHECK(config.softmax_scale() == Approx(0.13523378).epsilon(1e-7));

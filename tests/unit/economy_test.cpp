@@ -29,7 +29,7 @@ TEST_CASE("a step makes every frozen number dense twice and keeps one input a la
         INFO(layers << " layers, " << lengths.size() << " documents, slices of " << slice_tokens);
         Sweep sweep(*tiny.model, {});
         const StepBatch batch = tiny.batch(lengths, slice_tokens);
-        sweep.train(batch, {17, 0, true}, [](int64_t) {});
+        sweep.train(batch, {17, 0, true});
         CHECK(sweep.dequantised().elements == 2 * linear_numbers(tiny.model->config));
         CHECK(sweep.kept_input_bytes() == layers * batch.global.tokens * tiny.model->config.width * 4);
         sweep.evaluate(batch);
@@ -50,7 +50,7 @@ TEST_CASE("the MTP module costs one more layer and shares embedding and head", "
   Sweep sweep(*tiny.model, options);
   const StepBatch batch = tiny.batch({5, 9, 2, 1}, 8);
   CHECK(batch.mtp.num_rows == 4 + 8 + 1);
-  const SweepResult result = sweep.train(batch, {17, 0, true}, [](int64_t) {});
+  const SweepResult result = sweep.train(batch, {17, 0, true});
   CHECK(result.mtp_loss_sum.item<double>() > 0);
   ModelConfig one_more = tiny_config(5);
   const int64_t width = one_more.width;
@@ -72,10 +72,11 @@ TEST_CASE("a rank without documents walks the same way and adds nothing", "[econ
     options.mtp_weight = 0.3;
     options.balance_weight = 0.1;
     options.keep_layers = keep;
-    Sweep sweep(*tiny.model, options);
-    std::vector<int64_t> done;
-    const SweepResult result = sweep.train(batch, {17, 0, true}, [&](int64_t layer) { done.push_back(layer); });
-    CHECK(done == std::vector<int64_t>{3, 4, 2, 1, 0});
+    std::vector<LayerId> done;
+    Sweep sweep(*tiny.model, options, {.done = [&](LayerId layer) { done.push_back(layer); }});
+    const SweepResult result = sweep.train(batch, {17, 0, true});
+    CHECK(done == std::vector<LayerId>{LayerId::mtp(3), LayerId::turn(3), LayerId::block(2), LayerId::block(1),
+                                       LayerId::block(0)});
     CHECK(result.loss_sum.item<double>() == 0.0);
     CHECK(result.mtp_loss_sum.item<double>() == 0.0);
     CHECK(result.balance_loss.item<double>() == 0.0);
@@ -98,7 +99,7 @@ TEST_CASE("nothing reads a released weight", "[economy]") {
     options.poison_released = poison;
     options.keep_layers = 3;
     Sweep sweep(*tiny.model, options);
-    losses.push_back(sweep.train(batch, {17, 0, true}, [](int64_t) {}).loss_sum);
+    losses.push_back(sweep.train(batch, {17, 0, true}).loss_sum);
     gradients.emplace_back();
     for (Parameter& parameter : tiny.model->parameters.all()) {
       gradients.back().push_back(parameter.gradient().clone());
@@ -116,8 +117,9 @@ TEST_CASE("nothing reads a released weight", "[economy]") {
 
 TEST_CASE("up stops below the lowest thing that trains", "[economy]") {
   TinyModel tiny(tiny_config(4), {.base = BaseFormat::kNf4, .compute = at::kFloat, .targets = {"experts.gate_proj"}});
-  Sweep sweep(*tiny.model, {});
-  std::vector<int64_t> done;
-  sweep.train(tiny.batch({5, 9}, 8), {17, 0, true}, [&](int64_t layer) { done.push_back(layer); });
-  CHECK(done == std::vector<int64_t>{5, 3, 2, 1});  // the turn, then layers; layer 0 is dense
+  std::vector<LayerId> done;
+  Sweep sweep(*tiny.model, {}, {.done = [&](LayerId layer) { done.push_back(layer); }});
+  sweep.train(tiny.batch({5, 9}, 8), {17, 0, true});
+  // Layer 0 is dense.
+  CHECK(done == std::vector<LayerId>{LayerId::turn(4), LayerId::block(3), LayerId::block(2), LayerId::block(1)});
 }

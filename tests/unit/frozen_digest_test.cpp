@@ -56,9 +56,9 @@ uint64_t digest_of_part(BaseFormat format, const at::Tensor& stack_EOI, int64_t 
   WeightStore store(at::kCPU);
   SlabPlacement placement;
   placement.expert_replicas = ranks > 1 ? &place : nullptr;
-  placement.host_layers = {static_cast<int64_t>(cut.index)};
+  placement.host_layers = {LayerId::block(cut.index)};
   FrozenSlabs slabs(store, placement);
-  FrozenSlab& slab = slabs.add(SlabKind::kExperts, 0, count);
+  FrozenSlab& slab = slabs.add(SlabKind::kExperts, LayerId::block(0), count);
   FrozenWeight a({format, count, outputs, inputs, {MatrixCut::Dim::kNone, cut.index, cut.parts}}, at::kCPU, at::kFloat),
       b({format, count, outputs, inputs, cut}, at::kCPU, at::kFloat);
   slab.hold(a, "a");

@@ -13,7 +13,7 @@ using namespace moetune;
 
 namespace {
 
-ParameterInfo info_of(int64_t layer, Replicas replicas) {
+ParameterInfo info_of(LayerId layer, Replicas replicas) {
   ParameterInfo info;
   info.layer = layer;
   info.replicas = replicas;
@@ -28,8 +28,9 @@ TEST_CASE("the norm counts every parameter once and starts anew each step", "[gr
   ParameterSet parameters(at::kCPU, at::kFloat);
   double squares = 0.0;
   for (int i = 0; i < 6; ++i) {
-    Parameter& parameter = parameters.add(
-        info_of(i / 3, i % 3 == 0 ? Replicas::kExpertReplicas : Replicas::kEverywhere), at::zeros({2, 3}));
+    Parameter& parameter =
+        parameters.add(info_of(LayerId::block(i / 3), i % 3 == 0 ? Replicas::kExpertReplicas : Replicas::kEverywhere),
+                       at::zeros({2, 3}));
     if (i == 5) continue;  // nothing was added: zero
     const at::Tensor gradient = random_normal({2, 3}, i, at::kFloat);
     parameter.add_gradient(gradient);
@@ -39,22 +40,22 @@ TEST_CASE("the norm counts every parameter once and starts anew each step", "[gr
   REQUIRE(partition.groups().size() == 4);
   GradientReducer reducer(partition, mesh);
   const at::Tensor of_0 = parameters.all()[0].gradient().clone(), of_4 = parameters.all()[4].gradient().clone();
-  reducer.reduce(1);
-  reducer.reduce(0);
-  reducer.reduce(2);  // no parameters
+  reducer.reduce(LayerId::block(1));
+  reducer.reduce(LayerId::block(0));
+  reducer.reduce(LayerId::block(2));  // no parameters
   CHECK(!parameters.all()[0].has_gradient());
   CHECK(reducer.global_norm(0) == Approx(std::sqrt(squares)).epsilon(1e-12));
   CHECK(at::equal(reducer.gradients()[1], of_0.flatten()));
   CHECK(at::equal(reducer.gradients()[2], at::cat({of_4.flatten(), at::zeros({6})})));
   CHECK(reducer.global_norm(1) == 0.0);
   parameters.all()[0].gradient().add_(1);
-  reducer.reduce(0);
+  reducer.reduce(LayerId::block(0));
   reducer.forget();
   CHECK(reducer.global_norm(1) == 0.0);
 
   const double bad = GENERATE(as<double>{}, NAN, INFINITY);
   parameters.all()[4].gradient()[0][1] = bad;
-  reducer.reduce(1);
+  reducer.reduce(LayerId::block(1));
   CHECK(contains(message_of<NonFiniteError>([&] { reducer.global_norm(9); }),
                  "step 9: the gradient of rank 0 is not finite"));
 }
@@ -63,9 +64,9 @@ TEST_CASE("a gradient whose squares overflow fp32 has a finite norm", "[gradient
   Launch launch;
   Mesh mesh(launch, {1, 1, 1, 1});
   ParameterSet parameters(at::kCPU, at::kFloat);
-  parameters.add(info_of(0, Replicas::kEverywhere), at::zeros({1})).add_gradient(at::full({1}, 1e30f));
+  parameters.add(info_of(LayerId::block(0), Replicas::kEverywhere), at::zeros({1})).add_gradient(at::full({1}, 1e30f));
   Partition partition(parameters, mesh);
   GradientReducer reducer(partition, mesh);
-  reducer.reduce(0);
+  reducer.reduce(LayerId::block(0));
   CHECK(reducer.global_norm(0) == Approx(1e30).epsilon(1e-6));
 }

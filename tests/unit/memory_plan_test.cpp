@@ -14,6 +14,8 @@
 #include "tests/support/message_of.h"
 #include "tests/support/stand_in_group.h"
 #include "trainer/assemble.h"
+#include "trainer/recipe/recipe_dump.h"
+#include "trainer/recipe/recipe_load.h"
 #include "trainer/update/gradients.h"
 #include "trainer/update/optimizer.h"
 
@@ -73,14 +75,14 @@ struct Built {
     exchange = ep == 1 ? make_local_exchange() : std::make_unique<NoExchange>(ep);
     ModelOptions options;
     options.compute = scalar_type(recipe.model.compute);
-    options.base = base_format(recipe.model.base);
+    options.base = recipe.model.base;
     options.train_weights = !recipe.adapter;
     options.targets = recipe.adapter ? &targets : nullptr;
     options.placement = {0, config.experts / ep, config.experts};
     options.exchange = exchange.get();
     options.axis = TensorAxis(group);
     if (expert_tp > 1) options.expert_axis = options.axis;
-    options.with_mtp = recipe.mtp.loss_weight > 0.0;
+    options.with_mtp = recipe.mtp.trains();
     model = build_model(config, *make_random_weights(config, 3, at::kCPU), options);
   }
   AdapterTargets targets;
@@ -184,7 +186,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
       if (block.is_moe()) plain += static_cast<int64_t>(block.router()->bias().nbytes());
     }
     // By layer: gradients that exist at a time, and a rank's shards of each kind (dp is 1).
-    std::map<int64_t, int64_t> by_layer;
+    std::map<LayerId, int64_t> by_layer;
     std::map<Replicas, int64_t> by_replicas;
     for (Parameter& parameter : model.parameters.all()) {
       trained += parameter.numel();
@@ -197,7 +199,8 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     }
     for (const auto& [layer, bytes] : by_layer) gradients = std::max(gradients, bytes);
     if (model.mtp) {
-      gradients = std::max(gradients, by_layer[config.num_layers] + by_layer[config.num_layers + 1] + by_layer[-1]);
+      gradients =
+          std::max(gradients, by_layer[config.mtp()] + by_layer[config.turn()] + by_layer[LayerId::embedding()]);
     }
     const int64_t wide = model.parameters.compute() == at::kDouble ? 8 : 4,
                   copy = model.parameters.compute() == at::kBFloat16 ? 2 : 0;
@@ -286,9 +289,9 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     SweepOptions options;
     options.keep_layers = num_kept_layers(recipe.train.keep, static_cast<int64_t>(built.model->blocks.size()));
     options.mtp_weight = recipe.mtp.loss_weight;
-    Sweep sweep(*built.model, options);
+    Sweep sweep(*built.model, options, {.done = [&](LayerId layer) { reducer.reduce(layer); }});
     const int64_t resting = count->peak = count->now;
-    sweep.train(batch, {17, 1, true}, [&](int64_t layer) { reducer.reduce(layer); });
+    sweep.train(batch, {17, 1, true});
 
     const MemoryPlan plan = plan_memory(config, recipe, shape, {at::kCPU});
     REQUIRE(plan.rows == batch.main.num_rows);
@@ -376,7 +379,7 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
   CHECK(streamed.weights.copied_bytes_per_step == 2 * (away - 2) * layer);
   CHECK(part(streamed, "frozen experts") == (58 - away) * layer);
   for (size_t i = 1; i < streamed.weights.host_layers.size(); ++i) {
-    CHECK(streamed.weights.host_layers[i] - streamed.weights.host_layers[i - 1] <= 2);
+    CHECK(streamed.weights.host_layers[i].number() - streamed.weights.host_layers[i - 1].number() <= 2);
   }
   // By amount, and all: dense maps go last.
   CHECK(planned({"offload.frozen=40GiB"}, {1, 1, 1, 1}, memory).weights.host_layers.size() ==

@@ -51,7 +51,7 @@ TEST_CASE("AdamW follows its formula, LoRA+ ratio, decay and clipping included",
     }
     optimizer.step(lr, factor, {gradients});
     CHECK(optimizer.steps_taken() == step);
-    if (overlap) optimizer.before_layer(0);
+    if (overlap) optimizer.before_layer(LayerId::block(0));
     const Optimizer::Shard& shard = optimizer.shards()[0];
     for (int64_t i = 0; i < 2; ++i) {
       INFO("step " << step << ", parameter " << i);

@@ -58,13 +58,13 @@ TEST_CASE("a step's gradients add up in fp32 and the next step starts from zero"
 
 TEST_CASE("layers are found by number", "[parameter]") {
   ParameterSet parameters(at::kCPU, at::kFloat);
-  CHECK(parameters.lowest_layer(9) == 9);
+  CHECK(parameters.lowest_layer(LayerId::turn(8)) == LayerId::turn(8));
   for (const int64_t layer : {3, 1, 3}) {
     ParameterInfo info;
-    info.layer = layer;
+    info.layer = LayerId::block(layer);
     parameters.add(info, at::zeros({1}));
   }
-  CHECK(parameters.lowest_layer(9) == 1);
-  CHECK(parameters.of_layer(3) == std::vector<Parameter*>{&parameters.all()[0], &parameters.all()[2]});
-  CHECK(parameters.of_layer(2).empty());
+  CHECK(parameters.lowest_layer(LayerId::turn(8)) == LayerId::block(1));
+  CHECK(parameters.of_layer(LayerId::block(3)) == std::vector<Parameter*>{&parameters.all()[0], &parameters.all()[2]});
+  CHECK(parameters.of_layer(LayerId::block(2)).empty());
 }

@@ -11,6 +11,7 @@
 #include "trainer/plan/pictures/mesh_picture.h"
 #include "trainer/plan/pictures/svg.h"
 #include "trainer/plan/pictures/weights_picture.h"
+#include "trainer/recipe/recipe_load.h"
 
 using namespace moetune;
 

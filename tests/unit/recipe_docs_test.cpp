@@ -4,6 +4,8 @@
 
 #include "tests/support/catch.h"
 #include "trainer/recipe/recipe.h"
+#include "trainer/recipe/recipe_docs.h"
+#include "trainer/recipe/recipe_load.h"
 
 using namespace moetune;
 

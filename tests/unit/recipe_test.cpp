@@ -1,5 +1,7 @@
 // Recipes: values, origins, overrides, the mistakes and their messages, and the way back through the resolved dump.
 #include "trainer/recipe/recipe.h"
+#include "trainer/recipe/recipe_dump.h"
+#include "trainer/recipe/recipe_load.h"
 
 #include <unistd.h>
 
@@ -48,7 +50,7 @@ TEST_CASE("recipe: defaults") {
   const Recipe recipe = parse_recipe(kSmall, "r.yaml");
   CHECK(recipe.run.seed == 17);
   CHECK(recipe.run.device == DeviceChoice::kAuto);
-  CHECK(recipe.model.base == BaseChoice::kNf4);
+  CHECK(recipe.model.base == BaseFormat::kNf4);
   CHECK(recipe.model.compute == ComputeType::kBf16);
   REQUIRE(recipe.adapter);
   CHECK(recipe.adapter->rank == 16);
@@ -109,7 +111,7 @@ deterministic: true
 )",
                                      "r.yaml");
   CHECK(recipe.run == RunRecipe{"runs/v3-attention", 18, DeviceChoice::kCuda, 4});
-  CHECK(recipe.model == ModelRecipe{"/models/DeepSeek-V3", WeightOrigin::kRandom, BaseChoice::kNf4Double,
+  CHECK(recipe.model == ModelRecipe{"/models/DeepSeek-V3", WeightOrigin::kRandom, BaseFormat::kNf4Double,
                                     ComputeType::kFp64, "/nvme/packed"});
   REQUIRE(recipe.adapter);
   CHECK(*recipe.adapter ==
@@ -126,7 +128,7 @@ deterministic: true
   train.optimizer = {1e-3, 16.0, {0.8, 0.95}, 1e-6, 0.01};
   train.schedule = {ScheduleKind::kLinear, 20, 0.1};
   CHECK(recipe.train == train);
-  CHECK(recipe.mesh == MeshRecipe{1, 2, 8, 1, 4, ShardChoice::kNode});
+  CHECK(recipe.mesh == MeshRecipe{1, 2, 8, 1, 4, ShardScope::kNode});
   CHECK(recipe.offload == OffloadRecipe{{OffloadFrozen::Kind::kBytes, int64_t{1536} << 20}, ActivationTier::kHost});
   CHECK(recipe.exchange == ExchangeRecipe{1000});
   CHECK(recipe.router == RouterRecipe{RouterBias::kUpdate, 0.002, 0.01});
@@ -295,7 +297,7 @@ TEST_CASE("recipe: overrides are typed by the schema") {
   CHECK(recipe.adapter->ranks == std::map<std::string, int64_t>{{"experts.up_proj", 4}});
   CHECK(recipe.train.optimizer.betas == std::array<double, 2>{0.5, 0.6});
   CHECK(recipe.data.eval == std::string("010"));
-  CHECK(recipe.model.base == BaseChoice::kBf16);
+  CHECK(recipe.model.base == BaseFormat::kBf16);
   CHECK(recipe.train.keep.kind == KeepLayers::Kind::kAll);
   CHECK(recipe.adapter->from == std::string("null"));
   CHECK_FALSE(recipe.data.packing);
@@ -307,7 +309,7 @@ TEST_CASE("recipe: overrides are typed by the schema") {
   const Recipe whole = parse_recipe(kSmall, "r.yaml", {"adapter=none", "model={path: /n, base: fp32}"});
   CHECK_FALSE(whole.adapter);
   CHECK(whole.model.path == "/n");
-  CHECK(whole.model.base == BaseChoice::kFp32);
+  CHECK(whole.model.base == BaseFormat::kFp32);
   CHECK(parse_recipe(kSmall + "adapter: none\n", "r.yaml", {"adapter="}).adapter->rank == 16);
 }
 

@@ -46,7 +46,7 @@ at::Tensor filled(const Part& part, SlabCache* cache, std::vector<std::string>& 
   SlabPlacement placement;
   placement.expert_replicas = part.ranks > 1 ? &place : nullptr;
   FrozenSlabs slabs(store, placement, cache);
-  FrozenSlab& slab = slabs.add(SlabKind::kExperts, 3, part.count, {part.first, E});
+  FrozenSlab& slab = slabs.add(SlabKind::kExperts, LayerId::block(3), part.count, {part.first, E});
   FrozenWeight up({part.format, part.count, O, I, {}}, at::kCPU, at::kFloat),
       down({part.format, part.count, O, I, part.cut}, at::kCPU, at::kFloat);
   slab.hold(up, "m.experts.*.up.weight");
@@ -213,7 +213,7 @@ TEST_CASE("two ranks that fill a file at once leave it whole", "[slab_cache]") {
   const Part part;
   WeightStore store(at::kCPU);
   FrozenSlabs slabs(store, {}, &a);
-  FrozenSlab& slab = slabs.add(SlabKind::kExperts, 3, E, {0, E});
+  FrozenSlab& slab = slabs.add(SlabKind::kExperts, LayerId::block(3), E, {0, E});
   FrozenWeight up({part.format, E, O, I, {}}, at::kCPU, at::kFloat),
       down({part.format, E, O, I, {}}, at::kCPU, at::kFloat);
   slab.hold(up, "m.experts.*.up.weight");

@@ -12,6 +12,7 @@
 #include "tests/support/deepseek_v3_config.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
+#include "trainer/recipe/recipe_load.h"
 #include "trainer/run/banner.h"
 
 using namespace moetune;

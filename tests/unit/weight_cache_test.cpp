@@ -8,6 +8,7 @@
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_run.h"
 #include "trainer/exports/inspect.h"
+#include "trainer/recipe/recipe_load.h"
 #include "trainer/state/weight_cache.h"
 
 using namespace moetune;

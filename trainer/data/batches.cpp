@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 #include "trainer/data/shuffle.h"
 
@@ -136,7 +137,7 @@ std::int64_t Batches::steps_of_epochs(std::int64_t epochs) {
   while (static_cast<std::int64_t>(first_sequences_.size()) <= epochs) {
     epoch(static_cast<std::int64_t>(first_sequences_.size()) - 1);
   }
-  return (first_sequences_[epochs] + options_.batch - 1) / options_.batch;
+  return ceil_div(first_sequences_[epochs], options_.batch);
 }
 
 Batch Batches::at(std::int64_t step) {

@@ -3,14 +3,9 @@
 #include <algorithm>
 #include <utility>
 
-namespace moetune {
+#include "parallel/base/splitmix64.h"
 
-std::uint64_t splitmix64_at(std::uint64_t start, std::uint64_t index) {
-  std::uint64_t z = start + (index + 1) * 0x9e3779b97f4a7c15ULL;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
-  return z ^ (z >> 31);
-}
+namespace moetune {
 
 std::vector<std::int64_t> shuffled_order(std::int64_t count, std::uint64_t seed, std::int64_t epoch) {
   const std::uint64_t start = splitmix64_at(seed, static_cast<std::uint64_t>(epoch));

@@ -26,7 +26,7 @@ ModelConfig config_of(const Recipe& recipe) {
 }  // namespace
 
 BaseModel::BaseModel(const Recipe& recipe)
-    : config_(config_of(recipe)), catalog_(tensor_catalog(config_, recipe.mtp.loss_weight > 0.0)) {
+    : config_(config_of(recipe)), catalog_(tensor_catalog(config_, recipe.mtp.trains())) {
   if (recipe.model.weights == WeightOrigin::kRandom) {
     source_ = make_random_weights(config_, static_cast<uint64_t>(recipe.run.seed), at::kCPU);
     list_random();

@@ -41,7 +41,7 @@ class HeldBase {
       : saved_(saved),
         base_(saved.recipe()),
         trains_weights_(!saved.recipe().adapter),
-        format_(base_format(saved.recipe().model.base)),
+        format_(saved.recipe().model.base),
         compute_(scalar_type(saved.recipe().model.compute)),
         out_(compute_ == at::kBFloat16 ? at::kBFloat16 : at::kFloat) {
     for (const BaseTensor& tensor : base_.tensors()) {
@@ -90,7 +90,7 @@ class HeldBase {
     return text;
   }
   bool trains_weights() const { return trains_weights_; }
-  const char* format_name() const { return to_string(format_); }
+  std::string format_name() const { return to_string(format_); }
 
  private:
   at::ScalarType dtype_for(const BaseTensor& tensor) const {
@@ -147,7 +147,7 @@ std::string export_base(const fs::path& run, const fs::path& to) {
                                ? str("trained weights of step ", saved.step())
                                : str("frozen weights as trained on (", base.format_name(), ", dense again)");
   return str(what, " -> ", to.string(), "\n  from ", source.string(), " and ", saved.checkpoint().string(), "\n  ",
-             base.specs().size(), " tensors, ", count_text(static_cast<double>(written.parameters)), " parameters, ",
+             base.specs().size(), " tensors, ", count_text(written.parameters), " parameters, ",
              bytes_text(static_cast<int64_t>(written.bytes)), " in ", written.num_files,
              written.num_files == 1 ? " file\n" : " files\n", base.report());
 }

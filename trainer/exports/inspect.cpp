@@ -21,6 +21,7 @@
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
 #include "trainer/recipe/recipe.h"
+#include "trainer/recipe/recipe_load.h"
 #include "trainer/state/manifest.h"
 #include "trainer/state/weight_cache.h"
 
@@ -73,16 +74,16 @@ void add_dtypes(Text& out, const Source& source) {
     sum.bytes += info.bytes;
   }
   for (const auto& [dtype, sum] : sums) {
-    out.line("  ", dtype_name(dtype), ": ", sum.tensors, " tensors, ", count_text(static_cast<double>(sum.elements)),
-             " elements, ", size_of(sum.bytes));
+    out.line("  ", dtype_name(dtype), ": ", sum.tensors, " tensors, ", count_text(sum.elements), " elements, ",
+             size_of(sum.bytes));
   }
 }
 
 void add_config(Text& out, const fs::path& folder) {
   try {
     const ModelConfig c = load_model_config(folder);
-    out.line("  family ", c.model_type, ": ", count_text(static_cast<double>(count_parameters(c))), " parameters, ",
-             count_text(static_cast<double>(count_active_parameters(c))), " active for a token");
+    out.line("  family ", c.model_type, ": ", count_text(count_parameters(c)), " parameters, ",
+             count_text(count_active_parameters(c)), " active for a token");
     out.line("  ", c.num_layers, " layers (", c.num_dense_layers, " dense), width ", c.width, ", vocabulary ", c.vocab,
              ", positions ", c.max_positions);
     out.line("  ", c.heads, " heads of ", c.qk_dim(), ", latents ", c.q_lora ? str(*c.q_lora, " and ") : "", c.kv_lora,

@@ -77,7 +77,7 @@ class Merge {
       for (const std::string& line : summarise_names(disturbed_)) text += "      " + line + "\n";
     }
     const ModelRecipe& model = saved_.recipe().model;
-    if (model.base == BaseChoice::kNf4 || model.base == BaseChoice::kNf4Double) {
+    if (is_quantised(model.base)) {
       text += str("  note: the adapter was trained on weights in ", to_string(model.base),
                   " and is merged into the original ones; moetune export --base writes the former\n");
     }

@@ -1,4 +1,5 @@
 #include "trainer/exports/saved_run.h"
+#include "trainer/recipe/recipe_load.h"
 
 #include "lora/adapters/adapter.h"
 #include "parallel/base/error.h"
@@ -117,7 +118,7 @@ at::Tensor SavedRun::router_bias(int64_t layer) const { return state_.router_bia
 
 // The module's block is a MoE block behind the last layer, and every MoE block's bias is saved.
 int64_t SavedRun::mtp_layer() const {
-  return recipe_.mtp.loss_weight > 0.0 && !router_layers().empty() ? router_layers().back() : -1;
+  return recipe_.mtp.trains() && !router_layers().empty() ? router_layers().back() : -1;
 }
 
 std::string SavedRun::origin() const { return fs::absolute(state_.checkpoint()).lexically_normal().string(); }

@@ -9,10 +9,11 @@
 #include "moe/block_memory.h"
 #include "moe/head.h"
 #include "moe/model.h"
+#include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 #include "parallel/base/units.h"
 #include "parallel/bytes/weight_store.h"
-#include "trainer/assemble.h"
+#include "trainer/recipe/recipe_meaning.h"
 #include "trainer/update/gradients.h"
 #include "trainer/update/optimizer.h"
 
@@ -20,8 +21,6 @@ namespace moetune {
 namespace {
 
 using Span = MemoryPart::Span;
-
-std::string short_count(int64_t count) { return count_text(static_cast<double>(count)); }
 
 /// A sum by name, in the order in which the names came.
 class Sums {
@@ -46,18 +45,18 @@ class Planner {
         mesh_(mesh),
         machine_(machine),
         compute_(scalar_type(recipe.model.compute)),
-        base_(base_format(recipe.model.base)),
+        base_(recipe.model.base),
         size_(static_cast<int64_t>(c10::elementSize(compute_))),
-        with_mtp_(recipe.mtp.loss_weight > 0.0),
+        with_mtp_(recipe.mtp.trains()),
         trains_weights_(!recipe.adapter),
         local_experts_(config.experts / mesh.ep),
         data_ranks_(mesh.dp * mesh.ep),
         parts_{mesh.tp, mesh.expert_tp} {
     plan_.device = machine.device;
-    plan_.rows = rows.value_or((recipe.train.batch + data_ranks_ - 1) / data_ranks_ * recipe.data.max_tokens);
-    plan_.held_rows = (plan_.rows + mesh.tp - 1) / mesh.tp;
+    plan_.rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
+    plan_.held_rows = ceil_div(plan_.rows, mesh.tp);
     AdapterTargets targets = adapter_targets(recipe);
-    for (int64_t layer = 0; layer < config.num_layers + (with_mtp_ ? 1 : 0); ++layer) {
+    for (const LayerId layer : config.blocks(with_mtp_)) {
       blocks_.push_back(block_maps(config, layer, trains_weights_ ? nullptr : &targets));
     }
     if (!trains_weights_) targets.require_all_matched();
@@ -96,8 +95,8 @@ class Planner {
       trained_.add("router", plain.router);
       plan_.trained_numbers += plain.total() - plain.router_bias;
       const Replicas vocabulary = mesh_.tp > 1 ? Replicas::kTensorIndex : Replicas::kEverywhere;
-      by_layer_[{-1, vocabulary}] = plain.embedding;
-      by_layer_[{turn_layer(config_), vocabulary}] = plain.head;
+      by_layer_[{LayerId::embedding(), vocabulary}] = plain.embedding;
+      by_layer_[{config_.turn(), vocabulary}] = plain.head;
       spread_numbers_ = plain.norms + plain.router;
     } else {
       plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ + plain.router * 2;
@@ -119,7 +118,7 @@ class Planner {
     });
     std::string dense;
     for (const auto& [group, count] : numbers.all()) {
-      if (!group.empty()) dense += str(dense.empty() ? "" : ", ", group, " ", short_count(count));
+      if (!group.empty()) dense += str(dense.empty() ? "" : ", ", group, " ", count_text(count));
     }
     const auto share = [](int64_t shards) { return shards > 1 ? str(", 1/", shards, " of each") : ""; };
     const std::string experts =
@@ -149,7 +148,8 @@ class Planner {
       if (numbers(map, config_.experts) == 0) return;
       trained_.add(map.group, numbers(map, config_.experts));
       plan_.trained_numbers += numbers(held, local_experts_);
-      const int64_t layer = map.group == "mtp" ? turn_layer(config_) : map.layer, units = map.units(local_experts_);
+      const LayerId layer = map.group == "mtp" ? config_.turn() : map.layer;
+      const int64_t units = map.units(local_experts_);
       auto add_numbers = [&](bool cut, int64_t count) {
         by_layer_[{layer, replicas_of(map.stack > 0, cut && parts_.of(map) > 1)}] += units * count;
       };
@@ -162,20 +162,20 @@ class Planner {
     });
     plan_.trained_by_group = trained_.all();
     const std::string numbers =
-        str(short_count(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
+        str(count_text(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
     add("trained, working copies", Parameter::working_bytes(plan_.trained_numbers, compute_),
         str(numbers, " in ", to_string(recipe_.model.compute)));
     const at::ScalarType wide = accumulate_dtype(compute_);
     const std::string dtype = wide == at::kDouble ? "fp64" : "fp32";
     add("gradients", Parameter::gradient_bytes(most_gradients(), compute_),
-        str(short_count(most_gradients()), " numbers of one layer in ", dtype));
+        str(count_text(most_gradients()), " numbers of one layer in ", dtype));
     int64_t shards = Partition::shard_numbers(spread_numbers_, num_replicas(mesh_, Replicas::kEverywhere));
     for (const auto& [place, count] : by_layer_) {
       shards += Partition::shard_numbers(count, num_replicas(mesh_, place.second));
     }
     plan_.parts.push_back(
         {"optimizer", Optimizer::host_bytes(shards, compute_), true, Span::kRun,
-         str(short_count(shards), " of ", numbers, ", ", Optimizer::host_bytes(1, compute_), " B each")});
+         str(count_text(shards), " of ", numbers, ", ", Optimizer::host_bytes(1, compute_), " B each")});
   }
 
   void add_scratch() {
@@ -235,9 +235,9 @@ class Planner {
     const int64_t buffer = recipe_.exchange.buffer_rows.value_or(0);
     if (sends > 0 && buffer > 0 && routed * sends > buffer) tokens = std::max<int64_t>(1, buffer / mesh_.ep);
     const int64_t received = tokens * std::max<int64_t>(1, sends);
-    const int64_t chunk_rows = (tokens * K * chunk_experts_ + local_experts_ - 1) / local_experts_;
+    const int64_t chunk_rows = ceil_div(tokens * K * chunk_experts_, local_experts_);
     const int64_t slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(at::Device(plan_.device)));
-    const int64_t slice_rows = (std::min(U, slice_tokens + recipe_.data.max_tokens - 1) + mesh_.tp - 1) / mesh_.tp;
+    const int64_t slice_rows = ceil_div(std::min(U, slice_tokens + recipe_.data.max_tokens - 1), mesh_.tp);
     const int64_t sent = sends > 0 ? tokens * sends * D * size_ : 0;
     // Rows, their weights and the gradients of their sums as they go out, the gradients of both as they come home.
     const int64_t gathered = parts_.experts > 1 ? routed * (3 * D + 2 * K) * size_ : 0;
@@ -263,15 +263,14 @@ class Planner {
     const int64_t between = 3 * T * D * size_;
     const int64_t block =
         (kept > 0 ? std::max<int64_t>(0, graph - kept_bytes) : graph) + between + std::max(mixing, experts);
-    const std::string flight = mixing > experts ? str(short_count(slice_rows), " rows of mixing")
-                                                : str(short_count(chunk_rows), " routed rows");
+    const std::string flight =
+        mixing > experts ? str(count_text(slice_rows), " rows of mixing") : str(count_text(chunk_rows), " routed rows");
     add("one block, way up", block + sent,
         str("T x ", bytes_text(T > 0 ? (graph + between) / T : 0), " + ", flight,
-            gathered > 0 ? str(" + ", short_count(routed), " gathered") : "",
-            sends > 0 ? str(" + ", short_count(received), " received") : ""),
+            gathered > 0 ? str(" + ", count_text(routed), " gathered") : "",
+            sends > 0 ? str(" + ", count_text(received), " received") : ""),
         Span::kPhase);
-    const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, U),
-                  vocab = (config_.vocab + mesh_.tp - 1) / mesh_.tp;
+    const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, U), vocab = ceil_div(config_.vocab, mesh_.tp);
     const int64_t head =
         Head::chunk_bytes(head_rows, vocab, compute_) + 2 * U * D * size_ + (mesh_.tp > 1 ? T * D * size_ : 0);
     add("head", head, str(head_rows, " rows of logits, ", rows_of_all, " x ", D, " and its gradient"), Span::kPhase);
@@ -284,14 +283,14 @@ class Planner {
       reduction = std::max(reduction, GradientReducer::bytes(count, num_replicas(mesh_, place.second), compute_));
       reduced = std::max(reduced, count);
     }
-    add("gradient reduction", T * D * size_ + reduction, str(short_count(reduced), " numbers of a layer at a time"),
+    add("gradient reduction", T * D * size_ + reduction, str(count_text(reduced), " numbers of a layer at a time"),
         Span::kPhase);
   }
 
   int64_t first_adapted() const {
     for (const auto& maps : blocks_) {
       for (const LinearMap& map : maps) {
-        if (map.adapter) return map.layer;
+        if (map.adapter) return map.layer.number();
       }
     }
     return static_cast<int64_t>(blocks_.size());
@@ -300,11 +299,12 @@ class Planner {
   /// Trained numbers whose gradients exist at a time: those of one layer; the MTP module's block stands on those of the
   /// turn and of the shared embedding. The norms beside a layer's maps are too few to count.
   int64_t most_gradients() const {
-    std::map<int64_t, int64_t> numbers;
+    std::map<LayerId, int64_t> numbers;
     for (const auto& [place, count] : by_layer_) numbers[place.first] += count;
     int64_t most = 0;
     for (const auto& [layer, count] : numbers) most = std::max(most, count);
-    return with_mtp_ ? std::max(most, numbers[config_.num_layers] + numbers[turn_layer(config_)] + numbers[-1]) : most;
+    return with_mtp_ ? std::max(most, numbers[config_.mtp()] + numbers[config_.turn()] + numbers[LayerId::embedding()])
+                     : most;
   }
 
   const ModelConfig& config_;
@@ -320,7 +320,7 @@ class Planner {
   int64_t chunk_experts_ = 0;
   std::vector<std::vector<LinearMap>> blocks_;
   Sums trained_;
-  std::map<std::pair<int64_t, Replicas>, int64_t> by_layer_;  // trained numbers of this rank, as they are reduced
+  std::map<std::pair<LayerId, Replicas>, int64_t> by_layer_;  // trained numbers of this rank, as they are reduced
   int64_t spread_numbers_ = 0;                                // trained besides, a few in every layer
   MemoryPlan plan_;
 };

@@ -5,7 +5,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/units.h"
-#include "trainer/run/banner.h"
+#include "trainer/plan/model_banner.h"
 
 namespace moetune {
 namespace {

@@ -4,7 +4,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/device/device_memory.h"
-#include "trainer/assemble.h"
+#include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
 namespace {

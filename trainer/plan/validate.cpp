@@ -9,10 +9,10 @@
 #include "parallel/base/error.h"
 #include "parallel/bytes/safetensors.h"
 #include "parallel/device/device_memory.h"
-#include "trainer/assemble.h"
 #include "trainer/data/documents.h"
 #include "trainer/plan/memory_plan.h"
-#include "trainer/run/banner.h"
+#include "trainer/plan/model_banner.h"
+#include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
 namespace {
@@ -80,7 +80,7 @@ void check_data(const Recipe& recipe, const std::string& key, const std::string&
 
 std::string validate(const Recipe& recipe, const std::string& recipe_path, int64_t world_size) {
   Findings findings;
-  const bool with_mtp = recipe.mtp.loss_weight > 0.0;
+  const bool with_mtp = recipe.mtp.trains();
   if (world_size == 0) world_size = recipe.mesh.pp * recipe.mesh.dp.value_or(1) * recipe.mesh.ep * recipe.mesh.tp;
   findings.attempt(recipe.origin("data.train"), [&] { check_data(recipe, "data.train", recipe.data.train); });
   if (recipe.data.eval) {

@@ -6,14 +6,14 @@
 #include "moe/inventory.h"
 #include "moe/model.h"
 #include "parallel/bytes/weight_store.h"
-#include "trainer/assemble.h"
+#include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
 namespace {
 
 /// A slab of the model, in the order of the way down.
 struct PlannedSlab {
-  int64_t layer = 0;
+  LayerId layer;
   int lane = 0;  // 0 dense, 1 experts, as FrozenSlab has it
   int64_t bytes = 0;
   bool on_host = false;
@@ -23,14 +23,14 @@ class Placer {
  public:
   Placer(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine) {
     const int64_t per_host = machine.ranks_per_host > 0 ? machine.ranks_per_host : mesh.num_ranks();
-    shards_ = {ShardGroups::dense_ranks(mesh, shard_scope(recipe.mesh.shard), per_host),
-               ShardGroups::expert_ranks(mesh, shard_scope(recipe.mesh.shard), per_host)};
-    const BaseFormat base = base_format(recipe.model.base);
+    shards_ = {ShardGroups::dense_ranks(mesh, recipe.mesh.shard, per_host),
+               ShardGroups::expert_ranks(mesh, recipe.mesh.shard, per_host)};
+    const BaseFormat base = recipe.model.base;
     const int64_t local_experts = config.experts / mesh.ep;
     const TensorParts parts{mesh.tp, mesh.expert_tp};
     AdapterTargets targets = adapter_targets(recipe);
-    lowest_layer_ = config.num_layers + 1;
-    auto add = [&](int64_t layer, const std::vector<LinearMap>& maps) {
+    lowest_layer_ = config.turn();
+    auto add = [&](LayerId layer, const std::vector<LinearMap>& maps) {
       std::array<int64_t, 2> bytes{};
       for (const LinearMap& map : maps) {
         const int64_t units = map.units(local_experts);
@@ -43,10 +43,10 @@ class Placer {
         if (bytes[lane] > 0) slabs_.push_back({layer, lane, bytes[lane], false});
       }
     };
-    for (int64_t layer = 0; layer < config.num_layers; ++layer) add(layer, block_maps(config, layer, &targets));
-    if (recipe.mtp.loss_weight > 0.0) {
-      add(turn_layer(config), {mtp_projection(config)});
-      add(config.num_layers, block_maps(config, config.num_layers, &targets));
+    for (const LayerId layer : config.blocks(/*with_mtp=*/false)) add(layer, block_maps(config, layer, &targets));
+    if (recipe.mtp.trains()) {
+      add(config.turn(), {mtp_projection(config)});
+      add(config.mtp(), block_maps(config, config.mtp(), &targets));
     }
   }
 
@@ -77,8 +77,7 @@ class Placer {
     for (const PlannedSlab& slab : slabs_) {
       const int64_t kept = WeightStore::shard_bytes(slab.bytes, shards_[slab.lane]);
       (slab.on_host ? result.host_bytes : slab.lane == 1 ? result.expert_bytes : result.dense_bytes) += kept;
-      int64_t& slab_bytes = slab.lane == 1 ? result.expert_slab_bytes : result.dense_slab_bytes;
-      slab_bytes = std::max(slab_bytes, slab.bytes);
+      if (slab.lane == 1) result.expert_slab_bytes = std::max(result.expert_slab_bytes, slab.bytes);
       if (slab.on_host && slab.lane == 1) result.host_layers.push_back(slab.layer);
       if (slab.on_host && slab.lane == 0) result.dense_on_host = true;
       if (slab.on_host || shards_[slab.lane] > 1) {
@@ -106,19 +105,10 @@ class Placer {
  private:
   std::array<int64_t, 2> shards_{};
   std::vector<PlannedSlab> slabs_;
-  int64_t lowest_layer_ = 0;
+  LayerId lowest_layer_;
 };
 
 }  // namespace
-
-ShardScope shard_scope(ShardChoice shard) {
-  switch (shard) {
-    case ShardChoice::kNone: return ShardScope::kNone;
-    case ShardChoice::kNode: return ShardScope::kNode;
-    case ShardChoice::kAll: return ShardScope::kAll;
-  }
-  return ShardScope::kNone;
-}
 
 WeightPlacement place_weights(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh,
                               const Machine& machine, int64_t other_device_bytes) {

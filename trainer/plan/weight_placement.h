@@ -31,18 +31,16 @@ struct Machine {
 /// Of one rank; bytes of slabs as the store rounds them.
 struct WeightPlacement {
   int64_t dense_shards = 1, expert_shards = 1;  ///< ranks among which slabs are sharded
-  std::vector<int64_t> host_layers;             ///< layers whose experts lie in host memory, ascending
+  std::vector<LayerId> host_layers;             ///< layers whose experts lie in host memory, ascending
   bool dense_on_host = false;
-  int64_t dense_slab_bytes = 0, expert_slab_bytes = 0;  ///< the largest of any layer, before it is cut into shards
-  int64_t dense_bytes = 0, expert_bytes = 0;            ///< kept on the device
-  int64_t host_bytes = 0;                               ///< kept in host memory
-  int64_t buffer_bytes = 0;                             ///< on the device, for what is on its way or in use
-  int64_t copied_bytes_per_step = 0;                    ///< host to device
-  int64_t gathered_bytes_per_step = 0;                  ///< received from other ranks
+  int64_t expert_slab_bytes = 0;              ///< the largest of any layer, before it is cut into shards
+  int64_t dense_bytes = 0, expert_bytes = 0;  ///< kept on the device
+  int64_t host_bytes = 0;                     ///< kept in host memory
+  int64_t buffer_bytes = 0;                   ///< on the device, for what is on its way or in use
+  int64_t copied_bytes_per_step = 0;          ///< host to device
+  int64_t gathered_bytes_per_step = 0;        ///< received from other ranks
   int64_t device_bytes() const { return dense_bytes + expert_bytes + buffer_bytes; }
 };
-
-ShardScope shard_scope(ShardChoice shard);
 
 /// `other_device_bytes`: all of the plan but frozen weights. For `offload.frozen: auto` the fewest layers go to host
 /// memory that make the rest fit into 95 % of the device's; where not even all of them do, all of them.

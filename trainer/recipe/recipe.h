@@ -18,20 +18,20 @@
 #include <string_view>
 #include <vector>
 
+#include "lora/formats/base_format.h"
+#include "parallel/base/choice.h"
+#include "parallel/comm/shard_scope.h"
 #include "trainer/recipe/recipe_targets.h"
 
 namespace moetune {
 
-// Choices. words_of lists the words of a choice in the order of its values; to_string gives the word of one value.
+// Choices (parallel/base/choice.h). BaseFormat and ShardScope are those of the parts that they are told.
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 constexpr std::array<std::string_view, 3> words_of(DeviceChoice) { return {"auto", "cpu", "cuda"}; }
 
 enum class WeightOrigin { kPretrained, kRandom };
 constexpr std::array<std::string_view, 2> words_of(WeightOrigin) { return {"pretrained", "random"}; }
-
-enum class BaseChoice { kNf4, kNf4Double, kBf16, kFp32 };
-constexpr std::array<std::string_view, 4> words_of(BaseChoice) { return {"nf4", "nf4_double", "bf16", "fp32"}; }
 
 enum class ComputeType { kBf16, kFp32, kFp64 };
 constexpr std::array<std::string_view, 3> words_of(ComputeType) { return {"bf16", "fp32", "fp64"}; }
@@ -48,17 +48,8 @@ constexpr std::array<std::string_view, 3> words_of(ScheduleKind) { return {"cosi
 enum class RouterBias { kFrozen, kUpdate };
 constexpr std::array<std::string_view, 2> words_of(RouterBias) { return {"frozen", "update"}; }
 
-enum class ShardChoice { kNone, kNode, kAll };
-constexpr std::array<std::string_view, 3> words_of(ShardChoice) { return {"none", "node", "all"}; }
-
 enum class ActivationTier { kNone, kHost };
 constexpr std::array<std::string_view, 2> words_of(ActivationTier) { return {"none", "host"}; }
-
-template <typename Choice>
-  requires requires(Choice choice) { words_of(choice); }
-std::string to_string(Choice choice) {
-  return std::string(words_of(choice)[static_cast<size_t>(choice)]);
-}
 
 /// How many layers keep their graph on the way down instead of recomputing it on the way up.
 struct KeepLayers {
@@ -91,7 +82,7 @@ struct RunRecipe {
 struct ModelRecipe {
   std::string path;  ///< required
   WeightOrigin weights = WeightOrigin::kPretrained;
-  BaseChoice base = BaseChoice::kNf4;
+  BaseFormat base = BaseFormat::kNf4;
   ComputeType compute = ComputeType::kBf16;
   std::optional<std::string> cache;  ///< null: none
   bool operator==(const ModelRecipe&) const = default;
@@ -153,7 +144,7 @@ struct MeshRecipe {
   int64_t ep = 1;
   int64_t tp = 1;
   int64_t expert_tp = 1;
-  ShardChoice shard = ShardChoice::kNone;
+  ShardScope shard = ShardScope::kNone;
   bool operator==(const MeshRecipe&) const = default;
 };
 
@@ -177,6 +168,7 @@ struct RouterRecipe {
 
 struct MtpRecipe {
   double loss_weight = 0.0;
+  bool trains() const { return loss_weight > 0.0; }
   bool operator==(const MtpRecipe&) const = default;
 };
 
@@ -215,19 +207,5 @@ struct Recipe {
   /// "recipe.yaml:12", "command line" or "default", for messages about `key`.
   std::string origin(const std::string& key) const;
 };
-
-/// Reads and checks the recipe at `path`; each override "key.sub=value" replaces a value of the file ("key.sub=" takes
-/// it out, so that the default holds). Throws one UserError that lists all mistakes, each with its place.
-Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides = {});
-
-/// The same on text already in memory; `name` stands for the file in messages and origins.
-Recipe parse_recipe(const std::string& text, const std::string& name, const std::vector<std::string>& overrides = {});
-
-/// All values in force as YAML that loads again to the same recipe; behind each value a comment says where it came
-/// from.
-std::string dump_resolved(const Recipe& recipe);
-
-/// The reference of all keys: the text of docs/recipes.md.
-std::string recipe_docs_markdown();
 
 }  // namespace moetune

@@ -1,5 +1,4 @@
-// docs/recipes.md, written from the schema.
-#include "trainer/recipe/recipe.h"
+#include "trainer/recipe/recipe_docs.h"
 
 #include <sstream>
 

@@ -1,5 +1,4 @@
-// A recipe written out again: YAML with the origin of each value behind it.
-#include "trainer/recipe/recipe.h"
+#include "trainer/recipe/recipe_dump.h"
 
 #include <algorithm>
 #include <sstream>

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "parallel/base/error.h"
+#include "parallel/base/text.h"
 
 namespace moetune {
 namespace {
@@ -119,24 +120,6 @@ std::string join(const Items& items, const char* separator, Write write) {
 
 std::string same(const std::string& text) { return text; }
 
-// Edits between two names: insert, delete, replace, or swap two neighbours.
-size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
-  for (size_t i = 0; i <= a.size(); ++i) {
-    for (size_t j = 0; j <= b.size(); ++j) {
-      if (i == 0 || j == 0) {
-        d[i][j] = i + j;
-        continue;
-      }
-      d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
-        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
-      }
-    }
-  }
-  return d[a.size()][b.size()];
-}
-
 }  // namespace
 
 std::string range_limits(const Range& range) {
@@ -167,8 +150,10 @@ std::string shown(const YamlNode& node) {
     case Kind::kScalar: return shown(node.text);
     case Kind::kList: return "a list";
     case Kind::kMap: return "a map";
-    default: return "null";
+    case Kind::kNull:
+    case Kind::kInvalid: return "null";
   }
+  throw InternalError("a YAML node of no kind");
 }
 
 std::string nearest_name(const std::string& name, const std::vector<std::string>& names) {

@@ -62,14 +62,6 @@ ValueProblems read_choice(const YamlNode& node, const std::vector<std::string>& 
 /// "a, b or c"
 std::string join_or(const std::vector<std::string>& words);
 
-template <typename Choice>
-concept ChoiceType = requires(Choice choice) { words_of(choice); };
-
-template <ChoiceType Choice>
-std::vector<std::string> choice_words(Choice choice) {
-  const auto words = words_of(choice);
-  return {words.begin(), words.end()};
-}
 template <ChoiceType Choice>
 ValueProblems read_value(const YamlNode& node, const FieldSpec&, Choice& value) {
   size_t index = static_cast<size_t>(value);

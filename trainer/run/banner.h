@@ -28,10 +28,4 @@ struct DataSummary {
 /// its parts.
 std::string banner(const Recipe& recipe, const Assembly& run, const MemoryPlan& plan, const DataSummary& data);
 
-/// The lines on model, mesh, base and what trains, for the banner and for `validate`.
-std::string banner_of_model(const Recipe& recipe, const ModelConfig& config, const MeshShape& mesh,
-                            const MemoryPlan& plan);
-/// One line: `name` in its column, then `value`; ends in a newline.
-std::string banner_line(const std::string& name, const std::string& value);
-
 }  // namespace moetune

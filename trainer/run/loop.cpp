@@ -13,6 +13,7 @@
 #include "parallel/base/log.h"
 #include "trainer/assemble.h"
 #include "trainer/data/dataset.h"
+#include "trainer/recipe/recipe_dump.h"
 #include "trainer/run/reporter.h"
 #include "trainer/run/signals.h"
 #include "trainer/run/stepper.h"

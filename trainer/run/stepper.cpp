@@ -26,12 +26,16 @@ Stepper::Stepper(const Recipe& recipe, Assembly& run, RankProgress* progress)
       partition_(run.model->parameters, *run.mesh),
       reducer_(partition_, *run.mesh),
       optimizer_(partition_, optimizer_options(recipe.train.optimizer)),
-      sweep_(*run.model, sweep_options(), progress) {}
+      sweep_(*run.model, run.sweep_options, layer_hooks(), progress) {}
 
-SweepOptions Stepper::sweep_options() {
-  SweepOptions options = run_.sweep_options;
-  options.before_layer = [this](int64_t layer) { optimizer_.before_layer(layer); };
-  return options;
+LayerHooks Stepper::layer_hooks() {
+  LayerHooks hooks;
+  hooks.before = [this](LayerId layer) { optimizer_.before_layer(layer); };
+  hooks.done = [this](LayerId layer) {
+    const RankProgress::Place at(progress_, str("gradients of ", layer));
+    reducer_.reduce(layer);
+  };
+  return hooks;
 }
 
 StepBatch Stepper::batch_of(Batches& batches, int64_t step) {
@@ -44,10 +48,7 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
   const auto start = std::chrono::steady_clock::now();
   const StepBatch batch = batch_of(batches, step);
   const StepRandom random{static_cast<uint64_t>(recipe_.run.seed), step, true};
-  const SweepResult result = sweep_.train(batch, random, [&](int64_t layer) {
-    const RankProgress::Place at(progress_, str("gradients of layer ", layer));
-    reducer_.reduce(layer);
-  });
+  const SweepResult result = sweep_.train(batch, random);
   StepReport report;
   report.step = step + 1;
   sum_losses(result, batch.global, report);
@@ -72,7 +73,7 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
 }
 
 void Stepper::rehearse(Batches& batches, int64_t step) {
-  sweep_.train(batch_of(batches, step), StepRandom{}, [&](int64_t layer) { reducer_.reduce(layer); });
+  sweep_.train(batch_of(batches, step), StepRandom{});
   reducer_.forget();
 }
 

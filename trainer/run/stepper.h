@@ -39,7 +39,7 @@ class Stepper {
   void update_router_bias(const at::Tensor& load_LE);
   /// What the step used, before it changes: nothing is pending, so nothing is waited for but the digests.
   void compare_replicas(StepReport& report);
-  SweepOptions sweep_options();
+  LayerHooks layer_hooks();
 
   const Recipe& recipe_;
   Assembly& run_;

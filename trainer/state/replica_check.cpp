@@ -5,6 +5,7 @@
 
 #include "lora/adapters/counter_random.h"
 #include "parallel/base/error.h"
+#include "parallel/base/text.h"
 #include "trainer/update/replica_groups.h"
 
 namespace moetune {
@@ -12,13 +13,7 @@ namespace {
 
 using Ranks = std::vector<int64_t>;
 
-/// "rank 3", "ranks 0, 1, 2 and 61 more"
-std::string text_of(const Ranks& ranks) {
-  constexpr size_t kMost = 8;
-  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
-  for (size_t i = 0; i < std::min(ranks.size(), kMost); ++i) text += str(i == 0 ? "" : ", ", ranks[i]);
-  return ranks.size() <= kMost ? text : text + str(" and ", ranks.size() - kMost, " more");
-}
+std::string text_of(const Ranks& ranks) { return rank_list(ranks, 8, ", "); }
 
 /// What the holders of one part of a tensor say of it: ranks by digest. Empty where they agree.
 std::string difference(const std::map<int64_t, Ranks>& ranks_of_digest) {

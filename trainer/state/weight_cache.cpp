@@ -14,7 +14,6 @@
 #include "parallel/base/sha256.h"
 #include "parallel/base/units.h"
 #include "parallel/comm/gathered_text.h"
-#include "trainer/assemble.h"
 
 namespace moetune {
 namespace {
@@ -92,7 +91,7 @@ std::optional<ordered_json> read_about(const fs::path& folder) {
 }  // namespace
 
 std::string cache_key(const Recipe& recipe, const ModelConfig& config, const WeightSource& source) {
-  const BaseFormat base = base_format(recipe.model.base);
+  const BaseFormat base = recipe.model.base;
   std::string text = str(kFormat, " ", kPackingVersion, "\n", source.identity());
   for (const LinearMap& map : maps_of(config)) {
     text += str(map.name(), " ", to_string(held_format(map, base)), " ", map.stack, " x ", map.outputs, " x ",
@@ -123,7 +122,7 @@ void say_complaints(const SlabCache& cache, Communicator& world) {
 void compare_with_first_digest(const SlabCache& cache, const Recipe& recipe, const std::string& frozen_digest) {
   const fs::path path = cache.folder() / kDigests;
   // Embedding, head and norms are in the digest, in the dtype that the run computes in.
-  const std::string run = str("compute ", to_string(recipe.model.compute), recipe.mtp.loss_weight > 0.0 ? ", MTP" : "");
+  const std::string run = str("compute ", to_string(recipe.model.compute), recipe.mtp.trains() ? ", MTP" : "");
   ordered_json digests =
       fs::exists(path) ? ordered_json::parse(read_text_file(path.string()), nullptr, false) : ordered_json::object();
   if (!digests.is_object()) digests = ordered_json::object();

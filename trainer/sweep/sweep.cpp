@@ -1,9 +1,8 @@
 #include "trainer/sweep/sweep.h"
 
-#include <torch/csrc/autograd/autograd.h>
-
 #include "parallel/base/error.h"
 #include "parallel/device/tally.h"
+#include "trainer/sweep/named_gradients.h"
 
 namespace moetune {
 namespace {
@@ -21,12 +20,14 @@ at::Tensor joined(const std::vector<Mixed>& slices, at::Tensor Mixed::* tensor) 
 
 }  // namespace
 
-Sweep::Sweep(Model& model, const SweepOptions& options, RankProgress* progress)
+Sweep::Sweep(Model& model, const SweepOptions& options, LayerHooks hooks, RankProgress* progress)
     : model_(model),
       options_(options),
+      hooks_(std::move(hooks)),
       progress_(progress),
+      trunk_(model.config.blocks(/*with_mtp=*/false)),
       scratch_(model.parameters.device(), model.parameters.compute()),
-      lowest_trained_(model.parameters.lowest_layer(turn_layer(model.config))),
+      lowest_trained_(model.parameters.lowest_layer(model.config.turn())),
       mixing_parameters_(model.blocks.size()),
       states_(model.blocks.size()),
       stash_(model.parameters.device()) {
@@ -34,29 +35,29 @@ Sweep::Sweep(Model& model, const SweepOptions& options, RankProgress* progress)
   scratch_.poison_released(options.poison_released);
   for (Parameter& parameter : model.parameters.all()) {
     // Stacks over experts get their gradients from the plain functions of RoutedExperts.
-    const int64_t layer = parameter.info().layer;
-    const bool in_block = layer >= 0 && layer < static_cast<int64_t>(model.blocks.size());
-    if (in_block && parameter.info().num_experts == 0) mixing_parameters_[layer].push_back(&parameter);
+    const ParameterInfo& info = parameter.info();
+    if (info.layer.is_block() && info.num_experts == 0) mixing_parameters_[info.layer.number()].push_back(&parameter);
   }
 }
 
-bool Sweep::keeps_graph(int64_t layer) const {
-  return layer >= static_cast<int64_t>(model_.blocks.size()) - options_.keep_layers && layer >= lowest_trained_;
+bool Sweep::keeps_graph(LayerId layer) const {
+  return layer.number() >= static_cast<int64_t>(model_.blocks.size()) - options_.keep_layers &&
+         layer >= lowest_trained_;
 }
 
-bool Sweep::stashes(int64_t layer) const {
+bool Sweep::stashes(LayerId layer) const {
   return options_.stash_inputs && !keeps_graph(layer) && layer >= lowest_trained_ &&
-         layer + 1 < model_.config.num_layers;
+         layer.number() + 1 < model_.config.num_layers;
 }
 
-bool Sweep::balances(int64_t layer) const {
-  return options_.balance_weight > 0.0 && layer < model_.config.num_layers && model_.blocks[layer].is_moe();
+bool Sweep::balances(LayerId layer) const {
+  return options_.balance_weight > 0.0 && !layer.is_mtp() && block(layer).is_moe();
 }
 
-at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode) {
-  const RankProgress::Place place(progress_, str("layer ", layer, " on its way down"));
-  options_.before_layer(layer);
-  Block& block = model_.blocks[layer];
+at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode) {
+  const RankProgress::Place place(progress_, str(layer, " on its way down"));
+  hooks_.before(layer);
+  Block& block = this->block(layer);
   LayerState state;
   const bool keep = mode == Mode::kTrain && keeps_graph(layer);
   const bool balance = mode == Mode::kTrain && balances(layer);
@@ -67,9 +68,8 @@ at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stre
     at::AutoGradMode with_graph(keep);
     at::Tensor x = rows_of(x_TD, stream.slices[s]).detach();
     if (keep) x.requires_grad_(needs_input_gradient(layer));
-    at::Tensor expert_TK;
-    mixed.push_back(block.mix(x, stream.slices[s], stream.angles[s], expert_TK, balance, pass));
-    if (block.is_moe()) expert.push_back(expert_TK);
+    mixed.push_back(block.mix(x, stream.slices[s], stream.angles[s], /*replayed_TK=*/{}, balance, pass));
+    if (block.is_moe()) expert.push_back(std::exchange(mixed.back().expert_TK, {}));
     if (keep) state.leaf_x.push_back(x);
   }
   Dispatch sent;
@@ -98,22 +98,24 @@ at::Tensor Sweep::down(int64_t layer, const at::Tensor& x_TD, const Stream& stre
   }
   block.release(pass);
   if (mode == Mode::kTrain) {
-    if (stashes(layer)) stash_.put(layer, x_TD);
+    if (stashes(layer)) stash_.put(layer.number(), x_TD);
     else if (layer >= lowest_trained_) state.x_TD = x_TD;
     if (layer >= lowest_trained_) kept_input_bytes_ += static_cast<int64_t>(x_TD.nbytes());
-    states_[layer] = std::move(state);
+    states_[layer.number()] = std::move(state);
   }
   return y_TD;
 }
 
-at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass,
+at::Tensor Sweep::up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass,
                      int64_t num_documents) {
-  const RankProgress::Place place(progress_, str("layer ", layer, " on its way up"));
-  Block& block = model_.blocks[layer];
-  LayerState state = std::move(states_[layer]);
-  states_[layer] = LayerState();
-  if (stashes(layer)) state.x_TD = stash_.take(layer);
-  if (layer > 0 && layer <= model_.config.num_layers && stashes(layer - 1)) stash_.fetch(layer - 1);
+  const RankProgress::Place place(progress_, str(layer, " on its way up"));
+  Block& block = this->block(layer);
+  LayerState state = std::exchange(states_[layer.number()], LayerState());
+  if (stashes(layer)) state.x_TD = stash_.take(layer.number());
+  if (layer > LayerId::block(0)) {
+    const LayerId below = LayerId::block(layer.number() - 1);
+    if (stashes(below)) stash_.fetch(below.number());
+  }
   block.use(pass);
   const bool recompute = state.mixed.empty();
   if (recompute) {
@@ -121,9 +123,9 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
     for (size_t s = 0; s < stream.slices.size(); ++s) {
       const Slice& slice = stream.slices[s];
       at::Tensor x = rows_of(state.x_TD, slice).detach().requires_grad_(needs_input_gradient(layer));
-      at::Tensor expert_TK;
-      if (block.is_moe()) expert_TK = rows_of(state.routing.expert_TK, slice).to(at::kLong);
-      state.mixed.push_back(block.mix(x, slice, stream.angles[s], expert_TK, balances(layer), pass));
+      at::Tensor replayed_TK;
+      if (block.is_moe()) replayed_TK = rows_of(state.routing.expert_TK, slice).to(at::kLong);
+      state.mixed.push_back(block.mix(x, slice, stream.angles[s], replayed_TK, balances(layer), pass));
       state.leaf_x.push_back(x);
     }
   }
@@ -150,38 +152,30 @@ at::Tensor Sweep::up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stre
   for (size_t s = 0; s < stream.slices.size(); ++s) {
     const Slice& slice = stream.slices[s];
     Mixed& mixed = state.mixed[s];
-    std::vector<at::Tensor> outputs, d_outputs, inputs;
-    auto from = [&](const at::Tensor& output, const at::Tensor& d_output) {
-      if (!output.defined() || !output.requires_grad()) return;
-      outputs.push_back(output);
-      d_outputs.push_back(d_output);
-    };
-    from(mixed.residual_TD, rows_of(d_y_TD, slice));
+    NamedGradients gradients;
+    gradients.of(mixed.residual_TD, rows_of(d_y_TD, slice));
     if (block.is_moe()) {
-      from(mixed.z_TD, rows_of(routed.d_z_TD, slice));
-      from(mixed.weight_TK, rows_of(routed.d_weight_TK, slice));
+      gradients.of(mixed.z_TD, rows_of(routed.d_z_TD, slice));
+      gradients.of(mixed.weight_TK, rows_of(routed.d_weight_TK, slice));
     }
     if (mixed.balance_loss.defined()) {
-      from(mixed.balance_loss,
-           at::full_like(mixed.balance_loss, options_.balance_weight / static_cast<double>(num_documents)));
+      const double d_loss = options_.balance_weight / static_cast<double>(num_documents);
+      gradients.of(mixed.balance_loss, at::full_like(mixed.balance_loss, d_loss));
     }
-    if (needs_input_gradient(layer)) inputs.push_back(state.leaf_x[s]);
-    for (Parameter* parameter : mixing_parameters_[layer]) inputs.push_back(parameter->working);
-    if (!outputs.empty() && !inputs.empty()) {
-      auto gradients = torch::autograd::grad(outputs, inputs, d_outputs, /*retain_graph=*/false, /*create_graph=*/false,
-                                             /*allow_unused=*/true);
-      size_t next = 0;
-      if (needs_input_gradient(layer)) d_x.push_back(gradients[next++]);
-      for (Parameter* parameter : mixing_parameters_[layer]) parameter->add_gradient(gradients[next++]);
+    if (needs_input_gradient(layer)) {
+      gradients.in(state.leaf_x[s], [&](const at::Tensor& gradient) { d_x.push_back(gradient); });
     }
+    for (Parameter* parameter : mixing_parameters_[layer.number()]) {
+      gradients.in(parameter->working, [=](const at::Tensor& gradient) { parameter->add_gradient(gradient); });
+    }
+    gradients.compute();
     mixed = Mixed();  // this slice's graph ends here
   }
   block.release(pass);
   return needs_input_gradient(layer) ? joined(d_x) : at::Tensor();
 }
 
-at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result,
-                       const std::function<void(int64_t)>& layer_done) {
+at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result) {
   const RankProgress::Place place(progress_, "turn");
   const TensorAxis& axis = model_.axis;
   at::Tensor x_UD = axis.gather_rows(x_TD, batch.main.num_gathered_rows);
@@ -191,17 +185,11 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   if (!model_.mtp) return axis.reduce_scatter_rows(head.d_x_UD);
 
   Mtp& mtp = *model_.mtp;
-  const int64_t layer = model_.config.num_layers;
+  const LayerId layer = model_.config.mtp();
   at::Tensor x_rows = x_UD.index_select(0, batch.mtp_row).requires_grad_();
   x_UD = at::Tensor();
   at::Tensor embedding = mtp.embedding().embed(batch.mtp_next_token);
-  std::vector<at::Tensor> inputs{x_rows};
-  if (mtp.embedding().trains()) inputs.push_back(embedding.requires_grad_());
-  std::vector<Parameter*> trained;
-  for (Parameter* parameter : model_.parameters.of_layer(turn_layer(model_.config))) {
-    trained.push_back(parameter);
-    inputs.push_back(parameter->working);
-  }
+  if (mtp.embedding().trains()) embedding.requires_grad_();
   // The projection's graph is small and waits for its block; its weight is dense twice, as any other's.
   at::Tensor z_TD;
   mtp.use(pass);
@@ -220,48 +208,60 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   // Undefined where nothing at or below the module's input trains.
   if (d_z_TD.defined()) {
     mtp.use(pass);
-    auto gradients = torch::autograd::grad({z_TD}, inputs, {d_z_TD}, /*retain_graph=*/false, /*create_graph=*/false,
-                                           /*allow_unused=*/true);
+    NamedGradients gradients;
+    gradients.of(z_TD, d_z_TD);
+    gradients.in(x_rows, [&](const at::Tensor& d_x) { head.d_x_UD.index_add_(0, batch.mtp_row, d_x); });
+    if (mtp.embedding().trains()) {
+      gradients.in(embedding,
+                   [&](const at::Tensor& gradient) { mtp.embedding().add_gradient(batch.mtp_next_token, gradient); });
+    }
+    for (Parameter* parameter : model_.parameters.of_layer(model_.config.turn())) {
+      gradients.in(parameter->working, [=](const at::Tensor& gradient) { parameter->add_gradient(gradient); });
+    }
+    gradients.compute();
     mtp.release(pass);
-    head.d_x_UD.index_add_(0, batch.mtp_row, gradients[0]);
-    size_t next = 1;
-    if (mtp.embedding().trains()) mtp.embedding().add_gradient(batch.mtp_next_token, gradients[next++]);
-    for (Parameter* parameter : trained) parameter->add_gradient(gradients[next++]);
   }
-  layer_done(layer);
+  hooks_.done(layer);
   return axis.reduce_scatter_rows(head.d_x_UD);
 }
 
 std::vector<FrozenSlab*> Sweep::uses(Mode mode) const {
   std::vector<FrozenSlab*> uses;
-  auto add = [&](int64_t layer) {
-    for (FrozenSlab* slab : model_.blocks[layer].slabs()) uses.push_back(slab);
+  auto add = [&](LayerId layer) {
+    for (FrozenSlab* slab : block(layer).slabs()) uses.push_back(slab);
   };
-  const int64_t layers = model_.config.num_layers;
-  for (int64_t layer = 0; layer < layers; ++layer) add(layer);
+  const LayerId module = model_.config.mtp();
+  for (const LayerId layer : trunk_) add(layer);
   if (mode == Mode::kEvaluate) return uses;
   if (model_.mtp) {
     FrozenSlab* projection = model_.mtp->parts().slab;
     if (projection != nullptr) uses.push_back(projection);
-    add(layers);
-    add(layers);
-    if (projection != nullptr && needs_input_gradient(layers)) uses.push_back(projection);
+    add(module);
+    add(module);
+    if (projection != nullptr && needs_input_gradient(module)) uses.push_back(projection);
   }
-  for (int64_t layer = layers - 1; layer >= std::max<int64_t>(0, lowest_trained_); --layer) add(layer);
+  for (const LayerId layer : way_up()) add(layer);
   return uses;
+}
+
+std::vector<LayerId> Sweep::way_up() const {
+  std::vector<LayerId> layers;
+  for (auto layer = trunk_.rbegin(); layer != trunk_.rend() && *layer >= lowest_trained_; ++layer) {
+    layers.push_back(*layer);
+  }
+  return layers;
 }
 
 at::Tensor Sweep::way_down(const StepBatch& batch, PassContext& pass, Mode mode) {
   model_.slabs->schedule(uses(mode));
-  options_.before_layer(-1);
+  hooks_.before(LayerId::embedding());
   at::Tensor x_TD = model_.embedding.embed(batch.input_U);
-  for (int64_t layer = 0; layer < model_.config.num_layers; ++layer) x_TD = down(layer, x_TD, batch.main, pass, mode);
-  options_.before_layer(turn_layer(model_.config));
+  for (const LayerId layer : trunk_) x_TD = down(layer, x_TD, batch.main, pass, mode);
+  hooks_.before(model_.config.turn());
   return x_TD;
 }
 
-SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random,
-                         const std::function<void(int64_t)>& layer_done) {
+SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random) {
   at::NoGradGuard no_grad;
   PassContext pass{scratch_, dequantised_, random};
   SweepResult result;
@@ -269,21 +269,21 @@ SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random,
   loads_.clear();
   kept_input_bytes_ = 0;
   at::Tensor x_TD = way_down(batch, pass, Mode::kTrain);
-  at::Tensor d_x_TD = turn(x_TD, batch, pass, result, layer_done);
+  at::Tensor d_x_TD = turn(x_TD, batch, pass, result);
   x_TD = at::Tensor();
-  layer_done(turn_layer(model_.config));
+  hooks_.done(model_.config.turn());
   if (balance_loss_.defined()) {
     result.balance_loss = balance_loss_ * (options_.balance_weight / static_cast<double>(batch.global.documents));
     model_.axis.sum(result.balance_loss);
   }
-  for (int64_t layer = model_.config.num_layers - 1; layer >= std::max<int64_t>(0, lowest_trained_); --layer) {
+  for (const LayerId layer : way_up()) {
     d_x_TD = up(layer, d_x_TD, batch.main, pass, batch.global.documents);
-    layer_done(layer);
+    hooks_.done(layer);
   }
   for (LayerState& state : states_) state = LayerState();
   if (model_.embedding.trains()) {
     model_.embedding.add_gradient(batch.input_U, d_x_TD);
-    layer_done(-1);
+    hooks_.done(LayerId::embedding());
   }
   if (!loads_.empty()) {
     result.load_LE = at::stack(loads_);

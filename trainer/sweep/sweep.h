@@ -1,8 +1,8 @@
 // The sweep: the whole local batch of a step through one layer before it touches the next, down for the forward pass,
 // up again for the backward pass. The only way a step runs, and the only place that uses and releases layers.
 //
-//   Sweep sweep(model, options);
-//   SweepResult result = sweep.train(batch, random, [&](int64_t layer) { gradients_of(layer)... });
+//   Sweep sweep(model, options, {.done = [&](LayerId layer) { gradients_of(layer)... }});
+//   SweepResult result = sweep.train(batch, random);
 //   SweepResult held_out = sweep.evaluate(batch);
 //
 //   down:  for layer l = 0 .. L-1:   use(l);  x_l+1 = block_l(x_l)            no graph is kept; x_l is kept
@@ -32,9 +32,14 @@ struct SweepOptions {
   double balance_weight = 0.0;   ///< alpha of the sequence-wise balance loss
   bool stash_inputs = false;     ///< block inputs wait in host memory between the ways
   bool poison_released = false;  ///< tests: released dense weights become NaN
-  /// Called before the trained tensors of a layer are read on a way down: -1 the embedding, then each block, the turn
-  /// layer, the MTP module's block. Every rank calls it for the same layers in the same order.
-  std::function<void(int64_t)> before_layer = [](int64_t) {};
+};
+
+/// What is done as the ways come to a layer. Every rank calls them for the same layers in the same order.
+struct LayerHooks {
+  /// On a way down, before the layer's trained tensors are read: embedding, blocks, turn, MTP.
+  std::function<void(LayerId)> before = [](LayerId) {};
+  /// On the way up, when the layer's gradients are complete: MTP, turn, blocks, embedding last.
+  std::function<void(LayerId)> done = [](LayerId) {};
 };
 
 /// Sums over this rank's documents, the same on every rank of a tensor axis; the caller adds them over the ranks that
@@ -49,13 +54,11 @@ struct SweepResult {
 class Sweep {
  public:
   /// `progress`, if given, is told which layer is at work.
-  Sweep(Model& model, const SweepOptions& options, RankProgress* progress = nullptr);
+  Sweep(Model& model, const SweepOptions& options, LayerHooks hooks = {}, RankProgress* progress = nullptr);
 
   /// One step's forward and backward: gradients of (loss + mtp_weight * mtp_loss + balance_loss), each over its global
-  /// divisor, are added to the parameters of this rank. `layer_done(l)` is called on the way up when the gradients of
-  /// layer l are complete (turn layer first, embedding -1 last): every rank calls it for the same layers in the same
-  /// order. Collective.
-  SweepResult train(const StepBatch& batch, const StepRandom& random, const std::function<void(int64_t)>& layer_done);
+  /// divisor, are added to the parameters of this rank. Collective.
+  SweepResult train(const StepBatch& batch, const StepRandom& random);
   /// Way down and head: no dropout, no MTP, no counts. Collective.
   SweepResult evaluate(const StepBatch& batch);
   /// Logits of the documents' rows in their order, [T, V]; for tests and exports of a few documents. Collective.
@@ -76,31 +79,36 @@ class Sweep {
   };
   enum class Mode { kEvaluate, kTrain };
 
-  at::Tensor down(int64_t layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode);
-  at::Tensor up(int64_t layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass,
+  at::Tensor down(LayerId layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode);
+  at::Tensor up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass,
                 int64_t num_documents);
-  at::Tensor turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result,
-                  const std::function<void(int64_t)>& layer_done);
+  at::Tensor turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result);
   at::Tensor way_down(const StepBatch& batch, PassContext& pass, Mode mode);
   /// The slabs of a pass in the order in which it uses them.
   std::vector<FrozenSlab*> uses(Mode mode) const;
-  bool keeps_graph(int64_t layer) const;
+  /// The trunk's blocks that the way up comes to, the last first.
+  std::vector<LayerId> way_up() const;
+  Block& block(LayerId layer) const { return model_.blocks[layer.number()]; }
+  bool keeps_graph(LayerId layer) const;
   /// Whether the block's input goes to the host: not where its graph stays, nor that of the last block, which is wanted
   /// at once.
-  bool stashes(int64_t layer) const;
+  bool stashes(LayerId layer) const;
   /// Whether the balance loss is on and counts this block: the trunk's expert layers, not the MTP module's.
-  bool balances(int64_t layer) const;
-  bool needs_input_gradient(int64_t layer) const { return layer > lowest_trained_; }
+  bool balances(LayerId layer) const;
+  bool needs_input_gradient(LayerId layer) const { return layer > lowest_trained_; }
 
   Model& model_;
   SweepOptions options_;
+  LayerHooks hooks_;
   RankProgress* progress_;
+  const std::vector<LayerId> trunk_;
   Scratch scratch_;
   DequantCounters dequantised_;
-  int64_t lowest_trained_;
-  std::vector<std::vector<Parameter*>> mixing_parameters_;  ///< by block: what autograd gives gradients for
-  std::vector<LayerState> states_;                          ///< by block
-  HostStash stash_;                                         ///< block inputs, by block
+  LayerId lowest_trained_;
+  // By block, as LayerId::number() counts them: what autograd gives gradients for, what the ways leave, block inputs.
+  std::vector<std::vector<Parameter*>> mixing_parameters_;
+  std::vector<LayerState> states_;
+  HostStash stash_;
   at::Tensor balance_loss_;        ///< summed over documents and layers of this rank, without alpha
   std::vector<at::Tensor> loads_;  ///< by MoE layer, in the order of the way down
   int64_t kept_input_bytes_ = 0;

@@ -33,7 +33,7 @@ int64_t GradientReducer::bytes(int64_t elements, int64_t ranks, at::ScalarType c
   return flat + std::max<int64_t>(0, shard + 2 * 8 * std::min(elements, kPiece) - flat);
 }
 
-void GradientReducer::reduce(int64_t layer) {
+void GradientReducer::reduce(LayerId layer) {
   at::NoGradGuard no_grad;
   for (const size_t index : partition_.of_layer(layer)) reduce_group(index);
 }

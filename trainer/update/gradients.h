@@ -2,7 +2,7 @@
 // host memory; their norm gathered on the way, and checked.
 //
 //   GradientReducer reducer(partition, mesh);
-//   sweep.train(batch, random, [&](int64_t layer) { reducer.reduce(layer); });
+//   hooks.done = [&](LayerId layer) { reducer.reduce(layer); };
 //   double norm = reducer.global_norm(step);       // over every distinct number once; throws NonFiniteError
 //   optimizer.step(lr, factor, reducer.gradients());
 #pragma once
@@ -17,7 +17,7 @@ class GradientReducer {
 
   /// Sums the gradients of a layer over the ranks that hold copies, one reduce-scatter for each kind of replicas; the
   /// parameters' gradients are cleared. Collective over the mesh.
-  void reduce(int64_t layer);
+  void reduce(LayerId layer);
   /// Norm of the whole step's gradient, each distinct number counted once; waits for the device, so that gradients() is
   /// final. Starts the next step. Throws NonFiniteError naming step and the first rank whose own part was not finite.
   /// Collective.

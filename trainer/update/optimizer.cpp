@@ -63,7 +63,7 @@ void Optimizer::step(double lr, double gradient_factor, const std::vector<at::Te
     Timer timer(exposed_s_);
     ++steps_taken_;
     for (size_t i = 0; i < shards_.size(); ++i) {
-      MT_CHECK(!pending_[i], "step ", steps_taken_, ": the working copies of layer ", partition_.groups()[i].layer(),
+      MT_CHECK(!pending_[i], "step ", steps_taken_, ": the working copies of ", partition_.groups()[i].layer(),
                " still wait for the step before");
       pending_[i] = worker_.post([this, i, lr, gradient_factor, step = steps_taken_, gradient = gradients[i]] {
         if (gradient_factor != 1.0) gradient.mul_(gradient_factor);
@@ -99,7 +99,7 @@ void Optimizer::refresh(size_t index) {
   }
 }
 
-void Optimizer::before_layer(int64_t layer) {
+void Optimizer::before_layer(LayerId layer) {
   Timer timer(exposed_s_);
   for (const size_t i : partition_.of_layer(layer)) {
     if (!pending_[i]) continue;

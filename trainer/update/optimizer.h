@@ -3,7 +3,7 @@
 // layer by layer, under the next way down.
 //
 //   Optimizer optimizer(partition, {.betas = {0.9, 0.999}, ...});  // takes the parameters' masters over
-//   sweep_options.before_layer = [&](int64_t layer) { optimizer.before_layer(layer); };
+//   hooks.before = [&](LayerId layer) { optimizer.before_layer(layer); };
 //   optimizer.step(lr, clip_factor, reducer.gradients());          // returns at once
 //   optimizer.flush();                                             // before working copies are read outside a sweep
 //
@@ -47,7 +47,7 @@ class Optimizer {
   void step(double lr, double gradient_factor, const std::vector<at::Tensor>& gradients);
   /// Waits for the pending update of the layer's parameters, if any, and refreshes their working copies, in place, on
   /// every rank that holds them. Collective over the mesh.
-  void before_layer(int64_t layer);
+  void before_layer(LayerId layer);
   /// before_layer for all layers. Collective over the mesh.
   void flush();
   /// Working copies of everything from the masters, after a caller wrote to shards(). Nothing may be pending.

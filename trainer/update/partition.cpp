@@ -50,7 +50,7 @@ at::Tensor FlatGroup::view(const at::Tensor& flat, const Member& member) {
 
 Partition::Partition(ParameterSet& parameters, Mesh& mesh)
     : device_(parameters.device()), compute_(parameters.compute()) {
-  std::map<std::pair<int64_t, Replicas>, std::vector<Parameter*>> alike;
+  std::map<std::pair<LayerId, Replicas>, std::vector<Parameter*>> alike;
   for (Parameter& parameter : parameters.all()) {
     alike[{parameter.info().layer, parameter.info().replicas}].push_back(&parameter);
   }
@@ -73,7 +73,7 @@ std::vector<at::Tensor> Partition::host_shards(at::ScalarType type) const {
   return shards;
 }
 
-std::vector<size_t> Partition::of_layer(int64_t layer) const {
+std::vector<size_t> Partition::of_layer(LayerId layer) const {
   std::vector<size_t> found;
   for (size_t i = 0; i < groups_.size(); ++i) {
     if (groups_[i].layer() == layer) found.push_back(i);

@@ -13,6 +13,7 @@
 
 #include <vector>
 
+#include "parallel/base/ceil_div.h"
 #include "trainer/update/replica_groups.h"
 
 namespace moetune {
@@ -34,7 +35,7 @@ class FlatGroup {
 
   FlatGroup(std::vector<Parameter*> parameters, Communicator& ranks);
 
-  int64_t layer() const { return members_.front().parameter->info().layer; }
+  LayerId layer() const { return members_.front().parameter->info().layer; }
   Communicator& ranks() const { return *ranks_; }
   /// Maps B after all others: a shard has at most two learning rates.
   const std::vector<Member>& members() const { return members_; }
@@ -67,7 +68,7 @@ class Partition {
   /// By layer, the lowest first: the order of a way down.
   const std::vector<FlatGroup>& groups() const { return groups_; }
   /// Indices into groups() of those of `layer`.
-  std::vector<size_t> of_layer(int64_t layer) const;
+  std::vector<size_t> of_layer(LayerId layer) const;
   /// Of masters, moments and gradients, and of working copies.
   at::ScalarType wide_dtype() const { return accumulate_dtype(compute_); }
   at::ScalarType compute_dtype() const { return compute_; }
@@ -76,7 +77,7 @@ class Partition {
   /// up.
   std::vector<at::Tensor> host_shards(at::ScalarType type) const;
   /// Numbers of one rank's shard of `elements` numbers over `ranks`.
-  static int64_t shard_numbers(int64_t elements, int64_t ranks) { return (elements + ranks - 1) / ranks; }
+  static int64_t shard_numbers(int64_t elements, int64_t ranks) { return ceil_div(elements, ranks); }
 
  private:
   at::Device device_;

@@ -19,20 +19,20 @@ constexpr double kTolerance = 1e-9;
 
 struct Layout {
   MeshShape mesh{1, 1, 1, 1};
-  ShardChoice shard = ShardChoice::kNone;
+  ShardScope shard = ShardScope::kNone;
   bool streamed = false;
   int64_t buffer_rows = 0;
 
   std::string text() const {
     return str("dp ", mesh.dp, " x ep ", mesh.ep, " x tp ", mesh.tp, mesh.expert_tp > 1 ? ", experts too" : "",
-               shard == ShardChoice::kAll ? ", sharded" : "", streamed ? ", from host" : "",
+               shard == ShardScope::kAll ? ", sharded" : "", streamed ? ", from host" : "",
                buffer_rows > 0 ? str(", rounds of ", buffer_rows) : "");
   }
 };
 
 /// One of each kind of trouble: every axis alone and with each other, shards, streaming and rounds.
 const std::vector<Layout>& usual_layouts() {
-  constexpr ShardChoice kNone = ShardChoice::kNone, kAll = ShardChoice::kAll;
+  constexpr ShardScope kNone = ShardScope::kNone, kAll = ShardScope::kAll;
   static const std::vector<Layout> kLayouts = {
       {{1, 1, 1, 1}, kNone, true, 0},     {{1, 2, 1, 1}, kAll, false, 0},    {{1, 1, 2, 1}, kNone, false, 5},
       {{1, 1, 1, 2}, kNone, true, 0},     {{1, 2, 1, 1}, kAll, true, 0},     {{1, 1, 1, 2}, kAll, false, 0},
@@ -66,7 +66,7 @@ Layout parse_layout(const std::string& text) {
                                              : nullptr;
     const bool on = value == "all";
     if (number != nullptr && is_number) *number = std::stoll(value);
-    else if (key == "shard" && (on || value == "none")) layout.shard = on ? ShardChoice::kAll : ShardChoice::kNone;
+    else if (key == "shard" && (on || value == "none")) layout.shard = on ? ShardScope::kAll : ShardScope::kNone;
     else if (key == "offload" && (on || value == "none")) layout.streamed = on;
     else {
       throw UserError(str("--layout ", text, ": '", item,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "moe/inventory.h"
+#include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 #include "parallel/base/units.h"
 #include "trainer/plan/pictures/svg.h"
@@ -38,11 +39,10 @@ class Grid {
     while (columns_ * 2 <= std::min(kMostColumns, per_host_)) columns_ *= 2;
   }
   int64_t shown() const { return shown_; }
-  int64_t hosts() const { return (shown_ + per_host_ - 1) / per_host_; }
+  int64_t hosts() const { return ceil_div(shown_, per_host_); }
   int64_t ranks_of_host(int64_t host) const { return std::min(per_host_, shown_ - host * per_host_); }
   double host_height(int64_t host) const {
-    return host_title_ + static_cast<double>((ranks_of_host(host) + columns_ - 1) / columns_) * (box_height_ + gap_) +
-           gap_;
+    return host_title_ + static_cast<double>(ceil_div(ranks_of_host(host), columns_)) * (box_height_ + gap_) + gap_;
   }
   Rect host(int64_t host, double top) const {
     for (int64_t before = 0; before < host; ++before) top += host_height(before) + gap_;
@@ -71,14 +71,13 @@ class MeshPicture {
   explicit MeshPicture(const PlannedMesh& mesh) : mesh_(mesh), svg_(str("Who holds what on ", to_string(mesh.shape))) {}
 
   std::string draw() {
-    const int64_t num_ranks = mesh_.shape.num_ranks(),
-                  hosts = (num_ranks + mesh_.ranks_per_host - 1) / mesh_.ranks_per_host;
+    const int64_t num_ranks = mesh_.shape.num_ranks(), hosts = ceil_div(num_ranks, mesh_.ranks_per_host);
     svg_.text(Svg::kMargin, 26,
               str(to_string(mesh_.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks",
                   hosts > 1 ? str(" on ", hosts, " hosts") : ""),
               {.bold = true, .size = 14});
     svg_.text(Svg::kMargin, 44,
-              str(mesh_.config.model_type, ", ", count_text(static_cast<double>(count_parameters(mesh_.config))),
+              str(mesh_.config.model_type, ", ", count_text(count_parameters(mesh_.config)),
                   " parameters: ", mesh_.config.num_layers, " layers, ", mesh_.config.experts, " experts, ",
                   mesh_.config.heads, " heads"),
               {.fill = colour::kSoft});

@@ -1,0 +1,83 @@
+#include "trainer/plan/model_banner.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "moe/inventory.h"
+#include "parallel/base/error.h"
+#include "parallel/base/units.h"
+
+namespace moetune {
+namespace {
+
+constexpr size_t kNameColumns = 9;
+
+std::string number(const char* format, double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, format, value);
+  return text;
+}
+
+std::string model_text(const ModelConfig& config) {
+  const int64_t moe_layers = config.num_layers - config.num_dense_layers;
+  return str(config.model_type, ", ", count_text(count_parameters(config)), " parameters (",
+             count_text(count_active_parameters(config)), " active a token), ", config.num_layers, " layers (",
+             moe_layers, " with experts)");
+}
+
+std::string experts_text(const ModelConfig& config) {
+  const std::string groups =
+      config.num_groups > 1 ? str(" from the best ", config.top_groups, " of ", config.num_groups, " groups") : "";
+  return str(config.experts, " routed, the top ", config.top_k, groups,
+             config.shared_experts > 0 ? str("; ", config.shared_experts, " shared") : "");
+}
+
+std::string adapter_text(const Recipe& recipe) {
+  if (!recipe.adapter) return "none: the weights themselves train";
+  const AdapterRecipe& adapter = *recipe.adapter;
+  std::string targets;
+  for (const std::string& target : adapter.targets) targets += (targets.empty() ? "" : ", ") + target;
+  std::string ranks;
+  for (const auto& [leaf, rank] : adapter.ranks) ranks += str(", ", leaf, " ", rank);
+  return str("LoRA of rank ", adapter.rank, ranks, ", alpha ", number("%g", adapter.alpha),
+             adapter.rslora ? " (rsLoRA)" : "",
+             adapter.dropout > 0.0 ? str(", dropout ", number("%g", adapter.dropout)) : "", " on ", targets,
+             adapter.from ? str(", from ", *adapter.from) : "");
+}
+
+std::string trained_text(const MemoryPlan& plan, int64_t parameters) {
+  int64_t total = 0;
+  std::string groups;
+  for (const auto& [group, numbers] : plan.trained_by_group) {
+    total += numbers;
+    groups += str(groups.empty() ? "" : ", ", group, " ", count_text(numbers));
+  }
+  return str(count_text(total), " parameters, ",
+             number("%.3g", 100.0 * static_cast<double>(total) / static_cast<double>(parameters)),
+             " % of the model: ", groups);
+}
+
+}  // namespace
+
+std::string banner_line(const std::string& name, const std::string& value) {
+  return name + std::string(kNameColumns - std::min(name.size(), kNameColumns), ' ') + value + "\n";
+}
+
+std::string banner_of_model(const Recipe& recipe, const ModelConfig& config, const MeshShape& mesh,
+                            const MemoryPlan& plan) {
+  const bool with_mtp = recipe.mtp.trains();
+  return banner_line("model",
+                     str(recipe.model.path,
+                         recipe.model.weights == WeightOrigin::kRandom ? " (weights drawn from the seed)" : "")) +
+         banner_line("", model_text(config)) + banner_line("experts", experts_text(config)) +
+         (with_mtp ? banner_line("mtp", str("one module, loss weight ", number("%g", recipe.mtp.loss_weight))) : "") +
+         banner_line("base", str(recipe.adapter ? to_string(recipe.model.base) : "trained weights", ", compute ",
+                                 to_string(recipe.model.compute))) +
+         banner_line("adapter", adapter_text(recipe)) +
+         banner_line("trains", trained_text(plan, count_parameters(config, with_mtp))) +
+         banner_line("mesh", str(to_string(mesh), ": ", mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank" : " ranks",
+                                 ", ", config.experts / mesh.ep, " experts of each layer a rank",
+                                 mesh.expert_tp > 1 ? str(", 1/", mesh.expert_tp, " of each") : ""));
+}
+
+}  // namespace moetune

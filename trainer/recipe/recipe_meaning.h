@@ -1,0 +1,32 @@
+// What a recipe means: its words as the types of the parts that they are for, and what `auto` comes to.
+//
+//   const MeshShape shape = mesh_shape(recipe, config, launch.world_size());
+//   AdapterTargets targets = adapter_targets(recipe);
+#pragma once
+
+#include <torch/types.h>
+
+#include <cstdint>
+
+#include "lora/adapters/adapter.h"
+#include "moe/config.h"
+#include "parallel/comm/mesh.h"
+#include "trainer/recipe/recipe.h"
+
+namespace moetune {
+
+/// The type of activations and matrix products.
+at::ScalarType scalar_type(ComputeType compute);
+/// What the recipe asks of adapters; matches nothing for `adapter: none`.
+AdapterTargets adapter_targets(const Recipe& recipe);
+/// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the
+/// experts, heads and matrices: all mistakes in one.
+MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size);
+/// What the recipe computes on, as this machine is.
+at::DeviceType device_type(const Recipe& recipe);
+/// Blocks, counted from the last, that keep their graph.
+int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks);
+/// Rows that go through mixing at once on `device` when the recipe says auto.
+int64_t automatic_slice_tokens(at::Device device);
+
+}  // namespace moetune
