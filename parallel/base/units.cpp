@@ -33,8 +33,6 @@ std::string bytes_text(std::int64_t bytes) {
 
 std::string count_text(double count) { return scaled(count, 1000, std::array{"", "k", "M", "B", "T"}); }
 
-std::string count_text(std::int64_t count) { return count_text(static_cast<double>(count)); }
-
 std::string duration_text(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return "--";
   const auto whole = static_cast<long long>(std::llround(seconds));
