@@ -70,10 +70,10 @@ class HeldBase {
         return through_frozen(stored, format_ == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16, compute_)
             .to(out_);
       case Held::kCompute: return stored.to(compute_).to(out_);
-      case Held::kStored:
-      case Held::kBias: break;
+      case Held::kStored: return stored;
+      case Held::kBias: break;  // read above
     }
-    return stored;
+    throw InternalError(str(tensor.name, ": held in no known way"));
   }
 
   std::string report() const {

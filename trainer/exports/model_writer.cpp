@@ -54,9 +54,11 @@ std::string shard_name(size_t number, size_t count) {
 
 const char* config_dtype_name(DType dtype) {
   switch (dtype) {
+    case DType::kF64: return "float64";
     case DType::kF32: return "float32";
     case DType::kF16: return "float16";
-    default: return "bfloat16";
+    case DType::kBF16: return "bfloat16";
+    default: throw InternalError(str("a model is written in floats of 16 bits or more, not ", dtype_name(dtype)));
   }
 }
 

@@ -17,7 +17,8 @@ at::ScalarType word_type(const PackedPart& part) {
   switch (c10::elementSize(part.dtype)) {
     case 1: return part.bytes() % 8 == 0 && std::string(part.name) == "codes" ? at::kLong : at::kByte;
     case 2: return at::kShort;
-    default: return at::kInt;
+    case 4: return at::kInt;
+    default: throw InternalError(str("a packed part ", part.name, " of ", part.bytes(), " bytes has no words"));
   }
 }
 
