@@ -97,7 +97,8 @@ TEST_CASE("a rank with another copy of anything is told, and equal copies pass",
       if (P % (ep * tp) != 0) continue;
       const MeshShape shape{1, P / (ep * tp), ep, tp, expert_tp};
       Mesh mesh(test_launch(), shape);
-      TinyModel tiny(tiny_config(2), {.base = BaseFormat::kFp32, .compute = at::kBFloat16}, &mesh);
+      const TinyOptions options{.base = BaseFormat::kFp32, .compute = at::kBFloat16, .device = test_launch().device()};
+      TinyModel tiny(tiny_config(2), options, &mesh);
       INFO(to_string(shape));
       CHECK(message(*tiny.model, mesh) == kNone);
       int64_t found = 0;

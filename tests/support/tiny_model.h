@@ -53,6 +53,7 @@ struct TinyOptions {
   uint64_t seed = 17;
   TensorAxis axis = {};
   FrozenSlabs* slabs = nullptr;
+  at::Device device = at::kCPU;
 };
 
 struct TinyModel {
@@ -62,6 +63,7 @@ struct TinyModel {
                                                           : make_token_exchange(mesh->ep(), 0)) {
     targets = AdapterTargets({tiny.targets, 2, 4.0, false, 0.0, {}});
     ModelOptions options;
+    options.device = tiny.device;
     options.compute = tiny.compute;
     options.base = tiny.base;
     options.train_weights = tiny.train_weights;
