@@ -38,7 +38,8 @@ TEST_CASE("the preparation step gets its arguments whole, and its last line is t
   CHECK(cache ==
         preparation.folder.path() + "/data.jsonl|--model|model folder|" + preparation.folder.path() + "/.moetune");
   // What the recipe says of the data; the treatment of special tokens only where the recipe says it.
-  const std::string all = "printf '%s' \"{\\\"cache\\\": \\\"\"; shift 5; printf '%s' \"$*\" | tr '\"' \"'\"; echo '\"}'";
+  const std::string all =
+      "printf '%s' \"{\\\"cache\\\": \\\"\"; shift 5; printf '%s' \"$*\" | tr '\"' \"'\"; echo '\"}'";
   CHECK(preparation.run(all) == "--train-on assistant --thoughts refuse --add-bos auto");
   const Recipe defaults = preparation.recipe;
   preparation.recipe.origins["data.special_tokens_in_content"] = "recipe.yaml:3";

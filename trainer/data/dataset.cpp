@@ -103,13 +103,8 @@ std::vector<std::string> options_of(const Recipe& recipe) {
 
 std::string prepare_tokens(const Recipe& recipe, const std::string& path, int64_t show, const PreparationTools& tools) {
   const fs::path cache = fs::absolute(path).parent_path() / ".moetune";
-  std::vector<std::string> arguments{tools.python,
-                                     tools.script,
-                                     path,
-                                     "--model",
-                                     recipe.model.path,
-                                     "--cache",
-                                     cache.string()};
+  std::vector<std::string> arguments{tools.python,      tools.script, path,          "--model",
+                                     recipe.model.path, "--cache",    cache.string()};
   for (std::string& option : options_of(recipe)) arguments.push_back(std::move(option));
   if (show > 0) arguments.insert(arguments.end(), {"--show", std::to_string(show)});
   const std::string output = output_of(arguments);

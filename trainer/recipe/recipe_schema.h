@@ -136,8 +136,7 @@ void visit_keys(Visitor& v, S& data) {
                   "document, where neither template nor text has it; nothing is put."});
   v.field("chat_template_kwargs", data.chat_template_kwargs,
           {.doc = "Variables for the chat template, such as `{thinking: true}`; those of a line go before them."});
-  v.field("ignore_keys", data.ignore_keys,
-          {.doc = "Keys of lines and messages that are as if they were not there."});
+  v.field("ignore_keys", data.ignore_keys, {.doc = "Keys of lines and messages that are as if they were not there."});
 }
 
 template <typename Visitor, SectionOf<OptimizerRecipe> S>
