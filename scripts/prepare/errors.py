@@ -40,7 +40,7 @@ class Problems:
         self.count = 0
 
     def add(self, kind, fix, line, sample_id=None, detail=""):
-        entry = self.kinds.setdefault(kind, [fix, 0, []])
+        entry = self.kinds.setdefault(printable(kind), [printable(fix), 0, []])
         entry[1] += 1
         self.count += 1
         if len(entry[2]) < MAX_LISTED:

@@ -37,7 +37,7 @@ def result(content, **more):
 TALKS = [
     [user("2 + 2?"), asks(call("add", {"a": 2, "b": [1, "x"]})), result("4"), says("It is 4.")],
     [user("q"), asks(call("add", {}), content="Let me see."), result("4"), says("4"), user("and"), says("done")],
-    [user("q"), asks(call("add", {"a": 1}), call("sub", {"b": "é\n\"q\""})), result("4"), result("5"), says("ok")],
+    [user("q"), asks(call("add", {"a": 1}), call("sub", {"b": 'é\n"q"'})), result("4"), result("5"), says("ok")],
     [user("q"), asks(call("add", {"a": 1})), result("4"), asks(call("add", {"a": 4})), result("8"), says("8")],
     [{"role": "system", "content": "Be brief."}, user("q"), asks(call("add", {"a": 1}), content="  spaced \n")],
     [user("add"), asks(call("add", {"a": "add"}), content="add"), result("add"), says("add")],
@@ -135,15 +135,13 @@ class Tools(unittest.TestCase):
                 self.assertEqual(tokens, expected)
         ((tokens, labels),) = self.good(self.glm, [{"messages": TALKS[0], "tools": [ADD]}])
         self.assertIn(
-            '<|assistant|>\n<think></think>\n[[<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>2</arg_value>\n'
+            "<|assistant|>\n<think></think>\n[[<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>2</arg_value>\n"
             '<arg_key>b</arg_key>\n<arg_value>[1, "x"]</arg_value>\n</tool_call>]]<|observation|>\n4<|assistant|>',
             decoded(self.glm, labels, tokens),
         )
 
     def test_objects_are_parsed_where_the_template_writes_json(self):
-        ((tokens, _),) = self.good(
-            self.objects, [{"messages": [user("q"), asks(call("add", '{"a":2}'), content="")]}]
-        )
+        ((tokens, _),) = self.good(self.objects, [{"messages": [user("q"), asks(call("add", '{"a":2}'), content="")]}])
         self.assertTrue(
             decoded(self.objects, tokens).endswith('assistant\n{"name": "add", "arguments": {"a": 2}}<|im_end|>\n')
         )
@@ -166,7 +164,10 @@ class Tools(unittest.TestCase):
             {**newest, "messages": [user("q"), asks(call("add", '{"a": 2}'), content=""), *end]},
             {**newest, "messages": [user("q"), {"role": "assistant", "tool_calls": [bare]}, *end]},
             {**newest, "messages": [user("q"), {"role": "assistant", "tool_calls": json.dumps([bare])}, *end]},
-            {**newest, "messages": [user("q"), function_call, {"role": "function", "name": "add", "content": "4"}, end[1]]},
+            {
+                **newest,
+                "messages": [user("q"), function_call, {"role": "function", "name": "add", "content": "4"}, end[1]],
+            },
             {**newest, "messages": [user("q"), function_call, {"role": "observation", "content": "4"}, end[1]]},
             {**newest, "messages": [user("q"), function_call, result("4", tool_call_id="c1", name="add"), end[1]]},
             {"conversations": sharegpt, "tools": json.dumps(tools)},
@@ -229,7 +230,11 @@ class Tools(unittest.TestCase):
             (self.chatml, line(asks({"type": "retrieval", "function": {"name": "a"}})), "not of type function"),
             (self.chatml, line(asks(call("add", {}, extra=1))), 'the key "extra" of a call is not honoured'),
             (self.chatml, line({**asks(call("add", {})), "function_call": {"name": "a"}}), "in one message"),
-            (self.chatml, line({"role": "user", "content": "a", "tool_calls": [call("add", {})]}), "not the assistant's"),
+            (
+                self.chatml,
+                line({"role": "user", "content": "a", "tool_calls": [call("add", {})]}),
+                "not the assistant's",
+            ),
             (self.objects, line(asks(call("add", "{2"), content="")), "the arguments of a call are not JSON"),
             (self.objects, line(asks(call("add", "[2]"), content="")), "the arguments of a call are not JSON"),
             (self.objects, line(asks(call("add", '{"a": ' + "1" * 5000 + "}"), content="")), "are not JSON"),
