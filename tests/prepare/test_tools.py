@@ -62,7 +62,7 @@ class Tools(unittest.TestCase):
         )
         cls.deepseek = model_folder(
             cls.root / "deepseek",
-            support.deepseek_tokenizer_file(),
+            support.small_deepseek_tokenizer(),
             *support.DEEPSEEK,
             support.DEEPSEEK31_TEMPLATE,
         )
