@@ -144,6 +144,9 @@ class Tokeniser:
         self.is_control = np.zeros(self.vocab_size, dtype=bool)
         for i, token in self.added.items():
             self.is_control[i] = not token.content.isspace()
+        self.is_special = np.zeros(self.vocab_size, dtype=bool)  # control tokens that are no words of an answer
+        for i, token in self.added.items():
+            self.is_special[i] = token.special and not token.content.isspace()
         self.tag_ids = {i for i, t in self.added.items() if t.content in REASONING_TAGS}
         self.as_text = None
         self.kept_as_text = 0  # texts in which special-token text was kept as text
@@ -300,7 +303,7 @@ class Tokeniser:
         k = 0
         for d, document in enumerate(documents):
             for i, span in enumerate(document.spans):
-                if span.ends_turn:
+                if span.ends_turn and not (not span.content and self.is_special[tokens[behind[k] - 1]]):
                     limit = document.spans[i + 1].start if i + 1 < len(document.spans) else len(document.text)
                     end = self._end_of_turn(
                         control, document, offsets[d], token_end[d] - int(lengths[d]), behind[k], limit

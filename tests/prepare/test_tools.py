@@ -9,8 +9,9 @@ from pathlib import Path
 import support
 from support import decoded, documents, model_folder, oracle, prepare, small_tokenizer, write_lines
 
-CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
-GLM = ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|system|>", "<tool_call>", "</tool_call>")
+CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+GLM = ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|system|>")
+CALL = ("<tool_call>", "</tool_call>")
 ADD = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}
 
 
@@ -58,7 +59,7 @@ class Tools(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory()
         cls.root = Path(cls.folder.name)
         cls.chatml = model_folder(
-            cls.root / "chatml", small_tokenizer(CHATML), None, "<|im_end|>", support.CHATML_TOOLS_TEMPLATE
+            cls.root / "chatml", small_tokenizer(CHATML, words=CALL), None, "<|im_end|>", support.CHATML_TOOLS_TEMPLATE
         )
         cls.deepseek = model_folder(
             cls.root / "deepseek",
@@ -66,14 +67,16 @@ class Tools(unittest.TestCase):
             *support.DEEPSEEK,
             support.DEEPSEEK31_TEMPLATE,
         )
-        cls.glm = model_folder(cls.root / "glm", small_tokenizer(GLM), None, "<|user|>", support.GLM_TEMPLATE)
+        cls.glm = model_folder(
+            cls.root / "glm", small_tokenizer(GLM, words=CALL), None, "<|user|>", support.GLM_TEMPLATE
+        )
         cls.plain = model_folder(
             cls.root / "plain", small_tokenizer(("<s>", "</s>")), "<s>", "</s>", support.PLAIN_TEMPLATE
         )
         # Of the calls it writes nothing but the arguments' objects.
         cls.objects = model_folder(
             cls.root / "objects",
-            small_tokenizer(CHATML),
+            small_tokenizer(CHATML, words=CALL),
             None,
             "<|im_end|>",
             "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}"
@@ -127,7 +130,8 @@ class Tools(unittest.TestCase):
         def observed(talk):
             return [{**m, "role": "observation"} if m["role"] == "tool" else m for m in talk]
 
-        # Its turns have no end token, and the empty thoughts are the template's: transformers' mask holds both.
+        # A turn ends with the token that begins the next, and the empty thoughts are the template's, so that
+        # transformers' mask of what the template writes is another.
         for talk in TALKS:
             expected = oracle(self.glm).apply_chat_template(observed(talk), tools=[ADD], return_dict=True)["input_ids"]
             for given in (talk, observed(talk), with_text_arguments(talk)):
@@ -136,7 +140,7 @@ class Tools(unittest.TestCase):
         ((tokens, labels),) = self.good(self.glm, [{"messages": TALKS[0], "tools": [ADD]}])
         self.assertIn(
             "<|assistant|>\n<think></think>\n[[<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>2</arg_value>\n"
-            '<arg_key>b</arg_key>\n<arg_value>[1, "x"]</arg_value>\n</tool_call>]]<|observation|>\n4<|assistant|>',
+            '<arg_key>b</arg_key>\n<arg_value>[1, "x"]</arg_value>\n</tool_call><|observation|>]]\n4<|assistant|>',
             decoded(self.glm, labels, tokens),
         )
 
@@ -189,6 +193,13 @@ class Tools(unittest.TestCase):
         text = decoded(self.chatml, labels, tokens)
         self.assertIn("<|im_start|>assistant\n]]<tool_call>", text)
         self.assertIn("</tool_call><|im_end|>[[\n<|im_start|>user\n<tool_response>", text)
+
+    def test_thoughts_that_the_template_has_not_written_are_not_trained(self):
+        # History opens with </think> where the generation prompt of a thinking model has <think>.
+        talk = [user("q"), {**asks(call("add", "{}")), "reasoning": "T"}, result("4"), says("4"), user("r"), says("s")]
+        variables = {"chat_template_kwargs": {"thinking": True}}
+        ((tokens, labels),) = self.good(self.deepseek, [{"messages": talk, **variables}], "--thoughts", "keep")
+        self.assertIn("<｜Assistant｜></think>[[<｜tool▁calls▁begin｜>", decoded(self.deepseek, labels, tokens))
 
     def test_tool_template(self):
         # Of several templates transformers takes the one named tool_use for a line with tools.
