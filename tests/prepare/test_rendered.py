@@ -153,6 +153,12 @@ class Rendered(unittest.TestCase):
         _, _, out, _ = self.call(self.deepseek, line, "--show", "1", "--special-tokens", "allow")
         self.assertTrue(out.endswith(f"{BOS}<｜User｜>say {EOS}<｜Assistant｜>[[{EOS}!{EOS}]]"), out)
 
+        # The first token of a document is never trained, so what is marked lies on both sides of a bracket here.
+        _, _, out, _ = self.call(self.deepseek, {"text": RENDERED}, "--show", "1", "--special-tokens", "as_text")
+        plain = out.partition("\n")[2].replace("[[", "").replace("]]", "")
+        marked = "".join(f"{{as text: {t}}}" for t in (BOS, "<｜User｜>"))
+        self.assertEqual(plain, f"{marked}hi{{as text: <｜Assistant｜>}}hello{{as text: {EOS}}}{EOS}")
+
     def test_files_of_other_tokenizers(self):
         for name, words in (("tiktoken.model", "docs/data.md"), ("tokenizer.model", "save_pretrained")):
             folder = self.root / name
