@@ -8,11 +8,14 @@ Tensors, little-endian, in this order in the file:
                                    target, predicted from position i - 1; -100 elsewhere. The first label of a document
                                        is
                                    always -100, since nothing predicts it; every document has a target.
+    weights  F32 [N]               how much predicting each token counts in the loss; it means nothing where the label is
+             -100. Only where some target counts other than 1.
 Metadata, all strings: moetune_tokens "1" (version of this format), documents, tokens, target_tokens (labels that are
     not -100),
 format (messages, prompt/completion, alpaca, sharegpt, text, input_ids/labels), vocab_size (highest id of the
     tokenizer, or of
-the data where no tokenizer was needed, plus one), key (64 hex digits), sources (JSON: what the key was made from).
+the data where no tokenizer was needed, plus one), notes (JSON: what is said of it again), key (64 hex digits), sources
+(JSON: what the key was made from).
 
 The key is the SHA-256 of everything that shaped the tokens, so a cache is never stale: other content, other name. The
 file is written beside its place, synced and renamed; equal input gives equal bytes (the header is written here because
@@ -53,17 +56,17 @@ def cache_path(folder, key):
 
 
 def write(path, chunks, metadata):
-    """Writes chunks, a list of (tokens, labels, lengths of the documents) arrays, atomically to path."""
+    """Writes chunks, a list of (tokens, labels, lengths of the documents, weights or None), atomically to path."""
     lengths = np.concatenate([c[2] for c in chunks])
     offsets = np.zeros(len(lengths) + 1, dtype="<i8")
     np.cumsum(lengths, out=offsets[1:])
     total = int(offsets[-1])
     header, begin = {"__metadata__": metadata}, 0
-    for name, dtype, count, width in (
-        ("offsets", "I64", len(offsets), 8),
-        ("tokens", "I32", total, 4),
-        ("labels", "I32", total, 4),
-    ):
+    columns = [("offsets", "I64", len(offsets), 8), ("tokens", "I32", total, 4), ("labels", "I32", total, 4)]
+    weighted = any(c[3] is not None for c in chunks)
+    if weighted:
+        columns.append(("weights", "F32", total, 4))
+    for name, dtype, count, width in columns:
         header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [begin, begin + count * width]}
         begin += count * width
     text = json.dumps(header, ensure_ascii=False).encode()
@@ -77,6 +80,9 @@ def write(path, chunks, metadata):
             for column in (0, 1):
                 for chunk in chunks:
                     f.write(np.ascontiguousarray(chunk[column], dtype="<i4"))
+            for chunk in chunks if weighted else ():
+                weights = (chunk[1] != -100) if chunk[3] is None else chunk[3]
+                f.write(np.ascontiguousarray(weights, dtype="<f4"))
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)

@@ -1,7 +1,8 @@
 """The command line of preparation.
 
     python scripts/prepare FILE.jsonl --model DIR --cache DIR [--special-tokens as_text|reject|allow]
-                           [--train-on assistant|all] [--show N]
+                           [--train-on assistant|all] [--thoughts refuse|keep] [--add-bos auto|true|false]
+                           [--chat-template-kwargs JSON] [--ignore-keys JSON] [--show N]
 
 Standard output ends with one JSON line: {"cache", "documents", "tokens", "target_tokens", "format", "reused"}. What is
 said on the way goes to standard error. Exit code 0, or 2 for a mistake in options, data or the model's files.
@@ -12,15 +13,16 @@ import hashlib
 import importlib.metadata
 import json
 import sys
+import traceback
 
 from prepare import cache
-from prepare.errors import UserError
+from prepare.errors import UserError, is_panic, printable
+from prepare.formats import CHAT_FORMATS
 from prepare.model_files import ModelFiles
 from prepare.pipeline import first_format, prepare_file
+from prepare.rules import Rules
 from prepare.show import samples
 from prepare.template import ChatTemplate
-
-CHAT_FORMATS = ("messages", "sharegpt")
 
 
 def _arguments(argv):
@@ -33,8 +35,9 @@ def _arguments(argv):
     parser.add_argument(
         "--special-tokens",
         choices=("as_text", "reject", "allow"),
-        default="as_text",
-        help="what text of special tokens inside content becomes (default: as_text)",
+        default="auto",
+        help="what text of special tokens inside content becomes (default: as_text, and an error where a text was"
+        " rendered already)",
     )
     parser.add_argument(
         "--train-on",
@@ -43,9 +46,54 @@ def _arguments(argv):
         help="targets in conversations, prompt/completion and alpaca (default: assistant)",
     )
     parser.add_argument(
+        "--thoughts",
+        choices=("refuse", "keep"),
+        default="refuse",
+        help="what to do where the chat template takes thoughts out of a trained answer (default: refuse)",
+    )
+    parser.add_argument(
+        "--add-bos",
+        choices=("auto", "true", "false"),
+        default="auto",
+        help="whether documents begin with bos_token (default: texts, as tokenizer.json puts it)",
+    )
+    parser.add_argument(
+        "--chat-template-kwargs", type=_json_of(dict), default={}, metavar="JSON", help="variables of the chat template"
+    )
+    parser.add_argument(
+        "--ignore-keys",
+        type=_json_of(list),
+        default=[],
+        metavar="JSON",
+        help="keys of lines and messages that are as if they were not there",
+    )
+    parser.add_argument(
         "--show", type=int, default=0, metavar="N", help="print the first N documents with their trained tokens marked"
     )
     return parser.parse_args(argv)
+
+
+def _json_of(kind):
+    def parse(text):
+        value = json.loads(text)
+        if not isinstance(value, kind) or (kind is list and not all(isinstance(v, str) for v in value)):
+            raise ValueError
+        text.encode()
+        return value
+
+    parse.__name__ = "JSON"  # argparse says "invalid JSON value"
+    return parse
+
+
+def _rules(options):
+    return Rules(
+        options.train_on,
+        options.special_tokens,
+        options.thoughts,
+        options.add_bos,
+        options.chat_template_kwargs,
+        frozenset(options.ignore_keys),
+    )
 
 
 def _say(text):
@@ -56,14 +104,13 @@ def _digest(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def _sources(options, name, model):
+def _sources(options, rules, name, model):
     """Everything that shapes the tokens."""
     sources = {
         "data": cache.sha256_file(options.file),
         "format": name,
-        "special_tokens": options.special_tokens,
-        "train_on": options.train_on,
         "code": cache.code_digest(),
+        **rules.ingredients(),
     }
     for package in ("tokenizers", "jinja2"):
         sources[package] = importlib.metadata.version(package)
@@ -71,12 +118,14 @@ def _sources(options, name, model):
         sources |= {
             "tokenizer": _digest(model.tokenizer_text),
             "template": _digest((model.template or "").encode()),
+            "tool_template": _digest((model.tool_template or "").encode()),
+            "asks_for_bos": str(model.asks_for_bos),
             "bos": model.bos or "",
             "eos": model.eos or "",
             "model_vocab": str(model.model_vocab),
         }
         if model.template and name in (*CHAT_FORMATS, "alpaca"):
-            template = ChatTemplate(model.template, model.bos, model.eos)
+            template = ChatTemplate(model.template + (model.tool_template or ""), model.bos, model.eos)
             if template.uses_date:
                 sources["date"] = template.today.isoformat()
     return sources
@@ -100,7 +149,8 @@ def run(options):
             f"{options.model}: the model has no chat template, and {options.file} holds conversations\n"
             "  fix: put the template into chat_template.jinja there, or write the data as prompt/completion or text"
         )
-    sources = _sources(options, name, model)
+    rules = _rules(options)
+    sources = _sources(options, rules, name, model)
     key = cache.key_of(sources)
     path = cache.cache_path(options.cache, key)
     metadata = cache.read_metadata(path, key)
@@ -108,9 +158,7 @@ def run(options):
     if reused:
         _say(f"the cache {path} is up to date")
     else:
-        result = prepare_file(options.file, model, name, options.special_tokens, options.train_on)
-        for note in result.notes:
-            _say(f"note: {note}")
+        result = prepare_file(options.file, model, name, rules)
         metadata = {
             "moetune_tokens": cache.FORMAT_VERSION,
             "documents": str(result.documents),
@@ -118,6 +166,7 @@ def run(options):
             "target_tokens": str(result.target_tokens),
             "format": name,
             "vocab_size": str(result.vocab_size),
+            "notes": json.dumps(result.notes),
             "key": key,
             "sources": json.dumps(sources, sort_keys=True, ensure_ascii=False),
         }
@@ -127,6 +176,8 @@ def run(options):
             raise UserError(
                 f"{path}: cannot be written: {e.strerror}\n  fix: choose another --cache folder or free some space"
             ) from None
+    for note in json.loads(metadata["notes"]):
+        _say(f"note: {note}")
     for text in samples(path, model.tokenizer if model else None, options.show, sys.stdout.isatty()):
         print(text)
     counts = {k: int(metadata[k]) for k in ("documents", "tokens", "target_tokens")}
@@ -134,6 +185,9 @@ def run(options):
 
 
 def main(argv=None):
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character shows its number
     try:
         run(_arguments(argv))
         return 0
@@ -143,3 +197,12 @@ def main(argv=None):
     except KeyboardInterrupt:
         _say("stopped; nothing was written")
         return 130
+    except MemoryError:
+        _say("error: the machine's memory does not suffice\n  fix: split long lines, or use a machine with more of it")
+        return 2
+    except BaseException as e:
+        if not is_panic(e) and not isinstance(e, Exception):
+            raise
+        at = traceback.extract_tb(e.__traceback__)[-1]
+        _say(f"error: a defect of moetune: {type(e).__name__} at {at.filename}:{at.lineno}: {printable(str(e), 200)}")
+        return 1

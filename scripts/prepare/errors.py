@@ -13,9 +13,22 @@ class UserError(Exception):
     """A mistake in the data, the model's files or the options; its text says what, where and the fix."""
 
 
+def printable(text, limit=None):
+    """The text for a terminal: cut, and control characters and halves of surrogate pairs as escapes."""
+    text = text if limit is None or len(text) <= limit else text[: limit - 3] + "..."
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def place(line, sample_id=None):
     """'line 7' or 'line 7 (id "a-12")'."""
     return f"line {line}" if sample_id is None else f"line {line} (id {str(sample_id)[:60]!r})"
+
+
+def is_panic(error):
+    """Whether a package written in Rust has panicked: its exception is no Exception."""
+    return type(error).__name__ == "PanicException"
 
 
 class Problems:
@@ -27,11 +40,11 @@ class Problems:
         self.count = 0
 
     def add(self, kind, fix, line, sample_id=None, detail=""):
-        entry = self.kinds.setdefault(kind, [fix, 0, []])
+        entry = self.kinds.setdefault(printable(kind), [printable(fix), 0, []])
         entry[1] += 1
         self.count += 1
         if len(entry[2]) < MAX_LISTED:
-            entry[2].append(place(line, sample_id) + (f": {detail}" if detail else ""))
+            entry[2].append(place(line, sample_id) + (f": {printable(detail)}" if detail else ""))
         if self.count >= MAX_PROBLEMS:
             self.raise_if_any(unfinished=True)
 

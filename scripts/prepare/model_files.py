@@ -1,11 +1,12 @@
 """What preparation needs of a Hugging Face model folder: tokenizer.json as it is, bos, eos and the chat template.
 
 model = ModelFiles(folder)
-model.tokenizer      # tokenizers.Tokenizer, from tokenizer.json itself: "tokenizer_class" is not trusted
-                     (transformers 5
+model.tokenizer      # tokenizers.Tokenizer, from tokenizer.json itself: "tokenizer_class" is not trusted (transformers 5
                      # rebuilds DeepSeek's byte-level tokenizer as another one because of it)
 model.template       # source of the chat template, or None
+model.tool_template  # of the one for lines with tools, where it is another
 model.bos, model.eos # strings, or None
+model.asks_for_bos   # "add_bos_token": true
 """
 
 import json
@@ -13,19 +14,30 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from prepare.errors import UserError
+from prepare.errors import UserError, is_panic
 
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
 
 
+# Tokenizers in other files, and how tokenizer.json is made of them.
+OTHER_TOKENIZERS = {
+    "tiktoken.model": "write tokenizer.json of it once: docs/data.md, under Tokenizer files, has the lines of Python",
+    "tokenizer.model": "write tokenizer.json of it once: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+}
+
+
 def _read(path, limit):
-    if path.stat().st_size > limit:
-        raise UserError(f"{path}: larger than {limit >> 20} MiB\n  fix: this is not the file that a model ships with")
     try:
+        if path.stat().st_size > limit:
+            raise UserError(
+                f"{path}: larger than {limit >> 20} MiB\n  fix: this is not the file that a model ships with"
+            )
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8\n  fix: download it again") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror}\n  fix: check its permissions") from None
 
 
 def _read_json(path):
@@ -35,14 +47,27 @@ def _read_json(path):
         value = json.loads(_read(path, MAX_CONFIG_BYTES))
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid JSON: {e}\n  fix: download it again") from None
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a {type(value).__name__}, not an object\n  fix: download it again")
+    return value
 
 
-def _token(value):
-    """A special token, which is a string or an object with "content"."""
+def _check_unicode(text, path, key):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f'{path}: "{key}" holds half of a surrogate pair\n  fix: download it again') from None
+    return text
+
+
+def _token(config, key, path):
+    """A special token, which is a string or an object with "content"; None where there is none."""
+    value = config.get(key)
     if isinstance(value, dict):
         value = value.get("content")
-    return value if isinstance(value, str) and value else None
+    if value is not None and not isinstance(value, str):
+        raise UserError(f'{path}: "{key}" is a {type(value).__name__}\n  fix: it is a string, or has one as "content"')
+    return _check_unicode(value, path, key) if value else None
 
 
 class ModelFiles:
@@ -50,31 +75,50 @@ class ModelFiles:
         self.folder = Path(folder)
         path = self.folder / "tokenizer.json"
         if not path.is_file():
+            other = next((n for n in OTHER_TOKENIZERS if (self.folder / n).is_file()), None)
             raise UserError(
-                f"{path}: there is no such file\n  fix: --model is a Hugging Face folder with tokenizer.json"
+                f"{path}: there is no such file"
+                + (
+                    f", only {other}\n  fix: {OTHER_TOKENIZERS[other]}"
+                    if other
+                    else "\n  fix: model.path is a Hugging Face folder with tokenizer.json"
+                )
             )
-        self.tokenizer_text = path.read_bytes()
         try:
-            self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as e:  # the package raises bare Exception
-            raise UserError(f"{path}: tokenizers cannot read it: {e}\n  fix: download it again") from None
+            self.tokenizer_text = path.read_bytes()
+            self.tokenizer = Tokenizer.from_str(self.tokenizer_text.decode("utf-8"))
+        except OSError as e:
+            raise UserError(f"{path}: cannot be read: {e.strerror}\n  fix: check its permissions") from None
+        except BaseException as e:  # the package raises bare Exception, or panics
+            if not is_panic(e) and not isinstance(e, Exception):
+                raise
+            raise UserError(f"{path}: tokenizers cannot read it: {str(e)[:200]}\n  fix: download it again") from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self.config = _read_json(self.folder / "tokenizer_config.json")
-        special = _read_json(self.folder / "special_tokens_map.json")
-        self.bos = _token(self.config.get("bos_token")) or _token(special.get("bos_token"))
-        self.eos = _token(self.config.get("eos_token")) or _token(special.get("eos_token"))
-        self.template = self._template()
+        where = self.folder / "tokenizer_config.json"
+        self.config = _read_json(where)
+        special_file = self.folder / "special_tokens_map.json"
+        special = _read_json(special_file)
+        self.bos, self.eos = (
+            _token(self.config, key, where) or _token(special, key, special_file) for key in ("bos_token", "eos_token")
+        )
+        asks = self.config.get("add_bos_token")
+        if asks is not None and not isinstance(asks, bool):
+            raise UserError(f'{where}: "add_bos_token" is a {type(asks).__name__}\n  fix: it is true or false')
+        self.asks_for_bos = asks is True
+        self.template, self.tool_template = self._templates(where)
         # The model's embedding has vocab_size rows; a tokenizer may have fewer ids, never more.
         model_vocab = _read_json(self.folder / "config.json").get("vocab_size")
-        self.model_vocab = model_vocab if type(model_vocab) is int else None
+        if model_vocab is not None and type(model_vocab) is not int:
+            raise UserError(f'{self.folder}/config.json: "vocab_size" is no whole number\n  fix: download it again')
+        self.model_vocab = model_vocab
 
-    def _template(self):
+    def _templates(self, where):
+        """The chat template and the one for lines with tools, which transformers takes where it is named tool_use."""
         file = self.folder / "chat_template.jinja"
         if file.is_file():
-            return _read(file, MAX_TEMPLATE_BYTES)
-        template = self.config.get("chat_template")
-        where = self.folder / "tokenizer_config.json"
+            return _read(file, MAX_TEMPLATE_BYTES) or None, None
+        template, tool_use = self.config.get("chat_template"), None
         if isinstance(template, list):
             named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
             if "default" not in named:
@@ -82,11 +126,16 @@ class ModelFiles:
                     f'{where}: none of its chat templates is named "default", only '
                     f"{', '.join(map(str, named))}\n  fix: put the one to use into chat_template.jinja beside it"
                 )
-            template = named["default"]
-        if template is not None and not isinstance(template, str):
-            raise UserError(
-                f'{where}: "chat_template" is a {type(template).__name__}\n  fix: it is a string, or a list with names'
-            )
-        if template is not None and len(template.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
-            raise UserError(f"{where}: the chat template is larger than {MAX_TEMPLATE_BYTES >> 20} MiB")
-        return template or None
+            template, tool_use = named["default"], named.get("tool_use")
+        for source in (template, tool_use):
+            if source is not None and not isinstance(source, str):
+                raise UserError(
+                    f'{where}: "chat_template" is a {type(source).__name__}\n'
+                    "  fix: it is a string, or a list with names"
+                )
+            if source is not None and len(_check_unicode(source, where, "chat_template").encode()) > MAX_TEMPLATE_BYTES:
+                raise UserError(
+                    f"{where}: the chat template is larger than {MAX_TEMPLATE_BYTES >> 20} MiB\n"
+                    "  fix: compare it with the model's original"
+                )
+        return template or None, tool_use or None

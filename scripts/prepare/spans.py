@@ -1,29 +1,27 @@
 """Where the content of each message lies in the rendered conversation.
 
-    text, dropped = render_with_spans(template, sample, may_be_special)      # a formats.Text
+    located = locate(render, messages, matters)     # Located: the text, the places of content, and what the template
+                                                    # took out; render(messages) gives the text of a conversation
+    spans = spans_of(located, messages, weights, regions={})        # formats of sample.Span
 
 The conversation is rendered twice: as it is, and with the content between sentinels (noncharacters, which Unicode
-    reserves
-for internal use and which no content may hold). The second render tells the places; it counts only where it equals the
-    first
-one after the sentinels are taken out. Two ways to set them are tried:
+reserves for internal use and which no content may hold). The second render tells the places; it counts only where it
+equals the first one after the sentinels are taken out. Two ways to set them are tried:
     whole   around all of the content;
     cores   around what is left of it without outer white space, and in an assistant's content around each part between
             <think> tags, for templates that strip content or take thoughts out of it. One more render, of the cores
-                alone,
-            tells how much of the white space beside them is the content's own.
-Where neither holds for all messages at once, each is marked alone; a message that no mark survives in is sought by its
-    text,
-which must stand in the render exactly once. What is still not found is an error if its place matters: if it is
-    trained, or
-if it could hold text of special tokens. Content that the template drops (earlier thoughts) has no place and is only
-    counted.
+            alone, tells how much of the white space beside them is the content's own.
+The names of called functions are marked too, as anchors: what a template writes of a call lies around them (turns.py).
+Where neither way holds for all messages at once, each is marked alone; a message that no mark survives in is sought by
+its text, which must stand in the render exactly once. What is still not found is an error if its place matters: if it
+is trained, or if it could hold text of special tokens. What the template drops has no place and is listed.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from prepare.formats import BadLine, Span, Text
+from prepare.messages import THOUGHTS
+from prepare.sample import BadLine, Span
 from prepare.template import TemplateRefused
 
 _OPEN, _CLOSE = "\ufdee", "\ufdef"
@@ -35,16 +33,49 @@ _TO_ASCII = str.maketrans(_DIGITS, "0123456789")
 
 _THINK_TAG = re.compile(r"(</?think>)")
 _THINK_OPENS = re.compile(r"<think>\s*\Z")
-_FIELDS = ("reasoning_content", "content")  # in the order in which templates write them
+_FIELDS = (*THOUGHTS, "content")  # in the order in which templates write them
+CALL = "call"  # the field of an anchor
 
 
 @dataclass
-class _Part:
-    """A marked stretch of a message, and the white space of the content on its two sides."""
+class Part:
+    """A marked stretch of a message: the index-th of this field; left and right are the white space beside it."""
 
     message: int
-    left: str
-    right: str
+    field: str
+    index: int
+    text: str
+    left: str = ""
+    right: str = ""
+    is_thought: bool = False  # it stands before </think>, or in a field for thoughts
+
+    @property
+    def label(self):
+        return self.field, self.index
+
+
+@dataclass
+class Place:
+    """Characters [start, end) of the rendered text, which are a part."""
+
+    part: Part
+    start: int
+    end: int
+
+    @property
+    def message(self):
+        return self.part.message
+
+    @property
+    def is_anchor(self):
+        return self.part.field == CALL
+
+
+@dataclass
+class Located:
+    text: str
+    places: list
+    missing: list = field(default_factory=list)  # parts of which the template leaves nothing
 
 
 class _Marker:
@@ -54,35 +85,43 @@ class _Marker:
         self.whole, self.bare = whole, bare
         self.parts = []
 
-    def message(self, index, message):
+    def message(self, number, message):
         marked = dict(message)
         for key in _FIELDS:
-            if key not in message:
+            text = message.get(key)
+            if not isinstance(text, str):
                 continue
-            text = message[key]
-            if self.whole:
-                marked[key] = self._wrap(index, "", text, "")
-            elif message["role"] == "assistant":
-                marked[key] = "".join(
-                    p if _THINK_TAG.fullmatch(p) else self._core(index, p) for p in _THINK_TAG.split(text)
-                )
-            else:
-                marked[key] = self._core(index, text)
+            pieces = [text] if self.whole or message["role"] != "assistant" else _THINK_TAG.split(text)
+            closed = max((i for i, p in enumerate(pieces) if p == "</think>"), default=-1)
+            marked[key] = "".join(
+                p
+                if _THINK_TAG.fullmatch(p)
+                else self._mark(Part(number, key, i, p, is_thought=key != "content" or i < closed))
+                for i, p in enumerate(pieces)
+            )
+        if "tool_calls" in message:
+            marked["tool_calls"] = [
+                {**c, "function": {**c["function"], "name": self._wrap(Part(number, CALL, i, c["function"]["name"]))}}
+                for i, c in enumerate(message["tool_calls"])
+            ]
         return marked
 
-    def _wrap(self, index, left, text, right):
+    def _wrap(self, part):
         number = str(len(self.parts)).translate(_TO_DIGITS) + "\ufded"
-        self.parts.append(_Part(index, left, right))
-        return f"{_OPEN}{number}{text}{_CLOSE}{number}"
+        self.parts.append(part)
+        return f"{_OPEN}{number}{part.text}{_CLOSE}{number}"
 
-    def _core(self, index, text):
+    def _mark(self, part):
+        if self.whole:
+            return self._wrap(part)
+        text = part.text
         core = text.strip()
         if not core:
             return text
         at = text.index(core)
-        left, right = text[:at], text[at + len(core) :]
-        wrapped = self._wrap(index, left, core, right)
-        return wrapped if self.bare else left + wrapped + right
+        part.left, part.text, part.right = text[:at], core, text[at + len(core) :]
+        wrapped = self._wrap(part)
+        return wrapped if self.bare else part.left + wrapped + part.right
 
 
 def _unmark(marked):
@@ -104,27 +143,29 @@ def _unmark(marked):
     return ("".join(out), places) if opened is None else (None, None)
 
 
-def _render_marked(template, messages, numbers, marker):
+def _render_marked(render, messages, numbers, marker):
     try:
-        return _unmark(template.render([marker.message(i, m) if i in numbers else m for i, m in enumerate(messages)]))
+        return _unmark(render([marker.message(i, m) if i in numbers else m for i, m in enumerate(messages)]))
     except TemplateRefused:
         return None, None
 
 
-def _try(template, messages, text, numbers, whole):
-    """[(message, start, end)] from one way of marking the messages of these numbers, or None where it does not hold."""
+def _try(render, messages, text, numbers, whole):
+    """Located, from one way of marking the messages of these numbers, or None where it does not hold."""
     marker = _Marker(whole)
-    unmarked, places = _render_marked(template, messages, numbers, marker)
+    unmarked, places = _render_marked(render, messages, numbers, marker)
     if unmarked != text:
         return None
     if not whole and any(p.left or p.right for p in marker.parts):
-        places = _with_white_space(template, messages, text, numbers, places, marker.parts)
-    return [(marker.parts[number].message, start, end) for number, start, end in places]
+        places = _with_white_space(render, messages, text, numbers, places, marker.parts)
+    seen = {number for number, _, _ in places}
+    missing = [p for i, p in enumerate(marker.parts) if i not in seen and p.text.strip()]
+    return Located(text, [Place(marker.parts[number], start, end) for number, start, end in places], missing)
 
 
-def _with_white_space(template, messages, text, numbers, places, parts):
+def _with_white_space(render, messages, text, numbers, places, parts):
     """The places of cores, widened by what the template leaves of the content's own white space beside them."""
-    bare_text, bare = _render_marked(template, messages, numbers, _Marker(False, bare=True))
+    bare_text, bare = _render_marked(render, messages, numbers, _Marker(False, bare=True))
     if bare is None or [p[0] for p in bare] != [p[0] for p in places]:
         return places
     widened = [list(p) for p in places]
@@ -147,37 +188,67 @@ def _with_white_space(template, messages, text, numbers, places, parts):
     return widened
 
 
-def _one_by_one(template, messages, text, matters):
-    """The places when no way of marking holds for the whole conversation."""
-    places = []
+def locate_one(render, messages, text, number):
+    """Located for the parts of one message, or None where no way of marking it holds."""
+    return _try(render, messages, text, {number}, True) or _try(render, messages, text, {number}, False)
+
+
+def _sought(message, number, text):
+    """Located for a message whose content stands in the text exactly once, or None."""
+    core = (message["content"] or "").strip()
+    start = text.find(core) if core else -1
+    if start < 0 or text.find(core, start + 1) >= 0 or "tool_calls" in message:
+        return None
+    thoughts = [Part(number, k, 0, message[k], is_thought=True) for k in THOUGHTS if k in message]
+    place = Place(Part(number, "content", 0, core), start, start + len(core))
+    return Located(text, [place], [p for p in thoughts if p.text.strip() and p.text.strip() not in text])
+
+
+def _one_by_one(render, messages, text, matters):
+    """Located when no way of marking holds for the whole conversation."""
+    out = Located(text, [])
     for i, message in enumerate(messages):
-        found = _try(template, messages, text, {i}, True) or _try(template, messages, text, {i}, False)
-        if not found:
-            core = message["content"].strip()
-            start = text.find(core) if core else -1
-            if start >= 0 and text.find(core, start + 1) < 0:
-                found = [(i, start, start + len(core))]
-        if found:
-            places += found
-        elif matters[i]:
+        found = locate_one(render, messages, text, i)
+        if found is None or not found.places:
+            found = _sought(message, i, text) or found
+        if found is not None:
+            out.places += found.places
+            out.missing += found.missing
+        elif matters(i):
             raise BadLine(
                 "the chat template changes content beyond recognition",
                 "its place cannot be found for the loss mask: give such lines as prompt/completion or input_ids/labels",
                 f"message {i + 1}, role {message['role']}",
             )
-    places.sort(key=lambda p: p[1])
-    if any(a[2] > b[1] for a, b in zip(places, places[1:])):
+    out.places.sort(key=lambda p: p.start)
+    if any(a.end > b.start for a, b in zip(out.places, out.places[1:])):
         raise BadLine(
             "the chat template mixes the contents of messages",
             "give such lines as prompt/completion or input_ids/labels",
         )
-    return places
+    return out
 
 
-def _spans(text, places, messages, trained):
-    """One span per place, those of one assistant turn joined over the tags and white space between them."""
-    spans = []
-    for number, start, end in places:
+def locate(render, messages, matters):
+    """Located, for the whole conversation. matters(i) tells whether the place of message i must be known. Raises
+    TemplateRefused where the template takes the conversation as it is not."""
+    text = render(messages)
+    everyone = range(len(messages))
+    return (
+        _try(render, messages, text, everyone, True)
+        or _try(render, messages, text, everyone, False)
+        or _one_by_one(render, messages, text, matters)
+    )
+
+
+def spans_of(located, messages, weights, regions):
+    """Spans: one per place, those of one assistant turn joined over the tags and white space between them. In the
+    region (start, end) of a message with calls what the template writes has the message's weight too."""
+    text, spans = located.text, []
+    for place in located.places:
+        number, start, end = place.message, place.start, place.end
+        if place.is_anchor:
+            continue
         is_assistant = messages[number]["role"] == "assistant"
         if (
             spans
@@ -195,51 +266,28 @@ def _spans(text, places, messages, trained):
             start = opens.start()  # the model writes the opening tag itself
         spans.append([number, start, end])
     last = {number: k for k, (number, _, _) in enumerate(spans)}
-    return [
+    out = [
         Span(
             start,
             end,
-            trained[number],
+            weights[number],
             reasoning_tags=messages[number]["role"] == "assistant",
-            ends_turn=trained[number] and last[number] == k,
+            ends_turn=weights[number] > 0 and last[number] == k and number not in regions,
         )
         for k, (number, start, end) in enumerate(spans)
     ]
+    for number, (start, end) in regions.items():
+        for span in sorted((s for s in out if start <= s.start and s.end <= end), key=lambda s: s.start):
+            if span.start > start:
+                out.append(Span(start, span.start, weights[number], content=False))
+            start = span.end
+        if end > start:
+            out.append(Span(start, end, weights[number], content=False, ends_turn=weights[number] > 0))
+    return sorted(out, key=lambda s: (s.start, s.end))
 
 
 def _thinks_first(message, piece):
     """Whether the piece is the message's reasoning rather than its answer."""
-    reasoning = message.get("reasoning_content") or message["content"].partition("</think>")[0]
+    content = message["content"] or ""
+    reasoning = next((message[k] for k in THOUGHTS if k in message), None) or content.partition("</think>")[0]
     return bool(piece.strip()) and reasoning.strip().endswith(piece.strip())
-
-
-def render_with_spans(template, sample, may_be_special):
-    """A formats.Text of the sample's messages, and the number of messages of which nothing is left in it.
-
-    may_be_special tells of a string whether it could hold the text of a special token."""
-    messages = sample.messages
-    for i, message in enumerate(messages):
-        if any(NONCHARACTERS.search(v) for v in message.values()):
-            raise BadLine(
-                "content holds U+FDD0..U+FDEF",
-                "Unicode reserves these for internal use, and so does moetune: remove them",
-                f"message {i + 1}, role {message['role']}",
-            )
-    try:
-        text = template.render(messages)
-    except TemplateRefused as e:
-        raise BadLine(
-            "the chat template refuses the conversation",
-            "bring it into the form that the model's template asks for",
-            str(e),
-        ) from None
-    everyone = range(len(messages))
-    places = _try(template, messages, text, everyone, True)
-    if places is None:
-        places = _try(template, messages, text, everyone, False)
-    if places is None:
-        matters = [t or may_be_special(m["content"]) for m, t in zip(messages, sample.trained)]
-        places = _one_by_one(template, messages, text, matters)
-    present = {p[0] for p in places}
-    dropped = sum(1 for i, m in enumerate(messages) if i not in present and m["content"].strip())
-    return Text(text, _spans(text, places, messages, sample.trained)), dropped

@@ -3,6 +3,8 @@
     template = ChatTemplate(source, bos="<s>", eos="</s>")
     with limited_memory():
         text = template.render(messages)       # TemplateRefused: the template calls raise_exception, or breaks a limit
+    template.reads("tools")                    # whether this variable makes a difference to it
+    template.names("reasoning_content")        # whether it looks for a part of a message that has this name
 
 The sandbox keeps Python's objects away; limits on time, memory and integers keep a loop or a huge repetition from
 hanging the machine. strftime_now gives the day of today at midnight, so that one run never renders two dates.
@@ -18,13 +20,15 @@ import threading
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
+from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from prepare.errors import UserError
 
 RENDER_SECONDS = 10
 RENDER_BYTES = 2 << 30  # address space that rendering may add to the process
-OUTPUT_CHARS = 128 << 20
+OUTPUT_BYTES = 16 << 20  # of UTF-8: tokens of a text take about a hundred times its size while they are made
 INTEGER_BITS = 1024
 
 
@@ -58,6 +62,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 def _raise_exception(message):
     raise jinja2.TemplateError(message)
+
+
+def _utf8_bytes(text):
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:  # the template's source may spell one with an escape
+        raise TemplateRefused("it writes half of a surrogate pair") from None
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
@@ -121,6 +132,10 @@ class ChatTemplate:
         try:
             with limited_memory(), _limited_time():  # Jinja computes constant expressions while it compiles
                 self.template = environment.from_string(source)
+                tree = environment.parse(source)
+                self._variables = jinja2.meta.find_undeclared_variables(tree)
+                self._names = {n.attr for n in tree.find_all(nodes.Getattr)}
+                self._names |= {n.value for n in tree.find_all(nodes.Const) if isinstance(n.value, str)}
         except jinja2.TemplateSyntaxError as e:
             raise UserError(f"the chat template does not compile: {e.message}, at its line {e.lineno}{fix}") from None
         except (RecursionError, MemoryError, SyntaxError) as e:
@@ -130,12 +145,25 @@ class ChatTemplate:
         except _TooSlow:
             raise UserError(f"the chat template does not compile within {RENDER_SECONDS} s{fix}") from None
 
-    def render(self, messages):
-        """The text of one conversation, without a generation prompt. Call it under limited_memory."""
+    def reads(self, variable):
+        return variable in self._variables
+
+    def names(self, part):
+        return part in self._names
+
+    def render(self, messages, tools=None, variables=None, add_generation_prompt=False):
+        """The text of one conversation. Call it under limited_memory."""
         try:
             with _limited_time():
                 text = self.template.render(
-                    messages=messages, tools=None, documents=None, add_generation_prompt=False, **self.tokens
+                    **self.tokens
+                    | (variables or {})
+                    | {
+                        "messages": messages,
+                        "tools": tools,
+                        "documents": None,
+                        "add_generation_prompt": add_generation_prompt,
+                    }
                 )
         except _TooSlow:
             raise TemplateRefused(f"it ran for more than {RENDER_SECONDS} s") from None
@@ -147,6 +175,6 @@ class ChatTemplate:
             raise TemplateRefused("it recurses without end") from None
         except Exception as e:  # a template is a program: any error of its expressions may come out
             raise TemplateRefused(f"{type(e).__name__}: {str(e)[:200]}") from None
-        if len(text) > OUTPUT_CHARS:
-            raise TemplateRefused(f"it writes more than {OUTPUT_CHARS >> 20} Mi characters")
+        if len(text) > OUTPUT_BYTES or _utf8_bytes(text) > OUTPUT_BYTES:
+            raise TemplateRefused(f"it writes more than {OUTPUT_BYTES >> 20} MiB for one line")
         return text

@@ -1,24 +1,28 @@
 """Texts with spans to tokens and labels.
 
-    tokeniser = Tokeniser(model, special="as_text", train_all=False)
-    tokens, labels, lengths = tokeniser.encode(texts, on_bad=lambda i, error: ...)
+    tokeniser = Tokeniser(model, rules)
+    tokens, labels, lengths, weights = tokeniser.encode(texts, on_bad=lambda i, error: ...)
 
 A text is tokenised as a whole by the model's own tokenizer, so merges across the border of template and content come
 out as they do in transformers, and the mask is laid over by character offsets. A token that holds a character of
 trained content is trained; so is the first special token behind an assistant's content, with the white space between.
 
+weights are None where every target counts alike, otherwise the weight of each token's loss (float32; it means nothing
+where the label is -100).
+
 Special-token text inside content ("<|im_end|>" typed by a user) is ordinary text unless the user says otherwise:
     as_text   such a text goes through a second tokenizer, equal to the first but for the names of its added tokens,
-              which are
-              sentinels there. The template's special tokens are renamed in the text, those in content are left, and so
-                  stay text.
+              which are sentinels there. The template's special tokens are renamed in the text, those in content are
+              left, and so stay text.
     reject    an error
     allow     they become special tokens
-White-space-only added tokens (runs of blanks, in some vocabularies) are text anyway; so are, in an assistant's
-    content, the
-<think> tags what they say: tokens of the model.
+    auto      as_text; but a text, prompt or completion with tokens that the chat template writes is an error: it was
+              most likely rendered already
+White-space-only added tokens (runs of blanks, in some vocabularies) are text anyway. <think> tags are tokens of the
+model in an assistant's content, in texts, prompts and completions, whatever the user says.
 """
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -27,11 +31,14 @@ from itertools import chain
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, processors
 
-from prepare.errors import UserError
-from prepare.formats import IGNORED, BadLine, Text
+from prepare.errors import UserError, is_panic
+from prepare.sample import IGNORED, BadLine, Text
 from prepare.spans import NONCHARACTERS
+from prepare.template import OUTPUT_BYTES
 
 REASONING_TAGS = ("<think>", "</think>")
+_ALLOW = "data.special_tokens_in_content: allow"
+TOKENIZER_FIX = "the file is damaged, or made for another version of tokenizers: download it again"
 _SENTINEL = "\ufdea{}\ufdeb"
 
 
@@ -40,12 +47,39 @@ def _renamed(text, spans, names, pattern, tags):
     out, moved, at = "", [], 0
     for span in spans:
         out += pattern.sub(lambda m: names[m[0]], text[at : span.start])
+        if not span.content:
+            start, at = len(out), span.end
+            out += pattern.sub(lambda m: names[m[0]], text[span.start : span.end])
+            moved.append(replace(span, start=start, end=len(out)))
+            continue
         start = len(out)
         content = text[span.start : span.end]
         out += tags.sub(lambda m: names[m[0]], content) if tags and span.reasoning_tags else content
         moved.append(replace(span, start=start, end=len(out)))
         at = span.end
     return out + pattern.sub(lambda m: names[m[0]], text[at:]), moved
+
+
+@contextlib.contextmanager
+def _refusing():
+    """What the tokenizers package fails with, panics of its Rust part too, becomes the line's mistake."""
+    try:
+        yield
+    except BadLine:
+        raise
+    except BaseException as e:
+        if not is_panic(e) and not isinstance(e, Exception):
+            raise
+        raise BadLine("tokenizer.json fails on this text", TOKENIZER_FIX, str(e)[:200]) from None
+
+
+def _encode_one(tokenizer, text, add_special_tokens):
+    """Ids of a text that every tokenizer should take."""
+    try:
+        with _refusing():
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    except BadLine as e:
+        raise UserError(f"tokenizer.json fails on {text!r}: {e.args[2]}\n  fix: {TOKENIZER_FIX}") from None
 
 
 class _AsText:
@@ -84,18 +118,21 @@ class _AsText:
         if any(i in self.controls and i not in self.ids for i in encoding.ids):
             raise BadLine(
                 "special-token text that this vocabulary cannot spell as text",
-                "remove it from the content, or use --special-tokens allow",
+                f"remove it from the content, or use {_ALLOW}",
             )
         return [self.ids.get(i, i) for i in encoding.ids], encoding.offsets, replace(document, text=text, spans=spans)
 
 
 class Tokeniser:
-    def __init__(self, model, special="as_text", train_all=False):
-        self.model, self.special, self.train_all = model, special, train_all
+    def __init__(self, model, rules):
+        self.model, self.special, self.train_all = model, rules.special, rules.train_all
         tokenizer = model.tokenizer
-        framed, bare = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
-        self.prefix = next((framed[:i] for i in range(len(framed)) if framed[i : i + len(bare)] == bare), [])
         self.eos = tokenizer.token_to_id(model.eos) if model.eos else None
+        self.bos = tokenizer.token_to_id(model.bos) if model.bos else None
+        self.prefix = self._prefix(tokenizer, rules.add_bos)
+        self.bos_everywhere = rules.add_bos == "true"
+        self.lacks_bos = rules.add_bos == "auto" and model.asks_for_bos and self.bos not in self.prefix
+        self.without_bos = 0  # texts that begin without the bos that tokenizer_config.json asks for
         # The post-processor adds nothing to ids here, but some trim white space off the offsets that the mask is made
         # from.
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -107,11 +144,29 @@ class Tokeniser:
         self.is_control = np.zeros(self.vocab_size, dtype=bool)
         for i, token in self.added.items():
             self.is_control[i] = not token.content.isspace()
+        self.is_special = np.zeros(self.vocab_size, dtype=bool)  # control tokens that are no words of an answer
+        for i, token in self.added.items():
+            self.is_special[i] = token.special and not token.content.isspace()
         self.tag_ids = {i for i, t in self.added.items() if t.content in REASONING_TAGS}
         self.as_text = None
         self.kept_as_text = 0  # texts in which special-token text was kept as text
         self.turns = self.turns_without_end = 0
         self._special_text = None
+        templates = (model.template or "") + (model.tool_template or "")
+        self.frame = {t.content for t in self.added.values() if t.content in templates} | {model.bos, model.eos}
+
+    def _prefix(self, tokenizer, add_bos):
+        """What goes in front of a text: what tokenizer.json puts there, with or without bos as the user says."""
+        framed, bare = _encode_one(tokenizer, "a", True), _encode_one(tokenizer, "a", False)
+        prefix = next((framed[:i] for i in range(len(framed)) if framed[i : i + len(bare)] == bare), [])
+        if add_bos == "true" and self.bos is None:
+            raise UserError(
+                f'{self.model.folder}/tokenizer_config.json: no "bos_token" that the tokenizer knows'
+                f" ({self.model.bos!r}), and data.add_bos is true\n  fix: name it, or use data.add_bos: false"
+            )
+        if add_bos == "true" and self.bos not in prefix:
+            return [self.bos, *prefix]
+        return [t for t in prefix if t != self.bos] if add_bos == "false" else prefix
 
     def may_be_special(self, text):
         """Whether a string holds the text of an added token."""
@@ -129,23 +184,24 @@ class Tokeniser:
             piece = document.text[start:end]  # a token may swallow white space around it; that harms nobody
             start, end = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
             if any(
-                s.start < end and start < s.end and not (s.reasoning_tags and i in self.tag_ids) for s in document.spans
+                s.content and s.start < end and start < s.end and not (s.reasoning_tags and i in self.tag_ids)
+                for s in document.spans
             ):
                 found.append(self.added[i].content)
         return found
 
     def encode(self, documents, on_bad):
-        """Tokens, labels (int32) of the documents one behind the other and their lengths; on_bad(index, BadLine) takes
-        those that fail."""
+        """Tokens, labels (int32) of the documents one behind the other, their lengths, and weights or None;
+        on_bad(index, BadLine) takes those that fail."""
         if any(d.framed for d in documents) and self.eos is None:
             raise UserError(
                 f'{self.model.folder}/tokenizer_config.json: no "eos_token" that the tokenizer knows'
                 f" ({self.model.eos!r})\n  fix: name it; texts and completions end with it"
             )
         if not documents:
-            return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64)
-        encodings = self.tokenizer.encode_batch([d.text for d in documents], add_special_tokens=False)
-        documents = list(documents)
+            return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64), None
+        documents = [self._bounded(d, text, on_bad) for d, text in enumerate(documents)]
+        encodings = self._encode_all(documents, on_bad)
         ids = [np.array(e.ids, dtype=np.int32) for e in encodings]
         offsets = [e.offsets for e in encodings]
         if self.special != "allow":
@@ -155,18 +211,54 @@ class Tokeniser:
                     if found and self.special == "reject":
                         raise BadLine(
                             "special-token text in content",
-                            "remove it, or use --special-tokens as_text (it stays text) or allow",
+                            f"remove it, or use {_ALLOW} (it becomes the token) or as_text (it stays text)",
                             ", ".join(dict.fromkeys(found[:5])),
                         )
+                    own = [f for f in dict.fromkeys(found) if f in self.frame]
+                    if own and self.special == "auto" and documents[d].raw:
+                        raise BadLine(
+                            "a text that was rendered already: it holds the model's own special tokens",
+                            f"{_ALLOW} makes them tokens; as_text says that they are to stay ordinary characters",
+                            ", ".join(own[:5]),
+                        )
                     if found:
-                        self.as_text = self.as_text or _AsText(self.model.tokenizer_text, self.added)
-                        new_ids, offsets[d], documents[d] = self.as_text.encode(documents[d])
+                        with _refusing():
+                            self.as_text = self.as_text or _AsText(self.model.tokenizer_text, self.added)
+                            new_ids, offsets[d], documents[d] = self.as_text.encode(documents[d])
                         ids[d] = np.array(new_ids, dtype=np.int32)
                         self.kept_as_text += 1
                 except BadLine as e:
                     on_bad(d, e)
                     ids[d], offsets[d], documents[d] = np.zeros(0, np.int32), [], Text("", [])
         return self._label(documents, ids, offsets)
+
+    @staticmethod
+    def _bounded(number, document, on_bad):
+        if len(document.text) <= OUTPUT_BYTES and len(document.text.encode()) <= OUTPUT_BYTES:
+            return document
+        on_bad(
+            number,
+            BadLine(
+                f"a document of more than {OUTPUT_BYTES >> 20} MiB of text",
+                "split it: what lies beyond data.max_tokens is cut off anyway",
+            ),
+        )
+        return Text("", [])
+
+    def _encode_all(self, documents, on_bad):
+        """Encodings of all documents; one on which the tokenizer fails becomes an empty text."""
+        texts, out = [d.text for d in documents], []
+        with contextlib.suppress(BadLine), _refusing():
+            return self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        for number, text in enumerate(texts):
+            try:
+                with _refusing():
+                    out.append(self.tokenizer.encode(text, add_special_tokens=False))
+            except BadLine as e:
+                on_bad(number, e)
+                documents[number] = Text("", [])
+                out.append(self.tokenizer.encode("", add_special_tokens=False))
+        return out
 
     @staticmethod
     def _flat(documents, ids, offsets):
@@ -180,13 +272,14 @@ class Tokeniser:
         shift = np.repeat(base[:-1], lengths)
         starts = flat[:, 0] + shift
         ends = flat[:, 1] + shift
-        spans = [(b + s.start, b + s.end) for b, d in zip(base.tolist(), documents) for s in d.spans]
-        spans = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        spans = [(b + s.start, b + s.end, s.content) for b, d in zip(base.tolist(), documents) for s in d.spans]
+        spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
         return lengths, starts, ends, spans
 
     def _with_control_in_content(self, documents, ids, offsets):
         """Documents in which a control token touches a span (some only with swallowed white space)."""
         lengths, starts, ends, spans = self._flat(documents, ids, offsets)
+        spans = spans[spans[:, 2] > 0]
         if not len(spans) or not len(starts):
             return []
         tokens = np.flatnonzero(self.is_control[np.concatenate(ids)])
@@ -197,61 +290,64 @@ class Tokeniser:
     def _label(self, documents, ids, offsets):
         lengths, starts, ends, spans = self._flat(documents, ids, offsets)
         tokens = np.concatenate(ids)
-        mask = np.full(len(tokens), self.train_all)
+        usual = np.array([d.weight if self.train_all else 0.0 for d in documents], dtype=np.float32)
+        weights = np.repeat(usual, lengths)
         first = np.searchsorted(ends, spans[:, 0], side="right").tolist()
         behind = np.searchsorted(starts, spans[:, 1], side="left").tolist()
         flags = [s for d in documents for s in d.spans]
-        for trained in (False, True):  # trained last: a token on the border of two spans is trained if one is
-            for k, span in enumerate(flags):
-                if span.trained == trained:
-                    mask[first[k] : behind[k]] = trained
+        # The greatest last: a token on the border of two spans is trained if one is.
+        for k in sorted(range(len(flags)), key=lambda k: flags[k].weight):
+            weights[first[k] : behind[k]] = flags[k].weight
         control = self.is_control[tokens]
         token_end = np.cumsum(lengths).tolist()
         k = 0
         for d, document in enumerate(documents):
             for i, span in enumerate(document.spans):
-                if span.ends_turn:
+                if span.ends_turn and not (not span.content and self.is_special[tokens[behind[k] - 1]]):
                     limit = document.spans[i + 1].start if i + 1 < len(document.spans) else len(document.text)
-                    self._train_end(
-                        mask, control, document, offsets[d], token_end[d] - int(lengths[d]), behind[k], limit
+                    end = self._end_of_turn(
+                        control, document, offsets[d], token_end[d] - int(lengths[d]), behind[k], limit
                     )
+                    weights[behind[k] : end] = span.weight
                 k += 1
-        labels = np.where(mask, tokens, IGNORED).astype(np.int32)
-        if any(d.framed for d in documents):
-            tokens, labels, lengths = self._frame(documents, tokens, labels, lengths)
+        if self.bos_everywhere or any(d.framed for d in documents):
+            tokens, weights, lengths = self._frame(documents, tokens, weights, lengths)
         nonempty = lengths > 0
-        labels[(np.cumsum(lengths) - lengths)[nonempty]] = IGNORED
-        return tokens, labels, lengths
+        weights[(np.cumsum(lengths) - lengths)[nonempty]] = 0
+        labels = np.where(weights > 0, tokens, IGNORED).astype(np.int32)
+        plain = not np.any((weights != 0) & (weights != 1))
+        return tokens, labels, lengths, None if plain else weights
 
-    def _train_end(self, mask, control, document, offsets, token_start, behind, limit):
-        """Marks the special token that ends a turn, if nothing but white space stands before it."""
+    def _end_of_turn(self, control, document, offsets, token_start, behind, limit):
+        """Behind the special token that ends a turn, if nothing but white space stands before it; otherwise `behind`."""
         self.turns += 1
         for j in range(behind - token_start, len(offsets)):
             start, end = offsets[j]
             if start >= limit and limit < len(document.text):
                 break
             if control[token_start + j]:
-                mask[behind : token_start + j + 1] = True
-                return
+                return token_start + j + 1
             if document.text[start:end].strip():
                 break
         self.turns_without_end += 1
+        return behind
 
-    def _frame(self, documents, tokens, labels, lengths):
-        out_tokens, out_labels, end = [], [], 0
+    def _frame(self, documents, tokens, weights, lengths):
+        """bos in front of texts (of every document, if the user says so), a trained eos behind them."""
+        out_tokens, out_weights, end = [], [], 0
         for d, length in zip(documents, lengths.tolist()):
-            own, own_labels = tokens[end : end + length].tolist(), labels[end : end + length].tolist()
+            own, own_weights = tokens[end : end + length].tolist(), weights[end : end + length].tolist()
             end += length
+            prefix = self.prefix if d.framed else [self.bos] if self.bos_everywhere and length else []
+            if own[: len(prefix)] != prefix and not (self.bos_everywhere and own[:1] == [self.bos]):
+                own, own_weights = prefix + own, [0.0] * len(prefix) + own_weights
             if d.framed:
-                if own[: len(self.prefix)] != self.prefix:
-                    own, own_labels = self.prefix + own, [IGNORED] * len(self.prefix) + own_labels
+                self.without_bos += self.lacks_bos and own[:1] != [self.bos]
                 if own[-1:] != [self.eos]:
-                    own, own_labels = own + [self.eos], own_labels + [self.eos]
+                    own, own_weights = own + [self.eos], own_weights + [d.weight]
             out_tokens.append(own)
-            out_labels.append(own_labels)
+            out_weights.append(own_weights)
         lengths = np.array([len(t) for t in out_tokens])
-        flat = (
-            np.fromiter(chain.from_iterable(x), dtype=np.int32, count=int(lengths.sum()))
-            for x in (out_tokens, out_labels)
-        )
-        return *flat, lengths
+        count = int(lengths.sum())
+        tokens = np.fromiter(chain.from_iterable(out_tokens), dtype=np.int32, count=count)
+        return tokens, np.fromiter(chain.from_iterable(out_weights), dtype=np.float32, count=count), lengths

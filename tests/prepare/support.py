@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -77,15 +78,75 @@ PLAIN_TEMPLATE = """{{ bos_token }}{% set ns = namespace(system='') %}{% for m i
 {%- else %}{{ ' ASSISTANT: ' }}{% generation %}{{ m.content.strip() + eos_token }}{% endgeneration %}{% endif %}
 {%- endfor %}"""
 
+# ChatML with tools, as Qwen2.5 and Qwen3: definitions in the system prompt, calls as JSON between tags, results as the
+# user's; arguments are taken as text or as an object.
+CHATML_TOOLS_TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\n' }}{% if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% endif %}{{ 'Tools:' }}{% for tool in tools %}{{ '\\n' + (tool | tojson) }}{% endfor %}{{ '<|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' %}{{ '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '<|im_start|>user\\n' + m.content + '<|im_end|>\\n' }}
+{%- elif m.role == 'assistant' %}{{ '<|im_start|>assistant\\n' }}{% generation %}
+  {%- if m.content %}{{ m.content }}{% endif %}
+  {%- for call in m.tool_calls or [] %}
+    {%- if (loop.first and m.content) or not loop.first %}{{ '\\n' }}{% endif %}
+    {{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+    {%- if call.function.arguments is string %}{{ call.function.arguments }}{% else %}{{ call.function.arguments | tojson }}{% endif %}
+    {{- '}\\n</tool_call>' }}
+  {%- endfor %}{{ '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}
+{%- elif m.role == 'tool' %}
+  {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}
+  {{- '\\n<tool_response>\\n' + m.content + '\\n</tool_response>' }}
+  {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+# As DeepSeek-V3.1: arguments must be text; after a result the answer follows without a header; `thinking` decides how
+# the last answer opens; thoughts are taken out of history, and no field for them is known.
+DEEPSEEK31_TEMPLATE = """{%- if thinking is not defined %}{% set thinking = false %}{% endif %}
+{%- set ns = namespace(system='', user=false, tool=false) %}
+{%- for m in messages if m['role'] == 'system' %}{% set ns.system = ns.system + m['content'] %}{% endfor %}
+{{- bos_token + ns.system }}
+{%- for m in messages %}
+{%- if m['role'] == 'user' %}{% set ns.user = true %}{% set ns.tool = false %}{{ '<｜User｜>' + m['content'] }}
+{%- elif m['role'] == 'assistant' and m['tool_calls'] %}
+  {%- if ns.user %}{{ '<｜Assistant｜></think>' }}{% endif %}{% set ns.user = false %}{% set ns.tool = false %}
+  {%- generation %}{% if m['content'] is not none %}{{ m['content'] }}{% endif %}{{ '<｜tool▁calls▁begin｜>' }}
+  {%- for call in m['tool_calls'] %}{{ '<｜tool▁call▁begin｜>' + call['function']['name'] + '<｜tool▁sep｜>' + call['function']['arguments'] + '<｜tool▁call▁end｜>' }}{% endfor %}
+  {{- '<｜tool▁calls▁end｜>' + eos_token }}{% endgeneration %}
+{%- elif m['role'] == 'assistant' %}
+  {%- if ns.user %}{{ '<｜Assistant｜></think>' }}{% endif %}{% set ns.user = false %}
+  {%- set content = m['content'].split('</think>', 1)[1] if '</think>' in m['content'] and not ns.tool else m['content'] %}
+  {%- set ns.tool = false %}{% generation %}{{ content + eos_token }}{% endgeneration %}
+{%- elif m['role'] == 'tool' %}{% set ns.tool = true %}{{ '<｜tool▁output▁begin｜>' + m['content'] + '<｜tool▁output▁end｜>' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and ns.user %}{{ '<｜Assistant｜>' + ('<think>' if thinking else '</think>') }}{% endif %}"""
+
+# As GLM-4.5: results are observations, arguments are taken apart key by key.
+GLM_TEMPLATE = """{{ '[gMASK]<sop>' }}
+{%- if tools %}{{ '<|system|>\\n# Tools' }}{% for tool in tools %}{{ '\\n' + (tool | tojson) }}{% endfor %}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '<|user|>\\n' + m.content }}
+{%- elif m.role == 'assistant' %}{{ '<|assistant|>' }}{% generation %}
+  {%- if m.reasoning_content %}{{ '\\n<think>' + m.reasoning_content + '</think>' }}{% else %}{{ '\\n<think></think>' }}{% endif %}
+  {%- if m.content and m.content.strip() %}{{ '\\n' + m.content.strip() }}{% endif %}
+  {%- for call in m.tool_calls or [] %}{{ '\\n<tool_call>' + call.function.name }}
+    {%- for k, v in call.function.arguments.items() %}{{ '\\n<arg_key>' + k + '</arg_key>\\n<arg_value>' + (v if v is string else v | tojson) + '</arg_value>' }}{% endfor %}
+    {{- '\\n</tool_call>' }}{% endfor %}{% endgeneration %}
+{%- elif m.role == 'observation' %}{{ '<|observation|>\\n' + m.content }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog; an assistant answers what the user asks.",
     "Grüße aus München, naïve café, 東京 is a city. 12345 numbers; def f(x):\n    return x + 1\n",
 ] * 20
 
 
-def small_tokenizer(specials, bos=None, sentencepiece=False):
+def small_tokenizer(specials, bos=None, sentencepiece=False, words=()):
     """A BPE of some 500 tokens with these special tokens: byte-level with NFC and a Qwen-like split, or with
-    Metaspace."""
+    Metaspace. Words are added tokens that are not special, as are the <think> tags."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=sentencepiece, unk_token=None, fuse_unk=sentencepiece))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if sentencepiece:
@@ -110,12 +171,19 @@ def small_tokenizer(specials, bos=None, sentencepiece=False):
         TEXTS, trainers.BpeTrainer(vocab_size=560, initial_alphabet=list(alphabet), show_progress=False)
     )
     tokenizer.add_special_tokens([AddedToken(s, normalized=False) for s in specials])
-    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in ("<think>", "</think>")])
+    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in ("<think>", "</think>", *words)])
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
     return tokenizer
+
+
+def small_deepseek_tokenizer():
+    """A small tokenizer with DeepSeek's special tokens; the real one takes half a second to load."""
+    words = ("User", "Assistant", "tool▁calls▁begin", "tool▁calls▁end", "tool▁call▁begin", "tool▁call▁end", "tool▁sep")
+    words += ("tool▁output▁begin", "tool▁output▁end", "fim▁begin")
+    return small_tokenizer((*DEEPSEEK, *(f"<｜{w}｜>" for w in words)))
 
 
 def deepseek_tokenizer_file():
@@ -162,6 +230,26 @@ def prepare(*arguments):
         code = main([str(a) for a in arguments])
     lines = out.getvalue().splitlines()
     return code, json.loads(lines[-1]) if code == 0 else None, "\n".join(lines[:-1]), err.getvalue()
+
+
+def decoded(model, labels, tokens=None):
+    """The trained text of a document, or what is trained of it between [[ and ]] where its tokens are given."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    if tokens is None:
+        return tokenizer.decode([l for l in labels if l != -100], skip_special_tokens=False)
+    out = ""
+    for trained, run in itertools.groupby(zip(tokens, labels), key=lambda p: p[1] != -100):
+        text = tokenizer.decode([t for t, _ in run], skip_special_tokens=False)
+        out += f"[[{text}]]" if trained else text
+    return out
+
+
+def weights(summary):
+    """The weights of a cache's documents, or None."""
+    cache = load_file(summary["cache"])
+    if "weights" not in cache:
+        return None
+    return [w.tolist() for w in np.split(cache["weights"], cache["offsets"][1:-1])]
 
 
 def documents(summary):

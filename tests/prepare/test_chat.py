@@ -148,8 +148,23 @@ class Chat(unittest.TestCase):
             talk("why", "<think>x</think>y"),
             talk(" space ", " <think> x </think> y "),
         ]
-        self.check_against_transformers(self.deepseek, chats)
-        self.check_against_transformers(self.qwen3, chats)
+        self.check_against_transformers(self.qwen3, [chats[0], *chats[2:]])
+        # What a template takes out is refused where it is to be learnt.
+        for model, chat in [(self.deepseek, c) for c in chats] + [(self.qwen3, chats[1])]:
+            file = write_lines(self.root / "data.jsonl", [{"messages": chat}])
+            code, _, _, err = prepare(file, "--model", model, "--cache", self.root / "cache")
+            self.assertEqual(code, 2, chat)
+            self.assertIn("takes thoughts out of trained answers: 1 line\n    line 1: message 2", err)
+        earlier = copy.deepcopy(chats[1])
+        earlier[1]["train"] = False
+        ((tokens, labels),), err = self.run_lines(self.qwen3, [{"messages": earlier}])
+        self.assertIn("takes the thoughts out of 1 messages", err)
+        whole = oracle(self.qwen3).apply_chat_template(copy.deepcopy(chats[1]), return_dict=True)["input_ids"]
+        self.assertEqual(tokens, whole)
+        self.assertEqual(
+            oracle(self.qwen3).decode([l for l in labels if l != -100]),
+            "<think>\nnew thoughts\n</think>\n\nsecond<|im_end|>",
+        )
 
     def test_thoughts_in_a_field_of_their_own(self):
         chat = talk("q", "answer")

@@ -72,7 +72,7 @@ class Formats(unittest.TestCase):
     def test_bos_and_eos_written_out_are_not_doubled(self):
         _, ((tokens, _),) = self.good([{"text": "<s>fox</s>"}], "--special-tokens", "allow")
         self.assertEqual(tokens, [self.oracle.bos_token_id, *self.ids("fox"), self.oracle.eos_token_id])
-        _, ((tokens, _),) = self.good([{"text": "<s>fox</s>"}])
+        _, ((tokens, _),) = self.good([{"text": "<s>fox</s>"}], "--special-tokens", "as_text")
         self.assertEqual(self.oracle.decode(tokens), "<s><s>fox</s></s>")
         self.assertEqual((tokens.count(self.oracle.bos_token_id), tokens.count(self.oracle.eos_token_id)), (1, 1))
 
@@ -238,7 +238,7 @@ class Formats(unittest.TestCase):
             (turn(content=None), '"content" is not a string'),
             (turn(content=[{"type": "image"}]), "content that is not text"),
             (turn(train="yes"), '"train" is not true or false'),
-            (turn(tool_calls=[{}]), "tool calls"),
+            (turn(tool_calls=[{}]), "calls in a message that is not the assistant's"),
             (turn(content="\ufdd0"), "content holds U+FDD0..U+FDEF"),
             (turn(role=3), '"role" is not a string'),
         ):
@@ -247,10 +247,14 @@ class Formats(unittest.TestCase):
     def test_bad_lines_of_other_formats(self):
         self.bad([{"text": ""}], '"text" is empty')
         self.bad([{"prompt": [], "completion": "a"}], '"prompt" is not a string', "a list")
-        self.bad([{"instruction": "a", "output": "b", "history": [["a", "b"]]}], '"history" in an alpaca line')
         self.bad(
-            [{"conversations": [{"from": "tool", "value": "x"}]}],
-            "a speaker that is not known: 1 line\n    line 1: 'tool'",
+            [{"instruction": "a", "output": "b", "history": [["a", "b"]]}],
+            '"history" in an alpaca line, and no chat template',
+            model="bare",
+        )
+        self.bad(
+            [{"conversations": [{"from": "narrator", "value": "x"}]}],
+            "a speaker that is not known: 1 line\n    line 1: 'narrator'",
             "human, user, gpt",
         )
         self.bad(

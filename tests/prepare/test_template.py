@@ -134,11 +134,14 @@ class Limits(unittest.TestCase):
         )
 
     def test_output(self):
-        limit, template_module.OUTPUT_CHARS = template_module.OUTPUT_CHARS, 1000
+        limit, template_module.OUTPUT_BYTES = template_module.OUTPUT_BYTES, 1000
         try:
             self.refused("{{ 'a' * 1001 }}", "writes more than")
+            self.refused("{{ 'é' * 501 }}", "writes more than")
+            self.assertEqual(len(self.render("{{ 'é' * 500 }}")), 500)
         finally:
-            template_module.OUTPUT_CHARS = limit
+            template_module.OUTPUT_BYTES = limit
+        self.assertEqual(limit, 16 << 20)
 
     def test_errors_of_expressions(self):
         self.refused("{{ messages[0].content + 1 }}", "TypeError")

@@ -37,6 +37,21 @@ TEST_CASE("the preparation step gets its arguments whole, and its last line is t
   const std::string cache = preparation.run("echo first; echo \"{\\\"cache\\\": \\\"$1|$2|$3|$5\\\"}\"");
   CHECK(cache ==
         preparation.folder.path() + "/data.jsonl|--model|model folder|" + preparation.folder.path() + "/.moetune");
+  // What the recipe says of the data; the treatment of special tokens only where the recipe says it.
+  const std::string all =
+      "printf '%s' \"{\\\"cache\\\": \\\"\"; shift 5; printf '%s' \"$*\" | tr '\"' \"'\"; echo '\"}'";
+  CHECK(preparation.run(all) == "--train-on assistant --thoughts refuse --add-bos auto");
+  const Recipe defaults = preparation.recipe;
+  preparation.recipe.origins["data.special_tokens_in_content"] = "recipe.yaml:3";
+  CHECK(contains(preparation.run(all), "--special-tokens as_text"));
+  preparation.recipe = defaults;
+  preparation.recipe.data.thoughts = Thoughts::kKeep;
+  preparation.recipe.data.add_bos = AddBos::kTrue;
+  preparation.recipe.data.chat_template_kwargs = {{"thinking", true}, {"effort", std::string("high")}};
+  preparation.recipe.data.ignore_keys = {"name"};
+  CHECK(preparation.run(all) ==
+        "--train-on assistant --thoughts keep --add-bos true --chat-template-kwargs {'effort':'high','thinking':true} "
+        "--ignore-keys ['name']");
   // More than a pipe holds.
   const std::string output = preparation.run(
       "printf '{\"cache\": \"'; i=0; while [ $i -lt 10000 ]; do printf 0123456789; i=$((i+1)); done; echo '\"}'");

@@ -63,6 +63,31 @@ TEST_CASE("tokenised JSON lines become documents", "[documents]") {
   CHECK(documents.name_of(2) == "document 2 (line 4)");
 }
 
+TEST_CASE("masks and positions that say nothing new may stand in a tokenised line", "[documents]") {
+  const auto with = [](const std::string& more) {
+    return "{\"input_ids\": [5, 6, 7], \"labels\": [-100, 6, 7], " + more + "}\n";
+  };
+  CHECK(refusal_of(with("\"attention_mask\": [1, 1, 1]")) == "");
+  CHECK(refusal_of(with("\"position_ids\": [0, 1, 2], \"attention_mask\": [1, 1, 1]")) == "");
+  CHECK(contains(refusal_of(with("\"attention_mask\": [1, 1, 0]")), "an attention_mask that is not 1"));
+  CHECK(contains(refusal_of(with("\"attention_mask\": [1, 1]")), "an attention_mask that is not 1"));
+  CHECK(contains(refusal_of(with("\"attention_mask\": []")), "an attention_mask that is not 1"));
+  CHECK(contains(refusal_of(with("\"position_ids\": [0, 1, 0]")), "position_ids that do not count from 0"));
+  CHECK(contains(refusal_of(with("\"position_ids\": [0, 1, 2, 3]")), "position_ids that do not count from 0"));
+  CHECK(contains(refusal_of(with("\"attention_mask\": 1")), "the number 1 in the place of a list"));
+  CHECK(contains(refusal_of(with("\"token_type_ids\": [0, 0, 0]")), "the key \"token_type_ids\""));
+}
+
+TEST_CASE("ignored keys of a tokenised line may hold anything", "[documents]") {
+  const TemporaryFile file(
+      "{\"id\": {\"labels\": [[1], {}], \"x\": null}, \"input_ids\": [5, 6], \"note\": [1, \"a\", [2.5]], "
+      "\"labels\": [-100, 6]}\n");
+  const Documents documents = Documents::from_jsonl(file.path, 100, {"id", "note"});
+  CHECK(values(documents.doc(0).tokens) == Ids{5, 6});
+  CHECK(values(documents.doc(0).labels) == Ids{-100, 6});
+  CHECK(contains(message_of<UserError>([&] { Documents::from_jsonl(file.path, 100, {"note"}); }), "the key \"id\""));
+}
+
 TEST_CASE("a tokenised file is recognised by its first line", "[documents]") {
   CHECK(Documents::is_tokenised_jsonl(TemporaryFile("\n{\"input_ids\": [], \"labels\": []}\n").path));
   CHECK_FALSE(Documents::is_tokenised_jsonl(TemporaryFile("{\"text\": \"input_ids\"}\n").path));

@@ -92,6 +92,10 @@ data:
   shuffle: false
   special_tokens_in_content: reject
   train_on: all
+  thoughts: keep
+  add_bos: false
+  chat_template_kwargs: {thinking: true, effort: high, budget: -3, warmth: 0.5, version: "1"}
+  ignore_keys: [name, "a key"]
 train:
   epochs: 2
   batch: 8
@@ -117,8 +121,21 @@ deterministic: true
   CHECK(*recipe.adapter ==
         AdapterRecipe{
             32, 64.0, 0.1, true, {"attention", "experts.up_proj"}, {{"o_proj", 8}, {"experts.up_proj", 4}}, "old"});
-  CHECK(recipe.data ==
-        DataRecipe{"data/train.jsonl", "data/heldout.jsonl", 128, false, false, SpecialTokens::kReject, TrainOn::kAll});
+  CHECK(recipe.data == DataRecipe{"data/train.jsonl",
+                                  "data/heldout.jsonl",
+                                  128,
+                                  false,
+                                  false,
+                                  SpecialTokens::kReject,
+                                  TrainOn::kAll,
+                                  Thoughts::kKeep,
+                                  AddBos::kFalse,
+                                  {{"budget", int64_t{-3}},
+                                   {"effort", std::string("high")},
+                                   {"thinking", true},
+                                   {"version", std::string("1")},
+                                   {"warmth", 0.5}},
+                                  {"name", "a key"}});
   TrainRecipe train;
   train.epochs = 2;
   train.batch = 8;

@@ -69,19 +69,43 @@ PreparationTools PreparationTools::from_environment() {
   return tools;
 }
 
+namespace {
+
+/// JSON text, also of a recipe's text that is not UTF-8.
+std::string written(const nlohmann::json& value) {
+  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+/// The options of scripts/prepare that the recipe's section `data` gives. What text of special tokens becomes is said
+/// only where the recipe says it: silence has a stricter meaning there.
+std::vector<std::string> options_of(const Recipe& recipe) {
+  const DataRecipe& data = recipe.data;
+  std::vector<std::string> options = {"--train-on", to_string(data.train_on), "--thoughts", to_string(data.thoughts),
+                                      "--add-bos",  to_string(data.add_bos)};
+  if (recipe.origins.count("data.special_tokens_in_content") > 0 ||
+      data.special_tokens_in_content != SpecialTokens::kAsText) {
+    options.insert(options.end(), {"--special-tokens", to_string(data.special_tokens_in_content)});
+  }
+  if (!data.chat_template_kwargs.empty()) {
+    nlohmann::json variables = nlohmann::json::object();
+    for (const auto& [name, value] : data.chat_template_kwargs) {
+      std::visit([&, key = name](const auto& inner) { variables[key] = inner; }, value);
+    }
+    options.insert(options.end(), {"--chat-template-kwargs", written(variables)});
+  }
+  if (!data.ignore_keys.empty()) {
+    options.insert(options.end(), {"--ignore-keys", written(data.ignore_keys)});
+  }
+  return options;
+}
+
+}  // namespace
+
 std::string prepare_tokens(const Recipe& recipe, const std::string& path, int64_t show, const PreparationTools& tools) {
   const fs::path cache = fs::absolute(path).parent_path() / ".moetune";
-  std::vector<std::string> arguments{tools.python,
-                                     tools.script,
-                                     path,
-                                     "--model",
-                                     recipe.model.path,
-                                     "--cache",
-                                     cache.string(),
-                                     "--special-tokens",
-                                     to_string(recipe.data.special_tokens_in_content),
-                                     "--train-on",
-                                     to_string(recipe.data.train_on)};
+  std::vector<std::string> arguments{tools.python,      tools.script, path,          "--model",
+                                     recipe.model.path, "--cache",    cache.string()};
+  for (std::string& option : options_of(recipe)) arguments.push_back(std::move(option));
   if (show > 0) arguments.insert(arguments.end(), {"--show", std::to_string(show)});
   const std::string output = output_of(arguments);
   const size_t end = output.find_last_not_of('\n');
@@ -99,7 +123,7 @@ Documents load_documents(const Recipe& recipe, const std::string& path, int64_t 
   }
   Documents documents =
       Documents::is_tokenised_jsonl(path)
-          ? Documents::from_jsonl(path, vocab)
+          ? Documents::from_jsonl(path, vocab, recipe.data.ignore_keys)
           : Documents::from_cache(
                 launch.broadcast_string(launch.rank() == 0 ? prepare_tokens(recipe, path, 0, tools) : ""), vocab);
   const int64_t cut = documents.truncate(recipe.data.max_tokens);

@@ -28,10 +28,13 @@ struct Document {
 
 class Documents {
  public:
-  /// Reads lines {"input_ids": [...], "labels": [...]}: both lists present, nothing else, equally long, ids within
-  /// 0 .. vocab_size-1, labels likewise or -100. Blank lines are skipped. A line may have 64 MiB.
+  /// Reads lines {"input_ids": [...], "labels": [...]}: both lists present, equally long, ids within
+  /// 0 .. vocab_size-1, labels likewise or -100. `attention_mask` may be there if it is 1 throughout, `position_ids` if
+  /// they count from 0, and what `ignored_keys` names; nothing else. Blank lines are skipped. A line may have 64 MiB.
+  /// scripts/prepare/tokenised.py accepts the same.
   /// Throws one UserError that counts every kind of mistake of the whole file and names the first lines of each.
-  static Documents from_jsonl(const std::string& path, std::int64_t vocab_size);
+  static Documents from_jsonl(const std::string& path, std::int64_t vocab_size,
+                              const std::vector<std::string>& ignored_keys = {});
 
   /// Reads a token cache: a safetensors file with `tokens` I32 [N], `labels` I32 [N] and `offsets` I64 [documents + 1],
   /// where document i is the range offsets[i] .. offsets[i + 1]. Throws UserError as from_jsonl does.

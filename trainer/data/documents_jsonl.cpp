@@ -75,26 +75,48 @@ class LineReader {
 
 bool is_blank(std::string_view line) { return line.find_first_not_of(" \t\r") == std::string_view::npos; }
 
+// The lists that a line may hold, in the order of LineHandler::lists_.
+constexpr std::array<const char*, 4> kLists = {"input_ids", "labels", "attention_mask", "position_ids"};
+
 // Receives the events of one line and appends its ids and labels. Returning false ends the parse; `problem` says why.
 class LineHandler : public nlohmann::json_sax<nlohmann::json> {
  public:
-  LineHandler(std::vector<std::int32_t>& tokens, std::vector<std::int32_t>& labels) : lists_{&tokens, &labels} {}
+  LineHandler(std::vector<std::int32_t>& tokens, std::vector<std::int32_t>& labels,
+              const std::vector<std::string>& ignored_keys)
+      : ignored_keys_(ignored_keys), lists_{&tokens, &labels, &mask_, &positions_}, begin_(tokens.size()) {}
 
   std::string problem;
   bool complete() const { return seen_[0] && seen_[1]; }
+  // Whether mask and positions say nothing but what holds without them; a line that is complete only.
+  bool plain() {
+    const size_t length = lists_[0]->size() - begin_;
+    if (seen_[2] && (mask_.size() != length || std::any_of(mask_.begin(), mask_.end(), [](int m) { return m != 1; }))) {
+      return refuse("an attention_mask that is not 1 for each token");
+    }
+    bool counts = positions_.size() == length;
+    for (size_t i = 0; counts && i < length; ++i) counts = positions_[i] == static_cast<std::int64_t>(i);
+    return !seen_[3] || counts || refuse("position_ids that do not count from 0");
+  }
 
-  bool start_object(size_t) override { return depth_++ == 0 || refuse("an object inside the object"); }
-  bool end_object() override { return true; }
+  bool start_object(size_t) override {
+    return skips_nested(+1) || depth_++ == 0 || refuse("an object inside the object");
+  }
+  bool end_object() override { return skips_nested(-1) || true; }
   bool key(std::string& name) override {
-    current_ = name == "input_ids" ? 0 : name == "labels" ? 1 : -1;
-    if (current_ < 0) return refuse("the key " + in_quotes(name));
+    if (nested_ > 0) return true;
+    skips_ = std::find(ignored_keys_.begin(), ignored_keys_.end(), name) != ignored_keys_.end();
+    if (skips_) return true;
+    current_ = std::find(kLists.begin(), kLists.end(), name) - kLists.begin();
+    if (current_ == kLists.size()) return refuse("the key " + in_quotes(name));
     return !std::exchange(seen_[current_], true) || refuse("the key " + in_quotes(name) + " twice");
   }
   bool start_array(size_t) override {
-    return (depth_ == 1 && !std::exchange(in_list_, true)) || refuse("a list in the place of an object or an integer");
+    return skips_nested(+1) || (depth_ == 1 && !std::exchange(in_list_, true)) ||
+           refuse("a list in the place of an object or an integer");
   }
-  bool end_array() override { return !(in_list_ = false); }
+  bool end_array() override { return skips_nested(-1) || !(in_list_ = false); }
   bool number_integer(std::int64_t value) override {
+    if (skips_) return true;
     if (!in_list_) return refuse(str("the number ", value, " in the place of a list"));
     // What does not fit into 32 bits fits into no vocabulary: the largest value stands for it and is refused later.
     constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
@@ -105,10 +127,10 @@ class LineHandler : public nlohmann::json_sax<nlohmann::json> {
     return number_integer(
         static_cast<std::int64_t>(std::min<std::uint64_t>(value, std::numeric_limits<std::int64_t>::max())));
   }
-  bool number_float(double, const std::string& text) override { return refuse("the number " + text); }
-  bool string(std::string& text) override { return refuse("the text " + in_quotes(text)); }
-  bool boolean(bool value) override { return refuse(value ? "true" : "false"); }
-  bool null() override { return refuse("null"); }
+  bool number_float(double, const std::string& text) override { return skips_ || refuse("the number " + text); }
+  bool string(std::string& text) override { return skips_ || refuse("the text " + in_quotes(text)); }
+  bool boolean(bool value) override { return skips_ || refuse(value ? "true" : "false"); }
+  bool null() override { return skips_ || refuse("null"); }
   bool binary(nlohmann::json::binary_t&) override { return refuse("binary"); }
   bool parse_error(size_t position, const std::string&, const nlohmann::json::exception&) override {
     return refuse(str("no valid JSON at byte ", position));
@@ -120,10 +142,20 @@ class LineHandler : public nlohmann::json_sax<nlohmann::json> {
     return false;
   }
 
-  std::array<std::vector<std::int32_t>*, 2> lists_;
-  std::array<bool, 2> seen_ = {false, false};
-  int depth_ = 0, current_ = -1;
-  bool in_list_ = false;
+  // Whether a bracket belongs to the value of an ignored key.
+  bool skips_nested(int step) {
+    if (!skips_ || (step < 0 && nested_ == 0)) return false;
+    nested_ += step;
+    return true;
+  }
+
+  const std::vector<std::string>& ignored_keys_;
+  std::vector<std::int32_t> mask_, positions_;
+  std::array<std::vector<std::int32_t>*, kLists.size()> lists_;
+  std::array<bool, kLists.size()> seen_ = {};
+  size_t begin_, current_ = 0;
+  int depth_ = 0, nested_ = 0;  // nested_: brackets open inside the value of an ignored key
+  bool in_list_ = false, skips_ = false;
 };
 
 // Mistakes of one kind: how many lines, the first of them, and what the first one looked like.
@@ -147,11 +179,13 @@ struct Fault {
 
 }  // namespace
 
-Documents Documents::from_jsonl(const std::string& path, std::int64_t vocab_size) {
+Documents Documents::from_jsonl(const std::string& path, std::int64_t vocab_size,
+                                const std::vector<std::string>& ignored_keys) {
   std::vector<std::int32_t> tokens, labels;
   std::vector<std::int64_t> offsets = {0}, line_numbers;
   Fault malformed{"are not {\"input_ids\": [integers], \"labels\": [integers]}"};
   Fault unequal{"have input_ids and labels of different lengths"};
+  Fault masked{"have an attention_mask or position_ids that documents of their own cannot have"};
   Fault too_long{"are longer than 64 MiB"};
 
   LineReader reader(path);
@@ -161,12 +195,14 @@ Documents Documents::from_jsonl(const std::string& path, std::int64_t vocab_size
       continue;
     }
     if (is_blank(*line)) continue;
-    LineHandler handler(tokens, labels);
+    LineHandler handler(tokens, labels, ignored_keys);
     const auto begin = static_cast<size_t>(offsets.back());
     if (!nlohmann::json::sax_parse(line->begin(), line->end(), &handler) || !handler.complete()) {
       malformed.add(reader.number(), handler.problem.empty() ? "a missing list" : handler.problem);
     } else if (tokens.size() != labels.size()) {
       unequal.add(reader.number(), str(tokens.size() - begin, " input_ids and ", labels.size() - begin, " labels"));
+    } else if (!handler.plain()) {
+      masked.add(reader.number(), handler.problem);
     } else {
       offsets.push_back(static_cast<std::int64_t>(tokens.size()));
       line_numbers.push_back(reader.number());
@@ -175,7 +211,7 @@ Documents Documents::from_jsonl(const std::string& path, std::int64_t vocab_size
     tokens.resize(begin);
     labels.resize(begin);
   }
-  std::string faults = malformed.text() + unequal.text() + too_long.text();
+  std::string faults = malformed.text() + unequal.text() + masked.text() + too_long.text();
   if (!faults.empty()) {
     faults = str(path, ": of ", reader.number(), " lines", faults);
     // What the readable lines hold is checked too, so that one message lists everything.

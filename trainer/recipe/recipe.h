@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "lora/formats/base_format.h"
@@ -42,6 +43,12 @@ constexpr std::array<std::string_view, 3> words_of(SpecialTokens) { return {"as_
 enum class TrainOn { kAssistant, kAll };
 constexpr std::array<std::string_view, 2> words_of(TrainOn) { return {"assistant", "all"}; }
 
+enum class Thoughts { kRefuse, kKeep };
+constexpr std::array<std::string_view, 2> words_of(Thoughts) { return {"refuse", "keep"}; }
+
+enum class AddBos { kAuto, kTrue, kFalse };
+constexpr std::array<std::string_view, 3> words_of(AddBos) { return {"auto", "true", "false"}; }
+
 enum class ScheduleKind { kCosine, kLinear, kConstant };
 constexpr std::array<std::string_view, 3> words_of(ScheduleKind) { return {"cosine", "linear", "constant"}; }
 
@@ -66,6 +73,10 @@ struct OffloadFrozen {
   int64_t bytes = 0;  ///< of a rank at the most, with kBytes only
   bool operator==(const OffloadFrozen&) const = default;
 };
+
+/// A value that is handed on as it stands: true or false, a number, text.
+using Scalar = std::variant<bool, int64_t, double, std::string>;
+using ScalarMap = std::map<std::string, Scalar>;
 
 // Sections, in the order of the file.
 
@@ -107,6 +118,10 @@ struct DataRecipe {
   bool shuffle = true;
   SpecialTokens special_tokens_in_content = SpecialTokens::kAsText;
   TrainOn train_on = TrainOn::kAssistant;
+  Thoughts thoughts = Thoughts::kRefuse;
+  AddBos add_bos = AddBos::kAuto;
+  ScalarMap chat_template_kwargs;
+  std::vector<std::string> ignore_keys;
   bool operator==(const DataRecipe&) const = default;
 };
 

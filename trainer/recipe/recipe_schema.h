@@ -123,10 +123,20 @@ void visit_keys(Visitor& v, S& data) {
   v.field("shuffle", data.shuffle, {.doc = "A new order each epoch; `false`: the file's order."});
   v.field("special_tokens_in_content", data.special_tokens_in_content,
           {.doc = "What to do with the text of a special token inside a message: encode it as ordinary text, "
-                  "refuse the line, or let it be the token."});
+                  "refuse the line, or let it be the token. Where the recipe does not say it, a `text`, prompt or "
+                  "completion that holds the chat template's own tokens is refused."});
   v.field("train_on", data.train_on,
           {.doc = "The tokens that are targets: the assistant's alone, or all. A `text` line is always trained on in "
                   "full."});
+  v.field("thoughts", data.thoughts,
+          {.doc = "What to do where the chat template takes thoughts out of a trained answer: refuse the line, or put "
+                  "the last turn into the text whole."});
+  v.field("add_bos", data.add_bos,
+          {.doc = "Whether a document begins with `bos_token`: texts and completions as tokenizer.json puts it; every "
+                  "document, where neither template nor text has it; nothing is put."});
+  v.field("chat_template_kwargs", data.chat_template_kwargs,
+          {.doc = "Variables for the chat template, such as `{thinking: true}`; those of a line go before them."});
+  v.field("ignore_keys", data.ignore_keys, {.doc = "Keys of lines and messages that are as if they were not there."});
 }
 
 template <typename Visitor, SectionOf<OptimizerRecipe> S>

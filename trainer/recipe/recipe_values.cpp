@@ -360,7 +360,8 @@ std::string type_limits(const NumberPair&, const FieldSpec& spec) { return str("
 // a list of words
 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, Words& value) {
-  if (node.kind != Kind::kList || node.items.empty()) return not_allowed(node);
+  const bool any_word = spec.words.empty();
+  if (node.kind != Kind::kList || (node.items.empty() && !any_word)) return not_allowed(node);
   Words read;
   ValueProblems problems;
   const auto add = [&](const YamlNode& item, const std::string& what) {
@@ -368,8 +369,8 @@ ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, Words& val
   };
   for (const YamlNode& item : node.items) {
     if (item.kind != Kind::kScalar) {
-      add(item, str(shown(item), " is not a name; allowed: ", join_or(spec.words)));
-    } else if (std::find(spec.words.begin(), spec.words.end(), item.text) == spec.words.end()) {
+      add(item, str(shown(item), " is not a name", any_word ? "" : "; allowed: ", join_or(spec.words)));
+    } else if (!any_word && std::find(spec.words.begin(), spec.words.end(), item.text) == spec.words.end()) {
       add(item, str("unknown name ", shown(item), suggestion(item.text, spec.words)));
     } else if (std::find(read.begin(), read.end(), item.text) != read.end()) {
       add(item, str(shown(item), " is listed twice"));
@@ -382,7 +383,9 @@ ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, Words& val
 }
 std::string write_value(const Words& value, const FieldSpec&) { return str("[", join(value, ", ", quote_yaml), "]"); }
 std::string type_name(const Words&, const FieldSpec&) { return "list of names"; }
-std::string type_limits(const Words&, const FieldSpec& spec) { return str("among ", join_or(spec.words)); }
+std::string type_limits(const Words&, const FieldSpec& spec) {
+  return spec.words.empty() ? "" : str("among ", join_or(spec.words));
+}
 
 // {word: N}
 
@@ -412,5 +415,51 @@ std::string type_name(const WordCounts&, const FieldSpec&) { return "map from na
 std::string type_limits(const WordCounts&, const FieldSpec& spec) {
   return str(range_limits(spec.range), ", names among ", join_or(spec.words));
 }
+
+// true | 17 | 0.5 | text
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec&, Scalar& value) {
+  if (node.kind != Kind::kScalar) return not_allowed(node);
+  value = node.text;
+  if (node.quoted) return {};
+  if (const auto boolean = parse_boolean(node.text)) {
+    value = *boolean;
+  } else if (const auto whole = parse_integer(node.text)) {
+    value = *whole;
+  } else if (const auto number = parse_number(node.text)) {
+    value = *number;
+  }
+  return {};
+}
+std::string write_value(const Scalar& value, const FieldSpec& spec) {
+  return std::visit([&](const auto& inner) { return write_value(inner, spec); }, value);
+}
+std::string type_name(const Scalar&, const FieldSpec&) { return "true, false, number or text"; }
+std::string type_limits(const Scalar&, const FieldSpec&) { return ""; }
+
+// {name: true | 17 | 0.5 | text}
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, ScalarMap& value) {
+  if (node.kind != Kind::kMap) return not_allowed(node);
+  ScalarMap read;
+  ValueProblems problems;
+  for (const YamlEntry& entry : node.entries) {
+    Scalar& scalar = read[entry.key];
+    for (const ValueProblem& p : read_value(entry.value, spec, scalar)) {
+      problems.push_back({p.node, str(entry.key, ": ", p.what, "; allowed: ", allowed_value(scalar, spec)), false});
+    }
+  }
+  if (problems.empty()) value = read;
+  return problems;
+}
+std::string write_value(const ScalarMap& value, const FieldSpec& spec) {
+  return str(
+      "{",
+      join(value, ", ",
+           [&](const auto& entry) { return str(quote_yaml(entry.first), ": ", write_value(entry.second, spec)); }),
+      "}");
+}
+std::string type_name(const ScalarMap&, const FieldSpec&) { return "map from names to true, false, numbers or text"; }
+std::string type_limits(const ScalarMap&, const FieldSpec&) { return ""; }
 
 }  // namespace moetune

@@ -55,6 +55,8 @@ using Words = std::vector<std::string>;
 MT_RECIPE_VALUE(Words)
 using WordCounts = std::map<std::string, int64_t>;
 MT_RECIPE_VALUE(WordCounts)
+MT_RECIPE_VALUE(Scalar)
+MT_RECIPE_VALUE(ScalarMap)
 #undef MT_RECIPE_VALUE
 
 /// The index of the scalar of `node` in `words`, or the problem.
