@@ -1,7 +1,9 @@
 """Tools and calls: rendered by the model's own template, against transformers' apply_chat_template and its mask."""
 
 import copy
+import itertools
 import json
+import random
 import tempfile
 import unittest
 from pathlib import Path
@@ -200,6 +202,39 @@ class Tools(unittest.TestCase):
         variables = {"chat_template_kwargs": {"thinking": True}}
         ((tokens, labels),) = self.good(self.deepseek, [{"messages": talk, **variables}], "--thoughts", "keep")
         self.assertIn("<｜Assistant｜></think>[[<｜tool▁calls▁begin｜>", decoded(self.deepseek, labels, tokens))
+
+    def test_drawn_talks(self):
+        """Whatever the talk: what the assistant says and calls is trained, and nothing else is."""
+        rng, lines, wanted, count = random.Random(5), [], [], itertools.count()
+
+        def word(said_by, trained):
+            text = f"{said_by}{next(count)}{said_by}"
+            wanted[-1][trained].append(text)
+            return text
+
+        def spaced(text):
+            return rng.choice([text, text, " " + text, text + "\n", f"\n{text} ", text + " <|im_end|> " + text])
+
+        for _ in range(120):
+            wanted.append(([], []))
+            talk = []
+            for _ in range(rng.randrange(1, 4)):
+                talk.append(user(spaced(word("U", False))))
+                for _ in range(rng.randrange(3)):
+                    trained = rng.random() < 0.7
+                    content = rng.choice([None, "", spaced(word("C", trained))])
+                    if not content:
+                        wanted[-1][trained].pop()
+                    calls = [call(word("F", trained), {"a": word("G", trained)}) for _ in range(rng.randrange(1, 3))]
+                    talk += [{**asks(*calls, content=content), "weight": int(trained)}]
+                    talk += [result(spaced(word("T", False))) for _ in calls]
+                talk.append(says(spaced(word("A", True))))
+            lines.append({"messages": talk})
+        for model in (self.chatml, self.deepseek, self.glm):
+            for (not_trained, trained), (_, labels) in zip(wanted, self.good(model, lines), strict=True):
+                text = decoded(model, labels)
+                self.assertEqual([w for w in trained if w not in text], [])
+                self.assertEqual([w for w in not_trained if w in text], [])
 
     def test_tool_template(self):
         # Of several templates transformers takes the one named tool_use for a line with tools.
