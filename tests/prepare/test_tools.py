@@ -236,6 +236,27 @@ class Tools(unittest.TestCase):
                 self.assertEqual([w for w in trained if w not in text], [])
                 self.assertEqual([w for w in not_trained if w in text], [])
 
+    def test_names_that_stand_in_results_too(self):
+        # As gpt-oss, which says whose result it is.
+        model = model_folder(
+            self.root / "twice",
+            self.chatml / "tokenizer.json",
+            None,
+            "<|im_end|>",
+            "{% set ns = namespace(name='') %}{% for m in messages %}{% if m.role == 'tool' %}{{ '<|im_start|>functions.'"
+            " + ns.name + '\n' + m.content + '<|im_end|>' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+            "{% for c in m.tool_calls or [] %}{% set ns.name = c.function.name %}{{ 'to ' + ns.name + c.function.arguments"
+            " }}{% endfor %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        )
+        talk = [user("q"), asks(call("add", "{}"), content=""), result("4"), says("ok")]
+        ((tokens, labels),) = self.good(model, [{"messages": talk}])
+        self.assertEqual(
+            decoded(model, labels, tokens).partition("q<|im_end|>")[2],
+            "<|im_start|>assistant\n[[to add{}<|im_end|>]]<|im_start|>functions.add\n4<|im_end|>"
+            "<|im_start|>assistant\n[[ok<|im_end|>]]",
+        )
+
     def test_tool_template(self):
         # Of several templates transformers takes the one named tool_use for a line with tools.
         folder = model_folder(
