@@ -31,11 +31,12 @@ from itertools import chain
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, processors
 
-from prepare.errors import UserError, is_panic
+from prepare.errors import UserError, is_panic, printable
 from prepare.sample import IGNORED, BadLine, Text
 from prepare.spans import NONCHARACTERS
 from prepare.template import OUTPUT_BYTES
 
+MAX_VOCAB = 1 << 24
 REASONING_TAGS = ("<think>", "</think>")
 _ALLOW = "data.special_tokens_in_content: allow"
 TOKENIZER_FIX = "the file is damaged, or made for another version of tokenizers: download it again"
@@ -70,7 +71,7 @@ def _refusing():
     except BaseException as e:
         if not is_panic(e) and not isinstance(e, Exception):
             raise
-        raise BadLine("tokenizer.json fails on this text", TOKENIZER_FIX, str(e)[:200]) from None
+        raise BadLine("tokenizer.json fails on this text", TOKENIZER_FIX, printable(str(e), 200)) from None
 
 
 def _encode_one(tokenizer, text, add_special_tokens):
@@ -141,6 +142,11 @@ class Tokeniser:
         self.vocab_size = (
             max(max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), *self.added, -1) + 1
         )
+        if self.vocab_size > MAX_VOCAB:
+            raise UserError(
+                f"{self.model.folder}/tokenizer.json: an id of {self.vocab_size - 1}; {MAX_VOCAB - 1} is the highest that"
+                f" is taken\n  fix: {TOKENIZER_FIX}"
+            )
         self.is_control = np.zeros(self.vocab_size, dtype=bool)
         for i, token in self.added.items():
             self.is_control[i] = not token.content.isspace()
