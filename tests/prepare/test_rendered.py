@@ -180,7 +180,7 @@ class Rendered(unittest.TestCase):
             (
                 {"model": {**whole["model"], "unk_token": "?", "vocab": {"b": 0}, "merges": []}},
                 "a",
-                "fails on this text",
+                "tokenizer.json fails on 'a'",
             ),
             (
                 {"model": {**whole["model"], "vocab": {**whole["model"]["vocab"], "?": 2**31}}},
