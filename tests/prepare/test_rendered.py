@@ -169,6 +169,31 @@ class Rendered(unittest.TestCase):
             self.assertIn(f"there is no such file, only {name}", err)
             self.assertIn(words, err)
 
+    def test_tokenizers_that_fail(self):
+        folder = model_folder(self.root / "fails", self.bos_less / "tokenizer.json", None, "</s>")
+        whole = json.loads((folder / "tokenizer.json").read_text())
+        split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+        charsmap = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+        for changes, text, words in (
+            ({"pre_tokenizer": split}, "a" * 40 + "b", "tokenizer.json fails on this text: 1 line"),  # a panic
+            ({"normalizer": charsmap}, "a", "tokenizers cannot read it"),  # a panic
+            (
+                {"model": {**whole["model"], "unk_token": "?", "vocab": {"b": 0}, "merges": []}},
+                "a",
+                "tokenizer.json fails on 'a'",
+            ),
+            (
+                {"model": {**whole["model"], "vocab": {**whole["model"]["vocab"], "?": 2**31}}},
+                "a",
+                "an id of 2147483648",
+            ),
+        ):
+            (folder / "tokenizer.json").write_text(json.dumps(whole | changes))
+            code, _, _, err = self.call(folder, {"text": text})
+            self.assertEqual(code, 2, (changes, err))
+            self.assertIn(words, err)
+            self.assertIn("fix:", err)
+
     def test_wrong_types_in_the_models_files(self):
         for name, value, words in (
             ("tokenizer_config.json", [], "a list, not an object"),

@@ -1,7 +1,9 @@
 """Tools and calls: rendered by the model's own template, against transformers' apply_chat_template and its mask."""
 
 import copy
+import itertools
 import json
+import random
 import tempfile
 import unittest
 from pathlib import Path
@@ -200,6 +202,60 @@ class Tools(unittest.TestCase):
         variables = {"chat_template_kwargs": {"thinking": True}}
         ((tokens, labels),) = self.good(self.deepseek, [{"messages": talk, **variables}], "--thoughts", "keep")
         self.assertIn("<｜Assistant｜></think>[[<｜tool▁calls▁begin｜>", decoded(self.deepseek, labels, tokens))
+
+    def test_drawn_talks(self):
+        """Whatever the talk: what the assistant says and calls is trained, and nothing else is."""
+        rng, lines, wanted, count = random.Random(5), [], [], itertools.count()
+
+        def word(said_by, trained):
+            text = f"{said_by}{next(count)}{said_by}"
+            wanted[-1][trained].append(text)
+            return text
+
+        def spaced(text):
+            return rng.choice([text, text, " " + text, text + "\n", f"\n{text} ", text + " <|im_end|> " + text])
+
+        for _ in range(120):
+            wanted.append(([], []))
+            talk = []
+            for _ in range(rng.randrange(1, 4)):
+                talk.append(user(spaced(word("U", False))))
+                for _ in range(rng.randrange(3)):
+                    trained = rng.random() < 0.7
+                    content = rng.choice([None, "", spaced(word("C", trained))])
+                    if not content:
+                        wanted[-1][trained].pop()
+                    calls = [call(word("F", trained), {"a": word("G", trained)}) for _ in range(rng.randrange(1, 3))]
+                    talk += [{**asks(*calls, content=content), "weight": int(trained)}]
+                    talk += [result(spaced(word("T", False))) for _ in calls]
+                talk.append(says(spaced(word("A", True))))
+            lines.append({"messages": talk})
+        for model in (self.chatml, self.deepseek, self.glm):
+            for (not_trained, trained), (_, labels) in zip(wanted, self.good(model, lines), strict=True):
+                text = decoded(model, labels)
+                self.assertEqual([w for w in trained if w not in text], [])
+                self.assertEqual([w for w in not_trained if w in text], [])
+
+    def test_names_that_stand_in_results_too(self):
+        # As gpt-oss, which says whose result it is.
+        model = model_folder(
+            self.root / "twice",
+            self.chatml / "tokenizer.json",
+            None,
+            "<|im_end|>",
+            "{% set ns = namespace(name='') %}{% for m in messages %}{% if m.role == 'tool' %}{{ '<|im_start|>functions.'"
+            " + ns.name + '\n' + m.content + '<|im_end|>' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+            "{% for c in m.tool_calls or [] %}{% set ns.name = c.function.name %}{{ 'to ' + ns.name + c.function.arguments"
+            " }}{% endfor %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        )
+        talk = [user("q"), asks(call("add", "{}"), content=""), result("4"), says("ok")]
+        ((tokens, labels),) = self.good(model, [{"messages": talk}])
+        self.assertEqual(
+            decoded(model, labels, tokens).partition("q<|im_end|>")[2],
+            "<|im_start|>assistant\n[[to add{}<|im_end|>]]<|im_start|>functions.add\n4<|im_end|>"
+            "<|im_start|>assistant\n[[ok<|im_end|>]]",
+        )
 
     def test_tool_template(self):
         # Of several templates transformers takes the one named tool_use for a line with tools.
