@@ -1,17 +1,18 @@
 """The command line of preparation.
 
-    python scripts/prepare FILE.jsonl --model DIR --cache DIR [--special-tokens as_text|reject|allow]
+    python scripts/prepare FILE... --model DIR --cache DIR [--special-tokens as_text|reject|allow]
                            [--train-on assistant|all] [--thoughts refuse|keep] [--add-bos auto|true|false]
-                           [--chat-template-kwargs JSON] [--ignore-keys JSON] [--show N]
+                           [--chat-template-kwargs JSON] [--ignore-keys JSON] [--show N] [--workers N]
 
-Standard output ends with one JSON line: {"cache", "documents", "tokens", "target_tokens", "format", "reused"}. What is
-said on the way goes to standard error. Exit code 0, or 2 for a mistake in options, data or the model's files.
+Standard output ends with one JSON line: {"cache", "documents", "tokens", "target_tokens", "format", "reused"}, for
+several files {"files": [such objects]}. What is said on the way goes to standard error. Exit code 0, or 2 for a mistake in options, data or the model's files.
 """
 
 import argparse
 import hashlib
 import importlib.metadata
 import json
+import os
 import sys
 import traceback
 
@@ -19,17 +20,23 @@ from prepare import cache
 from prepare.errors import UserError, is_panic, printable
 from prepare.formats import CHAT_FORMATS
 from prepare.model_files import ModelFiles
-from prepare.pipeline import first_format, prepare_file
+from prepare.pipeline import Encoder, first_format, prepare_file
+from prepare.readers import Reader
 from prepare.rules import Rules
 from prepare.show import samples
 from prepare.template import ChatTemplate
+from prepare.workers import MOST_WORKERS, available_cores
+
+PARALLEL_BYTES = 4 << 20  # a smaller file is done before workers are
 
 
 def _arguments(argv):
     parser = argparse.ArgumentParser(
-        prog="prepare", description="Tokenises a JSONL file into the token cache that moetune reads."
+        prog="prepare", description="Tokenises data files into the token caches that moetune reads."
     )
-    parser.add_argument("file", help="JSONL file; its format is recognised")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="JSON lines, a JSON array, either compressed, or Parquet: recognised"
+    )
     parser.add_argument("--model", help="Hugging Face folder with tokenizer.json; a pre-tokenised file needs none")
     parser.add_argument("--cache", required=True, help="folder of token caches")
     parser.add_argument(
@@ -70,6 +77,9 @@ def _arguments(argv):
     parser.add_argument(
         "--show", type=int, default=0, metavar="N", help="print the first N documents with their trained tokens marked"
     )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes for a file (default: a core each, eight at most)"
+    )
     return parser.parse_args(argv)
 
 
@@ -104,10 +114,10 @@ def _digest(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def _sources(options, rules, name, model):
+def _sources(path, rules, name, model):
     """Everything that shapes the tokens."""
     sources = {
-        "data": cache.sha256_file(options.file),
+        "data": cache.sha256_file(path),
         "format": name,
         "code": cache.code_digest(),
         **rules.ingredients(),
@@ -131,57 +141,94 @@ def _sources(options, rules, name, model):
     return sources
 
 
-def run(options):
-    if options.show < 0:
-        raise UserError(f"--show {options.show}: a number of documents, 0 or more")
-    name = first_format(options.file)
-    _say(f"{options.file}: format {name}")
-    model = None
-    if options.model is not None:
-        model = ModelFiles(options.model)
-    elif name != "input_ids/labels":
+def _encoder(options):
+    model = None if options.model is None else ModelFiles(options.model)
+    return Encoder(model, _rules(options))
+
+
+def _check_model(encoder, name, path):
+    """What the file's format asks of the model's folder."""
+    model = encoder.model
+    if model is None and name != "input_ids/labels":
         raise UserError(
-            f"{options.file}: format {name} needs a tokenizer\n  fix: add --model DIR, a Hugging Face folder with"
+            f"{path}: format {name} needs a tokenizer\n  fix: add --model DIR, a Hugging Face folder with"
             " tokenizer.json"
         )
     if name in CHAT_FORMATS and model.template is None:
         raise UserError(
-            f"{options.model}: the model has no chat template, and {options.file} holds conversations\n"
+            f"{model.folder}: the model has no chat template, and {path} holds conversations\n"
             "  fix: put the template into chat_template.jinja there, or write the data as prompt/completion or text"
         )
-    rules = _rules(options)
-    sources = _sources(options, rules, name, model)
+
+
+def _workers(options, size):
+    if options.workers:
+        return options.workers
+    return min(available_cores(), MOST_WORKERS) if size >= PARALLEL_BYTES else 1
+
+
+def _write(path, reader, encoder, name, options, sources, key):
+    """Makes the cache of a file and returns its metadata."""
+    try:
+        with cache.Writer(path) as writer:
+            result = prepare_file(reader, encoder, name, _workers(options, reader.size), writer.append)
+            metadata = {
+                "moetune_tokens": cache.FORMAT_VERSION,
+                "documents": str(result.documents),
+                "tokens": str(result.tokens),
+                "target_tokens": str(result.target_tokens),
+                "format": name,
+                "vocab_size": str(result.vocab_size),
+                "notes": json.dumps(result.notes),
+                "key": key,
+                "sources": json.dumps(sources, sort_keys=True, ensure_ascii=False),
+            }
+            writer.finish(metadata)
+    except OSError as e:
+        raise UserError(
+            f"{path}: cannot be written: {e.strerror}\n  fix: name a folder that can be written with data.cache"
+            " (--cache here), or free some space"
+        ) from None
+    return metadata
+
+
+def _prepare(path, encoder, options):
+    """The summary of a file's cache, made where there is none yet."""
+    reader = Reader(path)
+    name = first_format(reader)
+    _say(f"{path}: format {name}")
+    _check_model(encoder, name, path)
+    sources = _sources(path, encoder.rules, name, encoder.model)
     key = cache.key_of(sources)
-    path = cache.cache_path(options.cache, key)
-    metadata = cache.read_metadata(path, key)
+    cached = cache.cache_path(options.cache, key)
+    metadata = cache.read_metadata(cached, key)
     reused = metadata is not None
     if reused:
-        _say(f"the cache {path} is up to date")
+        _say(f"the cache {cached} is up to date")
     else:
-        result = prepare_file(options.file, model, name, rules)
-        metadata = {
-            "moetune_tokens": cache.FORMAT_VERSION,
-            "documents": str(result.documents),
-            "tokens": str(result.tokens),
-            "target_tokens": str(result.target_tokens),
-            "format": name,
-            "vocab_size": str(result.vocab_size),
-            "notes": json.dumps(result.notes),
-            "key": key,
-            "sources": json.dumps(sources, sort_keys=True, ensure_ascii=False),
-        }
-        try:
-            cache.write(path, result.chunks, metadata)
-        except OSError as e:
-            raise UserError(
-                f"{path}: cannot be written: {e.strerror}\n  fix: choose another --cache folder or free some space"
-            ) from None
+        metadata = _write(cached, reader, encoder, name, options, sources, key)
     for note in json.loads(metadata["notes"]):
         _say(f"note: {note}")
-    for text in samples(path, model.tokenizer if model else None, options.show, sys.stdout.isatty()):
-        print(text)
     counts = {k: int(metadata[k]) for k in ("documents", "tokens", "target_tokens")}
-    print(json.dumps({"cache": str(path), **counts, "format": name, "reused": reused}))
+    return {"cache": str(cached), **counts, "format": name, "reused": reused}
+
+
+def run(options):
+    for option, value in (("--show", options.show), ("--workers", options.workers)):
+        if value < 0:
+            raise UserError(f"{option} {value}: a number, 0 or more")
+    # Blocks are what runs in parallel; threads of the tokenizers package would not survive the fork of workers.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    encoder = _encoder(options)
+    summaries, to_show = [], options.show
+    for path in options.files:
+        summaries.append(_prepare(path, encoder, options))
+        shown = min(to_show, summaries[-1]["documents"])
+        to_show -= shown
+        tokenizer = encoder.model.tokenizer if encoder.model else None
+        for text in samples(summaries[-1]["cache"], tokenizer, shown, sys.stdout.isatty()) if shown else ():
+            print(text)
+    print(json.dumps(summaries[0] if len(summaries) == 1 else {"files": summaries}))
 
 
 def main(argv=None):

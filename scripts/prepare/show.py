@@ -46,7 +46,7 @@ def samples(path, tokenizer, count, colour):
     opening, closing = ("\x1b[32m", "\x1b[0m") if colour else ("[[", "]]")
     decode = _Decoder(tokenizer)
     with safe_open(path, framework="numpy") as f:
-        offsets = f.get_tensor("offsets")[: count + 1]
+        offsets = f.get_slice("offsets")[: count + 1]
         all_tokens, all_labels = f.get_slice("tokens"), f.get_slice("labels")
         for d, (begin, end) in enumerate(zip(offsets, offsets[1:])):
             begin, end = int(begin), int(end)

@@ -79,12 +79,21 @@ class Rendered(unittest.TestCase):
 
     def test_thoughts_are_tokens(self):
         tags = [oracle(self.deepseek).convert_tokens_to_ids(t) for t in ("<think>", "</think>")]
-        for options in ((), ("--special-tokens", "as_text"), ("--special-tokens", "reject"), ("--special-tokens", "allow")):
+        for options in (
+            (),
+            ("--special-tokens", "as_text"),
+            ("--special-tokens", "reject"),
+            ("--special-tokens", "allow"),
+        ):
             (tokens, labels), err = self.good(self.deepseek, {"prompt": "2 + 2?\n", "completion": THINKING}, *options)
             self.assertEqual([l for l in labels if l in tags], tags)
             self.assertEqual(decoded(self.deepseek, labels), THINKING + EOS)
-            self.assertEqual(tokens[:-1], oracle(self.deepseek)("2 + 2?\n" + THINKING, add_special_tokens=False)["input_ids"])
-            (tokens, labels), _ = self.good(self.deepseek, {"prompt": "2 + 2?<think>\n", "completion": "T</think>4"}, *options)
+            self.assertEqual(
+                tokens[:-1], oracle(self.deepseek)("2 + 2?\n" + THINKING, add_special_tokens=False)["input_ids"]
+            )
+            (tokens, labels), _ = self.good(
+                self.deepseek, {"prompt": "2 + 2?<think>\n", "completion": "T</think>4"}, *options
+            )
             self.assertEqual(([t for t in tokens if t in tags], [l for l in labels if l in tags]), (tags, tags[1:]))
             (tokens, _), _ = self.good(self.deepseek, {"text": THINKING}, *options)
             self.assertEqual([t for t in tokens if t in tags], tags)
