@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from prepare import cache
 from prepare.errors import UserError, is_panic, printable
@@ -141,24 +142,30 @@ def _sources(path, rules, name, model):
     return sources
 
 
-def _encoder(options):
-    model = None if options.model is None else ModelFiles(options.model)
-    return Encoder(model, _rules(options))
+class _Encoders:
+    """The encoder for a file of some format: with the model's files, which are read when a file first needs them."""
 
+    def __init__(self, options):
+        self.folder, self.rules = options.model, _rules(options)
+        self.with_model = self.without_model = None
 
-def _check_model(encoder, name, path):
-    """What the file's format asks of the model's folder."""
-    model = encoder.model
-    if model is None and name != "input_ids/labels":
-        raise UserError(
-            f"{path}: format {name} needs a tokenizer\n  fix: add --model DIR, a Hugging Face folder with"
-            " tokenizer.json"
-        )
-    if name in CHAT_FORMATS and model.template is None:
-        raise UserError(
-            f"{model.folder}: the model has no chat template, and {path} holds conversations\n"
-            "  fix: put the template into chat_template.jinja there, or write the data as prompt/completion or text"
-        )
+    def of(self, name, path):
+        tokenised = name == "input_ids/labels"
+        if self.folder is None and not tokenised:
+            raise UserError(
+                f"{path}: format {name} needs a tokenizer\n  fix: add --model DIR, a Hugging Face folder with"
+                " tokenizer.json"
+            )
+        if tokenised and (self.folder is None or not (Path(self.folder) / "tokenizer.json").exists()):
+            self.without_model = self.without_model or Encoder(None, self.rules)
+            return self.without_model
+        self.with_model = self.with_model or Encoder(ModelFiles(self.folder), self.rules)
+        if name in CHAT_FORMATS and self.with_model.model.template is None:
+            raise UserError(
+                f"{self.folder}: the model has no chat template, and {path} holds conversations\n"
+                "  fix: put the template into chat_template.jinja there, or write the data as prompt/completion or text"
+            )
+        return self.with_model
 
 
 def _workers(options, size):
@@ -192,12 +199,12 @@ def _write(path, reader, encoder, name, options, sources, key):
     return metadata
 
 
-def _prepare(path, encoder, options):
-    """The summary of a file's cache, made where there is none yet."""
+def _prepare(path, encoders, options):
+    """The summary of a file's cache, made where there is none yet, and the model that its tokens belong to or None."""
     reader = Reader(path)
     name = first_format(reader)
     _say(f"{path}: format {name}")
-    _check_model(encoder, name, path)
+    encoder = encoders.of(name, path)
     sources = _sources(path, encoder.rules, name, encoder.model)
     key = cache.key_of(sources)
     cached = cache.cache_path(options.cache, key)
@@ -210,7 +217,7 @@ def _prepare(path, encoder, options):
     for note in json.loads(metadata["notes"]):
         _say(f"note: {note}")
     counts = {k: int(metadata[k]) for k in ("documents", "tokens", "target_tokens")}
-    return {"cache": str(cached), **counts, "format": name, "reused": reused}
+    return {"cache": str(cached), **counts, "format": name, "reused": reused}, encoder.model
 
 
 def run(options):
@@ -219,14 +226,13 @@ def run(options):
             raise UserError(f"{option} {value}: a number, 0 or more")
     # Blocks are what runs in parallel; threads of the tokenizers package would not survive the fork of workers.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    encoder = _encoder(options)
-    summaries, to_show = [], options.show
+    encoders, summaries, to_show = _Encoders(options), [], options.show
     for path in options.files:
-        summaries.append(_prepare(path, encoder, options))
-        shown = min(to_show, summaries[-1]["documents"])
+        summary, model = _prepare(path, encoders, options)
+        summaries.append(summary)
+        shown = min(to_show, summary["documents"])
         to_show -= shown
-        tokenizer = encoder.model.tokenizer if encoder.model else None
-        for text in samples(summaries[-1]["cache"], tokenizer, shown, sys.stdout.isatty()) if shown else ():
+        for text in samples(summary["cache"], model and model.tokenizer, shown, sys.stdout.isatty()) if shown else ():
             print(text)
     print(json.dumps(summaries[0] if len(summaries) == 1 else {"files": summaries}))
 

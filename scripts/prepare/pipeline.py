@@ -57,7 +57,8 @@ def _arrays(samples):
 
 
 class Encoder:
-    """What turns samples into arrays, for all files of a call: the tokenizer is read, and looked through, once."""
+    """What turns samples into arrays, for all files of a call: the tokenizer is read, and looked through, once. model is
+    None where the data is tokenised already."""
 
     def __init__(self, model, rules):
         self.model, self.rules = model, rules

@@ -1,5 +1,7 @@
 #include "tests/support/catch.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -308,4 +310,38 @@ TEST_CASE("weights of a token cache", "[documents]") {
     write(weights);
     CHECK(contains(message_of<UserError>([&] { Documents::from_cache(file.path, 6, "train.jsonl"); }), told));
   }
+}
+
+TEST_CASE("a mapped cache costs no memory of its own", "[documents]") {
+  constexpr std::int64_t kTokens = 16 << 20, kLength = 64;  // 128 MiB of tokens and labels
+  const TemporaryFile file;
+  {
+    const std::vector<std::int32_t> tokens(kTokens, 5);
+    std::vector<std::int64_t> offsets;
+    for (std::int64_t begin = 0; begin <= kTokens; begin += kLength) offsets.push_back(begin);
+    SafetensorsWriter writer(file.path,
+                             {{"offsets", DType::kI64, {kTokens / kLength + 1}},
+                              {"tokens", DType::kI32, {kTokens}},
+                              {"labels", DType::kI32, {kTokens}}},
+                             {});
+    writer.append("offsets", offsets.data(), offsets.size() * 8);
+    for (const char* name : {"tokens", "labels"}) writer.append(name, tokens.data(), kTokens * 4);
+    writer.commit();
+  }
+  const auto resident_bytes = [] {
+    std::ifstream statm("/proc/self/statm");
+    std::int64_t size = 0, pages = 0;
+    statm >> size >> pages;
+    return pages * ::sysconf(_SC_PAGE_SIZE);
+  };
+  const std::int64_t before = resident_bytes();
+  const Documents documents = Documents::from_cache(file.path, 6);
+  const std::int64_t after = resident_bytes();
+  CHECK(documents.num_tokens() == kTokens);
+  CHECK(after - before < 16 << 20);  // 4 bytes a document, and what a walk leaves
+  std::int64_t sum = 0;
+  for (std::int64_t i = 0; i < documents.size(); ++i) sum += documents.doc(i).tokens[kLength - 1];
+  CHECK(sum == 5 * kTokens / kLength);
+  documents.let_go();
+  CHECK(resident_bytes() - before < 16 << 20);
 }

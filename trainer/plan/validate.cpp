@@ -1,6 +1,7 @@
 #include "trainer/plan/validate.h"
 
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <vector>
 
@@ -66,11 +67,18 @@ void check_tensors(const ModelConfig& config, const std::string& folder_path, bo
   }
 }
 
+/// Whether a file holds JSON lines as they are: what is packed, an array or Parquet is looked into when it is prepared.
+bool is_plain_lines(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  char first = 0;
+  return file >> first && first == '{';
+}
+
 void check_data(const Recipe& recipe, const std::string& key, const DataFiles& files) {
   const fs::path tokenizer = fs::path(recipe.model.path) / "tokenizer.json";
   const bool has_tokenizer = fs::exists(tokenizer);
   for (const DataFile& file : select_files(recipe, key, files).files) {
-    if (Documents::is_tokenised_jsonl(file.path) || has_tokenizer) continue;
+    if (has_tokenizer || !is_plain_lines(file.path) || Documents::is_tokenised_jsonl(file.path)) continue;
     throw UserError(str(recipe.origin(key), ": ", key, ": ", file.path, " holds text, but ", tokenizer.string(),
                         " does not exist; put it there, or give input_ids and labels"));
   }
