@@ -11,10 +11,8 @@ Tensors, little-endian, in this order in the file:
     weights  F32 [N]               how much predicting each token counts in the loss; it means nothing where the label is
              -100. Only where some target counts other than 1.
 Metadata, all strings: moetune_tokens "1" (version of this format), documents, tokens, target_tokens (labels that are
-    not -100),
-format (messages, prompt/completion, alpaca, sharegpt, text, input_ids/labels), vocab_size (highest id of the
-    tokenizer, or of
-the data where no tokenizer was needed, plus one), notes (JSON: what is said of it again), key (64 hex digits), sources
+not -100), format (messages, prompt/completion, prompt/completion messages, alpaca, sharegpt, text, input_ids/labels),
+vocab_size (highest id of the tokenizer, or of the data where no tokenizer was needed, plus one), notes (JSON: what is said of it again), key (64 hex digits), sources
 (JSON: what the key was made from).
 
 The key is the SHA-256 of everything that shaped the tokens, so a cache is never stale: other content, other name. The

@@ -83,7 +83,7 @@ def _render(template, sample, rules, may_be_special):
     messages, weights = fitted.messages, list(sample.weights)
 
     def matters(i):
-        return weights[i] > 0 or may_be_special(messages[i]["content"] or "")
+        return weights[i] > 0 or any(may_be_special(messages[i].get(k) or "") for k in ("content", *THOUGHTS))
 
     located = locate(fitted.render, messages, matters)
     present = {p.message for p in located.places}

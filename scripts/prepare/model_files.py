@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from prepare.errors import UserError, is_panic
+from prepare.errors import UserError, is_panic, printable
 
 MAX_CONFIG_BYTES = 64 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -92,7 +92,9 @@ class ModelFiles:
         except BaseException as e:  # the package raises bare Exception, or panics
             if not is_panic(e) and not isinstance(e, Exception):
                 raise
-            raise UserError(f"{path}: tokenizers cannot read it: {str(e)[:200]}\n  fix: download it again") from None
+            raise UserError(
+                f"{path}: tokenizers cannot read it: {printable(str(e), 200)}\n  fix: download it again"
+            ) from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         where = self.folder / "tokenizer_config.json"

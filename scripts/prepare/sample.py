@@ -27,7 +27,7 @@ class Span:
     end: int
     weight: float
     reasoning_tags: bool = False  # <think> and </think> in it are the model's own tokens (assistant content)
-    ends_turn: bool = False  # the end token behind it is trained with it
+    ends_turn: bool = False  # the end token behind it is trained with it, unless it ends with one itself
     content: bool = True  # False: written by the template, so its special tokens are what they say
 
 

@@ -282,7 +282,7 @@ def spans_of(located, messages, weights, regions):
                 out.append(Span(start, span.start, weights[number], content=False))
             start = span.end
         if end > start:
-            out.append(Span(start, end, weights[number], content=False))
+            out.append(Span(start, end, weights[number], content=False, ends_turn=weights[number] > 0))
     return sorted(out, key=lambda s: (s.start, s.end))
 
 

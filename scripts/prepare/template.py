@@ -28,7 +28,7 @@ from prepare.errors import UserError
 
 RENDER_SECONDS = 10
 RENDER_BYTES = 2 << 30  # address space that rendering may add to the process
-OUTPUT_BYTES = 16 << 20  # of UTF-8: tokens of a text take about a hundred times its size while they are made
+OUTPUT_BYTES = 8 << 20  # of UTF-8: a text takes a hundred times its size and more while tokens are made of it
 INTEGER_BITS = 1024
 
 

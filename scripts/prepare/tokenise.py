@@ -31,11 +31,12 @@ from itertools import chain
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, processors
 
-from prepare.errors import UserError, is_panic
+from prepare.errors import UserError, is_panic, printable
 from prepare.sample import IGNORED, BadLine, Text
 from prepare.spans import NONCHARACTERS
 from prepare.template import OUTPUT_BYTES
 
+MAX_VOCAB = 1 << 24
 REASONING_TAGS = ("<think>", "</think>")
 _ALLOW = "data.special_tokens_in_content: allow"
 TOKENIZER_FIX = "the file is damaged, or made for another version of tokenizers: download it again"
@@ -70,7 +71,7 @@ def _refusing():
     except BaseException as e:
         if not is_panic(e) and not isinstance(e, Exception):
             raise
-        raise BadLine("tokenizer.json fails on this text", TOKENIZER_FIX, str(e)[:200]) from None
+        raise BadLine("tokenizer.json fails on this text", TOKENIZER_FIX, printable(str(e), 200)) from None
 
 
 def _encode_one(tokenizer, text, add_special_tokens):
@@ -141,9 +142,17 @@ class Tokeniser:
         self.vocab_size = (
             max(max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), *self.added, -1) + 1
         )
+        if self.vocab_size > MAX_VOCAB:
+            raise UserError(
+                f"{self.model.folder}/tokenizer.json: an id of {self.vocab_size - 1}; {MAX_VOCAB - 1} is the highest that"
+                f" is taken\n  fix: {TOKENIZER_FIX}"
+            )
         self.is_control = np.zeros(self.vocab_size, dtype=bool)
         for i, token in self.added.items():
             self.is_control[i] = not token.content.isspace()
+        self.is_special = np.zeros(self.vocab_size, dtype=bool)  # control tokens that are no words of an answer
+        for i, token in self.added.items():
+            self.is_special[i] = token.special and not token.content.isspace()
         self.tag_ids = {i for i, t in self.added.items() if t.content in REASONING_TAGS}
         self.as_text = None
         self.kept_as_text = 0  # texts in which special-token text was kept as text
@@ -300,7 +309,7 @@ class Tokeniser:
         k = 0
         for d, document in enumerate(documents):
             for i, span in enumerate(document.spans):
-                if span.ends_turn:
+                if span.ends_turn and not (not span.content and self.is_special[tokens[behind[k] - 1]]):
                     limit = document.spans[i + 1].start if i + 1 < len(document.spans) else len(document.text)
                     end = self._end_of_turn(
                         control, document, offsets[d], token_end[d] - int(lengths[d]), behind[k], limit
@@ -331,20 +340,17 @@ class Tokeniser:
 
     def _frame(self, documents, tokens, weights, lengths):
         """bos in front of texts (of every document, if the user says so), a trained eos behind them."""
-        out_tokens, out_weights, end = [], [], 0
+        out_tokens, out_weights, out_lengths, end = [], [], [], 0
         for d, length in zip(documents, lengths.tolist()):
-            own, own_weights = tokens[end : end + length].tolist(), weights[end : end + length].tolist()
+            own, begin = tokens[end : end + length], end
             end += length
             prefix = self.prefix if d.framed else [self.bos] if self.bos_everywhere and length else []
-            if own[: len(prefix)] != prefix and not (self.bos_everywhere and own[:1] == [self.bos]):
-                own, own_weights = prefix + own, [0.0] * len(prefix) + own_weights
-            if d.framed:
-                self.without_bos += self.lacks_bos and own[:1] != [self.bos]
-                if own[-1:] != [self.eos]:
-                    own, own_weights = own + [self.eos], own_weights + [d.weight]
-            out_tokens.append(own)
-            out_weights.append(own_weights)
-        lengths = np.array([len(t) for t in out_tokens])
-        count = int(lengths.sum())
-        tokens = np.fromiter(chain.from_iterable(out_tokens), dtype=np.int32, count=count)
-        return tokens, np.fromiter(chain.from_iterable(out_weights), dtype=np.float32, count=count), lengths
+            if own[: len(prefix)].tolist() == prefix or (self.bos_everywhere and own[:1].tolist() == [self.bos]):
+                prefix = []
+            suffix = [self.eos] if d.framed and own[-1:].tolist() != [self.eos] else []
+            out_tokens += [np.array(prefix, dtype=np.int32), own, np.array(suffix, dtype=np.int32)]
+            out_weights += [np.zeros(len(prefix), np.float32), weights[begin:end], np.full(len(suffix), d.weight)]
+            out_lengths.append(len(prefix) + length + len(suffix))
+            self.without_bos += d.framed and self.lacks_bos and own[:1].tolist() != [self.bos]
+        tokens, weights = np.concatenate(out_tokens), np.concatenate(out_weights).astype(np.float32)
+        return tokens, weights, np.array(out_lengths, dtype=np.int64)

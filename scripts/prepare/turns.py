@@ -1,6 +1,6 @@
 """Where a turn with calls lies: all that the model writes of it, the template's syntax of the calls included.
 
-    region = call_region(render, messages, 3, located)        # (start, end) of message 3, its end token included
+    region = call_region(render, messages, 3, located)        # (start, end) of message 3, with its end token
 
 The turn begins where the generation prompt of the messages before it ends, and ends where the render of the
 conversation up to it ends. Templates may render a message otherwise once others follow, so both are matched with the
@@ -10,12 +10,11 @@ text around the marks of the message, not taken as positions.
 import re
 from os.path import commonprefix
 
-from prepare.messages import THOUGHTS
 from prepare.sample import BadLine
 from prepare.spans import locate_one
 from prepare.template import TemplateRefused
 
-_NO_THOUGHTS = re.compile(r"\s*<think>\s*</think>\s*")
+_NO_THOUGHTS = re.compile(r"\s*(<think>)?\s*</think>\s*")  # what templates write where there are none
 
 
 def _unknown(number):
@@ -38,11 +37,12 @@ def _start(render, messages, number, located, first):
         return len(prompt)
     floor = max((p.end for p in located.places if p.end <= first and p.message != number), default=0)
     opening, gap = prompt[len(before) :] if prompt.startswith(before) else "", text[floor:first]
-    # History may lack the end of a generation prompt, such as an opened <think>.
-    for length in range(len(opening), 0, -1):
-        at = gap.rfind(opening[:length])
+    # History may lack the end of a generation prompt: an opened <think>, or white space.
+    header = opening.partition("<think>")[0]
+    for form in (opening, header, header.rstrip()):
+        at = gap.rfind(form) if form else -1
         if at >= 0:
-            return floor + at + length
+            return floor + at + len(form)
     return None
 
 
@@ -68,9 +68,8 @@ def _end(render, messages, number, located, own):
 
 def call_region(render, messages, number, located):
     """(start, end) of the message of this number, which has calls."""
-    message = messages[number]
     own = [p for p in located.places if p.message == number]
-    if sum(p.is_anchor for p in own) < len(message["tool_calls"]):
+    if sum(p.is_anchor for p in own) < len(messages[number]["tool_calls"]):
         raise _unknown(number)
     first = own[0]
     start, end = _start(render, messages, number, located, first.start), _end(render, messages, number, located, own)
@@ -78,8 +77,6 @@ def call_region(render, messages, number, located):
         start = first.start
     if start is None or end is None:
         raise _unknown(number)
-    if not any(k in message for k in THOUGHTS) and (
-        empty := _NO_THOUGHTS.match(located.text, start, max(start, first.start))
-    ):
+    if start < first.start and (empty := _NO_THOUGHTS.match(located.text, start, first.start)):
         start = empty.end()
-    return start, max(end, own[0].end)
+    return start, max(end, first.end)

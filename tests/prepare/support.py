@@ -144,9 +144,9 @@ TEXTS = [
 ] * 20
 
 
-def small_tokenizer(specials, bos=None, sentencepiece=False):
+def small_tokenizer(specials, bos=None, sentencepiece=False, words=()):
     """A BPE of some 500 tokens with these special tokens: byte-level with NFC and a Qwen-like split, or with
-    Metaspace."""
+    Metaspace. Words are added tokens that are not special, as are the <think> tags."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=sentencepiece, unk_token=None, fuse_unk=sentencepiece))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if sentencepiece:
@@ -171,7 +171,7 @@ def small_tokenizer(specials, bos=None, sentencepiece=False):
         TEXTS, trainers.BpeTrainer(vocab_size=560, initial_alphabet=list(alphabet), show_progress=False)
     )
     tokenizer.add_special_tokens([AddedToken(s, normalized=False) for s in specials])
-    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in ("<think>", "</think>")])
+    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in ("<think>", "</think>", *words)])
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]

@@ -401,7 +401,7 @@ class Lines(unittest.TestCase):
             self.good({"text": "é" * 500})
         with mock.patch.object(template, "OUTPUT_BYTES", 1000):
             self.bad({"messages": [turn("user", "a" * 1001), HELLO[1]]}, "it writes more than 0 MiB for one line")
-        self.assertEqual((template.OUTPUT_BYTES, tokenise.OUTPUT_BYTES), (16 << 20, 16 << 20))
+        self.assertEqual((template.OUTPUT_BYTES, tokenise.OUTPUT_BYTES), (8 << 20, 8 << 20))
         twice = model_folder(
             self.root / "twice",
             self.bare / "tokenizer.json",
@@ -410,7 +410,7 @@ class Lines(unittest.TestCase):
             "{% for m in messages %}{{ m.content * 3000 }}{% endfor %}",
         )
         self.bad(
-            {"messages": [turn("user", "a" * 6000), HELLO[1]]}, "it writes more than 16 MiB for one line", model=twice
+            {"messages": [turn("user", "a" * 6000), HELLO[1]]}, "it writes more than 8 MiB for one line", model=twice
         )
 
 

@@ -153,6 +153,12 @@ class Rendered(unittest.TestCase):
         _, _, out, _ = self.call(self.deepseek, line, "--show", "1", "--special-tokens", "allow")
         self.assertTrue(out.endswith(f"{BOS}<｜User｜>say {EOS}<｜Assistant｜>[[{EOS}!{EOS}]]"), out)
 
+        # The first token of a document is never trained, so what is marked lies on both sides of a bracket here.
+        _, _, out, _ = self.call(self.deepseek, {"text": RENDERED}, "--show", "1", "--special-tokens", "as_text")
+        plain = out.partition("\n")[2].replace("[[", "").replace("]]", "")
+        marked = "".join(f"{{as text: {t}}}" for t in (BOS, "<｜User｜>"))
+        self.assertEqual(plain, f"{marked}hi{{as text: <｜Assistant｜>}}hello{{as text: {EOS}}}{EOS}")
+
     def test_files_of_other_tokenizers(self):
         for name, words in (("tiktoken.model", "docs/data.md"), ("tokenizer.model", "save_pretrained")):
             folder = self.root / name
@@ -162,6 +168,31 @@ class Rendered(unittest.TestCase):
             self.assertEqual(code, 2)
             self.assertIn(f"there is no such file, only {name}", err)
             self.assertIn(words, err)
+
+    def test_tokenizers_that_fail(self):
+        folder = model_folder(self.root / "fails", self.bos_less / "tokenizer.json", None, "</s>")
+        whole = json.loads((folder / "tokenizer.json").read_text())
+        split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+        charsmap = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+        for changes, text, words in (
+            ({"pre_tokenizer": split}, "a" * 40 + "b", "tokenizer.json fails on this text: 1 line"),  # a panic
+            ({"normalizer": charsmap}, "a", "tokenizers cannot read it"),  # a panic
+            (
+                {"model": {**whole["model"], "unk_token": "?", "vocab": {"b": 0}, "merges": []}},
+                "a",
+                "tokenizer.json fails on 'a'",
+            ),
+            (
+                {"model": {**whole["model"], "vocab": {**whole["model"]["vocab"], "?": 2**31}}},
+                "a",
+                "an id of 2147483648",
+            ),
+        ):
+            (folder / "tokenizer.json").write_text(json.dumps(whole | changes))
+            code, _, _, err = self.call(folder, {"text": text})
+            self.assertEqual(code, 2, (changes, err))
+            self.assertIn(words, err)
+            self.assertIn("fix:", err)
 
     def test_wrong_types_in_the_models_files(self):
         for name, value, words in (

@@ -141,7 +141,7 @@ class Limits(unittest.TestCase):
             self.assertEqual(len(self.render("{{ 'é' * 500 }}")), 500)
         finally:
             template_module.OUTPUT_BYTES = limit
-        self.assertEqual(limit, 16 << 20)
+        self.assertEqual(limit, 8 << 20)
 
     def test_errors_of_expressions(self):
         self.refused("{{ messages[0].content + 1 }}", "TypeError")

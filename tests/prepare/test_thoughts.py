@@ -155,6 +155,17 @@ class Thoughts(unittest.TestCase):
         self.assertIn("stayed ordinary text in 1 documents", err)
         self.assertEqual(self.good(self.v3, line, *KEEP, "--train-on", "all")[0].count(EOS), 2)
 
+    def test_taken_out_where_marks_do_not_survive(self):
+        looks = model_folder(
+            self.root / "looks",
+            support.small_deepseek_tokenizer(),
+            *support.DEEPSEEK,
+            "{% for m in messages %}{% if m.reasoning_content %}{% endif %}{% if m.content | length > 9 %}{{ 'long' }}"
+            "{% endif %}{{ m.content + eos_token }}{% endfor %}",
+        )
+        self.bad(looks, talk("question", "answer", reasoning_content="T"), "takes thoughts out of trained answers")
+        self.assertEqual(self.good(looks, talk("question", "answer"))[0], f"question{EOS}[[answer{EOS}]]")
+
     def test_trained_messages_that_a_template_leaves_out(self):
         first = model_folder(
             self.root / "first",

@@ -1,7 +1,9 @@
 """Tools and calls: rendered by the model's own template, against transformers' apply_chat_template and its mask."""
 
 import copy
+import itertools
 import json
+import random
 import tempfile
 import unittest
 from pathlib import Path
@@ -9,8 +11,9 @@ from pathlib import Path
 import support
 from support import decoded, documents, model_folder, oracle, prepare, small_tokenizer, write_lines
 
-CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>")
-GLM = ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|system|>", "<tool_call>", "</tool_call>")
+CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+GLM = ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|observation|>", "<|system|>")
+CALL = ("<tool_call>", "</tool_call>")
 ADD = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}
 
 
@@ -58,7 +61,7 @@ class Tools(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory()
         cls.root = Path(cls.folder.name)
         cls.chatml = model_folder(
-            cls.root / "chatml", small_tokenizer(CHATML), None, "<|im_end|>", support.CHATML_TOOLS_TEMPLATE
+            cls.root / "chatml", small_tokenizer(CHATML, words=CALL), None, "<|im_end|>", support.CHATML_TOOLS_TEMPLATE
         )
         cls.deepseek = model_folder(
             cls.root / "deepseek",
@@ -66,14 +69,16 @@ class Tools(unittest.TestCase):
             *support.DEEPSEEK,
             support.DEEPSEEK31_TEMPLATE,
         )
-        cls.glm = model_folder(cls.root / "glm", small_tokenizer(GLM), None, "<|user|>", support.GLM_TEMPLATE)
+        cls.glm = model_folder(
+            cls.root / "glm", small_tokenizer(GLM, words=CALL), None, "<|user|>", support.GLM_TEMPLATE
+        )
         cls.plain = model_folder(
             cls.root / "plain", small_tokenizer(("<s>", "</s>")), "<s>", "</s>", support.PLAIN_TEMPLATE
         )
         # Of the calls it writes nothing but the arguments' objects.
         cls.objects = model_folder(
             cls.root / "objects",
-            small_tokenizer(CHATML),
+            small_tokenizer(CHATML, words=CALL),
             None,
             "<|im_end|>",
             "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}"
@@ -127,7 +132,8 @@ class Tools(unittest.TestCase):
         def observed(talk):
             return [{**m, "role": "observation"} if m["role"] == "tool" else m for m in talk]
 
-        # Its turns have no end token, and the empty thoughts are the template's: transformers' mask holds both.
+        # A turn ends with the token that begins the next, and the empty thoughts are the template's, so that
+        # transformers' mask of what the template writes is another.
         for talk in TALKS:
             expected = oracle(self.glm).apply_chat_template(observed(talk), tools=[ADD], return_dict=True)["input_ids"]
             for given in (talk, observed(talk), with_text_arguments(talk)):
@@ -136,7 +142,7 @@ class Tools(unittest.TestCase):
         ((tokens, labels),) = self.good(self.glm, [{"messages": TALKS[0], "tools": [ADD]}])
         self.assertIn(
             "<|assistant|>\n<think></think>\n[[<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>2</arg_value>\n"
-            '<arg_key>b</arg_key>\n<arg_value>[1, "x"]</arg_value>\n</tool_call>]]<|observation|>\n4<|assistant|>',
+            '<arg_key>b</arg_key>\n<arg_value>[1, "x"]</arg_value>\n</tool_call><|observation|>]]\n4<|assistant|>',
             decoded(self.glm, labels, tokens),
         )
 
@@ -189,6 +195,67 @@ class Tools(unittest.TestCase):
         text = decoded(self.chatml, labels, tokens)
         self.assertIn("<|im_start|>assistant\n]]<tool_call>", text)
         self.assertIn("</tool_call><|im_end|>[[\n<|im_start|>user\n<tool_response>", text)
+
+    def test_thoughts_that_the_template_has_not_written_are_not_trained(self):
+        # History opens with </think> where the generation prompt of a thinking model has <think>.
+        talk = [user("q"), {**asks(call("add", "{}")), "reasoning": "T"}, result("4"), says("4"), user("r"), says("s")]
+        variables = {"chat_template_kwargs": {"thinking": True}}
+        ((tokens, labels),) = self.good(self.deepseek, [{"messages": talk, **variables}], "--thoughts", "keep")
+        self.assertIn("<｜Assistant｜></think>[[<｜tool▁calls▁begin｜>", decoded(self.deepseek, labels, tokens))
+
+    def test_drawn_talks(self):
+        """Whatever the talk: what the assistant says and calls is trained, and nothing else is."""
+        rng, lines, wanted, count = random.Random(5), [], [], itertools.count()
+
+        def word(said_by, trained):
+            text = f"{said_by}{next(count)}{said_by}"
+            wanted[-1][trained].append(text)
+            return text
+
+        def spaced(text):
+            return rng.choice([text, text, " " + text, text + "\n", f"\n{text} ", text + " <|im_end|> " + text])
+
+        for _ in range(120):
+            wanted.append(([], []))
+            talk = []
+            for _ in range(rng.randrange(1, 4)):
+                talk.append(user(spaced(word("U", False))))
+                for _ in range(rng.randrange(3)):
+                    trained = rng.random() < 0.7
+                    content = rng.choice([None, "", spaced(word("C", trained))])
+                    if not content:
+                        wanted[-1][trained].pop()
+                    calls = [call(word("F", trained), {"a": word("G", trained)}) for _ in range(rng.randrange(1, 3))]
+                    talk += [{**asks(*calls, content=content), "weight": int(trained)}]
+                    talk += [result(spaced(word("T", False))) for _ in calls]
+                talk.append(says(spaced(word("A", True))))
+            lines.append({"messages": talk})
+        for model in (self.chatml, self.deepseek, self.glm):
+            for (not_trained, trained), (_, labels) in zip(wanted, self.good(model, lines), strict=True):
+                text = decoded(model, labels)
+                self.assertEqual([w for w in trained if w not in text], [])
+                self.assertEqual([w for w in not_trained if w in text], [])
+
+    def test_names_that_stand_in_results_too(self):
+        # As gpt-oss, which says whose result it is.
+        model = model_folder(
+            self.root / "twice",
+            self.chatml / "tokenizer.json",
+            None,
+            "<|im_end|>",
+            "{% set ns = namespace(name='') %}{% for m in messages %}{% if m.role == 'tool' %}{{ '<|im_start|>functions.'"
+            " + ns.name + '\n' + m.content + '<|im_end|>' }}{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+            "{% for c in m.tool_calls or [] %}{% set ns.name = c.function.name %}{{ 'to ' + ns.name + c.function.arguments"
+            " }}{% endfor %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+        )
+        talk = [user("q"), asks(call("add", "{}"), content=""), result("4"), says("ok")]
+        ((tokens, labels),) = self.good(model, [{"messages": talk}])
+        self.assertEqual(
+            decoded(model, labels, tokens).partition("q<|im_end|>")[2],
+            "<|im_start|>assistant\n[[to add{}<|im_end|>]]<|im_start|>functions.add\n4<|im_end|>"
+            "<|im_start|>assistant\n[[ok<|im_end|>]]",
+        )
 
     def test_tool_template(self):
         # Of several templates transformers takes the one named tool_use for a line with tools.
