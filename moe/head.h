@@ -3,8 +3,8 @@
 //
 //   HeadResult result = head.loss(x_UD, target_rows, targets, /*scale=*/1.0 / target_tokens, /*backward=*/true);
 //
-// loss_sum = sum over target rows of -weight log softmax(norm(x) W^T)[target], each weight 1 where none are given; d x =
-// d(scale * loss_sum) / d x. Rows without a target are not multiplied by the head at all.
+// loss_sum = sum over target rows of -weight log softmax(norm(x) W^T)[target], each weight 1 where none are given; d x
+// = d(scale * loss_sum) / d x. Rows without a target are not multiplied by the head at all.
 //
 // On a tensor axis each rank multiplies all rows by its part of the vocabulary. Three numbers a row are exchanged: the
 // ranks' own log-sum-exp, combined to that of the whole vocabulary, and the target's logit.

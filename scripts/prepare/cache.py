@@ -20,12 +20,14 @@ file is written beside its place, synced and renamed; equal input gives equal by
 the safetensors package orders metadata at random).
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import struct
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ from prepare.sample import IGNORED
 
 FORMAT_VERSION = "1"
 COPY_BYTES = 4 << 20
+LEFTOVER_SECONDS = 3600
 
 
 def sha256_file(path):
@@ -70,6 +73,7 @@ class Writer:
     def __init__(self, path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         self.tokens, self.labels = (tempfile.TemporaryFile(dir=path.parent) for _ in range(2))
         self.weights = None  # only once a target counts other than 1
         self.lengths = []
@@ -132,6 +136,14 @@ class Writer:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _remove_leftovers(folder):
+    """What a preparation that was killed while it put a file together has left; one at work writes all the time."""
+    for path in folder.glob(".*.safetensors.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()
 
 
 def _weights_of(labels):

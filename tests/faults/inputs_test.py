@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "prepare"))
 from support import model_folder, small_tokenizer
 
-from tiny_run import CONFIG, TinyRun
+from tiny_run import CONFIG, TinyRun, program
 
 
 def tokens(length):
@@ -170,6 +170,14 @@ class InputsTest(unittest.TestCase):
         self.assertEqual(output.returncode, 0, output.stderr)
         self.assertEqual(output.stdout.count(" -> "), 4)
         self.assertEqual(output.stdout.count("--- document "), 3)
+        for name, told in (
+            ("a.jsonl", "format of its first line: input_ids/labels"),
+            ("c.json.gz", "gzip-compressed, "),
+        ):
+            path = self.folder / "data" / name
+            output = subprocess.run([program(), "inspect", path], capture_output=True, text=True)
+            self.assertEqual(output.returncode, 0, output.stderr)
+            self.assertIn(told, output.stdout)
         run.values["data.train"] = "[none.jsonl, 'no/*.jsonl']"
         output = subprocess.run(run.arguments("validate"), capture_output=True, text=True)
         self.assertEqual(output.returncode, 2)

@@ -310,6 +310,15 @@ class Streams(Base):
             self.assertEqual(list(folder.iterdir()), [])
         self.assertEqual(list(folder.iterdir()), [])
 
+    def test_leftovers_of_killed_preparations_go(self):
+        old, new, other = (self.root / n for n in (".0a.safetensors.12", ".0b.safetensors.13", "0c.safetensors"))
+        for path in (old, new, other):
+            path.write_bytes(b"")
+        os.utime(old, (time.time() - 7200,) * 2)
+        os.utime(other, (time.time() - 7200,) * 2)
+        with cache.Writer(self.root / "w.safetensors"):
+            self.assertEqual([p.exists() for p in (old, new, other)], [False, True, True])
+
     def test_progress(self):
         shown = io.StringIO()
         with (

@@ -6,9 +6,9 @@
 //   loss = loss_sum_over_mesh / mine.global.targets;
 //
 // An epoch takes documents as often as their weight says, orders them (shuffled_order, or as they lie), and packs them
-// into sequences: whole documents, at most max_tokens tokens. Epoch follows epoch in one stream of sequences, and step s
-// takes those numbered s * batch .. (s + 1) * batch - 1: every step has `batch` sequences, and a step may reach from one
-// epoch into the next. Where the stream ends after some epochs, its last step is what is left.
+// into sequences: whole documents, at most max_tokens tokens. Epoch follows epoch in one stream of sequences, and step
+// s takes those numbered s * batch .. (s + 1) * batch - 1: every step has `batch` sequences, and a step may reach from
+// one epoch into the next. Where the stream ends after some epochs, its last step is what is left.
 //
 // Of n documents with weight w, w = k + f with 0 <= f < 1, an epoch takes each k times, and of them f * n more, drawn
 // anew in each epoch. Where f * n is not whole, epochs differ by one so that the sum over epochs is as near as can be.

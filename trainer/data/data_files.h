@@ -3,8 +3,9 @@
 //   const DataSelection chosen = select_files(recipe, "data.train", recipe.data.train);
 //   for (const DataFile& file : chosen.files) ... file.path, file.weight
 //
-// An entry is a file of any name, a folder (the data files directly in it, by their endings), or a pattern as of a shell
-// (`data/part-*.jsonl.zst`; glob(7)). Entries keep their order; what a folder or pattern names is sorted by its bytes.
+// An entry is a file of any name, a folder (the data files directly in it, by their endings), or a pattern as of a
+// shell (`data/part-*.jsonl.zst`; glob(7)). Entries keep their order; what a folder or pattern names is sorted by its
+// bytes.
 #pragma once
 
 #include <string>
@@ -25,8 +26,8 @@ struct DataSelection {
 };
 
 /// `key` ("data.train") stands with its place in the recipe before each mistake; empty: `files` come from no recipe.
-/// UserError with all mistakes: a file that is missing or no regular file, a pattern or folder without data, a file that
-/// is named twice.
+/// UserError with all mistakes: a file that is missing or no regular file, a pattern or folder without data, a file
+/// that is named twice.
 DataSelection select_files(const Recipe& recipe, const std::string& key, const DataFiles& files);
 
 /// "a.jsonl, b.jsonl (2.5 times)", for people.

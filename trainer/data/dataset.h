@@ -24,8 +24,8 @@ struct PreparationTools {
   static PreparationTools from_environment();
 };
 
-/// Documents of all that `files` name (data_files.h), in their order, cut to data.max_tokens; what was cut is said. `key`
-/// is the recipe's key in messages, or empty. Collective over the job. Throws UserError.
+/// Documents of all that `files` name (data_files.h), in their order, cut to data.max_tokens; what was cut is said.
+/// `key` is the recipe's key in messages, or empty. Collective over the job. Throws UserError.
 Documents load_documents(const Recipe& recipe, const std::string& key, const DataFiles& files, int64_t vocab,
                          Launch& launch, const PreparationTools& tools);
 

@@ -1,5 +1,5 @@
-// The documents that a run trains or evaluates on: token ids, labels and, where targets count differently, weights. Those
-// of a token cache stay in the mapped file (token_source.h); a document costs a rank 4 bytes here.
+// The documents that a run trains or evaluates on: token ids, labels and, where targets count differently, weights.
+// Those of a token cache stay in the mapped file (token_source.h); a document costs a rank 4 bytes here.
 //
 //   Documents documents = Documents::is_tokenised_jsonl(path) ? Documents::from_jsonl(path, vocab_size)
 //                                                             : Documents::from_cache(cache_path, vocab_size);
@@ -10,9 +10,9 @@
 //   const Documents held_out = all.split_off(0.01, seed);
 //
 // Labels are unshifted: labels[t] is what position t holds when it is to be learnt and kNotTrained otherwise. Logits at
-// position t predict labels[t + 1], so labels[0] is never a target. weights[t] is how much label t counts in the loss; a
-// label of weight 0 is no target. A document without any target is an error: it would be paid for and teach nothing, and
-// nearly always shows a mistake in the data.
+// position t predict labels[t + 1], so labels[0] is never a target. weights[t] is how much label t counts in the loss;
+// a label of weight 0 is no target. A document without any target is an error: it would be paid for and teach nothing,
+// and nearly always shows a mistake in the data.
 #pragma once
 
 #include <cstdint>
