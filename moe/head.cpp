@@ -17,7 +17,7 @@ at::Tensor Head::log_sum_exp(const at::Tensor& logits_CV) const {
 }
 
 HeadResult Head::loss(const at::Tensor& x_UD, const at::Tensor& target_row, const at::Tensor& target, double scale,
-                      bool backward) {
+                      bool backward, const at::Tensor& target_weight) {
   const at::ScalarType wide = accumulate_dtype(x_UD.scalar_type());
   HeadResult result;
   result.loss_sum = at::zeros({}, x_UD.options().dtype(wide));
@@ -42,12 +42,19 @@ HeadResult Head::loss(const at::Tensor& x_UD, const at::Tensor& target_row, cons
     at::Tensor target_logit_C1 = logits_CV.gather(1, target_C1).mul_(own_C1);
     axis_.sum(target_logit_C1);
     at::Tensor log_sum_C1 = log_sum_exp(logits_CV);
-    result.loss_sum.add_((log_sum_C1 - target_logit_C1).sum());
+    at::Tensor loss_C1 = log_sum_C1 - target_logit_C1, weight_C1;
+    if (target_weight.defined()) {
+      weight_C1 = target_weight.narrow(0, first, count).to(wide).unsqueeze(1);
+      loss_C1.mul_(weight_C1);
+    }
+    result.loss_sum.add_(loss_C1.sum());
     if (!backward) continue;
-    // d(scale * loss) / d logits = scale * (softmax - one hot)
+    // d(scale * loss) / d logits = scale * weight * (softmax - one hot)
     at::Tensor d_logits_CV = logits_CV.sub_(log_sum_C1).exp_();
     d_logits_CV.scatter_add_(1, target_C1, own_C1.to(wide).neg_());
-    d_logits_CV = d_logits_CV.mul_(scale).to(x_UD.scalar_type());
+    d_logits_CV.mul_(scale);
+    if (weight_C1.defined()) d_logits_CV.mul_(weight_C1);
+    d_logits_CV = d_logits_CV.to(x_UD.scalar_type());
     if (weights_.weight != nullptr) weights_.weight->gradient().add_(d_logits_CV.t().matmul(hidden_CD));
     std::vector<at::Tensor> inputs{x_CD};
     if (weights_.norm != nullptr) inputs.push_back(weights_.norm->working);

@@ -3,8 +3,8 @@
 //
 //   HeadResult result = head.loss(x_UD, target_rows, targets, /*scale=*/1.0 / target_tokens, /*backward=*/true);
 //
-// loss_sum = sum over target rows of -log softmax(norm(x) W^T)[target]; d x = d(scale * loss_sum) / d x. Rows without a
-// target are not multiplied by the head at all.
+// loss_sum = sum over target rows of -weight log softmax(norm(x) W^T)[target], each weight 1 where none are given; d x
+// = d(scale * loss_sum) / d x. Rows without a target are not multiplied by the head at all.
 //
 // On a tensor axis each rank multiplies all rows by its part of the vocabulary. Three numbers a row are exchanged: the
 // ranks' own log-sum-exp, combined to that of the whole vocabulary, and the target's logit.
@@ -42,10 +42,10 @@ class Head {
         axis_(axis) {}
 
   /// x_UD: rows of all ranks of the axis, the same on each. target_row [n] int64: rows of x that have a target; target
-  /// [n] int64: their tokens. Gradients of parameters are added: the norm's is what this rank's part adds to it.
-  /// Collective over the axis.
+  /// [n] int64: their tokens; target_weight [n] fp32: how much each counts, undefined: 1. Gradients of parameters are
+  /// added: the norm's is what this rank's part adds to it. Collective over the axis.
   HeadResult loss(const at::Tensor& x_UD, const at::Tensor& target_row, const at::Tensor& target, double scale,
-                  bool backward);
+                  bool backward, const at::Tensor& target_weight = {});
   /// Logits of all rows over the whole vocabulary, [U, V]: for tests and small outputs only. Collective over the axis.
   at::Tensor logits(const at::Tensor& x_UD) const;
   /// Bytes of the logits of a chunk at their most, over `vocab` numbers a row: as computed, in the accumulation dtype,

@@ -7,6 +7,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/comm/launch.h"
+#include "trainer/data/data_files.h"
 #include "trainer/data/dataset.h"
 #include "trainer/exports/export.h"
 #include "trainer/exports/inspect.h"
@@ -198,8 +199,15 @@ class CommandLine {
   int prepare() {
     const Recipe prepared = recipe();
     const PreparationTools tools = PreparationTools::from_environment();
-    for (const std::string& path : {prepared.data.train, prepared.data.eval.value_or("")}) {
-      if (!path.empty()) std::cout << path << " -> " << prepare_tokens(prepared, path, show_, tools) << "\n";
+    const DataRecipe& data = prepared.data;
+    std::vector<DataSelection> selections = {select_files(prepared, "data.train", data.train)};
+    if (data.eval) selections.push_back(select_files(prepared, "data.eval", *data.eval));
+    for (const DataSelection& selection : selections) {
+      for (const std::string& note : selection.notes) std::cout << note << "\n";
+      std::vector<std::string> paths;
+      for (const DataFile& file : selection.files) paths.push_back(file.path);
+      const std::vector<std::string> caches = prepare_tokens(prepared, paths, show_, tools);
+      for (size_t i = 0; i < paths.size(); ++i) std::cout << paths[i] << " -> " << caches[i] << "\n";
     }
     return 0;
   }

@@ -20,15 +20,23 @@ file is written beside its place, synced and renamed; equal input gives equal by
 the safetensors package orders metadata at random).
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import struct
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
+from prepare.sample import IGNORED
+
 FORMAT_VERSION = "1"
+COPY_BYTES = 4 << 20
+LEFTOVER_SECONDS = 3600
 
 
 def sha256_file(path):
@@ -53,44 +61,94 @@ def cache_path(folder, key):
     return Path(folder) / f"{key[:16]}.safetensors"
 
 
-def write(path, chunks, metadata):
-    """Writes chunks, a list of (tokens, labels, lengths of the documents, weights or None), atomically to path."""
-    lengths = np.concatenate([c[2] for c in chunks])
-    offsets = np.zeros(len(lengths) + 1, dtype="<i8")
-    np.cumsum(lengths, out=offsets[1:])
-    total = int(offsets[-1])
-    header, begin = {"__metadata__": metadata}, 0
-    columns = [("offsets", "I64", len(offsets), 8), ("tokens", "I32", total, 4), ("labels", "I32", total, 4)]
-    weighted = any(c[3] is not None for c in chunks)
-    if weighted:
-        columns.append(("weights", "F32", total, 4))
-    for name, dtype, count, width in columns:
-        header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [begin, begin + count * width]}
-        begin += count * width
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+class Writer:
+    """A cache that grows: documents go to unnamed files beside its place until all are there. The constructor makes the
+    folder.
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "wb") as f:
-            f.write(struct.pack("<Q", len(text)) + text + offsets.tobytes())
-            for column in (0, 1):
-                for chunk in chunks:
-                    f.write(np.ascontiguousarray(chunk[column], dtype="<i4"))
-            for chunk in chunks if weighted else ():
-                weights = (chunk[1] != -100) if chunk[3] is None else chunk[3]
-                f.write(np.ascontiguousarray(weights, dtype="<f4"))
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with Writer(path) as writer:
+        writer.append(tokens, labels, lengths, weights or None)
+        writer.finish(metadata)
+    """
+
+    def __init__(self, path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
+        self.tokens, self.labels = (tempfile.TemporaryFile(dir=path.parent) for _ in range(2))
+        self.weights = None  # only once a target counts other than 1
+        self.lengths = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for file in (self.tokens, self.labels, self.weights):
+            if file is not None:
+                file.close()
+
+    def append(self, tokens, labels, lengths, weights):
+        """Arrays of documents one behind the other, and the length of each."""
+        if weights is not None and self.weights is None:
+            self.weights = tempfile.TemporaryFile(dir=self.path.parent)
+            self.labels.seek(0)
+            while raw := self.labels.read(COPY_BYTES):
+                self.weights.write(_weights_of(np.frombuffer(raw, dtype="<i4")))
+        if self.weights is not None:
+            self.weights.write(_weights_of(labels) if weights is None else np.ascontiguousarray(weights, dtype="<f4"))
+        self.tokens.write(np.ascontiguousarray(tokens, dtype="<i4"))
+        self.labels.write(np.ascontiguousarray(labels, dtype="<i4"))
+        self.lengths.append(np.asarray(lengths, dtype=np.int32))
+
+    def finish(self, metadata):
+        """Puts the file together and under its name, durably."""
+        lengths = np.concatenate(self.lengths)
+        offsets = np.zeros(len(lengths) + 1, dtype="<i8")
+        np.cumsum(lengths, out=offsets[1:])
+        total = int(offsets[-1])
+        columns = [("tokens", "I32", self.tokens), ("labels", "I32", self.labels)]
+        if self.weights is not None:
+            columns.append(("weights", "F32", self.weights))
+        header = {
+            "__metadata__": metadata,
+            "offsets": {"dtype": "I64", "shape": [len(offsets)], "data_offsets": [0, offsets.nbytes]},
+        }
+        begin = offsets.nbytes
+        for name, dtype, _ in columns:
+            header[name] = {"dtype": dtype, "shape": [total], "data_offsets": [begin, begin + 4 * total]}
+            begin += 4 * total
+        text = json.dumps(header, ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            with open(partial, "wb") as f:
+                f.write(struct.pack("<Q", len(text)) + text)
+                f.write(offsets)
+                for _, _, column in columns:
+                    column.seek(0)
+                    shutil.copyfileobj(column, f, COPY_BYTES)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _remove_leftovers(folder):
+    """What a preparation that was killed while it put a file together has left; one at work writes all the time."""
+    for path in folder.glob(".*.safetensors.*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                path.unlink()
+
+
+def _weights_of(labels):
+    """Of documents in which every target counts 1."""
+    return (np.asarray(labels) != IGNORED).astype("<f4")
 
 
 def read_metadata(path, key):

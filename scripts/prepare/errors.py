@@ -21,9 +21,9 @@ def printable(text, limit=None):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def place(line, sample_id=None):
+def place(line, sample_id=None, unit="line"):
     """'line 7' or 'line 7 (id "a-12")'."""
-    return f"line {line}" if sample_id is None else f"line {line} (id {str(sample_id)[:60]!r})"
+    return f"{unit} {line}" if sample_id is None else f"{unit} {line} (id {str(sample_id)[:60]!r})"
 
 
 def is_panic(error):
@@ -34,8 +34,8 @@ def is_panic(error):
 class Problems:
     """Collects what is wrong with a file, grouped by kind, so that one run reports all of it."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, unit="line"):
+        self.path, self.unit = path, unit  # unit: what the file consists of
         self.kinds = {}  # kind -> [fix, count, first details]
         self.count = 0
 
@@ -44,7 +44,7 @@ class Problems:
         entry[1] += 1
         self.count += 1
         if len(entry[2]) < MAX_LISTED:
-            entry[2].append(place(line, sample_id) + (f": {printable(detail)}" if detail else ""))
+            entry[2].append(place(line, sample_id, self.unit) + (f": {printable(detail)}" if detail else ""))
         if self.count >= MAX_PROBLEMS:
             self.raise_if_any(unfinished=True)
 
@@ -56,7 +56,7 @@ class Problems:
             + (" so far; the rest was not read" if unfinished else "")
         ]
         for kind, (fix, count, details) in self.kinds.items():
-            out.append(f"  {kind}: {count} line{'s' if count > 1 else ''}")
+            out.append(f"  {kind}: {count} {self.unit}{'s' if count > 1 else ''}")
             out += [f"    {d}" for d in details]
             if count > len(details):
                 out.append(f"    ... and {count - len(details)} more")

@@ -1,16 +1,17 @@
-"""Reads a JSONL file that need not be well-meant: strict UTF-8, one object a line, bounded in length and depth.
+"""JSON lines that need not be well-meant: strict UTF-8, one object a line, bounded in length and depth.
 
-problems = Problems(path)
-for line, value in read_objects(path, problems):   # line counts from 1; faulty lines go to problems instead
-    ...
+for block in line_blocks(stream):                     # Lines, not yet parsed: blocks go to other processes
+    for line, value in block.objects(problems):       # line counts from 1; faulty lines go to problems instead
+        ...
 """
 
 import json
-
-from prepare.errors import UserError
+from dataclasses import dataclass, field
 
 MAX_LINE_BYTES = 64 << 20
 MAX_DEPTH = 64
+# A block is what one process takes at a time: the offsets of its tokens are Python objects, some 100 bytes a character.
+BLOCK_BYTES, BLOCK_ROWS = 1 << 20, 4096
 
 ONE_OBJECT = "write one JSON object a line"
 
@@ -43,10 +44,10 @@ def _deeper_than(value, limit):
     return True
 
 
-def _parse(raw, line, problems):
-    """The object of one line, or None after a note to problems."""
+def parse(raw, line, problems):
+    """The object of one line (bytes, or text that was decoded already), or None after a note to problems."""
     try:
-        text = raw.decode("utf-8")
+        text = raw if isinstance(raw, str) else raw.decode("utf-8")
     except UnicodeDecodeError as e:
         problems.add(
             "not UTF-8",
@@ -73,50 +74,66 @@ def _parse(raw, line, problems):
     if not isinstance(value, dict):
         problems.add("not a JSON object", ONE_OBJECT, line, detail=f"a {type(value).__name__} instead")
         return None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+    if text.count("[") + text.count("{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
         problems.add("nested too deep", too_deep, line)
         return None
     return value
 
 
-def _refuse_other_files(path, head):
-    for magic, kind, fix in (
-        (b"PAR1", "a Parquet file", "write it as JSONL first"),
-        (b"\x1f\x8b", "gzip-compressed", "unpack it with gunzip first"),
-        (b"(\xb5/\xfd", "zstd-compressed", "unpack it with unzstd first"),
-        (b"[", "one JSON array", "write one object a line: jq -c '.[]' FILE > FILE.jsonl"),
-    ):
-        if head.startswith(magic):
-            raise UserError(f"{path}: this is {kind}, not JSONL\n  fix: {fix}")
+@dataclass
+class Mistake:
+    """What stands in the place of a line that cannot be taken as it is: the mistake that it is."""
+
+    kind: str
+    fix: str
+    detail: str = ""
 
 
-def read_objects(path, problems):
-    """Yields (line, object) of every line that is not blank. An empty file is a UserError."""
-    line, seen = 0, False
-    try:
-        with open(path, "rb") as f:
-            while raw := f.readline(MAX_LINE_BYTES + 1):
-                line += 1
-                if len(raw) > MAX_LINE_BYTES:
-                    problems.add(
-                        f"longer than {MAX_LINE_BYTES >> 20} MiB", "split the document into several lines", line
-                    )
-                    while raw and not raw.endswith(b"\n"):
-                        raw = f.readline(MAX_LINE_BYTES)
-                    seen = True
-                    continue
-                if line == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                    _refuse_other_files(path, raw[:8])
-                if raw.isspace() or not raw:
-                    continue
-                seen = True
-                value = _parse(raw, line, problems)
-                if value is not None:
-                    yield line, value
-    except IsADirectoryError:
-        raise UserError(f"{path}: this is a folder\n  fix: name the JSONL file in it") from None
-    except OSError as e:
-        raise UserError(f"{path}: cannot be read: {e.strerror}\n  fix: check the path and its permissions") from None
-    if not seen:
-        raise UserError(f"{path}: the file is empty\n  fix: it needs at least one line, a JSON object")
+@dataclass
+class Lines:
+    """A block of JSON texts with their numbers, read but not looked at: that is done where the block is processed."""
+
+    rows: list = field(default_factory=list)  # (number, bytes, str or Mistake)
+    size: int = 0
+
+    def add(self, number, raw):
+        self.rows.append((number, raw))
+        self.size += 0 if isinstance(raw, Mistake) else len(raw)
+
+    @property
+    def full(self):
+        return self.size >= BLOCK_BYTES or len(self.rows) >= BLOCK_ROWS
+
+    def objects(self, problems):
+        """Yields (number, object); what is none goes to problems."""
+        for number, raw in self.rows:
+            if isinstance(raw, Mistake):
+                problems.add(raw.kind, raw.fix, number, detail=raw.detail)
+            elif (value := parse(raw, number, problems)) is not None:
+                yield number, value
+
+
+def too_long(unit="line"):
+    return Mistake(f"longer than {MAX_LINE_BYTES >> 20} MiB", f"split the document into several {unit}s")
+
+
+def line_blocks(stream):
+    """Blocks of the lines of a binary stream that are not blank."""
+    block, line = Lines(), 0
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        line += 1
+        if len(raw) > MAX_LINE_BYTES:
+            block.add(line, too_long())
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(MAX_LINE_BYTES)
+            continue
+        if line == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if raw.isspace() or not raw:
+            continue
+        block.add(line, raw)
+        if block.full:
+            yield block
+            block = Lines()
+    if block.rows:
+        yield block

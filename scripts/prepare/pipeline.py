@@ -1,26 +1,24 @@
-"""A whole file through all stages, in chunks of lines.
+"""A whole file through all stages, in blocks of lines.
 
-result = prepare_file(path, model, name, rules)     # Result: chunks for cache.write, counts and notes; or a UserError
+encoder = Encoder(model, rules)                                    # once, for all files
+result = prepare_file(reader, encoder, name, num_workers, sink)    # Result: counts and notes; or a UserError
+
+sink(tokens, labels, lengths, weights or None) takes the documents of each block, in the file's order.
 """
 
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from prepare.conversation import render_sample
-from prepare.errors import Problems, UserError, printable
+from prepare.errors import MAX_PROBLEMS, Problems, UserError, printable
 from prepare.fit import variable_problem
 from prepare.formats import CHAT_FORMATS, FORMAT_HELP, IGNORED, BadLine, convert, detect
-from prepare.jsonl import read_objects
+from prepare.progress import Progress
 from prepare.template import ChatTemplate, limited_memory
 from prepare.tokenise import Tokeniser
-
-CHUNK_DOCUMENTS, CHUNK_SIZE = (
-    4096,
-    4 << 20,
-)  # at most, of documents and of characters: a chunk's offsets are Python objects
+from prepare.workers import in_order
 
 
 @dataclass
@@ -30,54 +28,23 @@ class Result:
     tokens: int = 0
     target_tokens: int = 0
     vocab_size: int = 0
-    chunks: list = field(default_factory=list)  # (tokens, labels, lengths, weights or None)
     notes: list = field(default_factory=list)
 
 
-def first_format(path):
+def first_format(reader):
     """The format of the file's first line that can be read."""
-    problems = Problems(path)
-    for line, value in read_objects(path, problems):
-        name = detect(value)
-        if name is None:
-            raise UserError(
-                f"{path}: line {line}: its format is not known; its keys are {printable(', '.join(list(value)[:12]), 200) or 'none'}\n"
-                f"  fix: write {FORMAT_HELP}"
-            )
-        return name
+    problems = Problems(reader.path, reader.unit)
+    for block in reader.blocks():
+        for number, value in block.objects(problems):
+            name = detect(value)
+            if name is None:
+                raise UserError(
+                    f"{reader.path}: {reader.unit} {number}: its format is not known; its keys are"
+                    f" {printable(', '.join(list(value)[:12]), 200) or 'none'}\n"
+                    f"  fix: write {FORMAT_HELP}"
+                )
+            return name
     problems.raise_if_any()
-
-
-def _samples(path, name, has_template, rules, problems, unused):
-    for line, value in read_objects(path, problems):
-        seen = detect(value)
-        if seen != name:
-            problems.add(
-                f"not in the file's format, {name}",
-                "keep one format a file",
-                line,
-                value.get("id"),
-                seen or "keys " + (", ".join(list(value)[:6]) or "none"),
-            )
-            continue
-        try:
-            sample = convert(name, value, line, has_template, rules)
-            unused.update(sample.unused)
-            yield sample
-        except BadLine as e:
-            problems.add(e.args[0], e.args[1], line, value.get("id"), e.args[2])
-
-
-def _chunked(samples):
-    chunk, size = [], 0
-    for sample in samples:
-        chunk.append(sample)
-        size += sample.size
-        if len(chunk) >= CHUNK_DOCUMENTS or size >= CHUNK_SIZE:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 def _arrays(samples):
@@ -89,14 +56,88 @@ def _arrays(samples):
     return tokens, labels, lengths, None
 
 
-class _Chunks:
-    """Turns samples into arrays, with what one stage must tell the next."""
+class Encoder:
+    """What turns samples into arrays, for all files of a call: the tokenizer is read, and looked through, once. model is
+    None where the data is tokenised already."""
 
-    def __init__(self, model, templates, rules, problems):
-        self.templates, self.rules, self.problems = templates, rules, problems
+    def __init__(self, model, rules):
+        self.model, self.rules = model, rules
         self.tokeniser = Tokeniser(model, rules) if model else None
-        self.dropped = 0  # messages of which the template leaves nothing
-        self.thoughts_left_out = 0  # messages whose thoughts it takes out of a text that goes on
+
+
+class _Findings:
+    """Stands for Problems in a process of its own: what it is told is told to them later."""
+
+    def __init__(self):
+        self.calls = []
+
+    def add(self, *arguments, **named):
+        if len(self.calls) < MAX_PROBLEMS:
+            self.calls.append((arguments, named))
+
+
+@dataclass
+class _Part:
+    """What became of a block."""
+
+    arrays: tuple
+    targets: int
+    highest: int  # token or label
+    problems: list
+    counts: Counter
+    unused: Counter
+
+
+class _Blocks:
+    """Turns blocks into arrays; what it learns of them leaves with each part, so that any process may do it."""
+
+    def __init__(self, encoder, name, templates):
+        self.tokeniser, self.rules = encoder.tokeniser, encoder.rules
+        self.name, self.templates = name, templates
+
+    def __call__(self, block):
+        self.problems, self.counts, self.unused = _Findings(), Counter(), Counter()
+        before = self._tally()
+        kept, arrays = self._encode(list(self._samples(block)))
+        tokens, labels, lengths, _ = arrays
+        seen, ends = np.append(0, np.cumsum(labels != IGNORED)), np.cumsum(lengths)
+        targets = seen[ends] - seen[ends - lengths]
+        for d in np.flatnonzero(targets == 0).tolist():
+            if kept[d] is not None:
+                self.problems.add(
+                    "nothing to train on: every label is masked",
+                    "give each sample an assistant message, a completion or a label; or remove it",
+                    kept[d].line,
+                    kept[d].id,
+                )
+        highest = max(int(tokens.max(initial=-1)), int(labels.max(initial=-1)))
+        self.counts += Counter(self._tally()) - Counter(before)
+        return _Part(arrays, int(targets.sum()), highest, self.problems.calls, self.counts, self.unused)
+
+    def _tally(self):
+        """What the tokeniser counts."""
+        if self.tokeniser is None:
+            return {}
+        return {k: getattr(self.tokeniser, k) for k in ("kept_as_text", "turns", "turns_without_end", "without_bos")}
+
+    def _samples(self, block):
+        for number, value in block.objects(self.problems):
+            seen = detect(value)
+            if seen != self.name:
+                self.problems.add(
+                    f"not in the file's format, {self.name}",
+                    "keep one format a file",
+                    number,
+                    value.get("id"),
+                    seen or "keys " + (", ".join(list(value)[:6]) or "none"),
+                )
+                continue
+            try:
+                sample = convert(self.name, value, number, self.templates is not None, self.rules)
+                self.unused.update(sample.unused)
+                yield sample
+            except BadLine as e:
+                self.problems.add(e.args[0], e.args[1], number, value.get("id"), e.args[2])
 
     def _text(self, sample):
         if sample.text is not None:
@@ -104,15 +145,18 @@ class _Chunks:
         rendered = render_sample(
             self.templates[sample.tools is not None], sample, self.rules, self.tokeniser.may_be_special
         )
-        self.dropped += rendered.dropped
-        self.thoughts_left_out += rendered.thoughts_left_out
+        self.counts["dropped"] += rendered.dropped  # messages of which the template leaves nothing
+        # messages whose thoughts it takes out of a text that goes on
+        self.counts["thoughts_left_out"] += rendered.thoughts_left_out
         return rendered.text
 
     def _bad(self, sample, error):
         self.problems.add(error.args[0], error.args[1], sample.line, sample.id, error.args[2])
 
-    def encode(self, samples):
+    def _encode(self, samples):
         """(samples that came through, (tokens, labels, lengths, weights or None))."""
+        if not samples:
+            return [], (np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64), None)
         if samples[0].tokens is not None:
             return samples, _arrays(samples)
         kept, texts = [], []
@@ -147,38 +191,30 @@ def _templates(model, name, rules):
     return templates[0], templates[-1]
 
 
-def prepare_file(path, model, name, rules):
-    """All documents of a file in the named format. model may be None for a pre-tokenised file."""
-    problems, result, unused = Problems(path), Result(name), Counter()
-    templates = _templates(model, name, rules)
-    chunks = _Chunks(model, templates, rules, problems)
-    samples = _samples(path, name, templates is not None, rules, problems, unused)
-    highest = -1
-    for chunk in _chunked(samples):
-        kept, (tokens, labels, lengths, weights) = chunks.encode(chunk)
-        seen, ends = np.append(0, np.cumsum(labels != IGNORED)), np.cumsum(lengths)
-        targets = seen[ends] - seen[ends - lengths]
-        for d in np.flatnonzero(targets == 0).tolist():
-            if kept[d] is not None:
-                problems.add(
-                    "nothing to train on: every label is masked",
-                    "give each sample an assistant message, a completion or a label; or remove it",
-                    kept[d].line,
-                    kept[d].id,
-                )
-        result.documents += len(lengths)
-        result.tokens += len(tokens)
-        result.target_tokens += int(targets.sum())
-        highest = max(highest, int(tokens.max(initial=-1)), int(labels.max(initial=-1)))
-        result.chunks.append((tokens, labels, lengths, weights))
-        if sys.stderr.isatty():
-            print(f"\r{result.documents:,} documents, {result.tokens:,} tokens", end="", file=sys.stderr)
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
+def prepare_file(reader, encoder, name, num_workers, sink):
+    """All documents of a file in the named format. The encoder has no model for a pre-tokenised file."""
+    model, path = encoder.model, reader.path
+    problems, result = Problems(path, reader.unit), Result(name)
+    process = _Blocks(encoder, name, _templates(model, name, encoder.rules))
+    counts, unused, highest = Counter(), Counter(), -1
+    with Progress(path) as progress:
+        for part in in_order(process, reader.blocks(), num_workers):
+            for arguments, named in part.problems:
+                problems.add(*arguments, **named)
+            counts += part.counts
+            unused += part.unused
+            highest = max(highest, part.highest)
+            tokens, _, lengths, _ = part.arrays
+            result.documents += len(lengths)
+            result.tokens += len(tokens)
+            result.target_tokens += part.targets
+            if not problems.count:
+                sink(*part.arrays)
+            progress.show(result.documents, result.tokens, reader.done())
     problems.raise_if_any()
-    result.vocab_size = chunks.tokeniser.vocab_size if model else highest + 1
+    result.vocab_size = encoder.tokeniser.vocab_size if model else highest + 1
     limits = (
-        [n for n in (model.model_vocab, chunks.tokeniser.vocab_size if name == "input_ids/labels" else None) if n]
+        [n for n in (model.model_vocab, encoder.tokeniser.vocab_size if name == "input_ids/labels" else None) if n]
         if model
         else []
     )
@@ -187,35 +223,35 @@ def prepare_file(path, model, name, rules):
             f"{path}: token {highest} lies beyond the vocabulary of {min(limits)} in {model.folder}\n"
             "  fix: tokenizer.json, config.json and the data must belong to one model"
         )
-    result.notes = _notes(chunks, unused)
+    result.notes = _notes(counts, unused)
     return result
 
 
-def _notes(chunks, unused):
-    notes, tokeniser = [], chunks.tokeniser
+def _notes(counts, unused):
+    notes = []
     for key, count in unused.most_common():
         notes.append(f'nothing reads the key "{printable(key, 40)}" of {count:,} lines')
-    if tokeniser and tokeniser.without_bos:
+    if counts["without_bos"]:
         notes.append(
             'tokenizer_config.json asks for bos ("add_bos_token": true), tokenizer.json does not put it, as in'
-            f" transformers 5: {tokeniser.without_bos:,} documents begin without it (data.add_bos: true puts it, false"
+            f" transformers 5: {counts['without_bos']:,} documents begin without it (data.add_bos: true puts it, false"
             " says that this is right)"
         )
-    if tokeniser and tokeniser.kept_as_text:
+    if counts["kept_as_text"]:
         notes.append(
-            f"special-token text stayed ordinary text in {tokeniser.kept_as_text:,} documents"
+            f"special-token text stayed ordinary text in {counts['kept_as_text']:,} documents"
             " (data.special_tokens_in_content: as_text)"
         )
-    if tokeniser and tokeniser.turns_without_end:
+    if counts["turns_without_end"]:
         notes.append(
-            f"{tokeniser.turns_without_end:,} of {tokeniser.turns:,} trained turns are not followed by a special token"
+            f"{counts['turns_without_end']:,} of {counts['turns']:,} trained turns are not followed by a special token"
             " in the chat template: the model will not learn to stop there"
         )
-    if chunks.dropped:
-        notes.append(f"the chat template leaves nothing of {chunks.dropped:,} messages")
-    if chunks.thoughts_left_out:
+    if counts["dropped"]:
+        notes.append(f"the chat template leaves nothing of {counts['dropped']:,} messages")
+    if counts["thoughts_left_out"]:
         notes.append(
-            f"the chat template takes the thoughts out of {chunks.thoughts_left_out:,} messages: they are neither seen"
+            f"the chat template takes the thoughts out of {counts['thoughts_left_out']:,} messages: they are neither seen"
             " nor learnt"
         )
     return notes

@@ -73,7 +73,7 @@ def samples(path, tokenizer, count, colour):
     tokenizer: ids."""
     writer = _Writer(tokenizer, *(("\x1b[32m", "\x1b[0m") if colour else ("[[", "]]")))
     with safe_open(path, framework="numpy") as f:
-        offsets = f.get_tensor("offsets")[: count + 1]
+        offsets = f.get_slice("offsets")[: count + 1]
         all_tokens, all_labels = f.get_slice("tokens"), f.get_slice("labels")
         for d, (begin, end) in enumerate(zip(offsets, offsets[1:])):
             begin, end = int(begin), int(end)

@@ -41,7 +41,12 @@ TEST_CASE("a head in parts of the vocabulary has the loss and the gradients of t
   const double scale = 0.25;
   const at::Tensor logits = (x / (x.square().mean(-1, true) + kEps).sqrt() * norm_whole).matmul(weight_whole.t());
   const at::Tensor expected = at::cross_entropy_loss(logits.index_select(0, row), target, {}, at::Reduction::Sum);
-  const auto wanted = torch::autograd::grad({expected * scale}, {x, norm_whole, weight_whole});
+  const auto wanted = torch::autograd::grad({expected * scale}, {x, norm_whole, weight_whole}, {},
+                                            /*retain_graph=*/true);
+  const at::Tensor weight_n = on_device(at::tensor({1.0F, 0.5F, 0.0F, 2.0F, 0.25F, 1.0F, 3.0F}));
+  const at::Tensor each = at::cross_entropy_loss(logits.index_select(0, row), target, {}, at::Reduction::None);
+  const at::Tensor weighted = (each * weight_n.to(at::kDouble)).sum();
+  const auto wanted_weighted = torch::autograd::grad({weighted * scale}, {x}, {}, /*retain_graph=*/true);
   for (const int64_t chunk : {3, 100}) {
     ParameterSet parameters(test_launch().device(), at::kDouble);
     Parameter& norm = parameters.add({}, random_normal({D}, 2));
@@ -57,6 +62,11 @@ TEST_CASE("a head in parts of the vocabulary has the loss and the gradients of t
       CHECK(distance(sum, whole) < 1e-13);
     }
     CHECK(distance(head.logits(x.detach()), logits) < 1e-13);
+    const HeadResult by_weight = head.loss(x.detach(), row, target, scale, true, weight_n);
+    CHECK(by_weight.loss_sum.item<double>() == Approx(weighted.item<double>()).epsilon(1e-13));
+    at::Tensor sum = by_weight.d_x_UD.clone();
+    p.group->all_reduce_sum(sum);
+    CHECK(distance(sum, wanted_weighted[0]) < 1e-13);
   }
 }
 

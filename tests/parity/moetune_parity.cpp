@@ -172,14 +172,13 @@ int run(const std::string& path, Launch& launch) {
       mesh.data().all_reduce_sum(total);
       return total.item<double>() / count;
     };
-    const double loss = mean(result.loss_sum, static_cast<double>(local.global.targets));
+    const double loss = mean(result.loss_sum, local.global.divisor());
     at::Tensor load = result.load_LE.defined() ? result.load_LE : at::zeros({0, model_config.experts}, at::kLong);
     mesh.data().all_reduce_sum(load);
     if (step == 0) {
       output.add("loss", at::tensor({loss}, at::kDouble));
       if (result.mtp_loss_sum.defined()) {
-        output.add("mtp_loss",
-                   at::tensor({mean(result.mtp_loss_sum, static_cast<double>(local.global.mtp_targets))}, at::kDouble));
+        output.add("mtp_loss", at::tensor({mean(result.mtp_loss_sum, local.global.mtp_divisor())}, at::kDouble));
       }
       if (result.balance_loss.defined()) {
         output.add("balance_loss", at::tensor({mean(result.balance_loss, 1.0)}, at::kDouble));

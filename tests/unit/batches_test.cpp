@@ -104,7 +104,7 @@ TEST_CASE("packing by hand", "[batches]") {
   CHECK(pack(std::vector<std::int64_t>{8, 9, 9, 2}, 10, 2) == std::vector<std::int64_t>{0, 1, 2, 3});
 
   const Documents documents = make_documents(lengths);
-  Batches in_order(documents, {.batch = 7, .max_tokens = 10, .packing = true, .shuffle = false, .endless = false});
+  Batches in_order(documents, {.batch = 7, .max_tokens = 10, .packing = true, .shuffle = false, .epochs = 1});
   CHECK(in_order.at(0).sequences == std::vector<std::vector<std::int64_t>>{{0}, {1, 2}, {3, 4}, {5}, {6}});
   Batches single(documents, {.batch = 7, .max_tokens = 10, .packing = false, .shuffle = false});
   CHECK(single.at(0).sequences == std::vector<std::vector<std::int64_t>>{{0}, {1}, {2}, {3}, {4}, {5}, {6}});
@@ -143,15 +143,143 @@ TEST_CASE("every step has batch sequences, chained over epochs", "[batches]") {
   }
 }
 
-TEST_CASE("a stream that is not endless takes every document once", "[batches]") {
+TEST_CASE("a stream of one epoch takes every document once", "[batches]") {
   const Documents documents = make_documents(some_lengths(23));
-  Batches batches(documents, {.batch = 5, .max_tokens = 64, .packing = false, .shuffle = false, .endless = false});
+  Batches batches(documents, {.batch = 5, .max_tokens = 64, .packing = false, .shuffle = false, .epochs = 1});
   REQUIRE(batches.steps_of_epochs(1) == 5);
   CHECK(batches.at(4).sequences == std::vector<std::vector<std::int64_t>>{{20}, {21}, {22}});
   CHECK(batches.at(4).totals.sequences == 3);
   CHECK(batches.at(5).sequences.empty());
   CHECK(batches.local(5, 0, 2).tokens.empty());
   CHECK(batches.fullest_step(9, 2).step < 5);
+}
+
+TEST_CASE("epochs are exact: each document so many times, and the last step holds what is left", "[batches]") {
+  struct Case {
+    std::int64_t documents, batch, epochs;
+    std::vector<size_t> sequences;  // of each step
+  };
+  // Five documents, batch 4, two epochs: ten documents, the last step holds two.
+  for (const Case& c :
+       std::vector<Case>{{5, 4, 2, {4, 4, 2}}, {5, 5, 2, {5, 5}}, {1, 64, 3, {3}}, {3, 1, 1, {1, 1, 1}}}) {
+    INFO(c.documents << " documents, batch " << c.batch << ", epochs " << c.epochs);
+    const Documents documents = make_documents(some_lengths(c.documents));
+    const BatchOptions options = {.seed = 4, .batch = c.batch, .max_tokens = 64, .packing = false, .epochs = c.epochs};
+    Batches batches(documents, options);
+    REQUIRE(batches.steps_of_epochs(c.epochs) == static_cast<std::int64_t>(c.sequences.size()));
+    std::map<std::int64_t, std::int64_t> times;
+    for (size_t step = 0; step < c.sequences.size(); ++step) {
+      const Batch batch = batches.at(static_cast<std::int64_t>(step));
+      CHECK(batch.sequences.size() == c.sequences[step]);
+      for (const std::int64_t i : flat(batch)) ++times[i];
+      // A resumed run asks for a late step first.
+      Batches fresh(documents, options);
+      CHECK(fresh.at(static_cast<std::int64_t>(step)).sequences == batch.sequences);
+    }
+    for (const auto& [document, count] : times) CHECK(count == c.epochs);
+    CHECK(static_cast<std::int64_t>(times.size()) == c.documents);
+    CHECK(batches.at(static_cast<std::int64_t>(c.sequences.size())).sequences.empty());
+  }
+}
+
+namespace {
+
+// Parts of these sizes and weights, every document of two tokens.
+Documents weighted_documents(const std::vector<std::pair<std::int64_t, double>>& parts) {
+  std::vector<Documents> all;
+  std::vector<double> weights;
+  for (const auto& [size, weight] : parts) {
+    all.push_back(make_documents(std::vector<std::int64_t>(static_cast<size_t>(size), 2)));
+    weights.push_back(weight);
+  }
+  return Documents::joined("data.train", std::move(all), weights);
+}
+
+// How often each document stands in one epoch.
+std::map<std::int64_t, int> times_in_epoch(const Documents& documents, std::int64_t epoch, bool shuffle = true) {
+  Batches batches(documents, {.seed = 3, .batch = 1, .max_tokens = 2, .packing = false, .shuffle = shuffle});
+  std::int64_t first = 0;
+  for (std::int64_t e = 0; e < epoch; ++e) first += batches.sequences_of_epoch(e);
+  std::map<std::int64_t, int> times;
+  for (std::int64_t step = first; step < first + batches.sequences_of_epoch(epoch); ++step) {
+    for (const std::int64_t i : flat(batches.at(step))) ++times[i];
+  }
+  return times;
+}
+
+}  // namespace
+
+TEST_CASE("an epoch takes a document as often as its weight says", "[batches]") {
+  // 0 .. 9 once, 10 .. 13 two and a half times, 14 .. 21 a quarter of them.
+  const Documents documents = weighted_documents({{10, 1.0}, {4, 2.5}, {8, 0.25}});
+  std::map<std::int64_t, int> before;
+  bool anew = false;
+  for (std::int64_t epoch = 0; epoch < 4; ++epoch) {
+    const auto times = times_in_epoch(documents, epoch);
+    int once = 0, more = 0, few = 0, third = 0;
+    for (const auto& [i, count] : times) {
+      if (i < 10) once += count == 1;
+      if (i >= 10 && i < 14) {
+        CHECK((count == 2 || count == 3));
+        more += count;
+        third += count == 3;
+      }
+      if (i >= 14) few += count;
+    }
+    CHECK(once == 10);
+    CHECK(more == 10);  // 4 * 2.5
+    CHECK(third == 2);
+    CHECK(few == 2);  // 8 * 0.25
+    CHECK(times == times_in_epoch(documents, epoch));
+    anew = anew || (epoch > 0 && times != before);
+    before = times;
+  }
+  CHECK(anew);
+}
+
+TEST_CASE("parts of documents add up over epochs", "[batches]") {
+  // A third of one document: it stands in two of six epochs; a weight of 1.5 of it: nine times.
+  int seldom = 0, often = 0;
+  const Documents documents = weighted_documents({{1, 1.0}, {1, 1.0 / 3.0}, {1, 1.5}});
+  for (std::int64_t epoch = 0; epoch < 6; ++epoch) {
+    auto times = times_in_epoch(documents, epoch);
+    CHECK(times[0] == 1);
+    seldom += times[1];
+    often += times[2];
+  }
+  CHECK(seldom == 2);
+  CHECK(often == 9);
+  // An epoch without a document is passed over.
+  const Documents rare = weighted_documents({{1, 0.25}});
+  Batches batches(rare, {.seed = 1, .batch = 2, .max_tokens = 2, .packing = false});
+  CHECK(batches.at(0).sequences == std::vector<std::vector<std::int64_t>>{{0}, {0}});
+  Batches none(rare, {.seed = 1, .batch = 2, .max_tokens = 2, .packing = false, .epochs = 1});
+  CHECK(none.steps_of_epochs(1) == 0);
+  CHECK(none.at(0).sequences.empty());
+}
+
+TEST_CASE("without shuffling a weighted part is passed as often as it stands in the epoch", "[batches]") {
+  const Documents documents = weighted_documents({{2, 2.0}, {2, 1.0}});
+  Batches batches(documents, {.batch = 6, .max_tokens = 2, .packing = false, .shuffle = false, .epochs = 1});
+  CHECK(batches.at(0).sequences == std::vector<std::vector<std::int64_t>>{{0}, {1}, {0}, {1}, {2}, {3}});
+}
+
+TEST_CASE("weights of tokens are summed, and what weighs nothing is no target", "[batches]") {
+  const Documents documents("d", 100, {1, 2, 3, 4, 5, 6, 7}, {-100, 2, 3, 4, -100, 6, 7}, {0, 4, 7}, {},
+                            {9.0F, 0.5F, 0.0F, 2.0F, 9.0F, 0.25F, 1.0F});
+  Batches batches(documents, {.batch = 2, .max_tokens = 4, .packing = false, .shuffle = false, .epochs = 1});
+  const RankBatch mine = batches.local(0, 0, 1);
+  CHECK(mine.global.targets == 4);
+  CHECK(mine.global.mtp_targets == 2);
+  CHECK(mine.global.divisor() == 3.75);
+  CHECK(mine.global.mtp_divisor() == 3.0);
+  CHECK(mine.targets == std::vector<std::int32_t>{2, -100, 4, -100, 6, 7, -100});
+  CHECK(mine.target_weights == std::vector<float>{0.5F, 0.0F, 2.0F, 0.0F, 0.25F, 1.0F, 0.0F});
+  // Without weights nothing is carried along.
+  const Documents plain = make_documents({4, 3});
+  Batches ones(plain, {.batch = 2, .max_tokens = 4, .packing = false, .epochs = 1});
+  CHECK(ones.local(0, 0, 1).target_weights.empty());
+  CHECK(ones.at(0).totals.divisor() == static_cast<double>(ones.at(0).totals.targets));
 }
 
 TEST_CASE("the ranks' parts make up the global batch, whatever their number", "[batches]") {
@@ -164,7 +292,7 @@ TEST_CASE("the ranks' parts make up the global batch, whatever their number", "[
     std::vector<std::int32_t> tokens, targets;
     std::int64_t num_mtp_targets = 0;
     for (const std::int64_t i : flat(batch)) {
-      const auto [ids, labels] = documents.doc(i);
+      const auto [ids, labels, weights] = documents.doc(i);
       for (size_t t = 0; t < ids.size(); ++t) {
         tokens.push_back(ids[t]);
         targets.push_back(t + 1 < ids.size() ? labels[t + 1] : -100);

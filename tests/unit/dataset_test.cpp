@@ -24,7 +24,7 @@ struct Preparation {
   /// Runs `script`, in the language of sh, in place of the Python program.
   std::string run(const std::string& script) {
     write_text_atomically(folder / "script.sh", script);
-    return prepare_tokens(recipe, folder / "data.jsonl", 0, {"/bin/sh", folder / "script.sh"});
+    return prepare_tokens(recipe, {folder / "data.jsonl"}, 0, {"/bin/sh", folder / "script.sh"}).at(0);
   }
   TemporaryFolder folder;
   Recipe recipe;
@@ -66,7 +66,7 @@ TEST_CASE("a failing preparation step is an error of the right kind", "[dataset]
   CHECK(contains(message_of<InternalError>([&] { preparation.run("echo no json"); }), "preparation wrote: no json"));
   CHECK(contains(message_of<InternalError>([&] { preparation.run("exit 0"); }), "preparation wrote"));
   const std::string missing = message_of<UserError>([&] {
-    prepare_tokens(preparation.recipe, preparation.folder / "data.jsonl", 0,
+    prepare_tokens(preparation.recipe, {preparation.folder / "data.jsonl"}, 0,
                    {preparation.folder / "no-python", "script"});
   });
   CHECK(contains(missing, "no-python: cannot be started (No such file or directory); run scripts/setup"));
@@ -76,7 +76,8 @@ TEST_CASE("a data file that does not exist is the user's mistake", "[dataset]") 
   Preparation preparation;
   Launch launch;
   CHECK(contains(message_of<UserError>([&] {
-                   load_documents(preparation.recipe, preparation.folder / "none.jsonl", 10, launch, {"python3", "x"});
+                   load_documents(preparation.recipe, "", DataFiles::of(preparation.folder / "none.jsonl"), 10, launch,
+                                  {"python3", "x"});
                  }),
                  "none.jsonl: no such file"));
 }
@@ -90,4 +91,47 @@ TEST_CASE("the data digest sees tokens, labels and boundaries", "[dataset]") {
   CHECK(first != digest({1, 2, 3, 5}, {1, 2, 3, 4}, {0, 2, 4}));
   CHECK(first != digest({1, 2, 3, 4}, {-100, 2, 3, 4}, {0, 2, 4}));
   CHECK(first != digest({1, 2, 3, 4}, {1, 2, 3, 4}, {0, 4}));
+}
+
+TEST_CASE("the data digest sees documents in their order, not the files that they lie in", "[dataset]") {
+  const auto documents = [](std::vector<int32_t> tokens, std::vector<float> weights = {}) {
+    const std::vector<int32_t> labels = tokens;
+    std::vector<int64_t> offsets = {0};
+    for (size_t end = 2; end <= tokens.size(); end += 2) offsets.push_back(static_cast<int64_t>(end));
+    return Documents("test", 100, std::move(tokens), labels, std::move(offsets), {}, std::move(weights));
+  };
+  const auto joined = [&](std::vector<double> weights) {
+    std::vector<Documents> parts;
+    parts.push_back(documents({1, 2}));
+    parts.push_back(documents({3, 4, 5, 6}));
+    return Documents::joined("data.train", std::move(parts), weights);
+  };
+  const std::string one_file = data_digest(documents({1, 2, 3, 4, 5, 6}));
+  CHECK(data_digest(joined({1.0, 1.0})) == one_file);
+  CHECK(data_digest(joined({1.0, 2.0})) != one_file);
+  CHECK(data_digest(joined({1.0, 2.0})) != data_digest(joined({2.0, 1.0})));
+  // Weights of 1 are none; any other is seen.
+  CHECK(data_digest(documents({1, 2, 3, 4, 5, 6}, {1, 1, 1, 1, 1, 1})) == one_file);
+  CHECK(data_digest(documents({1, 2, 3, 4, 5, 6}, {1, 1, 1, 0.5, 1, 1})) != one_file);
+  Documents split = joined({1.0, 1.0});
+  split.split_off(0.4, 1);
+  CHECK(data_digest(split) != one_file);
+}
+
+TEST_CASE("files of one folder are prepared by one process, those of another by their own", "[dataset]") {
+  Preparation preparation;
+  const std::string script = preparation.folder / "script.sh";
+  // Answers with the folder of the cache and how many files it was given.
+  write_text_atomically(script,
+                        "n=0; while [ \"$1\" != --model ]; do n=$((n+1)); shift; done; out=; i=0\n"
+                        "while [ $i -lt $n ]; do out=\"$out{\\\"cache\\\": \\\"$4 $n\\\", \\\"documents\\\": 1},\"; "
+                        "i=$((i+1)); done\n"
+                        "if [ $n = 1 ]; then echo \"${out%,}\"; else echo \"{\\\"files\\\": [${out%,}]}\"; fi\n");
+  const PreparationTools tools{"/bin/sh", script};
+  CHECK(prepare_tokens(preparation.recipe, {"/d/a", "/d/b", "/e/c"}, 0, tools) ==
+        std::vector<std::string>{"/d/.moetune 2", "/d/.moetune 2", "/e/.moetune 1"});
+  preparation.recipe.data.cache = "/fast";
+  CHECK(prepare_tokens(preparation.recipe, {"/d/a", "/e/c"}, 0, tools) ==
+        std::vector<std::string>{"/fast 2", "/fast 2"});
+  CHECK(prepare_tokens(preparation.recipe, {}, 0, tools).empty());
 }

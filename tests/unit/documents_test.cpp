@@ -1,5 +1,9 @@
 #include "tests/support/catch.h"
 
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -193,4 +197,151 @@ TEST_CASE("a token cache becomes documents and damage is refused", "[documents]"
   }
   write({1, 2, 3}, {1, 2, 3}, {0, 3}, DType::kU32);
   CHECK_THROWS_AS(Documents::from_cache(file.path, 6), UserError);
+}
+
+namespace {
+
+Documents part(const std::string& name, std::int32_t first, std::int64_t count) {
+  std::vector<std::int32_t> tokens;
+  std::vector<std::int64_t> offsets = {0};
+  for (std::int64_t i = 0; i < 2 * count; ++i) tokens.push_back(first + static_cast<std::int32_t>(i));
+  for (std::int64_t i = 1; i <= count; ++i) offsets.push_back(2 * i);
+  std::vector<std::int32_t> labels = tokens;
+  return Documents(name, 1000, std::move(tokens), std::move(labels), std::move(offsets), {});
+}
+
+Documents joined(const std::vector<std::pair<std::int64_t, double>>& sizes) {
+  std::vector<Documents> parts;
+  std::vector<double> weights;
+  std::int32_t first = 0;
+  for (const auto& [size, weight] : sizes) {
+    parts.push_back(part(std::string(1, static_cast<char>('a' + parts.size())), first, size));
+    weights.push_back(weight);
+    first += static_cast<std::int32_t>(2 * size);
+  }
+  return Documents::joined("data.train", std::move(parts), weights);
+}
+
+std::vector<std::int32_t> first_tokens(const Documents& documents) {
+  std::vector<std::int32_t> firsts;
+  for (std::int64_t i = 0; i < documents.size(); ++i) firsts.push_back(documents.doc(i).tokens[0]);
+  return firsts;
+}
+
+}  // namespace
+
+TEST_CASE("documents of several sources are one row of documents", "[documents]") {
+  Documents documents = joined({{3, 1.0}, {1, 2.5}, {2, 2.5}});
+  REQUIRE(documents.size() == 6);
+  CHECK(documents.num_tokens() == 12);
+  CHECK(first_tokens(documents) == Ids{0, 2, 4, 6, 8, 10});
+  CHECK(documents.name_of(2) == "document 2 of a");
+  CHECK(documents.name_of(5) == "document 1 of c");
+  const std::vector<Share> shares = documents.shares();
+  REQUIRE(shares.size() == 2);
+  CHECK((shares[0].begin == 0 && shares[0].end == 3 && shares[0].weight == 1.0));
+  CHECK((shares[1].begin == 3 && shares[1].end == 6 && shares[1].weight == 2.5));
+  CHECK(contains(message_of<UserError>([&] { documents.truncate(1); }),
+                 "data.train: cutting to max_tokens 1 removes every target of 6 of 6 documents: document 0 of a"));
+}
+
+TEST_CASE("held-out documents leave the others, and come back the same", "[documents]") {
+  struct Case {
+    std::int64_t size;
+    double part;
+    std::int64_t held;
+  };
+  for (const Case& c : std::vector<Case>{{100, 0.1, 10}, {100, 0.001, 1}, {7, 0.5, 4}, {2, 0.999, 1}}) {
+    INFO(c.size << " documents, " << c.part);
+    Documents rest = joined({{c.size - 1, 1.0}, {1, 3.0}}), again = joined({{c.size - 1, 1.0}, {1, 3.0}});
+    const Documents held = rest.split_off(c.part, 17);
+    CHECK(held.size() == c.held);
+    REQUIRE(rest.size() == c.size - c.held);
+    Ids all = first_tokens(rest), taken = first_tokens(held);
+    CHECK(std::is_sorted(all.begin(), all.end()));
+    CHECK(std::is_sorted(taken.begin(), taken.end()));
+    all.insert(all.end(), taken.begin(), taken.end());
+    std::sort(all.begin(), all.end());
+    CHECK(all == first_tokens(again));
+    CHECK(first_tokens(again.split_off(c.part, 17)) == taken);
+    CHECK(rest.num_tokens() + held.num_tokens() == 2 * c.size);
+    // Weights stay with their documents.
+    for (const Share& share : rest.shares()) {
+      for (std::int64_t i = share.begin; i < share.end; ++i) {
+        CHECK(share.weight == (rest.doc(i).tokens[0] == 2 * (c.size - 1) ? 3.0 : 1.0));
+      }
+    }
+  }
+  Documents some = joined({{100, 1.0}}), other = joined({{100, 1.0}}), one = joined({{1, 1.0}});
+  CHECK(first_tokens(some.split_off(0.3, 1)) != first_tokens(other.split_off(0.3, 2)));
+  CHECK(contains(message_of<UserError>([&] { one.split_off(0.5, 1); }), "holds one document"));
+}
+
+TEST_CASE("weights of a token cache", "[documents]") {
+  const TemporaryFile file;
+  const auto write = [&](const std::vector<float>& weights) {
+    const std::vector<std::int32_t> tokens = {1, 2, 3, 4};
+    const std::vector<std::int64_t> offsets = {0, 2, 4};
+    SafetensorsWriter writer(file.path,
+                             {{"offsets", DType::kI64, {3}},
+                              {"tokens", DType::kI32, {4}},
+                              {"labels", DType::kI32, {4}},
+                              {"weights", DType::kF32, {static_cast<std::int64_t>(weights.size())}}},
+                             {});
+    writer.append("offsets", offsets.data(), 24);
+    for (const char* name : {"tokens", "labels"}) writer.append(name, tokens.data(), 16);
+    writer.append("weights", weights.data(), weights.size() * 4);
+    writer.commit();
+  };
+  write({7.0F, 0.5F, 7.0F, 2.0F});
+  const Documents documents = Documents::from_cache(file.path, 6, "train.jsonl");
+  CHECK(documents.weighted());
+  CHECK(documents.doc(0).weight(1) == 0.5F);
+  CHECK(documents.doc(1).weight(1) == 2.0F);
+  CHECK(documents.num_targets(0) == 1);
+  documents.let_go();
+  CHECK(documents.doc(1).tokens[1] == 4);  // comes back from the file
+  for (const auto& [weights, told] : std::vector<std::pair<std::vector<float>, std::string>>{
+           {{1.0F, 1.0F, 1.0F, 0.0F}, "train.jsonl: these documents cannot be trained on:\n  no target in 1 of 2"},
+           {{1.0F, -1.0F, 1.0F, 1.0F},
+            "weights that are no finite numbers of at least 0 in 1 of 2 documents: document 0"},
+           {{1.0F, 1.0F, 1.0F, INFINITY}, "weights that are no finite numbers"},
+           {{1.0F, 1.0F}, "4 tokens but 2 weights"}}) {
+    write(weights);
+    CHECK(contains(message_of<UserError>([&] { Documents::from_cache(file.path, 6, "train.jsonl"); }), told));
+  }
+}
+
+TEST_CASE("a mapped cache costs no memory of its own", "[documents]") {
+  constexpr std::int64_t kTokens = 16 << 20, kLength = 64;  // 128 MiB of tokens and labels
+  const TemporaryFile file;
+  {
+    const std::vector<std::int32_t> tokens(kTokens, 5);
+    std::vector<std::int64_t> offsets;
+    for (std::int64_t begin = 0; begin <= kTokens; begin += kLength) offsets.push_back(begin);
+    SafetensorsWriter writer(file.path,
+                             {{"offsets", DType::kI64, {kTokens / kLength + 1}},
+                              {"tokens", DType::kI32, {kTokens}},
+                              {"labels", DType::kI32, {kTokens}}},
+                             {});
+    writer.append("offsets", offsets.data(), offsets.size() * 8);
+    for (const char* name : {"tokens", "labels"}) writer.append(name, tokens.data(), kTokens * 4);
+    writer.commit();
+  }
+  const auto resident_bytes = [] {
+    std::ifstream statm("/proc/self/statm");
+    std::int64_t size = 0, pages = 0;
+    statm >> size >> pages;
+    return pages * ::sysconf(_SC_PAGE_SIZE);
+  };
+  const std::int64_t before = resident_bytes();
+  const Documents documents = Documents::from_cache(file.path, 6);
+  const std::int64_t after = resident_bytes();
+  CHECK(documents.num_tokens() == kTokens);
+  CHECK(after - before < 16 << 20);  // 4 bytes a document, and what a walk leaves
+  std::int64_t sum = 0;
+  for (std::int64_t i = 0; i < documents.size(); ++i) sum += documents.doc(i).tokens[kLength - 1];
+  CHECK(sum == 5 * kTokens / kLength);
+  documents.let_go();
+  CHECK(resident_bytes() - before < 16 << 20);
 }

@@ -87,6 +87,7 @@ adapter:
 data:
   train: data/train.jsonl
   eval: data/heldout.jsonl
+  cache: /fast/tokens
   max_tokens: 128
   packing: false
   shuffle: false
@@ -121,8 +122,10 @@ deterministic: true
   CHECK(*recipe.adapter ==
         AdapterRecipe{
             32, 64.0, 0.1, true, {"attention", "experts.up_proj"}, {{"o_proj", 8}, {"experts.up_proj", 4}}, "old"});
-  CHECK(recipe.data == DataRecipe{"data/train.jsonl",
-                                  "data/heldout.jsonl",
+  CHECK(recipe.data == DataRecipe{DataFiles::of("data/train.jsonl"),
+                                  DataFiles::of("data/heldout.jsonl"),
+                                  0.0,
+                                  "/fast/tokens",
                                   128,
                                   false,
                                   false,
@@ -222,8 +225,10 @@ TEST_CASE("recipe: each mistake has its message") {
       {"adapter: {from: $HOME/old}\n",
        "r.yaml:5:17: adapter.from: '$HOME/old' would not be expanded: a recipe knows neither ~ nor variables; write "
        "the path in full"},
-      {"eval: {every_steps: 5}\n", "r.yaml:5:21: eval.every_steps: there is nothing to evaluate on; give data.eval"},
-      {"eval: {at_start: true}\n", "r.yaml:5:18: eval.at_start: there is nothing to evaluate on; give data.eval"},
+      {"eval: {every_steps: 5}\n",
+       "r.yaml:5:21: eval.every_steps: there is nothing to evaluate on; give data.eval or data.eval_split"},
+      {"eval: {at_start: true}\n",
+       "r.yaml:5:18: eval.at_start: there is nothing to evaluate on; give data.eval or data.eval_split"},
       {"run: {dir: b}\n", "r.yaml:5:1: the key 'run' was already given at 1:1"},
   };
   for (const Case& c : cases) {
@@ -289,11 +294,12 @@ TEST_CASE("recipe: all mistakes are told at once, in the order of the file") {
 }
 
 TEST_CASE("recipe: what is no map of sections") {
-  CHECK(mistakes_of("") ==
-        "r.yaml: run.dir: missing; allowed: path\n"
-        "r.yaml: model.path: missing; allowed: path\n"
-        "r.yaml: data.train: missing; allowed: path\n"
-        "r.yaml: train.steps: missing; give train.steps or train.epochs");
+  CHECK(
+      mistakes_of("") ==
+      "r.yaml: run.dir: missing; allowed: path\n"
+      "r.yaml: model.path: missing; allowed: path\n"
+      "r.yaml: data.train: missing; allowed: path, {path, weight} or list of these (weight above 0 and at most 1000)\n"
+      "r.yaml: train.steps: missing; give train.steps or train.epochs");
   CHECK(mistakes_of("", {"run.dir=a", "model.path=m", "data.train=t", "train.steps=1"}).empty());
   CHECK(mistakes_of("- a\n") == "r.yaml:1:1: a recipe is a map of sections such as 'run:', not a list");
   CHECK(mistakes_of("run: {dir: a\n") == "r.yaml:2:1: not YAML: end of map flow not found");
@@ -313,7 +319,7 @@ TEST_CASE("recipe: overrides are typed by the schema") {
   CHECK(recipe.adapter->targets == std::vector<std::string>{"experts", "o_proj"});
   CHECK(recipe.adapter->ranks == std::map<std::string, int64_t>{{"experts.up_proj", 4}});
   CHECK(recipe.train.optimizer.betas == std::array<double, 2>{0.5, 0.6});
-  CHECK(recipe.data.eval == std::string("010"));
+  CHECK(recipe.data.eval == DataFiles::of("010"));
   CHECK(recipe.model.base == BaseFormat::kBf16);
   CHECK(recipe.train.keep.kind == KeepLayers::Kind::kAll);
   CHECK(recipe.adapter->from == std::string("null"));
@@ -410,7 +416,7 @@ TEST_CASE("recipe: text and numbers survive the dump") {
                                  "yes",
                                  "a,b"}) {
     Recipe recipe = parse_recipe(kSmall, "r.yaml");
-    recipe.data.eval = text;
+    recipe.data.eval = DataFiles::of(text);
     INFO(text);
     CHECK(same_values(parse_recipe(dump_resolved(recipe), "d"), recipe));
   }
@@ -423,6 +429,60 @@ TEST_CASE("recipe: text and numbers survive the dump") {
   }
   const Recipe none = parse_recipe(kSmall, "r.yaml", {"adapter=none", "model.base=bf16", "train.keep=none"});
   CHECK(same_values(parse_recipe(dump_resolved(none), "d"), none));
+}
+
+TEST_CASE("recipe: data files") {
+  const std::string head = "run: {dir: a}\nmodel: {path: m}\ntrain: {epochs: 1}\n";
+  struct Case {
+    std::string data;
+    DataFiles files;
+    std::string dumped;
+  };
+  const std::vector<Case> cases = {
+      {"train: a.jsonl", DataFiles::of("a.jsonl"), "a.jsonl"},
+      {"train: [a.jsonl]", DataFiles::of("a.jsonl"), "a.jsonl"},
+      {"train: {path: a.jsonl, weight: 2.5}", {{{"a.jsonl", 2.5}}}, "{path: a.jsonl, weight: 2.5}"},
+      {"train: [\"*.jsonl\", {path: b/, weight: 3}, {path: c}]",
+       {{{"*.jsonl"}, {"b/", 3.0}, {"c"}}},
+       "[\"*.jsonl\", {path: b/, weight: 3.0}, c]"},
+  };
+  for (const Case& c : cases) {
+    INFO(c.data);
+    const Recipe recipe = parse_recipe(head + "data: {" + c.data + "}\n", "r.yaml");
+    CHECK(recipe.data.train == c.files);
+    const std::string dump = dump_resolved(recipe);
+    CHECK(dump.find("  train: " + c.dumped + " ") != std::string::npos);
+    CHECK(same_values(parse_recipe(dump, "d"), recipe));
+  }
+  const Recipe listed = parse_recipe(head + "data:\n  train:\n    - a\n    - {path: b}\n", "r.yaml");
+  CHECK(listed.origin("data.train[1]") == "r.yaml:7");
+  CHECK(parse_recipe(head, "r.yaml", {"data.train=[a, {path: b, weight: 0.5}]"}).data.train ==
+        DataFiles{{{"a"}, {"b", 0.5}}});
+
+  const std::string allowed = "; allowed: path, {path, weight} or list of these (weight above 0 and at most 1000)";
+  const std::vector<std::pair<std::string, std::string>> mistakes = {
+      {"train: []", "r.yaml:4:15: data.train: a list is not allowed" + allowed},
+      {"train: [a, [b]]", "r.yaml:4:19: data.train: a list is not allowed" + allowed},
+      {"train: [a, {weight: 2}]", "r.yaml:4:19: data.train: an entry without 'path'" + allowed},
+      {"train: [{path: a, weight: 0}]",
+       "r.yaml:4:34: data.train: weight: '0' is not allowed; allowed: number above 0 and at most 1000"},
+      {"train: [{path: a, wieght: 2}]", "r.yaml:4:34: data.train: unknown key 'wieght'; did you mean 'weight'?"},
+      {"train: [{path: [a]}]", "r.yaml:4:23: data.train: path: a list is not allowed; allowed: path"},
+      {"train: [a, ~/b]",
+       "r.yaml:4:19: data.train: '~/b' would not be expanded: a recipe knows neither ~ nor variables; write the path "
+       "in full"},
+      {"train: a, eval: [{path: b, weight: 2}]",
+       "r.yaml:4:43: data.eval: held-out data has no weight: each document counts once"},
+      {"train: a, eval: b, eval_split: 0.1",
+       "r.yaml:4:39: data.eval_split: given together with data.eval; give one of the two"},
+      {"train: a, eval_split: 1.0",
+       "r.yaml:4:30: data.eval_split: '1.0' is not allowed; allowed: number of at least 0 and below 1"},
+  };
+  for (const auto& [data, told] : mistakes) {
+    INFO(data);
+    CHECK(mistakes_of(head + "data: {" + data + "}\n") == told);
+  }
+  CHECK(mistakes_of(head + "data: {train: a, eval_split: 0.1}\neval: {every_steps: 5, at_start: true}\n").empty());
 }
 
 TEST_CASE("recipe: files") {

@@ -35,7 +35,7 @@ TEST_CASE("targets are the rows that have one; the MTP stream is one row shorter
   CHECK(batch.main.num_rows == 7);
   CHECK(holds(batch.main.target_row, {0, 2, 5}));
   CHECK(holds(batch.main.target, {11, 13, 16}));
-  CHECK(batch.main.global_targets == 9);
+  CHECK(batch.main.divisor == 9);
   CHECK(holds(batch.main.token_T, {100, 101, 102, 103, 200, 300, 301}));
 
   // Rows 10 11 12 | 15 with the tokens after them; 10 -> 12 is masked, 11 -> 13 is learnt.
@@ -44,13 +44,29 @@ TEST_CASE("targets are the rows that have one; the MTP stream is one row shorter
   CHECK(holds(batch.mtp_next_token, {11, 12, 13, 16}));
   CHECK(holds(batch.mtp.target_row, {1}));
   CHECK(holds(batch.mtp.target, {13}));
-  CHECK(batch.mtp.global_targets == 4);
+  CHECK(batch.mtp.divisor == 4);
   CHECK(holds(batch.mtp.token_T, {100, 101, 102, 300}));
   REQUIRE(batch.mtp.slices.size() == 1);
   CHECK(holds(batch.mtp.slices[0].position_U, {0, 1, 2, 0}));
   CHECK(holds(batch.mtp.slices[0].document_length, {3, 1}));
 
   CHECK(make_step_batch(three_documents(), *plain.model, 1000, at::kCPU, at::kFloat).mtp.num_rows == 0);
+}
+
+TEST_CASE("weights go with their targets, in both streams", "[step_batch]") {
+  const TinyModel tiny(tiny_config(2), {.with_mtp = true});
+  RankBatch local = three_documents();
+  local.target_weights = {0.5F, 9.0F, 2.0F, 0.0F, 0.0F, 0.25F, 0.0F};
+  local.global.target_weight = 6.5;
+  local.global.mtp_target_weight = 3.5;
+  const StepBatch batch = make_step_batch(local, *tiny.model, 1000, at::kCPU, at::kFloat);
+  CHECK(holds(batch.main.target, {11, 13, 16}));
+  CHECK(at::equal(batch.main.target_weight, at::tensor({0.5F, 2.0F, 0.25F})));
+  CHECK(batch.main.divisor == 6.5);
+  CHECK(holds(batch.mtp.target, {13}));
+  CHECK(at::equal(batch.mtp.target_weight, at::tensor({2.0F})));
+  CHECK(batch.mtp.divisor == 3.5);
+  CHECK(!make_step_batch(three_documents(), *tiny.model, 1000, at::kCPU, at::kFloat).main.target_weight.defined());
 }
 
 TEST_CASE("the ranks of a tensor axis agree where each row of the documents is", "[step_batch]") {

@@ -1,6 +1,7 @@
 #include "trainer/data/batches.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <queue>
 #include <set>
@@ -8,6 +9,7 @@
 
 #include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
+#include "parallel/base/splitmix64.h"
 #include "trainer/data/shuffle.h"
 
 namespace moetune {
@@ -57,23 +59,44 @@ std::vector<std::int64_t> deal_out(std::span<const std::int64_t> sequence_tokens
   return rank_of;
 }
 
-Batches::Batches(const Documents& documents, const BatchOptions& options) : documents_(documents), options_(options) {
+Batches::Batches(const Documents& documents, const BatchOptions& options)
+    : documents_(documents), options_(options), shares_(documents.shares()) {
   MT_CHECK(documents.size() > 0, "no documents");
-  MT_CHECK(options.batch >= 1 && options.max_tokens >= 1, "batch ", options.batch, ", max_tokens ", options.max_tokens);
+  MT_CHECK(options.batch >= 1 && options.max_tokens >= 1 && options.epochs >= 0, "batch ", options.batch,
+           ", max_tokens ", options.max_tokens, ", epochs ", options.epochs);
+  for (const Share& share : shares_) MT_CHECK(share.weight > 0.0, "a weight of ", share.weight);
   for (std::int64_t i = 0; i < documents.size(); ++i) {
     MT_CHECK(documents.length(i) <= options.max_tokens, documents.name_of(i), " has ", documents.length(i), " tokens, ",
              "a sequence at most ", options.max_tokens);
   }
 }
 
+std::vector<std::int64_t> Batches::documents_of(std::int64_t epoch) const {
+  std::vector<std::int64_t> taken;
+  for (size_t s = 0; s < shares_.size(); ++s) {
+    const auto [begin, end, weight] = shares_[s];
+    const double whole = std::floor(weight);
+    for (std::int64_t pass = 0; pass < static_cast<std::int64_t>(whole); ++pass) {
+      for (std::int64_t i = begin; i < end; ++i) taken.push_back(i);
+    }
+    const double rest = (weight - whole) * static_cast<double>(end - begin);
+    const std::int64_t count =
+        std::llround(rest * static_cast<double>(epoch + 1)) - std::llround(rest * static_cast<double>(epoch));
+    if (count == 0) continue;
+    std::vector<std::int64_t> drawn = shuffled_order(end - begin, splitmix64_at(~options_.seed, s), epoch);
+    drawn.resize(static_cast<size_t>(count));
+    std::sort(drawn.begin(), drawn.end());
+    for (const std::int64_t i : drawn) taken.push_back(begin + i);
+  }
+  return taken;
+}
+
 Batches::Epoch Batches::plan(std::int64_t index) const {
-  const std::int64_t num_documents = documents_.size();
-  std::vector<std::int64_t> order;
+  std::vector<std::int64_t> order = documents_of(index);
   if (options_.shuffle) {
-    order = shuffled_order(num_documents, options_.seed, index);
-  } else {
-    order.resize(static_cast<size_t>(num_documents));
-    std::iota(order.begin(), order.end(), 0);
+    const std::vector<std::int64_t> taken = std::move(order);
+    order = shuffled_order(static_cast<std::int64_t>(taken.size()), options_.seed, index);
+    for (std::int64_t& i : order) i = taken[i];
   }
   std::vector<std::int64_t> lengths(order.size());
   std::transform(order.begin(), order.end(), lengths.begin(), [&](std::int64_t i) { return documents_.length(i); });
@@ -88,17 +111,20 @@ Batches::Epoch Batches::plan(std::int64_t index) const {
   // Counting sort of the documents by their sequence; within a sequence they keep their order.
   Epoch epoch;
   epoch.index = index;
-  const auto num_sequences = static_cast<size_t>(*std::max_element(sequence_of.begin(), sequence_of.end()) + 1);
+  const size_t num_sequences =
+      order.empty() ? 0 : static_cast<size_t>(*std::max_element(sequence_of.begin(), sequence_of.end()) + 1);
   epoch.tokens.resize(num_sequences);
   epoch.begins.resize(num_sequences + 1);
   for (size_t i = 0; i < order.size(); ++i) {
-    epoch.tokens[sequence_of[i]] += lengths[i];
+    epoch.tokens[sequence_of[i]] += static_cast<std::int32_t>(lengths[i]);
     ++epoch.begins[sequence_of[i] + 1];
   }
   std::partial_sum(epoch.begins.begin(), epoch.begins.end(), epoch.begins.begin());
   epoch.documents.resize(order.size());
-  std::vector<std::int64_t> next(epoch.begins.begin(), epoch.begins.end() - 1);
-  for (size_t i = 0; i < order.size(); ++i) epoch.documents[next[sequence_of[i]]++] = order[i];
+  std::vector<std::uint32_t> next(epoch.begins.begin(), epoch.begins.end() - 1);
+  for (size_t i = 0; i < order.size(); ++i) {
+    epoch.documents[next[sequence_of[i]]++] = static_cast<std::uint32_t>(order[i]);
+  }
   return epoch;
 }
 
@@ -115,12 +141,13 @@ template <typename Visit>
 void Batches::for_each_sequence(std::int64_t step, const Visit& visit) {
   MT_CHECK(step >= 0, "step ", step);
   const std::int64_t first = step * options_.batch;
-  const auto may_plan = [&] { return options_.endless || first_sequences_.size() < 2; };
-  while (first_sequences_.back() <= first && may_plan()) epoch(static_cast<std::int64_t>(first_sequences_.size()) - 1);
+  const auto planned = [&] { return static_cast<std::int64_t>(first_sequences_.size()) - 1; };
+  const auto exists = [&](std::int64_t index) { return options_.epochs == 0 || index < options_.epochs; };
+  while (first_sequences_.back() <= first && exists(planned())) epoch(planned());
   std::int64_t index =
       std::upper_bound(first_sequences_.begin(), first_sequences_.end(), first) - first_sequences_.begin() - 1;
   for (std::int64_t number = first; number < first + options_.batch;) {
-    if (!options_.endless && index > 0) return;
+    if (!exists(index)) return;
     const Epoch& current = epoch(index);
     const std::int64_t begin = first_sequences_[index];
     for (; number < std::min(first + options_.batch, first_sequences_[index + 1]); ++number) {
@@ -133,7 +160,7 @@ void Batches::for_each_sequence(std::int64_t step, const Visit& visit) {
 }
 
 std::int64_t Batches::steps_of_epochs(std::int64_t epochs) {
-  MT_CHECK(epochs >= 1 && (options_.endless || epochs == 1), "epochs ", epochs);
+  MT_CHECK(epochs >= 1 && (options_.epochs == 0 || epochs <= options_.epochs), "epochs ", epochs);
   while (static_cast<std::int64_t>(first_sequences_.size()) <= epochs) {
     epoch(static_cast<std::int64_t>(first_sequences_.size()) - 1);
   }
@@ -142,14 +169,23 @@ std::int64_t Batches::steps_of_epochs(std::int64_t epochs) {
 
 Batch Batches::at(std::int64_t step) {
   Batch batch;
+  const bool weighted = documents_.weighted();
+  if (weighted) batch.totals.target_weight = batch.totals.mtp_target_weight = 0.0;
   for_each_sequence(step, [&](const Sequence& sequence) {
     batch.sequences.emplace_back(sequence.documents.begin(), sequence.documents.end());
     ++batch.totals.sequences;
     batch.totals.documents += static_cast<std::int64_t>(sequence.documents.size());
     batch.totals.tokens += sequence.tokens;
-    for (const std::int64_t i : sequence.documents) {
+    for (const std::uint32_t i : sequence.documents) {
       batch.totals.targets += documents_.num_targets(i);
       batch.totals.mtp_targets += documents_.num_mtp_targets(i);
+      if (!weighted) continue;
+      const Document document = documents_.doc(i);
+      for (size_t t = 1; t < document.labels.size(); ++t) {
+        if (!document.is_target(t)) continue;
+        *batch.totals.target_weight += document.weight(t);
+        if (t > 1) *batch.totals.mtp_target_weight += document.weight(t);
+      }
     }
   });
   return batch;
@@ -166,6 +202,7 @@ RankBatch Batches::local(std::int64_t step, std::int64_t data_rank, std::int64_t
   }
   const std::vector<std::int64_t> rank_of = deal_out(sequence_tokens, num_data_ranks);
 
+  const bool weighted = documents_.weighted();
   RankBatch mine;
   mine.global = batch.totals;
   mine.document_begins = {0};
@@ -182,12 +219,17 @@ RankBatch Batches::local(std::int64_t step, std::int64_t data_rank, std::int64_t
     if (rank_of[s] != data_rank) continue;
     std::int64_t global_token = sequence_global_token;
     for (const std::int64_t i : batch.sequences[s]) {
-      const auto [tokens, labels] = documents_.doc(i);
+      const Document document = documents_.doc(i);
+      const size_t length = document.tokens.size();
       const std::int64_t begin = mine.document_begins.back();
-      const auto end = begin + static_cast<std::int64_t>(tokens.size());
-      mine.tokens.insert(mine.tokens.end(), tokens.begin(), tokens.end());
-      mine.targets.insert(mine.targets.end(), labels.begin() + 1, labels.end());  // a document has two tokens at least
+      const auto end = begin + static_cast<std::int64_t>(length);
+      mine.tokens.insert(mine.tokens.end(), document.tokens.begin(), document.tokens.end());
+      for (size_t t = 1; t < length; ++t) {
+        mine.targets.push_back(document.is_target(t) ? document.labels[t] : kNotTrained);
+        if (weighted) mine.target_weights.push_back(document.weight(t));
+      }
       mine.targets.push_back(kNotTrained);
+      if (weighted) mine.target_weights.push_back(0.0F);
       std::iota(mine.positions.begin() + begin, mine.positions.begin() + end, 0);
       std::iota(mine.global_tokens.begin() + begin, mine.global_tokens.begin() + end, global_token);
       mine.document_begins.push_back(end);
@@ -195,6 +237,7 @@ RankBatch Batches::local(std::int64_t step, std::int64_t data_rank, std::int64_t
     }
     mine.sequence_begins.push_back(mine.document_begins.back());
   }
+  documents_.let_go();
   return mine;
 }
 

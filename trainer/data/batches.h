@@ -5,15 +5,21 @@
 //   const RankBatch mine = batches.local(step, data_rank, num_data_ranks);
 //   loss = loss_sum_over_mesh / mine.global.targets;
 //
-// An epoch orders the documents (shuffled_order, or as they lie), and packs them into sequences: whole documents, at
-// most max_tokens tokens. Epoch follows epoch in one endless stream of sequences, and step s takes those numbered s *
-// batch .. (s + 1) * batch - 1: every step has `batch` sequences, and a step may reach from one epoch into the next.
+// An epoch takes documents as often as their weight says, orders them (shuffled_order, or as they lie), and packs them
+// into sequences: whole documents, at most max_tokens tokens. Epoch follows epoch in one stream of sequences, and step
+// s takes those numbered s * batch .. (s + 1) * batch - 1: every step has `batch` sequences, and a step may reach from
+// one epoch into the next. Where the stream ends after some epochs, its last step is what is left.
+//
+// Of n documents with weight w, w = k + f with 0 <= f < 1, an epoch takes each k times, and of them f * n more, drawn
+// anew in each epoch. Where f * n is not whole, epochs differ by one so that the sum over epochs is as near as can be.
+//
 // Packing is best fit over the newest open sequences (64 of them when shuffled, one when the order of the file must
 // stay). Nothing is padded: a sequence shorter than max_tokens costs only what it holds.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -27,8 +33,7 @@ struct BatchOptions {
   std::int64_t max_tokens = 1;  ///< of one sequence; no document may be longer (Documents::truncate)
   bool packing = true;          ///< false: one document is one sequence
   bool shuffle = true;          ///< false: the documents' own order in every epoch
-  /// false: the stream ends after one epoch and its last step may be smaller (evaluation)
-  bool endless = true;
+  std::int64_t epochs = 0;      ///< the stream ends after so many, its last step may be smaller; 0: it does not end
 };
 
 /// What the global batch of a step holds; the divisors of its losses.
@@ -36,6 +41,12 @@ struct BatchTotals {
   std::int64_t sequences = 0, documents = 0, tokens = 0;
   std::int64_t targets = 0;      ///< positions t with labels[t + 1] to be learnt
   std::int64_t mtp_targets = 0;  ///< positions t with labels[t + 2] to be learnt
+  /// Sums of the weights of both; empty where each target counts 1.
+  std::optional<double> target_weight = {}, mtp_target_weight = {};
+
+  /// What the sum of the losses is divided by.
+  double divisor() const { return target_weight.value_or(static_cast<double>(targets)); }
+  double mtp_divisor() const { return mtp_target_weight.value_or(static_cast<double>(mtp_targets)); }
 };
 
 /// The global batch of a step: for each sequence the indices of its documents, in the order in which they lie in it.
@@ -50,6 +61,7 @@ struct RankBatch {
   std::vector<std::int32_t> tokens;  ///< [T]
   /// [T] already shifted: labels[t + 1]; kNotTrained at the end of a document
   std::vector<std::int32_t> targets;
+  std::vector<float> target_weights;          ///< [T] shifted likewise; empty where each target counts 1
   std::vector<std::int32_t> positions;        ///< [T] from 0 in every document
   std::vector<std::int64_t> global_tokens;    ///< [T] index in the global batch of the step, the same on every mesh
   std::vector<std::int64_t> document_begins;  ///< [documents + 1] in tokens of this rank; the last is T
@@ -63,12 +75,13 @@ class Batches {
   /// `documents` must outlive this object and stay as it is.
   Batches(const Documents& documents, const BatchOptions& options);
 
-  /// Steps that take all sequences of the first `epochs` epochs: rounded up, so that the last may reach into another.
+  /// Steps that take all sequences of the first `epochs` epochs: rounded up. In a stream that goes on the last of them
+  /// may reach into another epoch.
   std::int64_t steps_of_epochs(std::int64_t epochs);
   /// Sequences that an epoch packs into.
   std::int64_t sequences_of_epoch(std::int64_t index) { return static_cast<std::int64_t>(epoch(index).tokens.size()); }
 
-  /// The global batch of a step, from 0. Past the end of a stream that is not endless it is empty.
+  /// The global batch of a step, from 0. Past the end of a stream that ends it is empty.
   Batch at(std::int64_t step);
 
   /// The part of rank `data_rank` of `num_data_ranks`. Sequences go, longest first, to the rank with the fewest tokens
@@ -87,15 +100,18 @@ class Batches {
   /// The sequences of an epoch: sequence i holds documents[begins[i] .. begins[i + 1]].
   struct Epoch {
     std::int64_t index = -1;
-    std::vector<std::int64_t> documents, begins, tokens;
+    std::vector<std::uint32_t> documents, begins;
+    std::vector<std::int32_t> tokens;
   };
   /// One sequence of the stream; valid until an epoch other than its own and its neighbours is asked for.
   struct Sequence {
-    std::span<const std::int64_t> documents;
+    std::span<const std::uint32_t> documents;
     std::int64_t tokens = 0;
   };
 
   const Epoch& epoch(std::int64_t index);
+  /// The documents that an epoch takes, in their own order.
+  std::vector<std::int64_t> documents_of(std::int64_t epoch) const;
   Epoch plan(std::int64_t index) const;
   /// Calls visit(sequence) for each sequence of a step, in order.
   template <typename Visit>
@@ -103,6 +119,7 @@ class Batches {
 
   const Documents& documents_;
   BatchOptions options_;
+  std::vector<Share> shares_;
   std::vector<std::int64_t> first_sequences_ = {0};  // of each epoch planned so far, and of the one after
   std::array<Epoch, 2> recent_;                      // the plan of epoch e, if it is held, at e % 2
 };

@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -14,6 +15,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/base/sha256.h"
+#include "trainer/data/data_files.h"
 
 extern char** environ;
 
@@ -21,6 +23,11 @@ namespace moetune {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr std::uintmax_t kMostReadDirectly = std::uintmax_t{64} << 20;
+constexpr size_t kFilesAtATime = 256;
+// What a walk over all documents keeps of mapped files at a time.
+constexpr int64_t kWalkTokens = int64_t{8} << 20;
 
 /// Runs a program, its standard error ours, and returns what it writes to standard output. Throws UserError with exit
 /// code 2 of the program, InternalError otherwise.
@@ -99,36 +106,93 @@ std::vector<std::string> options_of(const Recipe& recipe) {
   return options;
 }
 
-}  // namespace
-
-std::string prepare_tokens(const Recipe& recipe, const std::string& path, int64_t show, const PreparationTools& tools) {
-  const fs::path cache = fs::absolute(path).parent_path() / ".moetune";
-  std::vector<std::string> arguments{tools.python,      tools.script, path,          "--model",
-                                     recipe.model.path, "--cache",    cache.string()};
-  for (std::string& option : options_of(recipe)) arguments.push_back(std::move(option));
-  if (show > 0) arguments.insert(arguments.end(), {"--show", std::to_string(show)});
-  const std::string output = output_of(arguments);
-  const size_t end = output.find_last_not_of('\n');
-  const size_t begin = end == std::string::npos ? 0 : output.rfind('\n', end) + 1;
-  const auto result = nlohmann::json::parse(output.substr(begin), nullptr, false);
-  MT_CHECK(!result.is_discarded() && result.contains("cache"), "preparation wrote: ", output);
-  if (begin > 0) log_info(output.substr(0, begin - 1));
-  return result.at("cache").get<std::string>();
+std::string cache_folder(const Recipe& recipe, const std::string& path) {
+  return recipe.data.cache ? fs::absolute(*recipe.data.cache).string()
+                           : (fs::absolute(path).parent_path() / ".moetune").string();
 }
 
-Documents load_documents(const Recipe& recipe, const std::string& path, int64_t vocab, Launch& launch,
-                         const PreparationTools& tools) {
-  if (!fs::exists(path)) {
-    throw UserError(str(path, ": no such file; data.train and data.eval are paths from the current folder"));
+/// Whether every rank reads the file itself: it holds tokens, and so few that all ranks may hold them.
+bool is_read_directly(const std::string& path) {
+  return fs::file_size(path) <= kMostReadDirectly && Documents::is_tokenised_jsonl(path);
+}
+
+/// JSON of the files: [{"path", "weight", "cache": "" for those that ranks read themselves}].
+std::string prepared(const Recipe& recipe, const std::string& key, const DataFiles& files,
+                     const PreparationTools& tools) {
+  const DataSelection selection = select_files(recipe, key, files);
+  for (const std::string& note : selection.notes) log_info(note);
+  std::vector<std::string> to_prepare;
+  std::vector<bool> direct;
+  for (const DataFile& file : selection.files) {
+    direct.push_back(is_read_directly(file.path));
+    if (!direct.back()) to_prepare.push_back(file.path);
   }
-  Documents documents =
-      Documents::is_tokenised_jsonl(path)
-          ? Documents::from_jsonl(path, vocab, recipe.data.ignore_keys)
-          : Documents::from_cache(
-                launch.broadcast_string(launch.rank() == 0 ? prepare_tokens(recipe, path, 0, tools) : ""), vocab);
+  const std::vector<std::string> caches = prepare_tokens(recipe, to_prepare, 0, tools);
+  nlohmann::json list = nlohmann::json::array();
+  size_t next = 0;
+  for (size_t i = 0; i < selection.files.size(); ++i) {
+    const DataFile& file = selection.files[i];
+    list.push_back({{"path", file.path}, {"weight", file.weight}, {"cache", direct[i] ? "" : caches[next++]}});
+  }
+  return list.dump();
+}
+
+}  // namespace
+
+std::vector<std::string> prepare_tokens(const Recipe& recipe, const std::vector<std::string>& paths, int64_t show,
+                                        const PreparationTools& tools) {
+  std::vector<std::string> caches;
+  // Neighbours with one cache folder share a process: the tokenizer is read once. What the system lets a command line
+  // hold bounds their number.
+  for (size_t begin = 0; begin < paths.size();) {
+    const std::string cache = cache_folder(recipe, paths[begin]);
+    size_t end = begin + 1;
+    while (end < paths.size() && end - begin < kFilesAtATime && cache_folder(recipe, paths[end]) == cache) ++end;
+    std::vector<std::string> arguments{tools.python, tools.script};
+    arguments.insert(arguments.end(), paths.begin() + begin, paths.begin() + end);
+    arguments.insert(arguments.end(), {"--model", recipe.model.path, "--cache", cache});
+    for (std::string& option : options_of(recipe)) arguments.push_back(std::move(option));
+    if (show > 0) arguments.insert(arguments.end(), {"--show", std::to_string(show)});
+    const std::string output = output_of(arguments);
+    const size_t last = output.find_last_not_of('\n');
+    const size_t line = last == std::string::npos ? 0 : output.rfind('\n', last) + 1;
+    auto result = nlohmann::json::parse(output.substr(line), nullptr, false);
+    if (result.is_object() && result.contains("cache")) result = {{"files", {result}}};
+    MT_CHECK(result.is_object() && result.contains("files") && result["files"].size() == end - begin,
+             "preparation wrote: ", output);
+    if (line > 0) log_info(output.substr(0, line - 1));
+    for (const auto& file : result["files"]) {
+      caches.push_back(file.at("cache").get<std::string>());
+      show -= std::min(show, file.value("documents", int64_t{0}));
+    }
+    begin = end;
+  }
+  return caches;
+}
+
+Documents load_documents(const Recipe& recipe, const std::string& key, const DataFiles& files, int64_t vocab,
+                         Launch& launch, const PreparationTools& tools) {
+  const auto list =
+      nlohmann::json::parse(launch.broadcast_string(launch.rank() == 0 ? prepared(recipe, key, files, tools) : ""));
+  std::vector<Documents> parts;
+  std::vector<double> weights;
+  std::string faults;
+  for (const auto& file : list) {
+    const auto path = file.at("path").get<std::string>(), cache = file.at("cache").get<std::string>();
+    try {
+      parts.push_back(cache.empty() ? Documents::from_jsonl(path, vocab, recipe.data.ignore_keys)
+                                    : Documents::from_cache(cache, vocab, path));
+      weights.push_back(file.at("weight").get<double>());
+    } catch (const UserError& error) {
+      faults += str(faults.empty() ? "" : "\n", error.what());
+    }
+  }
+  if (!faults.empty()) throw UserError(faults);
+  const std::string name = list.size() == 1 ? list[0].at("path").get<std::string>() : key;
+  Documents documents = Documents::joined(name, std::move(parts), weights);
   const int64_t cut = documents.truncate(recipe.data.max_tokens);
   if (cut > 0) {
-    log_info(str(path, ": ", cut, " of ", documents.size(), " documents are longer than data.max_tokens ",
+    log_info(str(name, ": ", cut, " of ", documents.size(), " documents are longer than data.max_tokens ",
                  recipe.data.max_tokens, " and were cut to it"));
   }
   return documents;
@@ -136,12 +200,26 @@ Documents load_documents(const Recipe& recipe, const std::string& path, int64_t 
 
 std::string data_digest(const Documents& documents) {
   Sha256 digest;
+  int64_t walked = 0;
   for (int64_t i = 0; i < documents.size(); ++i) {
     const Document document = documents.doc(i);
     const int64_t length = documents.length(i);
     digest.update(&length, sizeof length);
     digest.update(document.tokens.data(), document.tokens.size_bytes());
     digest.update(document.labels.data(), document.labels.size_bytes());
+    bool plain = true;
+    for (size_t t = 0; t < document.weights.size(); ++t) {
+      plain = plain && (document.labels[t] == kNotTrained || document.weights[t] == 1.0F);
+    }
+    if (!plain) digest.update(document.weights.data(), document.weights.size_bytes());
+    walked += length;
+    if (walked < kWalkTokens) continue;
+    documents.let_go();
+    walked = 0;
+  }
+  documents.let_go();
+  for (const Share& share : documents.shares()) {
+    if (share.weight != 1.0) digest.update(&share, sizeof share);
   }
   return digest.hex();
 }

@@ -17,16 +17,21 @@ std::vector<int64_t> placed(const Stream& stream, const std::vector<int64_t>& pl
   return all;
 }
 
+/// weight_of_row: empty where each target counts 1.
 void set_targets(Stream& stream, const std::vector<int64_t>& places, const std::vector<int64_t>& target_of_row,
-                 at::Device device) {
+                 const std::vector<float>& weight_of_row, double divisor, at::Device device) {
   std::vector<int64_t> rows, targets;
+  std::vector<float> weights;
   for (size_t row = 0; row < target_of_row.size(); ++row) {
     if (target_of_row[row] == kNotTrained) continue;
     rows.push_back(places[row]);
     targets.push_back(target_of_row[row]);
+    if (!weight_of_row.empty()) weights.push_back(weight_of_row[row]);
   }
   stream.target_row = on_device(rows, device);
   stream.target = on_device(targets, device);
+  if (!weights.empty()) stream.target_weight = at::tensor(weights, at::kFloat).to(device);
+  stream.divisor = divisor;
 }
 
 Stream make_stream(const std::vector<int64_t>& lengths, const std::vector<int64_t>& positions,
@@ -60,11 +65,12 @@ StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t sl
   const std::vector<int64_t> places = gathered_places(batch.main.slices);
   batch.main.place = on_device(places, device);
   batch.input_U = on_device(placed(batch.main, places, {local.tokens.begin(), local.tokens.end()}, -1), device);
-  set_targets(batch.main, places, {local.targets.begin(), local.targets.end()}, device);
-  batch.main.global_targets = local.global.targets;
+  set_targets(batch.main, places, {local.targets.begin(), local.targets.end()}, local.target_weights,
+              local.global.divisor(), device);
   if (!model.mtp) return batch;
 
   std::vector<int64_t> rows, next_tokens, positions, tokens, targets, mtp_lengths;
+  std::vector<float> weights;
   int64_t begin = 0;
   for (int64_t length : lengths) {
     for (int64_t row = begin; row + 1 < begin + length; ++row) {
@@ -74,6 +80,7 @@ StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t sl
       tokens.push_back(local.global_tokens[row]);
       // The target of the next row is the token after the next; the last row of a document has none.
       targets.push_back(local.targets[row + 1]);
+      if (!local.target_weights.empty()) weights.push_back(local.target_weights[row + 1]);
     }
     if (length > 1) mtp_lengths.push_back(length - 1);
     begin += length;
@@ -81,8 +88,7 @@ StepBatch make_step_batch(const RankBatch& local, const Model& model, int64_t sl
   batch.mtp = make_stream(mtp_lengths, positions, tokens, model, slice_tokens, device, compute);
   const std::vector<int64_t> mtp_places = gathered_places(batch.mtp.slices);
   batch.mtp.place = on_device(mtp_places, device);
-  set_targets(batch.mtp, mtp_places, targets, device);
-  batch.mtp.global_targets = local.global.mtp_targets;
+  set_targets(batch.mtp, mtp_places, targets, weights, local.global.mtp_divisor(), device);
   const int64_t own_rows = batch.mtp.token_T.size(0);
   batch.mtp_row =
       on_device(placed(batch.mtp, mtp_places, rows, 0), device).narrow(0, model.axis.index() * own_rows, own_rows);

@@ -25,7 +25,8 @@ struct Stream {
   at::Tensor target_row, target;   ///< int64 [n]: of all rows those with a target, and what it is
   int64_t num_rows = 0;            ///< of the documents
   int64_t num_gathered_rows = 0;   ///< all rows: padding included
-  int64_t global_targets = 0;      ///< over the mesh: the divisor of this stream's loss
+  at::Tensor target_weight;        ///< fp32 [n]: how much each of these counts; undefined: 1
+  double divisor = 0.0;            ///< of this stream's loss, over the mesh: its targets, or the sum of their weights
 };
 
 struct StepBatch {

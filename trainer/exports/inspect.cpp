@@ -17,6 +17,7 @@
 #include "parallel/base/text.h"
 #include "parallel/base/units.h"
 #include "parallel/bytes/tensor_io.h"
+#include "trainer/data/data_files.h"
 #include "trainer/data/documents.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
@@ -181,9 +182,29 @@ std::string format_of(const json& line) {
   return "";
 }
 
-std::string describe_jsonl(const fs::path& path, bool digests) {
+/// What the preparation of data unpacks and reads before it is lines; empty for JSONL.
+std::string packed_kind(std::ifstream& file) {
+  std::string head(4, '\0');
+  file.read(head.data(), 4);
+  head.resize(static_cast<size_t>(file.gcount()));
+  file.clear();
+  file.seekg(0);
+  if (head.starts_with("PAR1")) return "Parquet";
+  if (head.starts_with("\x1f\x8b")) return "gzip-compressed";
+  if (head.starts_with("(\xb5/\xfd")) return "zstd-compressed";
+  return head.starts_with("[") ? "one JSON array" : "";
+}
+
+std::string describe_data(const fs::path& path, bool digests) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw UserError(str(path.string(), ": cannot be read"));
+  if (const std::string kind = packed_kind(file); !kind.empty()) {
+    Text out;
+    out.line("data file ", path.string());
+    out.line("  ", kind, ", ", size_of(fs::file_size(path)), "; moetune prepare says what its documents hold");
+    add_digest(out, path, digests);
+    return out.text_;
+  }
   int64_t lines = 0, blank = 0;
   std::string line, format;
   while (std::getline(file, line)) {
@@ -216,11 +237,13 @@ std::string describe_safetensors(const fs::path& path, bool digests) {
       file.find("tokens") != nullptr && file.find("labels") != nullptr && file.find("offsets") != nullptr;
   out.line(cache ? "token cache " : "safetensors file ", path.string());
   if (cache) {
-    const at::Tensor labels = read_tensor(file, "labels");
-    const int64_t targets = labels.ne(kNotTrained).sum().item<int64_t>();
+    at::Tensor trained = read_tensor(file, "labels").ne(kNotTrained);
+    const bool weighted = file.find("weights") != nullptr;
+    if (weighted) trained.logical_and_(read_tensor(file, "weights").gt(0));
+    const int64_t targets = trained.sum().item<int64_t>();
     const auto& metadata = file.metadata();
     out.line("  ", std::max<int64_t>(0, file.at("offsets").numel() - 1), " documents, ", file.at("tokens").numel(),
-             " tokens, ", targets, " targets");
+             " tokens, ", targets, " targets", weighted ? " with weights" : "");
     if (metadata.count("format") > 0 && metadata.at("format") != "pt") {
       out.line("  made from lines of format ", metadata.at("format"));
     }
@@ -266,7 +289,7 @@ void add_recipe(Text& out, const fs::path& path) {
   out.line("  model ", recipe.model.path, ", base ", to_string(recipe.model.base), ", compute ",
            to_string(recipe.model.compute));
   out.line("  adapter ", adapter);
-  out.line("  data ", recipe.data.train);
+  out.line("  data ", shown(recipe.data.train));
 }
 
 void add_log(Text& out, const fs::path& path) {
@@ -319,7 +342,7 @@ std::string inspect(const fs::path& path, bool digests) {
                         ": is no folder that moetune knows: a model has config.json, an adapter adapter_config.json, a "
                         "run checkpoints/, a checkpoint manifest.json, packed weights about.json"));
   }
-  return path.extension() == ".safetensors" ? describe_safetensors(path, digests) : describe_jsonl(path, digests);
+  return path.extension() == ".safetensors" ? describe_safetensors(path, digests) : describe_data(path, digests);
 }
 
 }  // namespace moetune

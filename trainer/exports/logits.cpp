@@ -20,11 +20,12 @@ void write_logits(const std::string& run_path, const std::string& data, int64_t 
   Assembly run = assemble(recipe, launch);
   load_weights(saved.state(), *run.model);
   const Documents documents =
-      load_documents(recipe, data, run.config.vocab, launch, PreparationTools::from_environment());
+      load_documents(recipe, "", DataFiles::of(data), run.config.vocab, launch, PreparationTools::from_environment());
   BatchOptions options;
   options.batch = std::min(num_documents, documents.size());
   options.max_tokens = recipe.data.max_tokens;
-  options.packing = options.shuffle = options.endless = false;
+  options.packing = options.shuffle = false;
+  options.epochs = 1;
   Batches batches(documents, options);
   const StepBatch batch =
       make_step_batch(batches.local(0, 0, 1), *run.model, run.slice_tokens, run.device, run.compute);

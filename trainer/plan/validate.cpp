@@ -1,6 +1,7 @@
 #include "trainer/plan/validate.h"
 
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "parallel/base/error.h"
 #include "parallel/bytes/safetensors.h"
 #include "parallel/device/device_memory.h"
+#include "trainer/data/data_files.h"
 #include "trainer/data/documents.h"
 #include "trainer/plan/memory_plan.h"
 #include "trainer/plan/model_banner.h"
@@ -65,13 +67,19 @@ void check_tensors(const ModelConfig& config, const std::string& folder_path, bo
   }
 }
 
-void check_data(const Recipe& recipe, const std::string& key, const std::string& path) {
-  if (!fs::is_regular_file(path)) {
-    throw UserError(str(key, ": ", path, ": no such file; data is a path from the current folder"));
-  }
+/// Whether a file holds JSON lines as they are: what is packed, an array or Parquet is looked into when it is prepared.
+bool is_plain_lines(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  char first = 0;
+  return file >> first && first == '{';
+}
+
+void check_data(const Recipe& recipe, const std::string& key, const DataFiles& files) {
   const fs::path tokenizer = fs::path(recipe.model.path) / "tokenizer.json";
-  if (!Documents::is_tokenised_jsonl(path) && !fs::exists(tokenizer)) {
-    throw UserError(str(key, ": ", path, " holds text, but ", tokenizer.string(),
+  const bool has_tokenizer = fs::exists(tokenizer);
+  for (const DataFile& file : select_files(recipe, key, files).files) {
+    if (has_tokenizer || !is_plain_lines(file.path) || Documents::is_tokenised_jsonl(file.path)) continue;
+    throw UserError(str(recipe.origin(key), ": ", key, ": ", file.path, " holds text, but ", tokenizer.string(),
                         " does not exist; put it there, or give input_ids and labels"));
   }
 }
@@ -82,10 +90,8 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
   Findings findings;
   const bool with_mtp = recipe.mtp.trains();
   if (world_size == 0) world_size = recipe.mesh.pp * recipe.mesh.dp.value_or(1) * recipe.mesh.ep * recipe.mesh.tp;
-  findings.attempt(recipe.origin("data.train"), [&] { check_data(recipe, "data.train", recipe.data.train); });
-  if (recipe.data.eval) {
-    findings.attempt(recipe.origin("data.eval"), [&] { check_data(recipe, "data.eval", *recipe.data.eval); });
-  }
+  findings.attempt("", [&] { check_data(recipe, "data.train", recipe.data.train); });
+  if (recipe.data.eval) findings.attempt("", [&] { check_data(recipe, "data.eval", *recipe.data.eval); });
   if (recipe.adapter && recipe.adapter->from) {
     findings.attempt(recipe.origin("adapter.from"), [&] { read_peft_config(*recipe.adapter->from); });
   }

@@ -78,6 +78,19 @@ struct OffloadFrozen {
 using Scalar = std::variant<bool, int64_t, double, std::string>;
 using ScalarMap = std::map<std::string, Scalar>;
 
+/// What data is read from: paths of files or folders, or patterns (data_files.h), and how often an epoch takes each
+/// document of them.
+struct DataEntry {
+  std::string path;
+  double weight = 1.0;
+  bool operator==(const DataEntry&) const = default;
+};
+struct DataFiles {
+  std::vector<DataEntry> entries;
+  static DataFiles of(const std::string& path) { return {{{path}}}; }
+  bool operator==(const DataFiles&) const = default;
+};
+
 // Sections, in the order of the file.
 
 struct RunRecipe {
@@ -111,9 +124,11 @@ struct AdapterRecipe {
 };
 
 struct DataRecipe {
-  std::string train;  ///< required
-  std::optional<std::string> eval;
-  int64_t max_tokens = 4096;  ///< of one packed sequence
+  DataFiles train;  ///< required
+  std::optional<DataFiles> eval;
+  double eval_split = 0.0;           ///< 0: nothing is taken off the training data
+  std::optional<std::string> cache;  ///< null: `.moetune` beside each file
+  int64_t max_tokens = 4096;         ///< of one packed sequence
   bool packing = true;
   bool shuffle = true;
   SpecialTokens special_tokens_in_content = SpecialTokens::kAsText;

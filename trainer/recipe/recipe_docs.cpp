@@ -49,7 +49,7 @@ constexpr const char* kRules = R"(
 - `train.schedule.warmup_steps` is at most `train.steps`.
 - `adapter: none` needs `model.base: bf16` or `fp32`: quantised weights cannot be trained themselves.
 - Each name in `adapter.ranks` is one that `adapter.targets` selects.
-- `eval.every_steps` above 0 and `eval.at_start` need `data.eval`.
+- `eval.every_steps` above 0 and `eval.at_start` need `data.eval` or `data.eval_split`; these two exclude each other.
 
 ## Targets
 

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <set>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "parallel/base/error.h"
@@ -76,6 +77,9 @@ class Loader {
       return;
     }
     note(name, *node);
+    if constexpr (std::is_same_v<Value, DataFiles> || std::is_same_v<Value, std::optional<DataFiles>>) {
+      for (size_t i = 0; i < node->items.size(); ++i) note(str(name, "[", i, "]"), node->items[i]);
+    }
     const ValueProblems problems = read_value(*node, spec, value);
     for (const ValueProblem& problem : problems) {
       const std::string allowed = problem.say_allowed ? "; allowed: " + allowed_value(value, spec) : "";
@@ -219,11 +223,15 @@ void check_together(const Recipe& recipe, Loader& loader) {
       loader.broken({"adapter.ranks"}, str(leaf, " has a rank but is not selected by adapter.targets"));
     }
   }
-  if (!recipe.data.eval && loader.sound({"data.eval", "eval.every_steps", "eval.at_start"})) {
-    if (recipe.eval.every_steps > 0) {
-      loader.broken({"eval.every_steps"}, "there is nothing to evaluate on; give data.eval");
+  if (recipe.data.eval && recipe.data.eval_split > 0.0 && loader.sound({"data.eval", "data.eval_split"})) {
+    loader.broken({"data.eval_split"}, "given together with data.eval; give one of the two");
+  }
+  if (!recipe.data.eval && recipe.data.eval_split == 0.0 &&
+      loader.sound({"data.eval", "data.eval_split", "eval.every_steps", "eval.at_start"})) {
+    for (const char* key : {"eval.every_steps", "eval.at_start"}) {
+      if (key == std::string("eval.at_start") ? !recipe.eval.at_start : recipe.eval.every_steps == 0) continue;
+      loader.broken({key}, "there is nothing to evaluate on; give data.eval or data.eval_split");
     }
-    if (recipe.eval.at_start) loader.broken({"eval.at_start"}, "there is nothing to evaluate on; give data.eval");
   }
 }
 

@@ -39,7 +39,8 @@ struct FieldSpec {
   std::vector<std::string> words = {};  ///< what a list may hold, or the keys of a map
   const char* default_text = "";        ///< for a default that depends on another key
   bool required = false;
-  bool path = false;  ///< text that names a file or folder
+  bool path = false;      ///< text that names a file or folder
+  bool weighted = false;  ///< data files may have weights, within `range`
 };
 
 template <typename S, typename Section>
@@ -112,8 +113,23 @@ void visit_keys(Visitor& v, S& adapter) {
 
 template <typename Visitor, SectionOf<DataRecipe> S>
 void visit_keys(Visitor& v, S& data) {
-  v.field("train", data.train, {.doc = "Training data: one JSON object a line.", .required = true, .path = true});
-  v.field("eval", data.eval, {.doc = "Held-out data in the same formats.", .path = true});
+  v.field(
+      "train", data.train,
+      {.doc = "Training data: a file, a folder, a pattern such as `data/*.jsonl.gz`, or a list of them. An epoch takes "
+              "each document `weight` times: the whole part for all, the rest drawn from the seed.",
+       .range = {.min = 0, .max = 1000, .above_min = true},
+       .required = true,
+       .path = true,
+       .weighted = true});
+  v.field("eval", data.eval, {.doc = "Held-out data, likewise but without weights.", .path = true});
+  v.field("eval_split", data.eval_split,
+          {.doc = "Part of the training documents that is held out instead, drawn from the seed; 0: none.",
+           .range = {.min = 0, .max = 1, .below_max = true}});
+  v.field(
+      "cache", data.cache,
+      {.doc = "Folder of the token caches; null: `.moetune` beside each data file. Name one where the data cannot be "
+              "written beside. Made when it is missing.",
+       .path = true});
   v.field("max_tokens", data.max_tokens,
           {.doc = "Length of one packed sequence, and so of the longest document.",
            .unit = "tokens",
@@ -164,9 +180,11 @@ template <typename Visitor, SectionOf<TrainRecipe> S>
 void visit_keys(Visitor& v, S& train) {
   v.field("steps", train.steps,
           {.doc = "Length of the run in optimizer steps. Give this or `epochs`.", .unit = "steps", .range = {1, 1e9}});
-  v.field(
-      "epochs", train.epochs,
-      {.doc = "Length of the run in passes over the data. Give this or `steps`.", .unit = "epochs", .range = {1, 1e6}});
+  v.field("epochs", train.epochs,
+          {.doc = "Length of the run in passes over the data, exactly: its last step holds what is left. Give this or "
+                  "`steps`.",
+           .unit = "epochs",
+           .range = {1, 1e6}});
   v.field("batch", train.batch,
           {.doc = "Sequences per optimizer step, over the whole mesh.", .unit = "sequences", .range = {1, 1 << 20}});
   v.field("slice_tokens", train.slice_tokens,
@@ -263,7 +281,7 @@ void visit_keys(Visitor& v, S& checkpoint) {
 template <typename Visitor, SectionOf<EvalRecipe> S>
 void visit_keys(Visitor& v, S& eval) {
   v.field("every_steps", eval.every_steps,
-          {.doc = "Evaluate on `data.eval` each time so many steps are done; 0: never.",
+          {.doc = "Evaluate on the held-out data each time so many steps are done; 0: at the end alone.",
            .unit = "steps",
            .range = {0, 1e9}});
   v.field("at_start", eval.at_start, {.doc = "Evaluate before the first step too."});

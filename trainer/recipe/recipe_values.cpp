@@ -278,6 +278,83 @@ std::string type_limits(const std::optional<std::string>&, const FieldSpec& spec
   return type_limits(std::string{}, spec);
 }
 
+// path | {path, weight} | list of these
+
+namespace {
+
+ValueProblems read_entry(const YamlNode& node, const FieldSpec& spec, DataEntry& entry) {
+  if (node.kind != Kind::kMap) return read_value(node, spec, entry.path);
+  ValueProblems problems;
+  const auto add = [&](ValueProblems found, const std::string& key, const std::string& allowed) {
+    for (ValueProblem& p : found) {
+      problems.push_back({p.node, str(key, ": ", p.what, p.say_allowed ? "; allowed: " + allowed : ""), false});
+    }
+  };
+  const std::vector<std::string> keys =
+      spec.weighted ? std::vector<std::string>{"path", "weight"} : std::vector<std::string>{"path"};
+  bool has_path = false;
+  for (const YamlEntry& part : node.entries) {
+    if (part.key == "path") {
+      has_path = true;
+      add(read_value(part.value, spec, entry.path), "path", type_name(entry.path, spec));
+    } else if (part.key == "weight" && spec.weighted) {
+      add(read_value(part.value, spec, entry.weight), "weight", allowed_value(entry.weight, spec));
+    } else if (part.key == "weight") {
+      problems.push_back({&part.value, "held-out data has no weight: each document counts once", false});
+    } else {
+      problems.push_back({&part.value, str("unknown key ", shown(part.key), suggestion(part.key, keys)), false});
+    }
+  }
+  if (!has_path) problems.push_back({&node, "an entry without 'path'", true});
+  return problems;
+}
+
+}  // namespace
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, DataFiles& value) {
+  DataFiles read;
+  ValueProblems problems;
+  const auto add = [&](const YamlNode& item) {
+    read.entries.emplace_back();
+    for (ValueProblem& p : read_entry(item, spec, read.entries.back())) problems.push_back(std::move(p));
+  };
+  if (node.kind == Kind::kList) {
+    if (node.items.empty()) return not_allowed(node);
+    for (const YamlNode& item : node.items) add(item);
+  } else {
+    add(node);
+  }
+  if (problems.empty()) value = read;
+  return problems;
+}
+std::string write_value(const DataFiles& value, const FieldSpec&) {
+  const auto write = [](const DataEntry& entry) {
+    return entry.weight == 1.0 ? quote_yaml(entry.path)
+                               : str("{path: ", quote_yaml(entry.path), ", weight: ", write_number(entry.weight), "}");
+  };
+  if (value.entries.size() == 1) return write(value.entries[0]);
+  return str("[", join(value.entries, ", ", write), "]");
+}
+std::string type_name(const DataFiles&, const FieldSpec& spec) {
+  return spec.weighted ? "path, {path, weight} or list of these" : "path or list of paths";
+}
+std::string type_limits(const DataFiles&, const FieldSpec& spec) {
+  return spec.weighted ? str("(weight ", range_limits(spec.range), ")") : "";
+}
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<DataFiles>& value) {
+  return read_optional(node, spec, value);
+}
+std::string write_value(const std::optional<DataFiles>& value, const FieldSpec& spec) {
+  return write_optional(value, spec);
+}
+std::string type_name(const std::optional<DataFiles>&, const FieldSpec& spec) {
+  return str(spec.empty_word, " or ", type_name(DataFiles{}, spec));
+}
+std::string type_limits(const std::optional<DataFiles>&, const FieldSpec& spec) {
+  return type_limits(DataFiles{}, spec);
+}
+
 // auto | none | all | N
 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, KeepLayers& value) {

@@ -57,6 +57,8 @@ using WordCounts = std::map<std::string, int64_t>;
 MT_RECIPE_VALUE(WordCounts)
 MT_RECIPE_VALUE(Scalar)
 MT_RECIPE_VALUE(ScalarMap)
+MT_RECIPE_VALUE(DataFiles)
+MT_RECIPE_VALUE(std::optional<DataFiles>)
 #undef MT_RECIPE_VALUE
 
 /// The index of the scalar of `node` in `words`, or the problem.

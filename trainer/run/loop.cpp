@@ -37,19 +37,21 @@ class Run {
         folder_(claim_folder(recipe, options, launch)),
         config_(load_model_config(recipe.model.path)),
         tools_(PreparationTools::from_environment()),
-        train_documents_(load_documents(recipe, recipe.data.train, config_.vocab, launch, tools_)),
+        train_documents_(load_train_documents()),
         batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens,
-                                    recipe.data.packing, recipe.data.shuffle, true}),
-        num_steps_(recipe.train.steps ? *recipe.train.steps : batches_.steps_of_epochs(*recipe.train.epochs)),
+                                    recipe.data.packing, recipe.data.shuffle, recipe.train.epochs.value_or(0)}),
+        num_steps_(count_steps()),
         peak_(batches_.fullest_step(num_steps_, data_ranks())),
         resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
         run_(start_of_training(recipe, launch, peak_.tokens, resumes_)),
         stepper_(recipe, run_, &launch.progress()),
         checkpoints_(folder_ / "checkpoints", *run_.mesh) {
     if (recipe.data.eval) {
-      eval_documents_.emplace(load_documents(recipe, *recipe.data.eval, config_.vocab, launch, tools_));
-      eval_batches_.emplace(*eval_documents_, BatchOptions{0, recipe.train.batch, recipe.data.max_tokens,
-                                                           recipe.data.packing, false, false});
+      eval_documents_.emplace(load_documents(recipe, "data.eval", *recipe.data.eval, config_.vocab, launch, tools_));
+    }
+    if (eval_documents_) {
+      eval_batches_.emplace(*eval_documents_,
+                            BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, 1});
     }
   }
 
@@ -121,6 +123,33 @@ class Run {
     return folder;
   }
 
+  /// What data.eval_split holds out of them goes to eval_documents_.
+  Documents load_train_documents() {
+    Documents documents = load_documents(recipe_, "data.train", recipe_.data.train, config_.vocab, launch_, tools_);
+    if (recipe_.data.eval_split > 0.0) {
+      eval_documents_.emplace(documents.split_off(recipe_.data.eval_split, static_cast<uint64_t>(recipe_.run.seed)));
+    }
+    return documents;
+  }
+
+  int64_t count_steps() {
+    const int64_t sequences = batches_.sequences_of_epoch(0), batch = recipe_.train.batch;
+    const bool repeats = recipe_.train.steps || *recipe_.train.epochs > 1;
+    if (repeats && sequences < batch && launch_.rank() == 0) {
+      log_warn(str(recipe_.origin("train.batch"), ": train.batch: ", batch,
+                   " sequences a step, but the data packs into ", sequences,
+                   sequences == 1 ? " sequence" : " sequences", ": a step takes documents several times; ",
+                   "lower it to ", std::max<int64_t>(1, sequences), " or less, or add data"));
+    }
+    if (recipe_.train.steps) return *recipe_.train.steps;
+    const int64_t steps = batches_.steps_of_epochs(*recipe_.train.epochs);
+    if (steps == 0) {
+      throw UserError(str(recipe_.origin("data.train"), ": data.train: the weights draw no document in ",
+                          *recipe_.train.epochs, " epochs; raise them or train.epochs"));
+    }
+    return steps;
+  }
+
   int64_t data_ranks() const {
     const MeshShape shape = mesh_shape(recipe_, config_, launch_.world_size());
     return shape.dp * shape.ep;
@@ -176,18 +205,19 @@ class Run {
 
   void evaluate(int64_t done) {
     const RankProgress::Place place = watched(str("evaluation after step ", done));
-    double loss_sum = 0.0;
+    double loss_sum = 0.0, divisor = 0.0;
     int64_t targets = 0, sequences = 0;
     const int64_t most = recipe_.eval.max_sequences;
     for (int64_t step = 0; most == 0 || sequences < most; ++step) {
       const auto [sum, totals] = stepper_.evaluate(*eval_batches_, step);
       if (totals.sequences == 0) break;
       loss_sum += sum;
+      divisor += totals.divisor();
       targets += totals.targets;
       sequences += totals.sequences;
     }
     meter_.take();  // the figures of a step are its own
-    reporter_->evaluation(done, loss_sum / static_cast<double>(std::max<int64_t>(1, targets)), targets);
+    reporter_->evaluation(done, divisor > 0.0 ? loss_sum / divisor : 0.0, targets);
   }
 
   /// Computes together with the other ranks: the watchdog may expect progress. What is not in such a place waits for
@@ -229,6 +259,7 @@ class Run {
   fs::path folder_;
   ModelConfig config_;
   PreparationTools tools_;
+  std::optional<Documents> eval_documents_;
   Documents train_documents_;
   Batches batches_;
   int64_t num_steps_;
@@ -238,7 +269,6 @@ class Run {
   Stepper stepper_;
   RankMeter meter_{run_};
   Checkpoints checkpoints_;
-  std::optional<Documents> eval_documents_;
   std::optional<Batches> eval_batches_;
   std::unique_ptr<Reporter> reporter_;
   std::chrono::steady_clock::time_point saved_at_ = std::chrono::steady_clock::now();

@@ -98,9 +98,9 @@ void Stepper::sum_losses(const SweepResult& result, const BatchTotals& totals, S
     report.load_LE = result.load_LE;
   }
   sums = sums.cpu();
-  report.loss = sums[0].item<double>() / static_cast<double>(totals.targets);
+  report.loss = sums[0].item<double>() / totals.divisor();
   if (result.mtp_loss_sum.defined()) {
-    report.mtp_loss = sums[1].item<double>() / static_cast<double>(std::max<int64_t>(1, totals.mtp_targets));
+    report.mtp_loss = totals.mtp_targets > 0 ? sums[1].item<double>() / totals.mtp_divisor() : 0.0;
   }
   if (result.balance_loss.defined()) report.balance_loss = sums[2].item<double>();
 }

@@ -24,7 +24,8 @@ class Stepper {
   StepReport train(Batches& batches, int64_t step, int64_t num_steps);
   /// Way down and way up of a step, and nothing comes of it. Collective.
   void rehearse(Batches& batches, int64_t step);
-  /// Sum of the losses over the mesh, as a number, and what it is summed over. Flushes first. Collective.
+  /// Sum of the losses over the mesh, as a number, and what it is summed over; its mean is sum / totals.divisor().
+  /// Flushes first. Collective.
   std::pair<double, BatchTotals> evaluate(Batches& batches, int64_t step);
 
   Optimizer& optimizer() { return optimizer_; }

@@ -179,8 +179,8 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   const RankProgress::Place place(progress_, "turn");
   const TensorAxis& axis = model_.axis;
   at::Tensor x_UD = axis.gather_rows(x_TD, batch.main.num_gathered_rows);
-  HeadResult head = model_.head->loss(x_UD, batch.main.target_row, batch.main.target,
-                                      1.0 / static_cast<double>(batch.main.global_targets), true);
+  HeadResult head = model_.head->loss(x_UD, batch.main.target_row, batch.main.target, 1.0 / batch.main.divisor, true,
+                                      batch.main.target_weight);
   result.loss_sum = head.loss_sum;
   if (!model_.mtp) return axis.reduce_scatter_rows(head.d_x_UD);
 
@@ -199,10 +199,9 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   }
   mtp.release(pass);
   at::Tensor out_TD = down(layer, z_TD.detach(), batch.mtp, pass, Mode::kTrain);
-  const double scale =
-      batch.mtp.global_targets > 0 ? options_.mtp_weight / static_cast<double>(batch.mtp.global_targets) : 0.0;
+  const double scale = batch.mtp.divisor > 0.0 ? options_.mtp_weight / batch.mtp.divisor : 0.0;
   HeadResult second = mtp.head().loss(axis.gather_rows(out_TD, batch.mtp.num_gathered_rows), batch.mtp.target_row,
-                                      batch.mtp.target, scale, true);
+                                      batch.mtp.target, scale, true, batch.mtp.target_weight);
   result.mtp_loss_sum = second.loss_sum;
   at::Tensor d_z_TD = up(layer, axis.reduce_scatter_rows(second.d_x_UD), batch.mtp, pass, batch.global.documents);
   // Undefined where nothing at or below the module's input trains.
@@ -298,7 +297,10 @@ SweepResult Sweep::evaluate(const StepBatch& batch) {
   SweepResult result;
   at::Tensor x_TD = way_down(batch, pass, Mode::kEvaluate);
   at::Tensor x_UD = model_.axis.gather_rows(x_TD, batch.main.num_gathered_rows);
-  result.loss_sum = model_.head->loss(x_UD, batch.main.target_row, batch.main.target, 0.0, /*backward=*/false).loss_sum;
+  result.loss_sum =
+      model_.head
+          ->loss(x_UD, batch.main.target_row, batch.main.target, 0.0, /*backward=*/false, batch.main.target_weight)
+          .loss_sum;
   return result;
 }
 

@@ -45,7 +45,7 @@ struct LayerHooks {
 /// Sums over this rank's documents, the same on every rank of a tensor axis; the caller adds them over the ranks that
 /// take other documents. Scalars on the device, not waited for.
 struct SweepResult {
-  at::Tensor loss_sum;      ///< negative log-likelihood of the target tokens
+  at::Tensor loss_sum;      ///< negative log-likelihood of the target tokens, each times its weight
   at::Tensor mtp_loss_sum;  ///< undefined without MTP
   at::Tensor balance_loss;  ///< these documents' part of the step's balance loss, alpha included; undefined without
   at::Tensor load_LE;       ///< int64 [MoE layers, E]: tokens of these documents that each expert was chosen for

@@ -113,7 +113,7 @@ Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   Assembly run = assemble_on(std::make_unique<Mesh>(launch, layout.mesh), recipe, twin.config, launch);
   Stepper stepper(recipe, run, nullptr);
   Batches batches(twin.documents, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens,
-                                   recipe.data.packing, recipe.data.shuffle, true});
+                                   recipe.data.packing, recipe.data.shuffle});
   Outcome outcome;
   for (int64_t step = 0; step < twin.steps; ++step) {
     outcome.losses.push_back(stepper.train(batches, step, twin.steps).loss);
