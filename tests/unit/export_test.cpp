@@ -298,7 +298,8 @@ TEST_CASE("inspect says what lies at a path", "[export]") {
   CHECK(contains(adapter, "experts: 16 tensors"));
   CHECK(contains(adapter, "step 7"));
   write_text_atomically((run.checkpoint() / "recipe.yaml").string(), "run: {}");
-  CHECK(contains(inspect(run.checkpoint()), "DAMAGED"));
+  CHECK(contains(message_of<UserError>([&] { inspect(run.checkpoint()); }), "is damaged: "));
+  CHECK(contains(message_of<UserError>([&] { inspect(run.folder()); }), "1 of 1 checkpoints of "));
   const std::string data = run.to("data.jsonl");
   for (const auto& [line, format] : std::vector<std::pair<std::string, std::string>>{
            {R"({"messages": []})", "messages"},

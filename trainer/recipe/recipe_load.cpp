@@ -225,6 +225,10 @@ void check_together(const Recipe& recipe, Loader& loader) {
     }
     if (recipe.eval.at_start) loader.broken({"eval.at_start"}, "there is nothing to evaluate on; give data.eval");
   }
+  if (recipe.checkpoint.keep_best && (!recipe.data.eval || recipe.eval.every_steps == 0) &&
+      loader.sound({"checkpoint.keep_best", "data.eval", "eval.every_steps"})) {
+    loader.broken({"checkpoint.keep_best"}, "what is best is found by evaluating; give data.eval and eval.every_steps");
+  }
 }
 
 }  // namespace
