@@ -21,13 +21,13 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from tiny_run import TinyRun, program
 
-STEPS = 40
+STEPS = 24
 SETTINGS = {
     "train.steps": STEPS,
-    "checkpoint.every_steps": 3,
+    "checkpoint.every_steps": 2,
     "checkpoint.keep_last": 2,
     "checkpoint.keep_best": "true",
-    "eval.every_steps": 5,
+    "eval.every_steps": 3,
 }
 
 
@@ -116,7 +116,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", nargs="?", help="build folder; MOETUNE_BUILD or ./build if not given")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--kills-per-run", type=int, default=5)
+    parser.add_argument("--kills-per-run", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e6, help="no further kill after so long")
