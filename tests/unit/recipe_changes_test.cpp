@@ -42,7 +42,6 @@ TEST_CASE("what a resumed run must keep, and what it may change") {
            {"adapter.targets=[experts]", "adapter.targets", "[attention]", "[experts]", kSame},
            {"adapter.from=x", "adapter.from", "null", "x", kSame},
            {"adapter.ranks={q_proj: 4}", "adapter.ranks", "{}", "{q_proj: 4}", kSame},
-           {"adapter=none", "adapter", "given", "none", kSame},
            {"model.weights=random", "model.weights", "pretrained", "random", kSame},
            {"model.base=bf16", "model.base", "nf4", "bf16", kSame},
            {"model.compute=fp32", "model.compute", "bf16", "fp32", kSame},
@@ -89,4 +88,10 @@ TEST_CASE("values are compared, not how they are written") {
   CHECK(changes({"adapter.targets=[o_proj, kv_b_proj, kv_a_proj_with_mqa, q_proj, q_b_proj, q_a_proj]"}).empty());
   CHECK(changes({"adapter.targets=[o_proj, kv_b_proj]"}).size() == 1);
   CHECK(changes({"adapter.alpha=16", "adapter.rank=16"}).size() == 2);
+  // Keys of a section that one of the two lacks are said of the section.
+  const std::vector<RecipeChange> section = changes({"adapter=none", "model.base=bf16"});
+  REQUIRE(section.size() == 2);
+  CHECK(section[1].key == "adapter");
+  CHECK(section[1].now == "none");
+  CHECK(section[1].refused());
 }

@@ -24,6 +24,8 @@ using namespace moetune;
 
 namespace {
 
+constexpr std::chrono::milliseconds kShort{100};
+
 /// A lock of this process on this host, with changes, as text.
 std::string lock_text(const nlohmann::json& changes) {
   const TemporaryFolder folder;
@@ -40,7 +42,7 @@ void set_age(const std::string& path, int64_t seconds) {
 }
 
 std::string refusal(const TemporaryFolder& folder) {
-  return message_of<UserError>([&] { RunLock lock(folder.path()); });
+  return message_of<UserError>([&] { RunLock lock(folder.path(), kShort); });
 }
 
 std::vector<std::string> names_in(const TemporaryFolder& folder) {
@@ -114,7 +116,7 @@ TEST_CASE("a lock is dead by these signs and no others", "[run_lock]") {
     write_text_atomically(folder / "run.lock", lock_text(test.changes));
     set_age(folder / "run.lock", test.age_s);
     if (test.dead) {
-      RunLock lock(folder.path());
+      RunLock lock(folder.path(), kShort);
       lock.require_held();
       CHECK(read_run_lock(folder.path())->token == lock.holder().token);
       CHECK(names_in(folder) == std::vector<std::string>{"run.lock"});
@@ -210,13 +212,12 @@ TEST_CASE("who died between taking over and putting its lock in place is succeed
 
 TEST_CASE("a run whose folder was taken over while it stood still writes no more", "[run_lock]") {
   const TemporaryFolder folder;
-  RunLock lock(folder.path());
+  RunLock lock(folder.path(), kShort);
   const std::string own = read_text_file(folder / "run.lock");
   nlohmann::json other = nlohmann::json::parse(own);
   other["token"] = "cc";
   other["host"] = "elsewhere";
   write_text_atomically(folder / "run.lock", other.dump());
-  // The heartbeat notices within its interval of 5 s.
   std::string message;
   for (int i = 0; i < 80 && message.empty(); ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -232,7 +233,7 @@ TEST_CASE("a run whose folder was taken over while it stood still writes no more
 
 TEST_CASE("the heartbeat renews the lock in place", "[run_lock]") {
   const TemporaryFolder folder;
-  const RunLock lock(folder.path());
+  const RunLock lock(folder.path(), kShort);
   set_age(folder / "run.lock", 1000);
   struct stat status;
   int64_t age = 1000;

@@ -321,7 +321,8 @@ std::string describe_run(const fs::path& folder) {
 std::string inspect(const fs::path& path, bool digests) {
   if (!fs::exists(path)) throw UserError(str(path.string(), ": does not exist"));
   if (fs::is_directory(path)) {
-    if (is_there(path / "manifest.json") || step_of_name(path)) return describe_checkpoint(path);
+    if (is_there(path / "manifest.json") || (step_of_name(path) && !is_there(path / "checkpoints")))
+      return describe_checkpoint(path);
     if (is_there(path / "checkpoints") || is_there(path / "log.jsonl")) return describe_run(path);
     if (fs::exists(path / "adapter_config.json")) return describe_adapter(path, digests);
     if (fs::exists(path / "config.json")) return describe_model(path, digests);

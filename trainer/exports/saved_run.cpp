@@ -31,7 +31,8 @@ fs::path whole_checkpoint(const fs::path& path) {
   if (!fs::is_directory(path)) {
     throw UserError(str(path.string(), ": is no folder; RUN is a run folder or one of its checkpoints"));
   }
-  if (fs::exists(fs::symlink_status(path / "manifest.json"))) {
+  if (fs::exists(fs::symlink_status(path / "manifest.json")) ||
+      (step_of_name(path) && !fs::exists(path / "checkpoints"))) {
     verify_checkpoint(path);
     return path;
   }

@@ -32,10 +32,10 @@ constexpr const char* kLock = "run.lock";
 constexpr const char* kSuccessor = "run.lock.after-";
 constexpr const char* kOwnCopy = "run.lock.tmp-";
 constexpr uint64_t kMaxBytes = 4096;
-constexpr milliseconds kInterval{5000};
 constexpr int64_t kDeadAfter_s = 60;
-// A lock that is linked is whole at once; one that had to be created is empty for an instant.
-constexpr milliseconds kUntilWritten{2000};
+// A lock that is linked is whole at once; one that had to be created is empty for an instant, and one that is renewed may
+// be read in two halves.
+constexpr milliseconds kUntilWritten{2000}, kUntilRenewed{200};
 
 int64_t steady_ms() {
   return std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -132,7 +132,7 @@ bool is_there(const fs::path& path) {
 
 /// A file of the lock; none where there is none. Throws UserError for what cannot be a lock.
 std::optional<LockHolder> read_lock_file(const fs::path& path) {
-  for (const int64_t end = steady_ms() + kUntilWritten.count();;) {
+  for (const int64_t begin = steady_ms();;) {
     if (!is_there(path)) return std::nullopt;
     std::string text;
     try {
@@ -142,7 +142,7 @@ std::optional<LockHolder> read_lock_file(const fs::path& path) {
       throw;
     }
     if (const std::optional<LockHolder> holder = parse(text)) return holder;
-    if (steady_ms() > end) {
+    if (milliseconds(steady_ms() - begin) > (text.empty() ? kUntilWritten : kUntilRenewed)) {
       throw UserError(str(path.string(), ": is no lock of a run",
                           text.empty() ? " (it is empty); if no run uses the folder, remove it"
                                        : "; moetune needs this name in a run folder: rename the file"));
@@ -210,9 +210,9 @@ int64_t age_s(const fs::path& lock, const fs::path& written_now) {
 
 /// Whether a lock that is old by the clock of its holder is not renewed while this process looks on: clocks may differ,
 /// but who lives renews it.
-bool stands_still(const Found& found) {
+bool stands_still(const Found& found, milliseconds interval) {
   if (seconds_since_1970() - found.holder.heartbeat < kDeadAfter_s) return false;
-  std::this_thread::sleep_for(2 * kInterval + milliseconds(2000));
+  std::this_thread::sleep_for(5 * interval / 2);
   const std::optional<LockHolder> now = read_lock_file(found.path);
   return now && *now == found.holder;
 }
@@ -254,7 +254,8 @@ bool is_leftover_of_lock(const std::string& name) {
   return name.rfind(kSuccessor, 0) == 0 || name.rfind(kOwnCopy, 0) == 0;
 }
 
-RunLock::RunLock(fs::path folder) : folder_(std::move(folder)), own_(this_process()) {
+RunLock::RunLock(fs::path folder, milliseconds heartbeat)
+    : folder_(std::move(folder)), interval_(heartbeat), own_(this_process()) {
   take();
   renewed_at_ms_ = steady_ms();
   // Signals are the main thread's.
@@ -295,7 +296,7 @@ void RunLock::take() {
       write_own_copy(copy, text_of(own_));
       age = age_s(found->path, copy);
       ::unlink(copy.c_str());
-      dead = !on_this_host(found->holder) && (age >= kDeadAfter_s || stands_still(*found));
+      dead = !on_this_host(found->holder) && (age >= kDeadAfter_s || stands_still(*found, interval_));
     }
     if (!dead) {
       const bool here = on_this_host(found->holder);
@@ -378,7 +379,7 @@ bool RunLock::renew() {
 
 void RunLock::keep_renewing() {
   std::unique_lock lock(stopping_);
-  while (!stop_called_.wait_for(lock, kInterval, [this] { return stop_; })) {
+  while (!stop_called_.wait_for(lock, interval_, [this] { return stop_; })) {
     lock.unlock();
     if (!renew()) lost_ = true;
     lock.lock();

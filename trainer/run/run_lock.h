@@ -7,7 +7,7 @@
 //
 // runs/a/run.lock is a JSON object: host, boot (the kernel's id of this start), pid_namespace, pid, started (of the
 // process, in ticks since the start), since and heartbeat (seconds since 1970), token (drawn for each lock). It appears
-// whole, by link(2), which exactly one of many wins. A thread writes it anew every 5 s.
+// whole, by link(2), which exactly one of many wins. A thread writes it anew every 5 s (kHeartbeat).
 //
 // Whose process is gone on this host is taken over at once, whose heartbeat is 60 s old in any case. Of those that find
 // a lock dead, the one that links run.lock.after-TOKEN (the token of the dead one) succeeds it and is the holder from
@@ -45,11 +45,13 @@ std::optional<LockHolder> read_run_lock(const std::filesystem::path& folder);
 /// Whether that process can have ended only: it ran on this host, and is gone.
 bool is_gone(const LockHolder& holder);
 
+constexpr std::chrono::milliseconds kHeartbeat{5000};
+
 class RunLock {
  public:
   /// Takes the lock of a folder that exists, and keeps it until the end of this object or of the process. UserError
-  /// where another run holds it.
-  explicit RunLock(std::filesystem::path folder);
+  /// where another run holds it. `heartbeat`: time between two of them; shorter ones are for tests.
+  explicit RunLock(std::filesystem::path folder, std::chrono::milliseconds heartbeat = kHeartbeat);
   ~RunLock();
   RunLock(const RunLock&) = delete;
   RunLock& operator=(const RunLock&) = delete;
@@ -68,6 +70,7 @@ class RunLock {
   void keep_renewing();
 
   std::filesystem::path folder_;
+  std::chrono::milliseconds interval_;
   LockHolder own_;
   std::atomic<bool> lost_ = false;
   std::atomic<int64_t> renewed_at_ms_ = 0;  // of the steady clock

@@ -83,7 +83,8 @@ void put_checkpoint(const fs::path& unfinished, const fs::path& folder, int64_t 
 
 void remove_checkpoint(const fs::path& checkpoint) {
   if (is_ours(checkpoint)) return take_away(checkpoint);
-  if (type_of(checkpoint) == fs::file_type::directory) {
+  static std::set<fs::path> said;  // once a run, not at each save
+  if (type_of(checkpoint) == fs::file_type::directory && said.insert(checkpoint).second) {
     log_warn(
         str(checkpoint.string(), " is kept: it holds ", in_quotes(foreign_in(checkpoint)), ", which no run wrote"));
   }
