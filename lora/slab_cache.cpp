@@ -153,7 +153,7 @@ std::optional<SlabFileState> slab_file_state(const std::filesystem::path& path) 
   SlabFileState state;
   if (std::sscanf(name.c_str(), "layer-%ld-", &state.layer) != 1) return std::nullopt;
   try {
-    const SafetensorsFile file(path.string());
+    const SafetensorsFile file(path.string(), Links::kRefuse);
     if (file.metadata().count("packing") == 0 || file.find(kDigests) == nullptr) return std::nullopt;
     const at::Tensor present = read_tensor(file, kDigests).any(1);
     state.matrices = present.sum().item<int64_t>();

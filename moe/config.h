@@ -30,6 +30,7 @@ struct RopeConfig {
   double beta_fast = 32, beta_slow = 1;
   bool truncate = true;
   std::optional<double> mscale, mscale_all_dim, attention_factor;
+  bool operator==(const RopeConfig&) const = default;
 };
 
 struct ModelConfig {
@@ -66,6 +67,7 @@ struct ModelConfig {
   bool is_moe(LayerId block) const { return block.number() >= num_dense_layers; }
   /// 1 / sqrt(qk_dim), times YaRN's mscale^2 (DeepSeek-V2 report, section 2.1; transformers' yarn_apply_mscale).
   double softmax_scale() const;
+  bool operator==(const ModelConfig&) const = default;
 };
 
 /// Reads `folder`/config.json. Throws UserError naming file, key, value and what is allowed.

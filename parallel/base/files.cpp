@@ -64,9 +64,13 @@ std::string read_text_file(const std::string& path) {
   return text;
 }
 
-InputFile::InputFile(std::string path) : path_(std::move(path)) {
+InputFile::InputFile(std::string path, Links links) : path_(std::move(path)) {
   // O_NONBLOCK: opening a pipe returns at once, to be refused below. It means nothing for regular files.
-  Descriptor descriptor{::open(checked(path_).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+  const int follow = links == Links::kRefuse ? O_NOFOLLOW : 0;
+  Descriptor descriptor{::open(checked(path_).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | follow)};
+  if (descriptor.value < 0 && errno == ELOOP && follow != 0) {
+    throw UserError(str(path_, ": cannot open: a symbolic link, which is not followed here"));
+  }
   if (descriptor.value < 0) fail(path_, "open");
   struct stat status;
   if (::fstat(descriptor.value, &status) != 0) fail(path_, "stat");
@@ -91,6 +95,16 @@ void InputFile::read(std::uint64_t offset, void* data, std::uint64_t size) const
     offset += static_cast<std::uint64_t>(count);
     size -= static_cast<std::uint64_t>(count);
   }
+}
+
+std::string read_own_file(const std::string& path, std::uint64_t max_bytes) {
+  const InputFile file(path, Links::kRefuse);
+  if (file.size() > max_bytes) {
+    throw UserError(str(path, ": has ", file.size(), " bytes; at most ", max_bytes, " are expected of such a file"));
+  }
+  std::string text(file.size(), '\0');
+  file.read(0, text.data(), text.size());
+  return text;
 }
 
 AtomicFile::AtomicFile(std::string path)
@@ -122,6 +136,15 @@ void AtomicFile::commit() {
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail(path_, "rename the finished file to this name");
   renamed_ = true;
   fsync_folder_of(path_);
+}
+
+std::string name_of_leftover(const std::string& name) {
+  constexpr std::string_view kInfix = ".tmp-";
+  const std::size_t at = name.rfind(kInfix);
+  if (at == std::string::npos || at == 0 || at + kInfix.size() == name.size()) return "";
+  const bool numbered = std::all_of(name.begin() + static_cast<std::ptrdiff_t>(at + kInfix.size()), name.end(),
+                                    [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
+  return numbered ? name.substr(0, at) : "";
 }
 
 void write_text_atomically(const std::string& path, std::string_view text) {

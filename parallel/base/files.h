@@ -1,6 +1,7 @@
 // Files: read whole, read in ranges, written so that a reader sees the old bytes or the new ones and never a part.
 //
 //   const std::string text = read_text_file("recipe.yaml");
+//   const std::string lock = read_own_file("runs/a/run.lock", 4096);   // in a folder that the program owns
 //   InputFile weights("model.safetensors");
 //   weights.read(offset, buffer, num_bytes);            // from any thread
 //   write_text_atomically("run.json", text);
@@ -22,6 +23,14 @@ namespace moetune {
 /// All bytes of the file, which may also be a pipe.
 std::string read_text_file(const std::string& path);
 
+/// Whether the last name of a path may be a symbolic link: not in a folder that the program owns (run folder, cache),
+/// where one would lead reading or writing elsewhere.
+enum class Links { kFollow, kRefuse };
+
+/// All bytes of a regular file that the program wrote, at most `max_bytes` of them; a link is refused like any file
+/// that is none.
+std::string read_own_file(const std::string& path, std::uint64_t max_bytes);
+
 /// What tells whether a path still leads to the same bytes.
 struct FileIdentity {
   std::uint64_t device = 0;
@@ -36,7 +45,7 @@ struct FileIdentity {
 class InputFile {
  public:
   /// UserError if the file is missing, unreadable, or no regular file (a pipe would block for ever).
-  explicit InputFile(std::string path);
+  explicit InputFile(std::string path, Links links = Links::kFollow);
   ~InputFile();
   InputFile(const InputFile&) = delete;
   InputFile& operator=(const InputFile&) = delete;
@@ -77,6 +86,9 @@ class AtomicFile {
   std::FILE* stream_ = nullptr;
   bool renamed_ = false;
 };
+
+/// "about.json" for "about.json.tmp-17", which an AtomicFile of a killed process left; empty for any other name.
+std::string name_of_leftover(const std::string& name);
 
 /// Makes a rename in the folder that holds `path` durable.
 void fsync_folder_of(const std::string& path);

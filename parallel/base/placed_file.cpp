@@ -36,18 +36,22 @@ MappedBytes::~MappedBytes() {
 
 PlacedFile::PlacedFile(std::string path, std::uint64_t size, Access access)
     : path_(std::move(path)), size_(size), access_(access) {
-  descriptor_ = ::open(path_.c_str(), fills() ? O_RDWR | O_CREAT | O_CLOEXEC : O_RDONLY | O_CLOEXEC, 0666);
+  // O_NONBLOCK: opening a pipe returns at once, to be refused below. It means nothing for regular files.
+  constexpr int kOwn = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+  descriptor_ = ::open(path_.c_str(), fills() ? O_RDWR | O_CREAT | kOwn : O_RDONLY | kOwn, 0666);
   if (descriptor_ < 0) fail(path_, fills() ? "open for writing" : "open", errno);
   struct stat status;
   const char* action = "stat";
   int reason = ::fstat(descriptor_, &status) == 0 ? 0 : errno;
-  const bool differs = reason == 0 && static_cast<std::uint64_t>(status.st_size) != size_;
+  const bool regular = reason != 0 || S_ISREG(status.st_mode);
+  const bool differs = reason == 0 && regular && static_cast<std::uint64_t>(status.st_size) != size_;
   if (differs && fills()) {
     action = "set the size";
     reason = ::ftruncate(descriptor_, static_cast<off_t>(size_)) == 0 ? 0 : errno;
   }
-  if (reason == 0 && (fills() || !differs)) return;
+  if (reason == 0 && regular && (fills() || !differs)) return;
   ::close(descriptor_);
+  if (!regular) throw UserError(str(path_, ": is no regular file"));
   if (reason != 0) fail(path_, action, reason);
   throw UserError(str(path_, ": has ", status.st_size, " bytes, ", size_, " are due"));
 }

@@ -37,8 +37,8 @@ class MappedBytes {
 class PlacedFile {
  public:
   enum class Access { kRead, kFill };
-  /// Opens the file. kFill makes it if it is missing and gives it `size` bytes whatever it had; kRead refuses one of
-  /// another size.
+  /// Opens the file, which must be a regular one and no link. kFill makes it if it is missing and gives it `size` bytes
+  /// whatever it had; kRead refuses one of another size.
   PlacedFile(std::string path, std::uint64_t size, Access access);
   ~PlacedFile();
   PlacedFile(const PlacedFile&) = delete;

@@ -41,8 +41,9 @@ std::string Sha256::hex() {
   return text;
 }
 
-std::string sha256_of_file(const std::string& path) {
-  const InputFile file(path);
+std::string sha256_of_file(const std::string& path) { return sha256_of_file(InputFile(path)); }
+
+std::string sha256_of_file(const InputFile& file) {
   std::vector<char> piece(std::min<std::uint64_t>(file.size(), 4 << 20));
   Sha256 digest;
   for (std::uint64_t offset = 0; offset < file.size(); offset += piece.size()) {

@@ -17,6 +17,8 @@ struct evp_md_ctx_st;  // OpenSSL's digest state
 
 namespace moetune {
 
+class InputFile;
+
 using Sha256Bytes = std::array<std::uint8_t, 32>;
 
 /// The digest of bytes that arrive in pieces (FIPS 180-4).
@@ -35,6 +37,7 @@ class Sha256 {
 
 /// The digest of a regular file, read in pieces; UserError if it cannot be read.
 std::string sha256_of_file(const std::string& path);
+std::string sha256_of_file(const InputFile& file);
 std::string sha256_of(std::string_view bytes);
 Sha256Bytes sha256_of(const void* data, std::size_t size);
 

@@ -210,8 +210,8 @@ std::int64_t TensorInfo::numel() const {
   return product;
 }
 
-SafetensorsFile::SafetensorsFile(std::string path) : path_(std::move(path)) {
-  const InputFile file(path_);
+SafetensorsFile::SafetensorsFile(std::string path, Links links) : path_(std::move(path)), links_(links) {
+  const InputFile file(path_, links_);
   identity_ = file.identity();
   const std::string text = read_header(file);
   header_digest_ = sha256_of(text);
@@ -253,7 +253,7 @@ std::uint64_t SafetensorsFile::total_bytes() const {
 const InputFile& SafetensorsFile::opened() const {
   const std::lock_guard lock(opening_);
   if (input_ == nullptr) {
-    auto input = std::make_unique<InputFile>(path_);
+    auto input = std::make_unique<InputFile>(path_, links_);
     if (input->identity() != identity_) {
       throw UserError(
           str(path_, ": the file has changed since its header was read; leave it alone during a run and start again"));

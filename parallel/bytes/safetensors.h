@@ -80,7 +80,7 @@ struct TensorInfo {
 /// and refuses a file that has changed since. Thread-safe.
 class SafetensorsFile {
  public:
-  explicit SafetensorsFile(std::string path);
+  explicit SafetensorsFile(std::string path, Links links = Links::kFollow);
 
   const std::string& path() const { return path_; }
   const TensorInfo* find(std::string_view name) const;
@@ -99,6 +99,7 @@ class SafetensorsFile {
   const InputFile& opened() const;
 
   std::string path_;
+  Links links_;
   FileIdentity identity_;
   std::string header_digest_;
   std::map<std::string, TensorInfo, std::less<>> tensors_;

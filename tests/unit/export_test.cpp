@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <regex>
 
 #include "lora/adapters/peft_files.h"
 #include "lora/formats/nf4.h"
@@ -75,13 +76,14 @@ TEST_CASE("one checkpoint exports like its run; a damaged one is passed over or 
   const TinyRun run;
   export_adapter(run.checkpoint(), run.to("a"), AdapterReader::kPeft, "someone/base");
   CHECK(read_peft_config(run.to("a")).base_model == "someone/base");
-  fs::copy(run.checkpoint(), run.folder() / "checkpoints" / "step-00000009", fs::copy_options::recursive);
-  write_text_atomically((run.folder() / "checkpoints" / "step-00000009" / "state-00001-of-00002.safetensors").string(),
-                        "cut");
+  const fs::path damaged = run.folder() / "checkpoints" / "step-00000009";
+  fs::copy(run.checkpoint(), damaged, fs::copy_options::recursive);
+  const std::string manifest = read_text_file((damaged / "manifest.json").string());
+  write_text_atomically((damaged / "manifest.json").string(),
+                        std::regex_replace(manifest, std::regex("\"step\":7"), "\"step\":9"));
+  write_text_atomically((damaged / "state-00001-of-00002.safetensors").string(), "cut");
   CHECK(contains(export_adapter(run.folder(), run.to("b"), AdapterReader::kPeft), "adapter of step 7"));
-  CHECK(contains(message_of<UserError>([&] {
-                   export_adapter(run.folder() / "checkpoints" / "step-00000009", run.to("c"), AdapterReader::kPeft);
-                 }),
+  CHECK(contains(message_of<UserError>([&] { export_adapter(damaged, run.to("c"), AdapterReader::kPeft); }),
                  "manifest.json says"));
   CHECK_FALSE(fs::exists(run.to("c")));
   CHECK(contains(message_of<UserError>([&] { export_adapter(run.model(), run.to("c"), AdapterReader::kPeft); }),
@@ -298,7 +300,8 @@ TEST_CASE("inspect says what lies at a path", "[export]") {
   CHECK(contains(adapter, "experts: 16 tensors"));
   CHECK(contains(adapter, "step 7"));
   write_text_atomically((run.checkpoint() / "recipe.yaml").string(), "run: {}");
-  CHECK(contains(inspect(run.checkpoint()), "DAMAGED"));
+  CHECK(contains(message_of<UserError>([&] { inspect(run.checkpoint()); }), "is damaged: "));
+  CHECK(contains(message_of<UserError>([&] { inspect(run.folder()); }), "1 of 1 checkpoints of "));
   const std::string data = run.to("data.jsonl");
   for (const auto& [line, format] : std::vector<std::pair<std::string, std::string>>{
            {R"({"messages": []})", "messages"},

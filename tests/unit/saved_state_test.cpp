@@ -34,7 +34,7 @@ class Writer {
                    {"first_moment/" + name, numbers + 100},
                    {"second_moment/" + name, numbers + 200}},
                   {{name, metadata}});
-    manifest_.files[file] = {};
+    manifest_.files[file] = {std::string(64, '0'), 0};
     write_manifest(folder_.path(), manifest_);
   }
   SavedState open() const { return SavedState(folder_.path()); }

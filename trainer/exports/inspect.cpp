@@ -23,6 +23,7 @@
 #include "trainer/exports/staged_folder.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/recipe/recipe_load.h"
+#include "trainer/run/run_lock.h"
 #include "trainer/state/manifest.h"
 #include "trainer/state/weight_cache.h"
 
@@ -254,31 +255,26 @@ std::string describe_safetensors(const fs::path& path, bool digests) {
   return out.text_;
 }
 
+/// UserError where it is damaged.
 std::string describe_checkpoint(const fs::path& checkpoint) {
+  const std::string damage = damage_of(checkpoint);
+  if (!damage.empty()) throw UserError(str("checkpoint ", checkpoint.string(), " is damaged: ", damage));
+  const Manifest manifest = read_manifest(checkpoint);
   Text out;
-  const json manifest = read_json(checkpoint / "manifest.json");
   out.line("checkpoint ", checkpoint.string());
-  out.line("  step ", manifest.value("step", int64_t{-1}), ", mesh ", manifest.value("mesh", "?"), ", seed ",
-           manifest.value("seed", int64_t{-1}), ", batch ", manifest.value("batch", int64_t{-1}));
-  out.line("  digest of frozen weights ", manifest.value("frozen_digest", "?"), ", of data ",
-           manifest.value("data_digest", "?"));
-  try {
-    verify_checkpoint(checkpoint);
-    std::uint64_t bytes = 0;
-    for (const auto& [name, entry] : manifest.at("files").items()) bytes += entry.at("bytes").get<std::uint64_t>();
-    out.line("  whole: ", manifest.at("files").size(), " files, ", size_of(bytes),
-             ", SHA-256 of each as in manifest.json");
-    for (const auto& [name, entry] : manifest.at("files").items()) {
-      out.line("  SHA-256 ", entry.at("sha256").get<std::string>(), "  ", name);
-    }
-  } catch (const UserError& error) {
-    out.line("  DAMAGED: ", error.what());
-  }
+  out.line("  step ", manifest.step, ", mesh ", manifest.mesh, ", seed ", manifest.seed, ", batch ", manifest.batch);
+  out.line("  digest of frozen weights ", manifest.frozen_digest, ", of data ", manifest.data_digest);
+  if (manifest.best) out.line("  best so far: step ", manifest.best->step, ", held-out loss ", manifest.best->loss);
+  std::uint64_t bytes = 0;
+  for (const auto& [name, entry] : manifest.files) bytes += static_cast<std::uint64_t>(entry.bytes);
+  out.line("  whole: ", manifest.files.size(), " files, ", size_of(bytes), ", SHA-256 of each as in manifest.json");
+  for (const auto& [name, entry] : manifest.files) out.line("  SHA-256 ", entry.sha256, "  ", name);
   return out.text_;
 }
 
 void add_recipe(Text& out, const fs::path& path) {
-  const Recipe recipe = load_recipe(path.string());
+  constexpr std::uint64_t kMaxRecipeBytes = 4 << 20;
+  const Recipe recipe = parse_recipe(read_own_file(path.string(), kMaxRecipeBytes), path.string());
   std::string adapter = "none (the weights train)";
   if (recipe.adapter) {
     std::string targets;
@@ -292,7 +288,8 @@ void add_recipe(Text& out, const fs::path& path) {
   out.line("  data ", shown(recipe.data.train));
 }
 
-void add_log(Text& out, const fs::path& path) {
+void add_log(Text& out, const fs::path& path, const std::optional<LockHolder>& holder) {
+  { const InputFile regular(path.string(), Links::kRefuse); }  // a pipe would block
   std::ifstream file(path, std::ios::binary);
   std::deque<std::string> steps;
   std::string evaluation, end, line;
@@ -311,21 +308,35 @@ void add_log(Text& out, const fs::path& path) {
   for (const std::string& step : steps) losses += (losses.empty() ? "" : ", ") + step;
   out.line("  last losses by step: ", losses.empty() ? "none" : losses);
   if (!evaluation.empty()) out.line("  last evaluation: ", evaluation);
-  out.line("  ", end.empty() ? "not ended: running, or killed" : "ended at " + end);
+  const bool runs = holder && !is_gone(*holder);
+  out.line("  ", runs          ? "running: " + holder->text()
+                 : end.empty() ? "not ended: killed, or stopped"
+                               : "ended at " + end);
 }
 
+bool is_there(const fs::path& path) { return fs::exists(fs::symlink_status(path)); }
+
+/// UserError that ends in the description where a checkpoint is damaged.
 std::string describe_run(const fs::path& folder) {
   Text out;
   out.line("run folder ", folder.string());
-  if (fs::exists(folder / "recipe.yaml")) add_recipe(out, folder / "recipe.yaml");
-  if (fs::exists(folder / "log.jsonl")) add_log(out, folder / "log.jsonl");
+  if (is_there(folder / "recipe.yaml")) add_recipe(out, folder / "recipe.yaml");
+  if (is_there(folder / "log.jsonl")) add_log(out, folder / "log.jsonl", read_run_lock(folder));
   const std::vector<fs::path> checkpoints = list_checkpoints(folder / "checkpoints");
   if (checkpoints.empty()) out.line("  no checkpoint yet");
+  size_t damaged = 0;
   for (const fs::path& checkpoint : checkpoints) {
-    if (fs::exists(checkpoint / "manifest.json")) out.text_ += describe_checkpoint(checkpoint);
-    else out.line("checkpoint ", checkpoint.string(), ": DAMAGED: has no manifest.json");
+    try {
+      out.text_ += describe_checkpoint(checkpoint);
+    } catch (const UserError& error) {
+      if (!fs::exists(checkpoint)) continue;  // a run that goes on has removed it for a newer one
+      ++damaged;
+      out.line(error.what());
+    }
   }
-  return out.text_;
+  if (damaged == 0) return out.text_;
+  throw UserError(str(damaged, " of ", checkpoints.size(), " checkpoints of ", folder.string(),
+                      damaged == 1 ? " is damaged:\n" : " are damaged:\n", out.text_));
 }
 
 }  // namespace
@@ -333,8 +344,9 @@ std::string describe_run(const fs::path& folder) {
 std::string inspect(const fs::path& path, bool digests) {
   if (!fs::exists(path)) throw UserError(str(path.string(), ": does not exist"));
   if (fs::is_directory(path)) {
-    if (fs::exists(path / "manifest.json")) return describe_checkpoint(path);
-    if (fs::exists(path / "checkpoints") || fs::exists(path / "log.jsonl")) return describe_run(path);
+    if (is_there(path / "manifest.json") || (step_of_name(path) && !is_there(path / "checkpoints")))
+      return describe_checkpoint(path);
+    if (is_there(path / "checkpoints") || is_there(path / "log.jsonl")) return describe_run(path);
     if (fs::exists(path / "adapter_config.json")) return describe_adapter(path, digests);
     if (fs::exists(path / "config.json")) return describe_model(path, digests);
     if (const auto caches = describe_weight_caches(path)) return *caches;

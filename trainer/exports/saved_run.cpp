@@ -12,16 +12,31 @@ namespace fs = std::filesystem;
 constexpr std::string_view kLoraA = ".lora_A.weight";
 constexpr std::string_view kLoraB = ".lora_B.weight";
 
+/// The newest whole checkpoint of a run that may go on meanwhile and remove it for newer ones.
+fs::path newest_of_running(const fs::path& folder) {
+  constexpr int kAttempts = 5;
+  for (int attempt = 1;; ++attempt) {
+    bool rotated = false;
+    const auto damage = [&](const fs::path& checkpoint) {
+      const std::string found = damage_of(checkpoint);
+      rotated |= !found.empty() && !fs::exists(checkpoint);
+      return rotated ? "" : found;  // no damage: what there is now is to be listed anew
+    };
+    const fs::path newest = newest_whole(folder, damage);
+    if (!rotated || attempt == kAttempts) return newest;
+  }
+}
+
 fs::path whole_checkpoint(const fs::path& path) {
   if (!fs::is_directory(path)) {
     throw UserError(str(path.string(), ": is no folder; RUN is a run folder or one of its checkpoints"));
   }
-  if (fs::exists(path / "manifest.json")) {
+  if (fs::exists(fs::symlink_status(path / "manifest.json")) ||
+      (step_of_name(path) && !fs::exists(path / "checkpoints"))) {
     verify_checkpoint(path);
     return path;
   }
-  const fs::path newest =
-      newest_whole(path / "checkpoints", [](const fs::path& checkpoint) { return damage_of(checkpoint); });
+  const fs::path newest = newest_of_running(path / "checkpoints");
   if (newest.empty()) {
     throw UserError(
         str(path.string(), ": holds no checkpoint (checkpoints/step-*/manifest.json); has the run saved one yet?"));
@@ -55,7 +70,8 @@ int64_t layer_of_name(const std::string& name) {
 
 SavedRun::SavedRun(const fs::path& run_or_checkpoint)
     : state_(whole_checkpoint(run_or_checkpoint)),
-      recipe_(load_recipe((state_.checkpoint() / "recipe.yaml").string())) {
+      recipe_(parse_recipe(read_checkpoint_text(state_.checkpoint(), state_.manifest(), "recipe.yaml"),
+                           (state_.checkpoint() / "recipe.yaml").string())) {
   index_tensors();
   if (recipe_.adapter) index_adapters();
 }

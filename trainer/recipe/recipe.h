@@ -206,6 +206,7 @@ struct CheckpointRecipe {
   int64_t every_steps = 0;     ///< 0: only at the end
   double every_minutes = 0.0;  ///< 0: not by the clock
   int64_t keep_last = 2;
+  bool keep_best = false;  ///< needs data.eval and eval.every_steps
   bool operator==(const CheckpointRecipe&) const = default;
 };
 

@@ -39,6 +39,10 @@ documents are refused, and so is a recipe beyond 1 MiB.
 **What ran.** The run folder holds `recipe.yaml` with every value in force, and behind each where it came from: file and
 line, command line, or default. It is a recipe like any other.
 
+**Resuming.** `--resume` compares the recipe with that of the checkpoint, value by value. *same*: another value changes
+what is computed, or in which order, and is refused. *contents*: another path is fine where it leads to the same data or
+model. *free*: the run goes on with the new value; the log says the old and the new one.
+
 This page is written by `moetune recipes docs` from the schema that also checks recipes.
 )";
 
@@ -50,12 +54,23 @@ constexpr const char* kRules = R"(
 - `adapter: none` needs `model.base: bf16` or `fp32`: quantised weights cannot be trained themselves.
 - Each name in `adapter.ranks` is one that `adapter.targets` selects.
 - `eval.every_steps` above 0 and `eval.at_start` need `data.eval` or `data.eval_split`; these two exclude each other.
+- `checkpoint.keep_best` needs held-out data (`data.eval` or `data.eval_split`) and `eval.every_steps` above 0.
 
 ## Targets
 
 | group | leaf names |
 |---|---|
 )";
+
+const char* on_resume_word(OnResume on_resume) {
+  switch (on_resume) {
+    case OnResume::kSame: return "same";
+    case OnResume::kContents: return "contents";
+    case OnResume::kFree: return "free";
+    case OnResume::kUndecided: break;
+  }
+  return "?";
+}
 
 class Documenter {
  public:
@@ -73,7 +88,8 @@ class Documenter {
     const std::string limits =
         spec.words.empty() ? type_limits(value, spec) : range + (range.empty() ? "" : "; ") + "see [targets](#targets)";
     out_ << "| `" << joined(prefix_, key) << "` | " << type << unit << " | "
-         << (spec.required ? "required" : default_value) << " | " << limits << " | " << spec.doc << " |\n";
+         << (spec.required ? "required" : default_value) << " | " << limits << " | " << on_resume_word(spec.on_resume)
+         << " | " << spec.doc << " |\n";
   }
 
   template <typename Section>
@@ -93,7 +109,7 @@ class Documenter {
  private:
   void begin_table(const char* key, const char* doc) {
     out_ << "\n## " << key << "\n\n"
-         << doc << "\n\n| key | type | default | allowed | meaning |\n|---|---|---|---|---|\n";
+         << doc << "\n\n| key | type | default | allowed | on resume | meaning |\n|---|---|---|---|---|---|\n";
   }
 
   std::ostringstream out_;

@@ -233,6 +233,12 @@ void check_together(const Recipe& recipe, Loader& loader) {
       loader.broken({key}, "there is nothing to evaluate on; give data.eval or data.eval_split");
     }
   }
+  if (recipe.checkpoint.keep_best &&
+      ((!recipe.data.eval && recipe.data.eval_split == 0.0) || recipe.eval.every_steps == 0) &&
+      loader.sound({"checkpoint.keep_best", "data.eval", "data.eval_split", "eval.every_steps"})) {
+    loader.broken({"checkpoint.keep_best"},
+                  "what is best is found by evaluating; give data.eval (or data.eval_split) and eval.every_steps");
+  }
 }
 
 }  // namespace

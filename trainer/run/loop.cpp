@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <filesystem>
 
@@ -11,10 +12,12 @@
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/log.h"
+#include "parallel/base/sha256.h"
 #include "trainer/assemble.h"
 #include "trainer/data/dataset.h"
 #include "trainer/recipe/recipe_dump.h"
 #include "trainer/run/reporter.h"
+#include "trainer/run/run_folder.h"
 #include "trainer/run/signals.h"
 #include "trainer/run/stepper.h"
 #include "trainer/state/checkpoint.h"
@@ -34,7 +37,9 @@ class Run {
       : recipe_(recipe),
         options_(options),
         launch_(launch),
-        folder_(claim_folder(recipe, options, launch)),
+        folder_(recipe.run.dir),
+        own_folder_(launch.rank() == 0 ? std::make_unique<RunFolder>(recipe, options.resume) : nullptr),
+        token_(launch.broadcast_string(own_folder_ ? own_folder_->token() : "")),
         config_(load_model_config(recipe.model.path)),
         tools_(PreparationTools::from_environment()),
         train_documents_(load_train_documents()),
@@ -45,13 +50,14 @@ class Run {
         resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
         run_(start_of_training(recipe, launch, peak_.tokens, resumes_)),
         stepper_(recipe, run_, &launch.progress()),
-        checkpoints_(folder_ / "checkpoints", *run_.mesh) {
+        checkpoints_(folder_ / "checkpoints", *run_.mesh, token_) {
     if (recipe.data.eval) {
       eval_documents_.emplace(load_documents(recipe, "data.eval", *recipe.data.eval, config_.vocab, launch, tools_));
     }
     if (eval_documents_) {
       eval_batches_.emplace(*eval_documents_,
                             BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, 1});
+      if (recipe.checkpoint.keep_best) eval_digest_ = digest_of_evaluation();
     }
   }
 
@@ -63,18 +69,26 @@ class Run {
                         frozen_digest(frozen, *run_.mesh),
                         data_digest(train_documents_),
                         recipe_.run.seed,
-                        recipe_.train.batch};
+                        recipe_.train.batch,
+                        read_text_file((fs::path(recipe_.model.path) / "config.json").string()),
+                        std::nullopt};
     if (run_.cache && launch_.rank() == 0) compare_with_first_digest(*run_.cache, recipe_, state.frozen_digest);
     const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
+    if (resumed && own_folder_) own_folder_->require_fits(folder_ / "checkpoints" / checkpoint_name(*resumed));
+    state.best = best_of(state.best);
     require_equal_replicas(frozen, "at the start", "nothing was trained");
-    // Only now is it known that a resumed run fits what was saved: a mistake writes over nothing.
-    if (launch_.rank() == 0) write_text_atomically((folder_ / "recipe.yaml").string(), state.recipe_text);
     if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
     reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed,
                                            launch_.rank() == 0);
-    reporter_->start(run_.plan, summary());
+    reporter_->show_plan(run_.plan, summary());
     probe(peak_.step);
-    if (!resumed && recipe_.eval.at_start) evaluate(0);
+    // Only now is it known that a resumed run fits what was saved, and memory: a mistake writes over nothing.
+    if (own_folder_) {
+      own_folder_->require_held();
+      own_folder_->write_recipe(state.recipe_text);
+      reporter_->start(summary(), own_folder_->changes());
+    }
+    if (!resumed && recipe_.eval.at_start) evaluate(0, state.best);
 
     SignalWatch signals;
     Decision last;
@@ -85,13 +99,16 @@ class Run {
       const int64_t done = step + 1;
       last = decide(done, signals, report.ranks.optimizer_wait_s);
       report.ranks = last.ranks;
+      if (own_folder_) own_folder_->require_held();
       reporter_->step(report);
       const bool ends = done == num_steps_ || last.stop_signal != 0;
+      bool best = false;
       if (eval_batches_ &&
           ((recipe_.eval.every_steps > 0 && done % recipe_.eval.every_steps == 0) || done == num_steps_)) {
-        evaluate(done);
+        best = evaluate(done, state.best);
       }
-      if (ends || last.save || (recipe_.checkpoint.every_steps > 0 && done % recipe_.checkpoint.every_steps == 0)) {
+      if (ends || best || last.save ||
+          (recipe_.checkpoint.every_steps > 0 && done % recipe_.checkpoint.every_steps == 0)) {
         save(done, state);
         saved_step = done;
       }
@@ -109,19 +126,6 @@ class Run {
     int stop_signal = 0;
     RankFigures ranks;
   };
-
-  static fs::path claim_folder(const Recipe& recipe, const TrainOptions& options, Launch& launch) {
-    const fs::path folder = recipe.run.dir;
-    if (launch.rank() == 0) {
-      if (!options.resume && fs::exists(folder / "log.jsonl")) {
-        throw UserError(str(recipe.origin("run.dir"), ": run.dir: ", folder.string(),
-                            " holds a run already; add --resume to go on with it, or name another folder"));
-      }
-      fs::create_directories(folder / "checkpoints");
-    }
-    launch.max_over_world(0);  // others wait until the folder is there
-    return folder;
-  }
 
   /// What data.eval_split holds out of them goes to eval_documents_.
   Documents load_train_documents() {
@@ -203,7 +207,8 @@ class Run {
             RankFigures::of_tensor(most.narrow(0, 2, most.numel() - 2))};
   }
 
-  void evaluate(int64_t done) {
+  /// Whether the checkpoint of this step is to be kept as the best so far, which `best` then says.
+  bool evaluate(int64_t done, std::optional<BestStep>& best) {
     const RankProgress::Place place = watched(str("evaluation after step ", done));
     double loss_sum = 0.0, divisor = 0.0;
     int64_t targets = 0, sequences = 0;
@@ -217,7 +222,33 @@ class Run {
       sequences += totals.sequences;
     }
     meter_.take();  // the figures of a step are its own
-    reporter_->evaluation(done, divisor > 0.0 ? loss_sum / divisor : 0.0, targets);
+    const double loss = divisor > 0.0 ? loss_sum / divisor : 0.0;
+    reporter_->evaluation(done, loss, targets);
+    if (!recipe_.checkpoint.keep_best || done == 0) return false;
+    // One rank decides: a sum may differ in its last bits between ranks.
+    const bool better = std::isfinite(loss) && (!best || loss < best->loss);
+    if (launch_.max_over_world(launch_.rank() == 0 && better ? 1 : 0) == 0) return false;
+    best = BestStep{done, loss, eval_digest_};
+    return true;
+  }
+
+  /// What losses must have in common to be compared.
+  std::string digest_of_evaluation() const {
+    return sha256_of(str(data_digest(*eval_documents_), " ", recipe_.data.max_tokens, " ", recipe_.data.packing, " ",
+                         recipe_.train.batch, " ", recipe_.eval.max_sequences));
+  }
+
+  /// The best step that a resumed run goes on from: none where its checkpoint is gone, or was evaluated otherwise.
+  std::optional<BestStep> best_of(const std::optional<BestStep>& saved) {
+    if (!saved || !recipe_.checkpoint.keep_best) return std::nullopt;
+    const fs::path path = folder_ / "checkpoints" / checkpoint_name(saved->step);
+    std::string why;
+    if (launch_.rank() == 0) {
+      if (saved->data != eval_digest_) why = "it was evaluated on other data";
+      else why = damage_of(path);
+      if (!why.empty()) log_warn(str("the best checkpoint so far, ", path.string(), ", no longer counts: ", why));
+    }
+    return launch_.max_over_world(why.empty() ? 0 : 1) == 0 ? saved : std::nullopt;
   }
 
   /// Computes together with the other ranks: the watchdog may expect progress. What is not in such a place waits for
@@ -244,6 +275,7 @@ class Run {
   void save(int64_t done, TrainingState& state) {
     const auto start = std::chrono::steady_clock::now();
     const RankProgress::Place place(&launch_.progress(), str("saving step ", done), RankProgress::Pace::kPatient);
+    if (own_folder_) own_folder_->require_held();
     stepper_.optimizer().flush();
     const auto flushed = std::chrono::steady_clock::now();
     require_sound(state, str("before saving step ", done), "nothing was saved");
@@ -257,6 +289,8 @@ class Run {
   TrainOptions options_;
   Launch& launch_;
   fs::path folder_;
+  std::unique_ptr<RunFolder> own_folder_;  ///< on the rank that writes there
+  std::string token_;                      ///< of this run, on all ranks
   ModelConfig config_;
   PreparationTools tools_;
   std::optional<Documents> eval_documents_;
@@ -270,6 +304,7 @@ class Run {
   RankMeter meter_{run_};
   Checkpoints checkpoints_;
   std::optional<Batches> eval_batches_;
+  std::string eval_digest_;  ///< with checkpoint.keep_best
   std::unique_ptr<Reporter> reporter_;
   std::chrono::steady_clock::time_point saved_at_ = std::chrono::steady_clock::now();
 };

@@ -40,53 +40,63 @@ Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesys
                    std::string frozen_digest, int64_t num_steps, std::optional<int64_t> resumed, bool speaks)
     : recipe_(recipe),
       run_(run),
+      folder_(folder),
       frozen_digest_(std::move(frozen_digest)),
       num_steps_(num_steps),
       resumed_(resumed),
-      speaks_(speaks) {
+      speaks_(speaks) {}
+
+double Reporter::elapsed_s() const { return seconds_since(start_); }
+
+void Reporter::show_plan(const MemoryPlan& plan, const DataSummary& data) {
+  if (!speaks_) return;
+  planned_bytes_ = run_.device.is_cuda() ? plan.device_bytes() : plan.host_bytes();
+  copied_bytes_ = plan.weights.copied_bytes_per_step;
+  gathered_bytes_ = plan.weights.gathered_bytes_per_step;
+  host_peak_bytes_ = peak_memory_bytes(at::kCPU);
+  for (const auto& [group, count] : plan.trained_by_group) trained_ += count;
+  log_info(banner(recipe_, run_, plan, data));
+}
+
+void Reporter::start(const DataSummary& data, const std::vector<RecipeChange>& changes) {
   if (!speaks_) return;
   // A run that is asked to resume before its first checkpoint starts its log anew.
-  log_ = std::make_unique<LogFile>((folder / "log.jsonl").string(), resumed ? resumed
-                                                                    : std::filesystem::exists(folder / "log.jsonl")
-                                                                        ? std::optional<int64_t>(-1)
-                                                                        : std::nullopt);
-  board_ = std::make_unique<TensorBoard>((folder / "tensorboard").string(), resumed);
+  log_ = std::make_unique<LogFile>((folder_ / "log.jsonl").string(), resumed_ ? resumed_
+                                                                     : std::filesystem::exists(folder_ / "log.jsonl")
+                                                                         ? std::optional<int64_t>(-1)
+                                                                         : std::nullopt);
+  board_ = std::make_unique<TensorBoard>((folder_ / "tensorboard").string(), resumed_);
   winsize size{};
   const bool terminal = on_terminal(size);
   ProgressOptions options;
   options.terminal = terminal;
   options.columns = size.ws_col;
   progress_ = std::make_unique<Progress>(std::cout, options);
-}
-
-double Reporter::elapsed_s() const { return seconds_since(start_); }
-
-void Reporter::start(const MemoryPlan& plan, const DataSummary& data) {
-  if (!speaks_) return;
-  planned_bytes_ = run_.device.is_cuda() ? plan.device_bytes() : plan.host_bytes();
-  log_info(banner(recipe_, run_, plan, data));
-  int64_t trained = 0;
-  for (const auto& [group, count] : plan.trained_by_group) trained += count;
-  log_->append({{"kind", "start"},
-                {"step", resumed_.value_or(0)},
-                {"steps", num_steps_},
-                {"model", run_.config.model_type},
-                {"parameters", count_parameters(run_.config)},
-                {"trained_parameters", trained},
-                {"mesh", to_string(run_.mesh->shape())},
-                {"ranks", run_.mesh->shape().num_ranks()},
-                {"device", run_.device.str()},
-                {"frozen_digest", frozen_digest_},
-                {"planned_bytes", planned_bytes_},
-                {"planned_weights_copied_bytes", plan.weights.copied_bytes_per_step},
-                {"planned_weights_gathered_bytes", plan.weights.gathered_bytes_per_step},
-                {"host_peak_bytes", peak_memory_bytes(at::kCPU)},
-                {"load_s", run_.load.seconds},
-                {"checkpoint_read_bytes", run_.load.read_bytes},
-                {"cache_read_bytes", run_.load.cached_bytes},
-                {"cache_written_bytes", run_.load.written_bytes},
-                {"documents", data.documents},
-                {"tokens", data.tokens}});
+  ordered_json line{{"kind", "start"},
+                    {"step", resumed_.value_or(0)},
+                    {"steps", num_steps_},
+                    {"model", run_.config.model_type},
+                    {"parameters", count_parameters(run_.config)},
+                    {"trained_parameters", trained_},
+                    {"mesh", to_string(run_.mesh->shape())},
+                    {"ranks", run_.mesh->shape().num_ranks()},
+                    {"device", run_.device.str()},
+                    {"frozen_digest", frozen_digest_},
+                    {"planned_bytes", planned_bytes_},
+                    {"planned_weights_copied_bytes", copied_bytes_},
+                    {"planned_weights_gathered_bytes", gathered_bytes_},
+                    {"host_peak_bytes", host_peak_bytes_},
+                    {"load_s", run_.load.seconds},
+                    {"checkpoint_read_bytes", run_.load.read_bytes},
+                    {"cache_read_bytes", run_.load.cached_bytes},
+                    {"cache_written_bytes", run_.load.written_bytes},
+                    {"documents", data.documents},
+                    {"tokens", data.tokens}};
+  for (const RecipeChange& change : changes) {
+    log_info(str("resumed with another value of ", change.key, ": ", change.then, " before, ", change.now, " now"));
+    line["changed"][change.key] = {change.then, change.now};
+  }
+  log_->append(line);
 }
 
 std::vector<double> Reporter::max_over_mean(const at::Tensor& load_LE) {

@@ -1,7 +1,8 @@
 // What is seen of a run: the terminal, log.jsonl and TensorBoard, all from rank 0.
 //
 //   Reporter reporter(recipe, run, folder, digest, num_steps, resumed, rank == 0);
-//   reporter.start(data);
+//   reporter.show_plan(plan, data);
+//   reporter.start(data, changes);      // from here on there are files
 //   reporter.step(report);
 #pragma once
 
@@ -12,6 +13,7 @@
 
 #include "trainer/assemble.h"
 #include "trainer/plan/memory_plan.h"
+#include "trainer/recipe/recipe_changes.h"
 #include "trainer/run/banner.h"
 #include "trainer/run/metrics/log_file.h"
 #include "trainer/run/metrics/progress.h"
@@ -26,8 +28,11 @@ class Reporter {
   Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest,
            int64_t num_steps, std::optional<int64_t> resumed, bool speaks);
 
-  /// The banner, and the plan that end() holds beside what was measured.
-  void start(const MemoryPlan& plan, const DataSummary& data);
+  /// The banner, and the plan that end() holds beside what was measured. Writes nothing to the run folder.
+  void show_plan(const MemoryPlan& plan, const DataSummary& data);
+  /// Opens the files. A resumed run's log is cut back to its checkpoint; `changes` are the values that it has and the
+  /// run so far had not.
+  void start(const DataSummary& data, const std::vector<RecipeChange>& changes);
   void step(const StepReport& report);
   void evaluation(int64_t step, double loss, int64_t target_tokens);
   /// `check_s` of the seconds: comparing replicas and the frozen weights.
@@ -42,6 +47,7 @@ class Reporter {
 
   const Recipe& recipe_;
   const Assembly& run_;
+  std::filesystem::path folder_;
   std::string frozen_digest_;
   int64_t num_steps_;
   std::optional<int64_t> resumed_;
@@ -51,7 +57,9 @@ class Reporter {
   std::unique_ptr<Progress> progress_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   double last_loss_ = 0.0;
-  int64_t planned_bytes_ = 0, peak_bytes_ = 0;
+  int64_t planned_bytes_ = 0, peak_bytes_ = 0, trained_ = 0;
+  int64_t host_peak_bytes_ = 0;                    ///< until the weights were loaded
+  int64_t copied_bytes_ = 0, gathered_bytes_ = 0;  ///< of frozen weights a step, planned
 };
 
 }  // namespace moetune

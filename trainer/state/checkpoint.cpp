@@ -9,6 +9,7 @@
 #include "parallel/base/sha256.h"
 #include "parallel/bytes/tensor_io.h"
 #include "parallel/comm/gathered_text.h"
+#include "trainer/state/checkpoint_folder.h"
 #include "trainer/state/manifest.h"
 
 namespace moetune {
@@ -74,11 +75,12 @@ void Checkpoints::save(int64_t step, TrainingState& state, int64_t keep_last) {
   state.optimizer.flush();
   Communicator& world = mesh_.world();
   const bool leads = world.rank() == 0;
-  const fs::path final_path = folder_ / numbered("step-%08ld", step);
-  const fs::path temporary = folder_ / numbered(".saving-step-%08ld", step);
+  const fs::path temporary = unfinished_checkpoint(folder_, step, token_);
   if (leads) {
-    fs::remove_all(temporary);
-    fs::create_directories(temporary);
+    std::error_code error;
+    fs::remove_all(temporary, error);
+    fs::create_directories(temporary, error);
+    if (error) throw UserError(str(temporary.string(), ": cannot make the folder: ", error.message()));
   }
   world.barrier();
   const std::string own_name = write_own_file(temporary, state);
@@ -94,19 +96,24 @@ void Checkpoints::save(int64_t step, TrainingState& state, int64_t keep_last) {
                       to_string(mesh_.shape()),
                       state.frozen_digest,
                       state.data_digest,
+                      state.best,
                       {}};
     manifest.files["recipe.yaml"] = describe_file(temporary / "recipe.yaml");
+    if (!state.config_text.empty()) {
+      write_text_atomically((temporary / "config.json").string(), state.config_text);
+      manifest.files["config.json"] = describe_file(temporary / "config.json");
+    }
     for (size_t rank = 0; rank < names.size(); ++rank) {
       if (!names[rank].empty()) manifest.files[names[rank]] = {digests[rank], std::stoll(sizes[rank])};
     }
     write_manifest(temporary, manifest);
-    fs::remove_all(final_path);
-    fs::rename(temporary, final_path);
-    fsync_folder_of(final_path.string());
+    put_checkpoint(temporary, folder_, step);
     // A checkpoint of a later step is a damaged one that the run was not resumed from: it takes no one's place.
     std::vector<fs::path> all = list_checkpoints(folder_);
-    all.erase(std::upper_bound(all.begin(), all.end(), final_path), all.end());
-    for (size_t i = 0; i + static_cast<size_t>(keep_last) < all.size(); ++i) fs::remove_all(all[i]);
+    std::erase_if(all, [&](const fs::path& path) { return *step_of_name(path) > step; });
+    for (size_t i = 0; i + static_cast<size_t>(keep_last) < all.size(); ++i) {
+      if (!state.best || step_of_name(all[i]) != state.best->step) remove_checkpoint(all[i]);
+    }
   }
   world.barrier();
 }
@@ -163,6 +170,7 @@ void Checkpoints::restore(const SavedState& saved, TrainingState& state) {
   }
   load_router_biases(saved, state.model);
   state.optimizer.set_steps_taken(manifest.optimizer_steps);
+  state.best = manifest.best;
   state.optimizer.publish();
 }
 

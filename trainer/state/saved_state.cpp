@@ -1,6 +1,7 @@
 #include "trainer/state/saved_state.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include <nlohmann/json.hpp>
 
@@ -44,10 +45,27 @@ bool is_box(const TensorBlock& block) {
   if (block.whole.empty() || block.at.size() != block.whole.size() || block.shape.size() != block.whole.size()) {
     return false;
   }
+  constexpr int64_t kMostNumbers = int64_t{1} << 48;  // of a tensor, far from what overflows
+  int64_t numbers = 1;
   for (size_t d = 0; d < block.whole.size(); ++d) {
-    if (block.at[d] < 0 || block.shape[d] < 1 || block.at[d] + block.shape[d] > block.whole[d]) return false;
+    if (block.at[d] < 0 || block.shape[d] < 1 || block.whole[d] < 1 || block.whole[d] > kMostNumbers / numbers) {
+      return false;
+    }
+    if (block.shape[d] > block.whole[d] || block.at[d] > block.whole[d] - block.shape[d]) return false;
+    numbers *= block.whole[d];
   }
   return true;
+}
+
+/// The block of a router bias's name; UserError where the name ends in no number.
+int64_t block_of_bias(const SafetensorsFile& file, const std::string& name) {
+  int64_t block = 0;
+  const char* const end = name.data() + name.size();
+  const auto [behind, error] = std::from_chars(name.data() + kRouterBias.size(), end, block);
+  if (error != std::errc() || behind != end || block < 0) {
+    throw UserError(str(file.path(), ": ", name, " names no block of the model"));
+  }
+  return block;
 }
 
 }  // namespace
@@ -85,12 +103,12 @@ SavedState::SavedState(const fs::path& checkpoint) : checkpoint_(checkpoint), ma
   for (const auto& [file_name, entry] : manifest_.files) {
     if (fs::path(file_name).extension() != ".safetensors") continue;
     const SafetensorsFile& file =
-        *files_.emplace_back(std::make_unique<SafetensorsFile>((checkpoint / file_name).string()));
+        *files_.emplace_back(std::make_unique<SafetensorsFile>((checkpoint / file_name).string(), Links::kRefuse));
     for (const auto& [name, value] : file.metadata()) {
       if (name != "format") add_run(file, name, value);
     }
     for (const std::string& name : file.names()) {
-      if (name.starts_with(kRouterBias)) biases_[std::stoll(name.substr(kRouterBias.size()))] = &file;
+      if (name.starts_with(kRouterBias)) biases_[block_of_bias(file, name)] = &file;
     }
   }
   require_whole();

@@ -64,7 +64,9 @@ void leave_in(const SlabCache& cache, const char* name, const ordered_json& json
   }
 }
 
-std::string describe(const fs::path& folder, const ordered_json& about) {
+constexpr uint64_t kMaxJsonBytes = 16 << 20;
+
+std::string describe(const fs::path& folder, const ordered_json& about) try {
   const int64_t layers = about.value("layers", int64_t{0});
   int64_t trunk = 0, mtp = 0, bytes = 0;
   for (const auto& entry : fs::directory_iterator(folder)) {
@@ -79,11 +81,27 @@ std::string describe(const fs::path& folder, const ordered_json& about) {
              about.value("model_type", "?"), ") in ", about.value("base", "?"), ", packing ", about.value("packing", 0),
              "\n  ", trunk == all ? "whole: " : "unfinished: ", trunk, " of ", all, " matrices, ", bytes_text(bytes),
              " on disk", mtp > 0 ? str("; ", mtp, " of the MTP module") : "", "\n");
+} catch (const nlohmann::json::type_error& error) {
+  throw UserError(str((folder / kAbout).string(), ": a member has another type than moetune gives it: ", error.what()));
+}
+
+/// What runs that were killed left of writing about.json and digests.json. Others may use the cache: a file of a
+/// process of this number that lives here stays; one of another host finds its file gone, and writes it the next time.
+void remove_leftovers(const fs::path& folder) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string(), finished = name_of_leftover(name);
+    if ((finished != kAbout && finished != kDigests) || !entry.is_regular_file(error)) continue;
+    const std::string writer = name.substr(name.rfind('-') + 1);
+    const bool lives = fs::exists(fs::path("/proc") / writer, error);
+    if (!lives) fs::remove(entry.path(), error);
+  }
 }
 
 std::optional<ordered_json> read_about(const fs::path& folder) {
-  if (!fs::exists(folder / kAbout)) return std::nullopt;
-  const ordered_json json = ordered_json::parse(read_text_file((folder / kAbout).string()), nullptr, false);
+  if (!fs::exists(fs::symlink_status(folder / kAbout))) return std::nullopt;
+  const ordered_json json =
+      ordered_json::parse(read_own_file((folder / kAbout).string(), kMaxJsonBytes), nullptr, false);
   if (!json.is_object() || json.value("format", ordered_json()) != kFormat) return std::nullopt;
   return json;
 }
@@ -106,6 +124,7 @@ std::unique_ptr<SlabCache> open_weight_cache(const Recipe& recipe, const ModelCo
   const std::string name =
       str(folder_name(recipe.model.path), "-", to_string(recipe.model.base), "-", cache_key(recipe, config, source));
   auto cache = std::make_unique<SlabCache>(fs::path(*recipe.model.cache) / name);
+  remove_leftovers(cache->folder());
   if (!fs::exists(cache->folder() / kAbout)) leave_in(*cache, kAbout, about(recipe, config, source));
   return cache;
 }
@@ -123,8 +142,9 @@ void compare_with_first_digest(const SlabCache& cache, const Recipe& recipe, con
   const fs::path path = cache.folder() / kDigests;
   // Embedding, head and norms are in the digest, in the dtype that the run computes in.
   const std::string run = str("compute ", to_string(recipe.model.compute), recipe.mtp.trains() ? ", MTP" : "");
-  ordered_json digests =
-      fs::exists(path) ? ordered_json::parse(read_text_file(path.string()), nullptr, false) : ordered_json::object();
+  ordered_json digests = fs::exists(fs::symlink_status(path))
+                             ? ordered_json::parse(read_own_file(path.string(), kMaxJsonBytes), nullptr, false)
+                             : ordered_json::object();
   if (!digests.is_object()) digests = ordered_json::object();
   if (digests.contains(run)) {
     if (digests[run] == frozen_digest) return;

@@ -1,6 +1,7 @@
 #include "trainer/run/metrics/append_file.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,8 +14,13 @@ namespace moetune {
 
 AppendFile::AppendFile(std::string path, Mode mode) : path_(std::move(path)) {
   const int exclusive = mode == Mode::kCreate ? O_EXCL : 0;
-  descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | exclusive, 0644);
+  descriptor_ =
+      ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | exclusive, 0644);
   if (descriptor_ < 0) throw UserError(str(path_, " cannot be opened for writing: ", std::strerror(errno)));
+  struct stat status;
+  if (::fstat(descriptor_, &status) == 0 && S_ISREG(status.st_mode)) return;
+  ::close(descriptor_);
+  throw UserError(path_ + " cannot be opened for writing: no regular file");
 }
 
 AppendFile::~AppendFile() { ::close(descriptor_); }

@@ -16,7 +16,7 @@ class AppendFile {
     kCreate,    ///< the file must not exist yet
     kContinue,  ///< appends to what is there; creates the file where there is none
   };
-  /// Throws UserError when the file cannot be opened, or exists and must not.
+  /// Throws UserError when the file cannot be opened, is a link or no regular file, or exists and must not.
   AppendFile(std::string path, Mode mode);
   ~AppendFile();
   AppendFile(const AppendFile&) = delete;

@@ -2,6 +2,8 @@
 
 #include <filesystem>
 #include <fstream>
+#include <limits>
+#include <string_view>
 
 #include "parallel/base/error.h"
 
@@ -41,6 +43,18 @@ AppendFile::Mode prepare(const std::string& path, std::optional<std::int64_t> re
 }
 
 }  // namespace
+
+bool is_own_log(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw UserError(path + " cannot be read");
+  std::string first;
+  if (!std::getline(in, first)) return true;
+  constexpr std::string_view kFirst = R"({"kind":"start",)";
+  // A run that was killed may have left a part of its first line.
+  const bool ours = first.starts_with(kFirst) || (in.eof() && kFirst.starts_with(first));
+  if (ours) bytes_to_keep(path, std::numeric_limits<std::int64_t>::max());
+  return ours;
+}
 
 LogFile::LogFile(const std::string& path, std::optional<std::int64_t> resumed_step)
     : file_(path, prepare(path, resumed_step)) {}

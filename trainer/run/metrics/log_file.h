@@ -31,4 +31,8 @@ class LogFile {
   AppendFile file_;
 };
 
+/// Whether the file is a log of a run, which begins with a line of kind "start", or is empty. UserError naming a whole
+/// line that is no JSON object.
+bool is_own_log(const std::string& path);
+
 }  // namespace moetune

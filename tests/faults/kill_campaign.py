@@ -1,0 +1,149 @@
+"""Whatever is killed, and whenever: SIGKILL of a rank or of the whole job at random instants, each resumed at once, until
+the run ends. What it then has is bit for bit what an undisturbed run has, and nothing of the killed ones lies about.
+
+    .venv/bin/python tests/faults/kill_campaign.py [BUILD_FOLDER] [--kills N] [--seed S] [--ranks R] [--minutes M]
+
+A run is killed again and again (--kills-per-run) before it may end; a campaign is as many such runs as the kills need.
+"""
+
+import argparse
+import hashlib
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from tiny_run import TinyRun, program
+
+STEPS = 24
+SETTINGS = {
+    "train.steps": STEPS,
+    "checkpoint.every_steps": 2,
+    "checkpoint.keep_last": 2,
+    "checkpoint.keep_best": "true",
+    "eval.every_steps": 3,
+}
+
+
+def make_run(folder, ranks):
+    run = TinyRun(folder, **SETTINGS, **({"mesh.ep": 2} if ranks > 1 else {}))
+    lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "heldout.jsonl").write_text("".join(lines[:6]))
+    run.values["data.eval"] = str(folder / "heldout.jsonl")
+    return run
+
+
+def ranks_of(process):
+    """Process ids of the job's ranks: the process itself, or mpirun's children."""
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    return [int(child) for child in children] if process.args[0] == "mpirun" else [process.pid]
+
+
+def kill(process, draw, ranks):
+    """One rank, or mpirun and all of them, by their ids alone."""
+    victims = ranks_of(process)
+    whole = draw.random() < 0.3 or not victims
+    for victim in [process.pid, *victims] if whole else [draw.choice(victims)]:
+        try:
+            os.kill(victim, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    process.communicate(timeout=60)
+    # Ranks of a killed mpirun are nobody's children: they end on their own.
+    end = time.time() + 30
+    while any(pathlib.Path(f"/proc/{victim}").exists() for victim in victims) and time.time() < end:
+        time.sleep(0.02)
+
+
+def wait_for_instant(run, process, draw, duration):
+    """A random instant of the run's life, or of its next save. False where the run ended before."""
+    at_save = draw.random() < 0.5
+    end = time.time() + draw.uniform(0.0, duration)
+    checkpoints = run.folder / "run" / "checkpoints"
+    while process.poll() is None:
+        saving = at_save and checkpoints.exists() and any(checkpoints.glob(".saving-*"))
+        if saving:
+            time.sleep(draw.choice([0.0, 0.001, 0.003, 0.01]))
+        if saving or time.time() > end + (duration if at_save else 0.0):
+            return process.poll() is None
+        time.sleep(0.0005 if at_save else 0.01)
+    return False
+
+
+def adapter_digest(run, to):
+    subprocess.run([program(), "export", str(run.folder / "run"), "--to", str(to)], check=True, capture_output=True)
+    return hashlib.sha256((to / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def result_of(run):
+    """What must not depend on having been killed."""
+    return {
+        "adapter": adapter_digest(run, run.folder / "exported"),
+        "state": run.state(),
+        "losses": run.losses(),
+        "evaluations": {line["step"]: line["loss"] for line in run.lines("eval")},
+        "checkpoints": [path.name for path in run.checkpoints()],
+    }
+
+
+def leftovers(run):
+    names = [path.name for path in (run.folder / "run").rglob("*")]
+    return [name for name in names if name.startswith((".saving", ".removing", "run.lock")) or ".tmp-" in name]
+
+
+def disturbed_run(folder, ranks, draw, kills, duration, deadline):
+    """A run killed so often; (run, kills that hit it, its resumes)."""
+    run, hits = make_run(folder, ranks), 0
+    process = run.start(ranks)
+    while hits < kills and time.time() < deadline:
+        if not wait_for_instant(run, process, draw, duration):
+            break
+        kill(process, draw, ranks)
+        hits += 1
+        process = run.start(ranks, resume=True)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, f"after {hits} kills: exit code {process.returncode}\n{output[-3000:]}"
+    return run, hits
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", nargs="?", help="build folder; MOETUNE_BUILD or ./build if not given")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--kills-per-run", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=1e6, help="no further kill after so long")
+    options = parser.parse_args()
+    draw, total, number = random.Random(options.seed), 0, 0
+    deadline = time.time() + 60 * options.minutes
+    with tempfile.TemporaryDirectory() as root:
+        root = pathlib.Path(root)
+        whole = make_run(root / "whole", options.ranks)
+        begin = time.time()
+        whole.finish(options.ranks)
+        duration, expected = time.time() - begin, result_of(whole)
+        assert sorted(expected["losses"]) == list(range(1, STEPS + 1)) and len(expected["state"]) > 20
+        print(f"undisturbed: {duration:.1f} s, checkpoints {', '.join(expected['checkpoints'])}", flush=True)
+        while total < options.kills and time.time() < deadline:
+            number += 1
+            kills = min(options.kills_per_run, options.kills - total)
+            run, hits = disturbed_run(root / f"run-{number}", options.ranks, draw, kills, duration, deadline)
+            total += hits
+            found = result_of(run)
+            for what, value in expected.items():
+                assert found[what] == value, f"run {number} (seed {options.seed}): {what} differs: {found[what]}"
+            assert not leftovers(run), f"run {number}: left behind: {leftovers(run)}"
+            print(f"run {number}: {hits} kills, {total} in all: the same adapter, state, losses", flush=True)
+            shutil.rmtree(run.folder)
+    print(f"{total} kills, {number} runs, all equal to the undisturbed one; adapter {expected['adapter'][:16]}")
+
+
+if __name__ == "__main__":
+    main()
