@@ -127,6 +127,6 @@ TEST_CASE("what one rank finds damaged is damaged for all", "[checkpoint]") {
   damage("step-00000002");
   CHECK(checkpoints.load_latest(run.state) == 1);
   damage("step-00000001");
-  CHECK(contains(message_of<UserError>([&] { checkpoints.load_latest(run.state); }), "has SHA-256"));
+  CHECK(contains(message_of<UserError>([&] { checkpoints.load_latest(run.state); }), "manifest.json says"));
   folder.wait_for_all();
 }
