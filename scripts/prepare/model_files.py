@@ -29,20 +29,28 @@ def _read(path, limit):
 
 
 def _read_json(path):
-    if not path.is_file():
+    if not path.exists():
         return {}
+    if not path.is_file():
+        raise UserError(f"{path}: is no file\n  fix: download it again")
     try:
         value = json.loads(_read(path, MAX_CONFIG_BYTES))
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid JSON: {e}\n  fix: download it again") from None
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}, not an object\n  fix: download it again")
+    return value
 
 
-def _token(value):
-    """A special token, which is a string or an object with "content"."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) and value else None
+def _token(path, values, key):
+    """A special token, which is a string or an object with "content"; None where the file names none."""
+    value = values.get(key)
+    text = value.get("content") if isinstance(value, dict) else value
+    if value is not None and not isinstance(text, str):
+        raise UserError(
+            f'{path}: "{key}" is {json.dumps(value)[:80]}\n  fix: it is a string, an object with "content", or null'
+        )
+    return text or None
 
 
 class ModelFiles:
@@ -61,13 +69,17 @@ class ModelFiles:
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.config = _read_json(self.folder / "tokenizer_config.json")
-        special = _read_json(self.folder / "special_tokens_map.json")
-        self.bos = _token(self.config.get("bos_token")) or _token(special.get("bos_token"))
-        self.eos = _token(self.config.get("eos_token")) or _token(special.get("eos_token"))
+        self.bos, self.eos = self._token("bos_token"), self._token("eos_token")
         self.template = self._template()
         # The model's embedding has vocab_size rows; a tokenizer may have fewer ids, never more.
         model_vocab = _read_json(self.folder / "config.json").get("vocab_size")
         self.model_vocab = model_vocab if type(model_vocab) is int else None
+
+    def _token(self, key):
+        special = self.folder / "special_tokens_map.json"
+        return _token(self.folder / "tokenizer_config.json", self.config, key) or _token(
+            special, _read_json(special), key
+        )
 
     def _template(self):
         file = self.folder / "chat_template.jinja"
