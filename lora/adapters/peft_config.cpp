@@ -126,8 +126,8 @@ void check_type(const Reader& reader, const std::string& path) {
   if (!bias.is_null() && bias != "none") reader.fail("bias", "; this program goes on from adapters without bias");
 }
 
-/// true, false and "gaussian" drew A (and B) and left the base alone. "orthogonal" did so too. All others, PiSSA, OLoRA,
-/// CorDA, LoftQ, ..., either subtracted B A from the base, so that it is another one than the checkpoint's, or may.
+/// true, false, "gaussian" and "orthogonal" drew A (and B) and left the base alone. All others, PiSSA, OLoRA, CorDA,
+/// LoftQ, ..., either subtracted B A from the base, so that it is another one than the checkpoint's, or may have.
 void check_initialisation(const Reader& reader) {
   const json how = reader.value("init_lora_weights");
   if (how.is_null() || how.is_boolean() || how == "gaussian" || how == "orthogonal") return;
