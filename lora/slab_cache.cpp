@@ -7,6 +7,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/sha256.h"
+#include "parallel/bytes/finite.h"
 #include "parallel/bytes/tensor_io.h"
 
 namespace moetune {
@@ -85,6 +86,11 @@ std::optional<SlabFile::Stored> SlabFile::find(size_t matrix) const {
   for (const PackedPart& part : matrices_[matrix].shape.parts()) {
     stored.parts.push_back(part_at(bytes, part));
     bytes += part.bytes();
+    // What was packed before non-finite weights were refused: read again from the checkpoint, which names the tensor.
+    if (part.dtype != at::kByte && find_non_finite(stored.parts.back())) {
+      cache_.found_damaged(str(file_->path(), ": ", matrices_[matrix].name, " holds values that are NaN or infinite"));
+      return std::nullopt;
+    }
   }
   cache_.found_bytes_ += static_cast<int64_t>(stored.bytes.size());
   return stored;

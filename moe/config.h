@@ -5,7 +5,8 @@
 //
 // Reads DeepSeek-V3/R1 (model_type deepseek_v3; kimi_k2 is the same mathematics) in the old spelling (rope_theta,
 // rope_scaling) and in that of transformers 5 (rope_parameters). What the program does not compute exactly as the model
-// says is refused by name.
+// says is refused by name, and so are two keys that say different things of one number. Sizes are bounded, so that no
+// product of them overflows.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +33,8 @@ struct RopeConfig {
   std::optional<double> mscale, mscale_all_dim, attention_factor;
   bool operator==(const RopeConfig&) const = default;
 };
+/// The rotary scaling in force, for people: "default, theta 10000", "yarn 40 x 4096 positions, theta 10000, ...".
+std::string rope_text(const RopeConfig& rope);
 
 struct ModelConfig {
   std::string model_type;

@@ -2,15 +2,19 @@
 
 #include <cmath>
 #include <ios>
+#include <vector>
 
 #include "lora/adapters/counter_random.h"
 #include "lora/formats/fp8.h"
 #include "parallel/base/error.h"
+#include "parallel/bytes/finite.h"
 #include "parallel/bytes/safetensors.h"
 #include "parallel/bytes/tensor_io.h"
 
 namespace moetune {
 namespace {
+
+constexpr const char* kScale = "_scale_inv";
 
 bool ends_with(const std::string& text, const std::string& tail) {
   return text.size() >= tail.size() && text.compare(text.size() - tail.size(), tail.size(), tail) == 0;
@@ -39,19 +43,22 @@ class Pretrained final : public WeightSource {
       throw UserError(moetune::str(info.file, ": ", name, " has shape ", at::IntArrayRef(info.shape),
                                    "; config.json asks for ", shape));
     }
+    require_weight_dtype(folder_, info);
     bytes_read_ += static_cast<int64_t>(info.bytes);
+    const std::string place = str(info.file, ": ", name);
     at::Tensor tensor = read_tensor(folder_, name);
-    if (tensor.scalar_type() != at::kFloat8_e4m3fn) {
-      if (!tensor.is_floating_point()) {
-        throw UserError(str(info.file, ": ", name, " is of dtype ", c10::toString(tensor.scalar_type()),
-                            "; want bf16, fp16, fp32 or FP8 e4m3"));
-      }
-      return tensor;
-    }
+    require_finite(tensor, place);
+    if (tensor.scalar_type() != at::kFloat8_e4m3fn) return tensor;
     // The scale may lie in another shard; the folder's index knows where.
-    const std::string scale_name = name + "_scale_inv";
-    if (!has(scale_name)) throw UserError(str(info.file, ": ", name, " is FP8 but there is no ", scale_name));
-    return fp8_blocks_dequantise(tensor, read_tensor(folder_, scale_name).to(at::kFloat), at::kBFloat16);
+    const TensorInfo& scale = folder_.at(name + kScale);
+    try {
+      tensor = fp8_blocks_dequantise(
+          tensor, fp8_scales(read_tensor(folder_, scale.name), str(scale.file, ": ", scale.name)), at::kBFloat16);
+    } catch (const UserError& error) {
+      throw UserError(str(place, ": ", error.what()));
+    }
+    require_finite(tensor, str(place, " times ", scale.name));
+    return tensor;
   }
 
  private:
@@ -62,10 +69,14 @@ class Pretrained final : public WeightSource {
 class RandomWeights final : public WeightSource {
  public:
   RandomWeights(const ModelConfig& config, uint64_t seed, at::Device device)
-      : half_width_(config.initializer_range * std::sqrt(3.0)), seed_(seed), device_(device) {}
+      : half_width_(config.initializer_range * std::sqrt(3.0)),
+        tied_(config.tied_embeddings),
+        seed_(seed),
+        device_(device) {}
 
   // The MTP module shares the trunk's embedding and head (report section 2.2): it has no copies of its own.
   bool has(const std::string& name) const override {
+    if (name == "lm_head.weight") return !tied_;
     return name.rfind("model.layers.", 0) != 0 ||
            !(ends_with(name, ".embed_tokens.weight") || ends_with(name, ".shared_head.head.weight"));
   }
@@ -93,6 +104,7 @@ class RandomWeights final : public WeightSource {
 
  private:
   double half_width_;
+  bool tied_;
   uint64_t seed_;
   at::Device device_;
 };
@@ -101,6 +113,41 @@ class RandomWeights final : public WeightSource {
 
 std::unique_ptr<WeightSource> open_pretrained(const std::filesystem::path& folder) {
   return std::make_unique<Pretrained>(folder);
+}
+
+void require_weight_dtype(const SafetensorsFolder& folder, const TensorInfo& info) {
+  const bool scaled = folder.find(info.name + kScale) != nullptr;
+  switch (info.dtype) {
+    case DType::kF8E4M3:
+      if (!scaled) throw UserError(str(info.file, ": ", info.name, " is FP8 but there is no ", info.name, kScale));
+      return;
+    case DType::kF64:
+    case DType::kF32:
+    case DType::kF16:
+    case DType::kBF16:
+      if (!scaled) return;
+      throw UserError(str(info.file, ": ", info.name, " is of dtype ", dtype_name(info.dtype), ", but there is ",
+                          info.name, kScale,
+                          " too, as for FP8; whether it was applied cannot be known. Take the scales out of the index "
+                          "if the weights were converted"));
+    default:
+      throw UserError(str(info.file, ": ", info.name, " is of dtype ", dtype_name(info.dtype),
+                          "; want BF16, F16, F32, F64 or F8_E4M3 with scales of its blocks"));
+  }
+}
+
+void require_tied_head(WeightSource& source, const ModelConfig& config) {
+  const std::string embedding = "model.embed_tokens.weight", head = "lm_head.weight";
+  if (!config.tied_embeddings || !source.has(head)) return;
+  const std::vector<int64_t> shape = {config.vocab, config.width};
+  if (at::equal(source.read(embedding, shape).to(at::kFloat), source.read(head, shape).to(at::kFloat))) return;
+  throw UserError(str("config.json says tie_word_embeddings: true, but the checkpoint holds ", head,
+                      ", which differs "
+                      "from ",
+                      embedding,
+                      "; readers disagree on which one counts. If the model has a head of its own, set "
+                      "tie_word_embeddings to false in config.json; if not, take ",
+                      head, " out of the checkpoint"));
 }
 
 std::unique_ptr<WeightSource> make_random_weights(const ModelConfig& config, uint64_t seed, at::Device device) {

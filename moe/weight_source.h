@@ -13,14 +13,16 @@
 #include <string>
 
 #include "moe/config.h"
+#include "parallel/bytes/safetensors.h"
 
 namespace moetune {
 
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  /// The tensor `name` as stored (bf16, fp16, fp32; FP8 blocks come as bf16), of exactly `shape`, on the CPU or on the
-  /// device the source was made for. Throws UserError naming tensor, file and both shapes.
+  /// The tensor `name` as stored (bf16, fp16, fp32, fp64; FP8 blocks come as bf16), of exactly `shape`, on the CPU or
+  /// on the device the source was made for. All its values are finite, in bf16 too. Throws UserError naming tensor,
+  /// file and both shapes, dtypes that are no weights, or values that are no numbers.
   virtual at::Tensor read(const std::string& name, at::IntArrayRef shape) = 0;
   virtual bool has(const std::string& name) const = 0;
   /// Bytes read so far, for the progress line.
@@ -33,6 +35,14 @@ class WeightSource {
 
 /// Reads model.safetensors, or the shards of model.safetensors.index.json, in `folder`.
 std::unique_ptr<WeightSource> open_pretrained(const std::filesystem::path& folder);
+
+/// UserError unless tensor `info` of `folder` is what read() takes: a float, or FP8 e4m3 with the scales of its blocks;
+/// and no other dtype with scales beside it. Reads no bytes.
+void require_weight_dtype(const SafetensorsFolder& folder, const TensorInfo& info);
+
+/// UserError if config.json ties embedding and head while the checkpoint has a head of its own that differs: readers
+/// would take different ones (transformers 5.17 unties them, earlier ones drop the head).
+void require_tied_head(WeightSource& source, const ModelConfig& config);
 
 /// Every tensor drawn from (seed, name, element): norms 1, correction biases 0, all else uniform with the config's
 /// initializer_range as standard deviation. The same on every mesh.

@@ -2,8 +2,31 @@
 
 #include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
+#include "parallel/bytes/finite.h"
 
 namespace moetune {
+
+at::Tensor fp8_scales(const at::Tensor& stored, const std::string& place) {
+  at::Tensor scales;
+  switch (stored.scalar_type()) {
+    case at::kFloat:
+    case at::kDouble:
+    case at::kBFloat16:
+    case at::kHalf: scales = stored.to(at::kFloat); break;
+    case at::kByte:
+    case at::kFloat8_e8m0fnu: {
+      // 2^(u - 127) is made in fp64 and is exact in fp32; 255 becomes 2^128 there, infinite, and is refused below.
+      scales = at::exp2(stored.view(at::kByte).to(at::kDouble).sub_(127)).to(at::kFloat);
+      break;
+    }
+    default:
+      throw UserError(::moetune::str(place, " is of dtype ", c10::toString(stored.scalar_type()),
+                                     ", which is no scale of FP8 blocks; want F32, F64, F16, BF16, or powers of two as "
+                                     "F8_E8M0 or its bits in U8"));
+  }
+  require_finite(scales, place);
+  return scales;
+}
 
 at::Tensor fp8_blocks_dequantise(const at::Tensor& weight, const at::Tensor& scale_inv, at::ScalarType dtype,
                                  int64_t first_row) {
@@ -20,9 +43,8 @@ at::Tensor fp8_blocks_dequantise(const at::Tensor& weight, const at::Tensor& sca
         num_columns, " columns need fp32 [", ceil_div(end_row, kBlock), " or more, ", ceil_div(num_columns, kBlock),
         "]: one scale for 128 x 128 weights. Do weight and weight_scale_inv belong together?"));
   }
-  const int64_t num_nan = (weight.view(at::kByte).bitwise_and(0x7f) == 0x7f).sum().item<int64_t>();
-  if (num_nan > 0) {
-    throw UserError(::moetune::str("FP8 weight: ", num_nan, " of ", weight.numel(),
+  if (const auto nan = find_non_finite(weight.contiguous())) {
+    throw UserError(::moetune::str("FP8 weight: ", nan->count, " of ", weight.numel(),
                                    " weights are NaN (e4m3 codes 0x7f, 0xff). Is the checkpoint damaged?"));
   }
   const int64_t num_bad_scales = scale_inv.isfinite().logical_not().sum().item<int64_t>();

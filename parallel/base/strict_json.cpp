@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parallel/base/error.h"
+#include "parallel/base/files.h"
 #include "parallel/base/text.h"
 
 namespace moetune {
@@ -40,6 +41,24 @@ nlohmann::json parse_strict_json(std::string_view text, const std::string& where
   } catch (const json::exception& error) {
     throw UserError(str(where, ": not valid JSON: ", error.what()));
   }
+}
+
+nlohmann::json read_json_object(const std::string& path, int max_depth) {
+  const InputFile file(path);
+  if (file.size() > kMaxJsonBytes) {
+    throw UserError(str(path, ": ", file.size(), " bytes; a JSON file here has at most ", kMaxJsonBytes));
+  }
+  std::string text(file.size(), '\0');
+  file.read(0, text.data(), text.size());
+  nlohmann::json object = parse_strict_json(text, path, max_depth);
+  if (!object.is_object()) throw UserError(str(path, ": is not a JSON object but ", shown(object)));
+  return object;
+}
+
+std::string shown(const nlohmann::json& value) {
+  constexpr std::size_t kMost = 80;
+  const std::string text = value.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
+  return text.size() <= kMost ? text : text.substr(0, kMost) + "...";
 }
 
 }  // namespace moetune

@@ -108,10 +108,12 @@ class SafetensorsFile {
   mutable std::unique_ptr<InputFile> input_;
 };
 
-/// The weights of a model folder: model.safetensors, or the shards that model.safetensors.index.json names. All headers
-/// are checked on opening. The index decides: a tensor that lies in a shard but is not mapped to it does not exist. No
-/// path of the index leaves the folder: a shard is a plain file name, and a link leads nowhere but into the folder or,
-/// for a snapshot of a Hugging Face cache (ROOT/snapshots/REVISION), into ROOT/blobs.
+/// The weights of a model folder: model.safetensors, the shards that model.safetensors.index.json names, or without an
+/// index the complete set model-00001-of-N.safetensors .. model-N-of-N. All headers are checked on opening. An index
+/// decides: a tensor that lies in a shard but is not mapped to it does not exist. No path of the index leaves the
+/// folder: a shard is a plain file name. Links of the folder are followed to regular files anywhere where the folder
+/// belongs to the user that runs or to root; in the folder of another one they lead into that folder or, for a snapshot
+/// of a Hugging Face cache (ROOT/snapshots/REVISION), into ROOT/blobs.
 class SafetensorsFolder {
  public:
   explicit SafetensorsFolder(std::string folder);
@@ -132,6 +134,8 @@ class SafetensorsFolder {
  private:
   const SafetensorsFile& open_shard(const std::string& name);
   void open_index();
+  void open_unindexed(const std::vector<std::string>& shards);
+  void take_all(const SafetensorsFile& file);
 
   std::string folder_;
   std::map<std::string, std::unique_ptr<SafetensorsFile>> files_;  // by path

@@ -1,5 +1,12 @@
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <regex>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -36,18 +43,78 @@ bool lies_in(const fs::path& file, const fs::path& folder) {
   return !relative.empty() && *relative.begin() != ".." && *relative.begin() != ".";
 }
 
-// The path of a file of the folder, after every link in it has been seen to stay at home.
+// Whether whoever can put a link into the folder is the user that runs, or root.
+bool is_own(const fs::path& folder, struct stat& status) {
+  return ::stat(folder.c_str(), &status) == 0 && (status.st_uid == ::geteuid() || status.st_uid == 0);
+}
+
+// The path of a file of the folder, after every link in it has been seen to stay at home where that is asked.
 std::string path_inside(const std::string& folder, const std::string& name) {
   const fs::path path = fs::path(folder) / name;
   const fs::path home = resolve_links(folder);
   const fs::path target = resolve_links(path);
   const fs::path snapshots = home.parent_path();
   const bool in_cache = snapshots.filename() == "snapshots" && lies_in(target, snapshots.parent_path() / "blobs");
-  if (!lies_in(target, home) && !in_cache) {
+  struct stat status = {};
+  if (!lies_in(target, home) && !in_cache && !is_own(home, status)) {
     throw UserError(str(path.string(), ": links to ", in_quotes(target.string()),
-                        ", outside the model folder; put the file itself into the folder if you trust it"));
+                        ", outside the model folder, which belongs to another user (", status.st_uid,
+                        "); make a folder of your own with links to the files if you trust them"));
   }
   return path.string();
+}
+
+/// N and M of a file named model-N-of-M.safetensors.
+struct ShardNumber {
+  std::int64_t number = 0, count = 0;
+};
+std::optional<ShardNumber> shard_number(const std::string& name) {
+  static const std::regex kName("model-([0-9]{1,9})-of-([0-9]{1,9})\\.safetensors");
+  std::smatch match;
+  if (name.size() > 64 || !std::regex_match(name, match, kName)) return std::nullopt;
+  return ShardNumber{std::stoll(match[1]), std::stoll(match[2])};
+}
+
+/// Names of the folder's entries that end in one of `suffixes`, sorted.
+std::vector<std::string> names_ending_in(const std::string& folder, const std::vector<std::string_view>& suffixes) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    for (const std::string_view suffix : suffixes) {
+      if (name.ends_with(suffix)) names.push_back(name);
+    }
+  }
+  if (error) throw UserError(str(folder, ": cannot list the folder: ", error.message()));
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::string some_in_quotes(std::vector<std::string> names) {
+  constexpr std::size_t kShown = 3;
+  const std::size_t more = names.size() - std::min(names.size(), kShown);
+  names.resize(names.size() - more);
+  return list_in_quotes(names) + (more > 0 ? str(" and ", more, " more") : "");
+}
+
+/// Why a folder without index, single file and shards has no weights, and what mends it.
+[[noreturn]] void fail_without_weights(const std::string& folder) {
+  const std::string neither = str(folder, ": holds neither ", kSingleName, " nor ", kIndexName);
+  const std::vector<std::string> others = names_ending_in(folder, {kSuffix});
+  if (!others.empty()) {
+    throw UserError(str(neither, " nor files model-00001-of-N.safetensors, but ", some_in_quotes(others),
+                        "; rename a single file to ", kSingleName, ", or download the index of several"));
+  }
+  const std::vector<std::string> pickles = names_ending_in(folder, {".bin", ".pt", ".pth", ".ckpt"});
+  if (!pickles.empty()) {
+    throw UserError(str(neither, ", but ", some_in_quotes(pickles),
+                        "; moetune reads safetensors and no other format (.bin and .pt files can run code). Take the "
+                        "model's safetensors, or convert it where you trust it: transformers' "
+                        "from_pretrained(FOLDER).save_pretrained(OTHER)"));
+  }
+  throw UserError(str(neither,
+                      "; moetune reads safetensors and no other format. Finish the download, or use "
+                      "model.weights: random"));
 }
 
 bool is_shard_name(std::string_view name) {
@@ -59,26 +126,71 @@ bool is_shard_name(std::string_view name) {
 
 SafetensorsFolder::SafetensorsFolder(std::string folder) : folder_(std::move(folder)) {
   std::error_code ignored;
-  if (!fs::is_directory(folder_, ignored)) throw UserError(str(folder_, ": not a folder; give the folder of a model"));
+  if (!fs::is_directory(folder_, ignored)) {
+    throw UserError(str(folder_, ": not a folder; give the folder of a model",
+                        fs::exists(folder_, ignored) ? ", not a file in it" : ""));
+  }
   const bool single = exists(folder_, kSingleName);
   const bool sharded = exists(folder_, kIndexName);
   if (single && sharded) {
     throw UserError(
         str(folder_, ": holds both ", kSingleName, " and ", kIndexName, "; remove the one that is out of date"));
   }
-  if (!single && !sharded) {
-    throw UserError(str(folder_, ": holds neither ", kSingleName, " nor ", kIndexName,
-                        "; moetune reads safetensors and no other format (.bin and .pt files can run code)"));
-  }
   if (sharded) {
     open_index();
     return;
   }
-  const SafetensorsFile& file = open_shard(kSingleName);
+  std::vector<std::string> shards;
+  for (const std::string& name : names_ending_in(folder_, {kSuffix})) {
+    if (shard_number(name)) shards.push_back(name);
+  }
+  if (single && !shards.empty()) {
+    throw UserError(
+        str(folder_, ": holds both ", kSingleName, " and ", some_in_quotes(shards), "; remove what is out of date"));
+  }
+  if (single) {
+    take_all(open_shard(kSingleName));
+  } else if (!shards.empty()) {
+    open_unindexed(shards);
+  } else {
+    fail_without_weights(folder_);
+  }
+}
+
+void SafetensorsFolder::take_all(const SafetensorsFile& file) {
   for (const std::string& name : file.names()) {
     const TensorInfo& info = file.at(name);
-    tensors_.emplace(info.name, &info);
+    const auto [place, is_new] = tensors_.emplace(info.name, &info);
+    if (!is_new) {
+      throw UserError(str(file.path(), ": holds tensor ", in_quotes(name), ", which ", place->second->file,
+                          " holds too; without ", kIndexName, " nothing says which one counts"));
+    }
   }
+}
+
+void SafetensorsFolder::open_unindexed(const std::vector<std::string>& shards) {
+  const std::int64_t count = shard_number(shards.front())->count;
+  std::set<std::int64_t> present;
+  for (const std::string& name : shards) {
+    const ShardNumber shard = *shard_number(name);
+    if (shard.count != count || shard.number < 1 || shard.number > count || !present.insert(shard.number).second) {
+      throw UserError(str(folder_, ": ", in_quotes(shards.front()), " and ", in_quotes(name),
+                          " are not of one set of shards; remove those that are out of date, or put ", kIndexName,
+                          " beside them"));
+    }
+  }
+  if (static_cast<std::int64_t>(present.size()) != count) {
+    std::vector<std::int64_t> missing;
+    constexpr std::size_t kShown = 8;
+    for (std::int64_t number = 1; number <= count && missing.size() < kShown; ++number) {
+      if (present.count(number) == 0) missing.push_back(number);
+    }
+    throw UserError(str(folder_, ": holds ", present.size(), " of the ", count, " files model-N-of-", count,
+                        ".safetensors and no ", kIndexName, "; missing are N = ", number_list(missing, kShown),
+                        missing.size() < static_cast<std::size_t>(count) - present.size() ? ", ..." : "",
+                        ". Finish the download"));
+  }
+  for (const std::string& name : shards) take_all(open_shard(name));
 }
 
 const SafetensorsFile& SafetensorsFolder::open_shard(const std::string& name) {
@@ -90,9 +202,8 @@ const SafetensorsFile& SafetensorsFolder::open_shard(const std::string& name) {
 
 void SafetensorsFolder::open_index() {
   const std::string path = path_inside(folder_, kIndexName);
-  const json index = parse_strict_json(read_text_file(path), path, kIndexDepth);
-  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object() ||
-      index["weight_map"].empty()) {
+  const json index = read_json_object(path, kIndexDepth);
+  if (!index.contains("weight_map") || !index["weight_map"].is_object() || index["weight_map"].empty()) {
     throw UserError(str(path, ": needs an object \"weight_map\" from tensor names to file names"));
   }
   for (const auto& [name, shard] : index["weight_map"].items()) {

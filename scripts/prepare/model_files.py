@@ -41,8 +41,10 @@ def _read(path, limit):
 
 
 def _read_json(path):
-    if not path.is_file():
+    if not path.exists():
         return {}
+    if not path.is_file():
+        raise UserError(f"{path}: is no file\n  fix: download it again")
     try:
         value = json.loads(_read(path, MAX_CONFIG_BYTES))
     except (ValueError, RecursionError) as e:

@@ -52,6 +52,14 @@ class DeepseekV3Test(ParityCase):
             with self.subTest(f"{name} {targets}"):
                 self.check(cases.config(self.model(name), self.adapter(name, targets, **settings)))
 
+    def test_scales_that_are_powers_of_two(self):
+        """U8 holds the exponent of an FP8 block's scale (e8m0), not the scale."""
+        self.check(cases.config(self.model("fp8_e8m0"), self.adapter("fp8_e8m0", ["attention"])))
+
+    def test_tied_head(self):
+        """tie_word_embeddings with a head in the file that is the embedding."""
+        self.check(cases.config(self.model("tied"), self.adapter("tied", ["attention"])))
+
     def test_mtp(self):
         """Adapters of the trunk and of the module itself; its embedding and head shared or its own."""
         for name in ("mtp", "mtp_own_head", "fp8"):

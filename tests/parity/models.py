@@ -12,7 +12,7 @@ config.json says.
 import json
 import math
 import pathlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -72,6 +72,8 @@ class Shape:
     own_config: bool = True  # config.json spelt as DeepSeek ships it; False: as transformers 5 writes it
     mtp_copies: bool = True  # the module's embedding and head are copies of the main ones, as DeepSeek ships it
     fp8: bool = False
+    e8m0: bool = False  # the scales are powers of two, of which U8 holds the exponent
+    tied: bool = False  # config.json ties the head to the embedding, and the file holds it too
 
 
 SHAPES = {
@@ -96,6 +98,7 @@ SHAPES = {
     "mtp_own_head": Shape(
         seed=4, mtp_copies=False, config=dict(num_hidden_layers=2, num_nextn_predict_layers=1, q_lora_rank=None)
     ),
+    "tied": Shape(seed=8, tied=True, config=dict(tie_word_embeddings=True)),
     "fp8": Shape(
         seed=5,
         fp8=True,
@@ -120,6 +123,7 @@ SHAPES = {
         ),
     ),
 }
+SHAPES["fp8_e8m0"] = replace(SHAPES["fp8"], seed=7, e8m0=True)
 
 
 def write(name, folder):
@@ -139,12 +143,14 @@ def write(name, folder):
         if hasattr(module, "e_score_correction_bias"):
             module.e_score_correction_bias = module.e_score_correction_bias.float()
     model.save_pretrained(folder, max_shard_size=shape.shard)
-    if num_mtp or shape.fp8:
+    if num_mtp or shape.fp8 or shape.tied:
         tensors = load_file(folder / "model.safetensors")
         (folder / "model.safetensors").unlink()
         if num_mtp:
             tensors |= mtp_extras(tensors, num_layers, generator, shape)
-        scales = quantise_fp8(tensors) if shape.fp8 else {}
+        if shape.tied:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        scales = quantise_fp8(tensors, shape.e8m0) if shape.fp8 else {}
         write_shards(folder, [*split(tensors, 2), scales] if scales else split(tensors, 2))
     if shape.own_config:
         published = settings | dict(
@@ -159,7 +165,7 @@ def write(name, folder):
             seq_aux=True,
             attention_bias=False,
             attention_dropout=0.0,
-            tie_word_embeddings=False,
+            tie_word_embeddings=shape.tied,
             bos_token_id=0,
             eos_token_id=1,
             torch_dtype=str(shape.dtype).removeprefix("torch."),
@@ -213,7 +219,7 @@ def mtp_extras(tensors, layer, generator, shape):
     return {f"model.layers.{layer}.{name}": tensor.to(shape.dtype) for name, tensor in extras.items()}
 
 
-def quantise_fp8(tensors):
+def quantise_fp8(tensors, e8m0):
     """Replaces the projections in `tensors` by e4m3 and returns their `weight_scale_inv` tensors."""
     scales = {}
     for name in [name for name in tensors if "_proj" in name and "eh_proj" not in name]:
@@ -224,9 +230,11 @@ def quantise_fp8(tensors):
             for column in range(columns):
                 block = fp8_block(weight_OI, row, column)
                 scale[row, column] = block.abs().max() / FP8_MAX
+                if e8m0:
+                    scale[row, column] = 2.0 ** math.ceil(math.log2(scale[row, column]))
                 block /= scale[row, column]
         tensors[name] = weight_OI.to(torch.float8_e4m3fn)
-        scales[name + "_scale_inv"] = scale
+        scales[name + "_scale_inv"] = (scale.log2() + 127).to(torch.uint8) if e8m0 else scale
     return scales
 
 
@@ -262,6 +270,8 @@ def read(folder):
         tensors |= load_file(file)
     for name in [name for name in tensors if name.endswith("_scale_inv")]:
         scale, weight = tensors.pop(name), name.removesuffix("_scale_inv")
+        if scale.dtype == torch.uint8:
+            scale = 2.0 ** (scale.float() - 127)
         weight_OI = tensors[weight].float()
         for row in range(scale.shape[0]):
             for column in range(scale.shape[1]):

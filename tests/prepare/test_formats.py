@@ -1,6 +1,7 @@
 """Each line format's tokens and labels, and each mistake's message."""
 
 import json
+import shutil
 import tempfile
 import unittest
 from pathlib import Path
@@ -301,6 +302,30 @@ class Formats(unittest.TestCase):
         self.bad([{"text": "a"}], "tokenizer_config.json: not valid JSON", options=("--model", folder))
         (folder / "tokenizer.json").write_text("{}")
         self.bad([{"text": "a"}], "tokenizer.json: tokenizers cannot read it", options=("--model", folder))
+
+    def test_wrong_types_in_model_files(self):
+        """File and key are named; a value of another type is never taken for none."""
+        folder = self.root / "wrong"
+        for file, value, message in (
+            ("tokenizer_config.json", [1], "tokenizer_config.json: holds a list, not an object"),
+            ("tokenizer_config.json", {"eos_token": 5}, 'tokenizer_config.json: "eos_token" is 5'),
+            ("tokenizer_config.json", {"bos_token": ["a"]}, 'tokenizer_config.json: "bos_token" is ["a"]'),
+            ("tokenizer_config.json", {"bos_token": {"content": 1}}, 'tokenizer_config.json: "bos_token" is {'),
+            ("tokenizer_config.json", {"chat_template": 5}, '"chat_template" is a int'),
+            ("special_tokens_map.json", {"eos_token": 5}, 'special_tokens_map.json: "eos_token" is 5'),
+            ("special_tokens_map.json", "a", "special_tokens_map.json: holds a str, not an object"),
+            ("config.json", 7, "config.json: holds a int, not an object"),
+        ):
+            with self.subTest(message):
+                shutil.rmtree(folder, ignore_errors=True)
+                model_folder(folder, self.bare / "tokenizer.json", None, None)
+                (folder / file).write_text(json.dumps(value))
+                self.bad([{"text": "a"}], message, options=("--model", folder))
+        shutil.rmtree(folder)
+        model_folder(folder, self.bare / "tokenizer.json", BOS, EOS)
+        (folder / "special_tokens_map.json").mkdir()
+        (folder / "tokenizer_config.json").unlink()
+        self.bad([{"text": "a"}], "special_tokens_map.json: is no file", options=("--model", folder))
 
     def test_missing_eos(self):
         folder = model_folder(self.root / "no_eos", self.bare / "tokenizer.json", BOS, None)

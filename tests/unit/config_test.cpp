@@ -1,6 +1,8 @@
 // config.json: what is read, in both spellings, and what is refused with which words.
 #include "tests/support/catch.h"
 
+#include <filesystem>
+
 #include <nlohmann/json.hpp>
 
 #include "moe/config.h"
@@ -127,7 +129,112 @@ TEST_CASE("a folder without a sound config.json is refused", "[config]") {
   const TemporaryFolder folder;
   CHECK(contains(message_of<UserError>([&] { load_model_config(folder.path()); }), "must be a Hugging Face folder"));
   write_text_atomically(folder / "config.json", "{\"model_type\": ");
-  CHECK(contains(message_of<UserError>([&] { load_model_config(folder.path()); }), "config.json: is not JSON"));
+  CHECK(contains(message_of<UserError>([&] { load_model_config(folder.path()); }), "config.json: not valid JSON"));
   write_text_atomically(folder / "config.json", deepseek_v3().dump());
   CHECK(load_model_config(folder.path()).num_layers == 61);
+}
+
+TEST_CASE("rope_parameters and rope_scaling say the same, or are refused", "[config]") {
+  // transformers 5.17 takes rope_scaling, and with it another theta; earlier readers and this program's first versions
+  // took rope_parameters.
+  const json yarn = deepseek_v3()["rope_scaling"];
+  json config = deepseek_v3();
+  config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 10000.0}};
+  CHECK(
+      contains(refusal(config),
+               "rope_scaling says yarn 40 x 4096 positions, theta 10000, beta 32 to 1, mscale 1, mscale_all_dim 1, but "
+               "rope_parameters says default, theta 10000"));
+  json same = yarn;
+  same["rope_type"] = "yarn";
+  same["rope_theta"] = 10000.0;
+  config["rope_parameters"] = same;
+  CHECK(refusal(config) == "(nothing was thrown)");
+  same["rope_theta"] = 50000.0;
+  config["rope_parameters"] = same;
+  CHECK(contains(refusal(config), "disagree"));
+  // Nothing, in either spelling.
+  config["rope_parameters"] = json::object();
+  CHECK(parse_model_config(config, "").rope.kind == RopeConfig::Kind::kYarn);
+  config["rope_parameters"] = nullptr;
+  CHECK(parse_model_config(config, "").rope.kind == RopeConfig::Kind::kYarn);
+  config["rope_parameters"] = yarn;
+  config["rope_scaling"] = nullptr;
+  CHECK(parse_model_config(config, "").rope.kind == RopeConfig::Kind::kYarn);
+
+  CHECK(contains(refusal("rope_scaling", json::array({1})), "rope_scaling: is [1], want a JSON object"));
+  CHECK(contains(refusal("rope_scaling", "yarn"), "rope_scaling: is \"yarn\", want a JSON object"));
+  CHECK(contains(refusal("partial_rotary_factor", 0.5), "partial_rotary_factor is not 1"));
+  CHECK(contains(refusal("original_max_position_embeddings", 2048), "differs from the key of that name at the top"));
+}
+
+TEST_CASE("one thing under two keys is refused where they differ", "[config]") {
+  CHECK(refusal("num_local_experts", 256) == "(nothing was thrown)");
+  CHECK(contains(refusal("num_local_experts", 128), "num_local_experts is 128, but n_routed_experts is 256"));
+  CHECK(contains(refusal("num_mtp_layers", 2), "num_mtp_layers is 2, but num_nextn_predict_layers is 1"));
+  CHECK(contains(refusal("qk_head_dim", 128), "qk_head_dim is not qk_nope_head_dim + qk_rope_head_dim, which is 192"));
+  CHECK(contains(refusal("attention_dropout", 0.1), "attention_dropout is not 0"));
+  CHECK(contains(refusal("norm_topk_prob", nullptr), "norm_topk_prob is null"));
+  json fp8 = deepseek_v3()["quantization_config"];
+  fp8["fmt"] = "e5m2";
+  CHECK(contains(refusal("quantization_config", fp8), "fmt is 'e5m2'; only e4m3"));
+}
+
+TEST_CASE("sizes are bounded before anything is made of them", "[config]") {
+  for (const char* key :
+       {"vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "moe_intermediate_size",
+        "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "num_nextn_predict_layers"}) {
+    for (const json& size : {json(int64_t{1} << 32), json(int64_t{1} << 62), json(~uint64_t{0}), json(-1), json(1e9),
+                             json("1e9"), json::array({61}), json::object(), json(true)}) {
+      INFO(key << " " << size.dump());
+      CHECK(contains(refusal(key, size), std::string("config.json: ") + key + " is " + size.dump()));
+    }
+  }
+  // Each alone is allowed; their product is of no model.
+  json config = deepseek_v3();
+  config["hidden_size"] = 1 << 20;
+  config["moe_intermediate_size"] = 1 << 24;
+  CHECK(contains(refusal(config), "at most 1e+15"));
+  config = deepseek_v3();
+  config["num_hidden_layers"] = 4096;
+  config["n_routed_experts"] = 32760;
+  CHECK(contains(refusal(config), "at most 4194304 experts in all layers"));
+  CHECK(contains(refusal("initializer_range", 1e300), "initializer_range is not within"));
+  CHECK(contains(refusal("rms_norm_eps", -1), "rms_norm_eps is not within"));
+}
+
+TEST_CASE("a wrong type is refused with file, key and value, whatever the key", "[config]") {
+  const json wrong[] = {0, 1.5, "text", true, json::array({1, 2}), {{"a", 1}}};
+  for (const auto& [key, value] : deepseek_v3().items()) {
+    for (const json& other : wrong) {
+      if (other.type() == value.type() || (other.is_number() && value.is_number())) continue;
+      if (key == "moe_layer_freq" && other == 1) continue;
+      INFO(key << " " << other.dump());
+      const std::string said = refusal(key.c_str(), other);
+      CHECK(contains(said, "config.json: " + key));
+    }
+  }
+  CHECK(contains(refusal("model_type", 0), "model_type is 0, want text"));
+  CHECK(contains(refusal("model_type", "a\x1b[2Jb\n"), "model_type is 'a\\u001b[2Jb\\n'"));
+}
+
+TEST_CASE("config.json is a file in a folder, each key once", "[config]") {
+  const TemporaryFolder folder;
+  const std::string path = folder / "config.json";
+  const auto said = [&](const std::string& model) { return message_of<UserError>([&] { load_model_config(model); }); };
+  std::string twice = deepseek_v3().dump();
+  twice.insert(1, "\"vocab_size\": 5, ");
+  write_text_atomically(path, twice);
+  CHECK(contains(said(folder.path()), "\"vocab_size\" is given twice"));
+  CHECK(contains(said(path), "is a file; model.path must be the Hugging Face folder"));
+  for (const char* text : {"", "[]", "null", "{\"a\": NaN}", "\xff", "{} {}"}) {
+    INFO(text);
+    write_text_atomically(path, text);
+    CHECK(contains(said(folder.path()), "config.json: "));
+  }
+  write_text_atomically(path, std::string(100000, '['));
+  CHECK(contains(said(folder.path()), "nested deeper"));
+  std::filesystem::remove(path);
+  std::filesystem::create_directory(path);
+  CHECK(contains(said(folder.path()), "not a regular file"));
 }

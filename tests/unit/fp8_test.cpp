@@ -61,3 +61,29 @@ TEST_CASE("FP8 refuses NaN codes, bad scales and scales that do not fit", "[fp8]
   CHECK(refusal(weight, scale_inv, 100).find("rows up to 400") != std::string::npos);
   CHECK(refusal(weight, scale_inv / 0.0).find("scales in scale_inv are NaN or infinite") != std::string::npos);
 }
+
+TEST_CASE("FP8 scales: floats are numbers, e8m0 and its bits powers of two, all else is refused", "[fp8]") {
+  const auto said = [](const at::Tensor& stored) {
+    try {
+      fp8_scales(stored, "f: s");
+    } catch (const UserError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  const at::Tensor numbers = at::tensor({0.5, 2.0, 0.0009765625}, at::kDouble);
+  for (const auto type : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
+    CHECK(at::equal(fp8_scales(numbers.to(type), ""), numbers.to(at::kFloat)));
+  }
+  // OCP Microscaling Formats v1.0, table 7: 2^-127 .. 2^127, 255 is NaN.
+  const at::Tensor bits = at::tensor({0, 117, 127, 128, 254}, at::kByte);
+  const at::Tensor powers = at::tensor({std::ldexp(1.0, -127), std::ldexp(1.0, -10), 1.0, 2.0, std::ldexp(1.0, 127)});
+  CHECK(at::equal(fp8_scales(bits, ""), powers.to(at::kFloat)));
+  CHECK(at::equal(fp8_scales(bits.view(at::kFloat8_e8m0fnu), ""), powers.to(at::kFloat)));
+  CHECK(said(at::tensor({127, 255}, at::kByte)).find("f: s holds values that are NaN") != std::string::npos);
+  for (const auto type : {at::kChar, at::kShort, at::kInt, at::kLong, at::kBool, at::kFloat8_e4m3fn, at::kFloat8_e5m2,
+                          at::kUInt16, at::kComplexFloat}) {
+    INFO(c10::toString(type));
+    CHECK(said(at::zeros({2}, type)).find("which is no scale of FP8 blocks") != std::string::npos);
+  }
+}

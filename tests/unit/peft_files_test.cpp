@@ -1,6 +1,9 @@
 // Adapters in PEFT's files: what goes in comes out, and what this program would compute differently is refused.
 #include "tests/support/catch.h"
 
+#include <cmath>
+#include <filesystem>
+
 #include <nlohmann/json.hpp>
 
 #include "lora/adapters/adapter.h"
@@ -129,10 +132,11 @@ TEST_CASE("the configuration comes back, whole numbers as such", "[peft_files]")
   files.set("use_rslora", true);
   files.set("lora_alpha", 4);
   CHECK(files.refusal() == "(nothing was thrown)");
-  // The default rank is of no map here: a map's own decides.
+  // The default rank is of no map here: rank_pattern gives theirs.
   files.set("use_rslora", false);
   files.set("lora_alpha", 8);
   files.set("r", 16);
+  files.set("rank_pattern", {{"o_proj", 4}, {"up_proj", 4}});
   CHECK(files.refusal() == "(nothing was thrown)");
 }
 
@@ -162,6 +166,7 @@ TEST_CASE("an adapter that is not the recipe's is refused", "[peft_files]") {
   }
   SECTION("a scale that agrees at the file's default rank alone") {
     files.set("r", 1);
+    files.set("rank_pattern", {{"o_proj", 4}, {"up_proj", 4}});
     files.set("use_rslora", true);
     CHECK(
         contains(files.refusal(), "(rank 4) by 4, the recipe by 2; set adapter.alpha to 8 and adapter.rslora to true"));
@@ -175,7 +180,7 @@ TEST_CASE("what is no plain LoRA is refused", "[peft_files]") {
   Files files;
   SECTION("type") {
     files.set("peft_type", "IA3");
-    CHECK(contains(files.refusal(), "peft_type is IA3; want LORA"));
+    CHECK(contains(files.refusal(), "peft_type is \"IA3\"; want LORA"));
   }
   SECTION("type of no text") {
     files.set("peft_type", 3);
@@ -183,7 +188,7 @@ TEST_CASE("what is no plain LoRA is refused", "[peft_files]") {
   }
   SECTION("DoRA") {
     files.set("use_dora", true);
-    CHECK(contains(files.refusal(), "use_dora is true"));
+    CHECK(contains(files.refusal(), "\"use_dora\" is true, which stands for the magnitudes of DoRA"));
   }
   SECTION("bias") {
     files.set("bias", "all");
@@ -211,6 +216,138 @@ TEST_CASE("what is no plain LoRA is refused", "[peft_files]") {
   }
   SECTION("no JSON") {
     write_text_atomically(files.folder / "adapter_config.json", "{");
-    CHECK(contains(files.refusal(), "is not a JSON object"));
+    CHECK(contains(files.refusal(), "adapter_config.json: not valid JSON"));
   }
+}
+
+TEST_CASE("what PEFT 0.21 writes of plain LoRA is read, every field at its default", "[peft_files]") {
+  // LoraConfig(r=4, lora_alpha=8, target_modules=[...], task_type="CAUSAL_LM").save_pretrained(), PEFT 0.21.0.
+  Files files;
+  write_text_atomically(files.folder / "adapter_config.json", R"({
+    "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null, "auto_mapping": null,
+    "base_model_name_or_path": "deepseek-ai/DeepSeek-V3", "bias": "none", "corda_config": null,
+    "ensure_weight_tying": false, "eva_config": null, "exclude_modules": null, "fan_in_fan_out": false,
+    "inference_mode": true, "init_lora_weights": true, "kasa_config": null, "layer_replication": null,
+    "layers_pattern": null, "layers_to_transform": null, "loftq_config": {}, "lora_alpha": 8, "lora_bias": false,
+    "lora_dropout": 0.0, "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core",
+    "modules_to_save": null, "monteclora_config": null, "peft_type": "LORA", "peft_version": "0.21.0",
+    "qalora_group_size": 16, "r": 4, "rank_pattern": {}, "revision": null, "target_modules": ["up_proj", "o_proj"],
+    "target_parameters": null, "task_type": "CAUSAL_LM", "trainable_token_indices": null, "use_bdlora": null,
+    "use_dora": false, "use_qalora": false, "use_rslora": false, "velora_config": null})");
+  CHECK(files.refusal() == "(nothing was thrown)");
+  for (const auto& [key, harmless] :
+       std::vector<std::pair<const char*, ordered_json>>{{"init_lora_weights", false},
+                                                         {"init_lora_weights", "gaussian"},
+                                                         {"modules_to_save", ordered_json::array()},
+                                                         {"target_modules", "all-linear"},
+                                                         {"runtime_config", {{"ephemeral_gpu_offload", false}}},
+                                                         {"of_a_later_peft", nullptr},
+                                                         {"of_a_later_peft", false}}) {
+    INFO(key << " " << harmless.dump());
+    files.set(key, harmless);
+    CHECK(files.refusal() == "(nothing was thrown)");
+  }
+}
+
+TEST_CASE("what changes the meaning of A and B is refused by name", "[peft_files]") {
+  const std::pair<const char*, ordered_json> cases[] = {
+      {"init_lora_weights", "pissa"},
+      {"init_lora_weights", "pissa_niter_16"},
+      {"init_lora_weights", "olora"},
+      {"init_lora_weights", "OLoRA"},
+      {"init_lora_weights", "corda"},
+      {"init_lora_weights", "eva"},
+      {"init_lora_weights", "loftq"},
+      {"init_lora_weights", "lora_ga"},
+      {"init_lora_weights", "mica"},
+      {"init_lora_weights", "of a later PEFT"},
+      {"init_lora_weights", 1},
+      {"layer_replication", {{0, 4}, {2, 5}}},
+      {"use_dora", true},
+      {"use_qalora", true},
+      {"alora_invocation_tokens", {1, 2}},
+      {"lora_bias", true},
+      {"bias", "lora_only"},
+      {"bias", false},
+      {"modules_to_save", {"lm_head"}},
+      {"trainable_token_indices", {1}},
+      {"trainable_token_indices", {{"embed_tokens", {1}}}},
+      {"fan_in_fan_out", true},
+      {"megatron_config", {{"a", 1}}},
+      {"exclude_modules", {"o_proj"}},
+      {"exclude_modules", "o_proj"},
+      {"layers_to_transform", {0, 1}},
+      {"layers_to_transform", 0},
+      {"target_parameters", {"mlp.experts.down_proj"}},
+      {"loftq_config", {{"loftq_bits", 4}}},
+      {"eva_config", {{"rho", 2.0}}},
+      {"corda_config", {{"corda_method", "ipm"}}},
+      {"lora_ga_config", {{"direction", "ArB2r"}}},
+      {"velora_config", {{"a", 1}}},
+      {"monteclora_config", {{"a", 1}}},
+      {"arrow_config", {{"top_k", 3}}},
+      {"kasa_config", {{"beta", 0.1}}},
+      {"use_bdlora", {{"nblocks", 2}}},
+      {"alpha_pattern", {{"o_proj", 32}}},
+      {"task_type", "SEQ_CLS"},
+      {"of_a_later_peft", true},
+      {"of_a_later_peft", 0.5},
+      // Wrong types.
+      {"r", "four"},
+      {"r", 4.0},
+      {"r", 0},
+      {"r", -4},
+      {"r", int64_t{1} << 40},
+      {"r", nullptr},
+      {"lora_alpha", "8"},
+      {"lora_alpha", {8}},
+      {"lora_dropout", "none"},
+      {"lora_dropout", 2},
+      {"use_rslora", 1},
+      {"rank_pattern", {4}},
+      {"rank_pattern", {{"o_proj", "4"}}},
+      {"alpha_pattern", {{"o_proj", "4"}}},
+      {"target_modules", 5},
+      {"target_modules", {1}},
+      {"base_model_name_or_path", 5},
+      {"inference_mode", "yes"},
+      {"peft_type", {"LORA"}},
+  };
+  for (const auto& [key, value] : cases) {
+    Files files;
+    files.set(key, value);
+    INFO(key << " " << value.dump());
+    const std::string said = files.refusal();
+    CHECK(contains(said, "adapter_config.json"));
+    CHECK(contains(said, key));
+  }
+}
+
+TEST_CASE("the adapter's tensors are floats that are numbers, of the rank that its configuration gives",
+          "[peft_files]") {
+  Files files;
+  auto tensors = tensors_of_maps();
+  for (const double bad : {std::nan(""), HUGE_VAL}) {
+    auto damaged = tensors;
+    damaged[1].second = damaged[1].second.clone();
+    damaged[1].second[5][3].fill_(bad);
+    files.write(damaged);
+    CHECK(contains(files.refusal(), "o_proj.lora_B.weight holds values that are NaN or infinite"));
+  }
+  auto other = tensors;
+  other[0].second = at::ones({4, 8}, at::kInt);
+  files.write(other);
+  CHECK(contains(files.refusal(), "o_proj.lora_A.weight is of dtype I32; adapters are read as F32"));
+  files.write(tensors);
+  files.set("r", 8);
+  CHECK(contains(files.refusal(16.0), "r is 8 and no rank_pattern has another, but"));
+}
+
+TEST_CASE("a path that is no adapter folder is told what it should be", "[peft_files]") {
+  Files files;
+  const auto said = [&](const std::string& path) { return message_of<UserError>([&] { read_peft_config(path); }); };
+  CHECK(contains(said(files.folder / "adapter_config.json"), "is a file; adapter.from is the folder"));
+  CHECK(contains(said(files.folder / "nowhere"), "there is no such file; an adapter is a folder"));
+  std::filesystem::rename(files.folder / "adapter_model.safetensors", files.folder / "adapter_model.bin");
+  CHECK(contains(files.refusal(), "adapter_model.bin: is a pickle"));
 }

@@ -324,7 +324,7 @@ TEST_CASE("a broken index is refused", "[safetensors]") {
   };
   write_named(folder / "a.safetensors", {"a"});
   CHECK(refusal(R"({"metadata": {"total_size": 1}, "weight_map": {"a": "a.safetensors"}})") == "(nothing was thrown)");
-  CHECK(contains(refusal("[]"), "needs an object \"weight_map\""));
+  CHECK(contains(refusal("[]"), "is not a JSON object"));
   CHECK(contains(refusal("{}"), "needs an object \"weight_map\""));
   CHECK(contains(refusal(R"({"weight_map": {}})"), "needs an object \"weight_map\""));
   CHECK(contains(refusal(R"({"weight_map": {"a": "a.safetensors", "a": "a.safetensors"}})"), "given twice"));
@@ -355,33 +355,43 @@ TEST_CASE("no path of an index leaves the folder", "[safetensors]") {
     INFO(shard);
     CHECK(contains(refusal(shard), "allowed is the plain name of a file in the same folder"));
   }
-  fs::create_symlink("../out.safetensors", model + "/link.safetensors");
-  CHECK(contains(refusal("link.safetensors"), "outside the model folder"));
-  fs::create_symlink("sub", model + "/hop");
-  fs::create_symlink("hop/../../out.safetensors", model + "/hops.safetensors");
-  CHECK(contains(refusal("hops.safetensors"), "outside the model folder"));
-  fs::create_symlink("sub/in.safetensors", model + "/inner.safetensors");
-  CHECK(refusal("inner.safetensors") == "(nothing was thrown)");
   fs::create_symlink("loop.safetensors", model + "/loop.safetensors");
   CHECK(contains(refusal("loop.safetensors"), "cannot resolve the path"));
-
-  // a folder beside it whose name begins alike
-  fs::create_directories(root / "model2");
-  write_named(root / "model2/a.safetensors", {"a"});
-  fs::create_symlink("../model2/a.safetensors", model + "/beside.safetensors");
-  CHECK(contains(refusal("beside.safetensors"), "outside the model folder"));
-
-  // the single file and the index themselves
-  fs::remove(model + "/model.safetensors.index.json");
-  fs::create_symlink("../out.safetensors", model + "/model.safetensors");
-  CHECK(contains(message_of<UserError>([&] { SafetensorsFolder{model}; }), "outside the model folder"));
-  fs::remove(model + "/model.safetensors");
-  write_text_atomically(root / "index.json", R"({"weight_map": {"a": "in.safetensors"}})");
-  fs::create_symlink("../index.json", model + "/model.safetensors.index.json");
-  CHECK(contains(message_of<UserError>([&] { SafetensorsFolder{model}; }), "outside the model folder"));
+  fs::create_symlink("sub", model + "/folder.safetensors");
+  CHECK(contains(refusal("folder.safetensors"), "not a regular file"));
+  fs::create_symlink("/dev/zero", model + "/device.safetensors");
+  CHECK(contains(refusal("device.safetensors"), "not a regular file"));
 }
 
-TEST_CASE("links of a Hugging Face cache lead into its blobs and nowhere else", "[safetensors]") {
+TEST_CASE("links to regular files are followed in a folder of one's own", "[safetensors]") {
+  const TemporaryFolder root;
+  const std::string model = root / "model";
+  fs::create_directories(model + "/sub");
+  write_named(root / "out.safetensors", {"a"});
+  write_named(model + "/sub/in.safetensors", {"a"});
+  write_text_atomically(root / "index.json", R"({"weight_map": {"a": "link.safetensors"}})");
+  fs::create_symlink("sub", model + "/hop");
+  for (const char* target : {"../out.safetensors", "hop/../../out.safetensors", "sub/in.safetensors"}) {
+    INFO(target);
+    fs::create_symlink(target, model + "/model.safetensors");
+    CHECK(SafetensorsFolder(model).names() == std::vector<std::string>{"a"});
+    fs::rename(model + "/model.safetensors", model + "/link.safetensors");
+    fs::create_symlink("../index.json", model + "/model.safetensors.index.json");
+    CHECK(SafetensorsFolder(model).names() == std::vector<std::string>{"a"});
+    fs::remove(model + "/link.safetensors");
+    fs::remove(model + "/model.safetensors.index.json");
+  }
+  if (::geteuid() != 0) return;
+  // Of another user, no link leads out.
+  fs::create_symlink("../out.safetensors", model + "/model.safetensors");
+  REQUIRE(::chown(model.c_str(), 12345, 12345) == 0);
+  CHECK(contains(message_of<UserError>([&] { SafetensorsFolder{model}; }), "outside the model folder"));
+  fs::remove(model + "/model.safetensors");
+  fs::create_symlink("sub/in.safetensors", model + "/model.safetensors");
+  CHECK(SafetensorsFolder(model).names() == std::vector<std::string>{"a"});
+}
+
+TEST_CASE("links of a Hugging Face cache lead into its blobs, whoever owns it", "[safetensors]") {
   const TemporaryFolder root;
   const std::string snapshot = root / "models--a--b/snapshots/0123abcd";
   fs::create_directories(snapshot);
@@ -389,19 +399,66 @@ TEST_CASE("links of a Hugging Face cache lead into its blobs and nowhere else", 
   fs::create_directories(root / "models--evil/blobs");
   write_named(root / "models--a--b/blobs/77aa", {"a"});
   write_named(root / "models--evil/blobs/77aa", {"a"});
+  if (::geteuid() == 0) REQUIRE(::chown(snapshot.c_str(), 12345, 12345) == 0);
   fs::create_symlink("../../blobs/77aa", snapshot + "/model.safetensors");
   CHECK(SafetensorsFolder(snapshot).names() == std::vector<std::string>{"a"});
   fs::create_directory_symlink(snapshot, root / "current");
   CHECK(SafetensorsFolder(root / "current").names() == std::vector<std::string>{"a"});
+  if (::geteuid() != 0) return;
   fs::remove(snapshot + "/model.safetensors");
   fs::create_symlink("../../../models--evil/blobs/77aa", snapshot + "/model.safetensors");
   CHECK(contains(message_of<UserError>([&] { SafetensorsFolder{snapshot}; }), "outside the model folder"));
+}
 
-  // the same links outside of a cache
-  const std::string plain = root / "models--a--b/plain/0123abcd";
-  fs::create_directories(plain);
-  fs::create_symlink("../../blobs/77aa", plain + "/model.safetensors");
-  CHECK(contains(message_of<UserError>([&] { SafetensorsFolder{plain}; }), "outside the model folder"));
+TEST_CASE("shards without an index are read where they are all there", "[safetensors]") {
+  const TemporaryFolder folder;
+  const auto said = [&] { return message_of<UserError>([&] { SafetensorsFolder{folder.path()}; }); };
+  const auto name = [&](int number, int count) {
+    char text[64];
+    std::snprintf(text, sizeof text, "model-%05d-of-%05d.safetensors", number, count);
+    return folder / text;
+  };
+  write_named(name(1, 3), {"a", "b"});
+  write_named(name(3, 3), {"d"});
+  CHECK(contains(said(), "holds 2 of the 3 files model-N-of-3.safetensors"));
+  CHECK(contains(said(), "missing are N = 2. Finish the download"));
+  write_named(name(2, 3), {"c"});
+  CHECK(SafetensorsFolder(folder.path()).names() == std::vector<std::string>{"a", "b", "c", "d"});
+  write_named(name(2, 3), {"a"});
+  CHECK(contains(said(), "holds tensor \"a\", which"));
+  write_named(name(2, 3), {"c"});
+  write_named(name(1, 2), {"z"});
+  CHECK(contains(said(), "are not of one set of shards"));
+  fs::remove(name(1, 2));
+  write_named(folder / "model.safetensors", {"z"});
+  CHECK(contains(said(), "holds both model.safetensors and \"model-00001-of-00003.safetensors\""));
+  fs::remove(folder / "model.safetensors");
+  // An index decides, as ever.
+  write_index(folder.path(), {{"b", "model-00001-of-00003.safetensors"}});
+  CHECK(SafetensorsFolder(folder.path()).names() == std::vector<std::string>{"b"});
+  fs::remove(folder / "model.safetensors.index.json");
+  write_named(name(999999999, 999999999), {"y"});
+  CHECK(contains(said(), "are not of one set of shards"));
+}
+
+TEST_CASE("what stands in the place of weights is named with its fix", "[safetensors]") {
+  const TemporaryFolder folder;
+  const auto said = [&](const std::string& path) { return message_of<UserError>([&] { SafetensorsFolder{path}; }); };
+  CHECK(contains(said(folder.path()), "Finish the download, or use model.weights: random"));
+  for (const char* name : {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth"}) {
+    write_text_atomically(folder / name, "x");
+    CHECK(contains(said(folder.path()), std::string("but \"") + name + "\""));
+    CHECK(contains(said(folder.path()), "can run code"));
+    fs::remove(folder / name);
+  }
+  write_named(folder / "weights.safetensors", {"a"});
+  CHECK(contains(said(folder.path()), "but \"weights.safetensors\"; rename a single file to model.safetensors"));
+  CHECK(contains(said(folder / "weights.safetensors"), "not a folder; give the folder of a model, not a file in it"));
+  fs::create_directory(folder / "model.safetensors");
+  CHECK(contains(said(folder.path()), "not a regular file"));
+  fs::remove(folder / "model.safetensors");
+  fs::create_directory(folder / "model.safetensors.index.json");
+  CHECK(contains(said(folder.path()), "not a regular file"));
 }
 
 TEST_CASE("the writer's file reads back", "[safetensors]") {

@@ -2,6 +2,8 @@
 #include "tests/support/catch.h"
 
 #include "moe/weight_source.h"
+
+#include <cmath>
 #include "parallel/base/error.h"
 #include "parallel/bytes/tensor_io.h"
 #include "tests/support/message_of.h"
@@ -31,7 +33,7 @@ TEST_CASE("tensors are read as stored, FP8 blocks as bf16", "[weight_source]") {
   CHECK(contains(message_of<UserError>([&] { source->read("a", {4, 3}); }),
                  "a has shape [3, 4]; config.json asks for [4, 3]"));
   CHECK(contains(message_of<UserError>([&] { source->read("v", {130, 4}); }), "v is FP8 but there is no v_scale_inv"));
-  CHECK(contains(message_of<UserError>([&] { source->read("ids", {1}); }), "ids is of dtype Long"));
+  CHECK(contains(message_of<UserError>([&] { source->read("ids", {1}); }), "ids is of dtype I64"));
   CHECK(contains(message_of<UserError>([&] { source->read("b", {1}); }), "b"));
 }
 
@@ -57,4 +59,62 @@ TEST_CASE("random weights have the config's deviation and depend on seed and nam
   CHECK(!source->has("model.layers.61.embed_tokens.weight"));
   CHECK(!source->has("model.layers.61.shared_head.head.weight"));
   CHECK(source->has("model.layers.61.eh_proj.weight"));
+}
+
+TEST_CASE("a weight that is no number is refused with its file and name", "[weight_source]") {
+  const TemporaryFolder folder;
+  for (const auto type : {at::kBFloat16, at::kHalf, at::kFloat, at::kDouble}) {
+    for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+      at::Tensor bias = at::zeros({4}, type);
+      bias[3].fill_(bad);
+      write_tensors(folder / "model.safetensors", {{"bias", bias}}, {});
+      auto source = open_pretrained(folder.path());
+      CHECK(contains(message_of<UserError>([&] { source->read("bias", {4}); }),
+                     (folder / "model.safetensors") + ": bias holds values that are NaN or infinite"));
+    }
+  }
+}
+
+TEST_CASE("FP8 weights: codes, scales and products are numbers; scales are scales", "[weight_source]") {
+  const TemporaryFolder folder;
+  const at::Tensor ones = at::ones({2, 2}).to(at::kFloat8_e4m3fn);
+  const auto said = [&](const at::Tensor& weight, const at::Tensor& scale) {
+    write_tensors(folder / "model.safetensors", {{"w", weight}, {"w_scale_inv", scale}}, {});
+    return message_of<UserError>([&] { open_pretrained(folder.path())->read("w", {2, 2}); });
+  };
+  at::Tensor nan_code = ones.clone();
+  nan_code.view(at::kByte)[0][1] = 0xff;
+  CHECK(contains(said(nan_code, at::ones({1, 1})), ": w holds values that are NaN"));
+  CHECK(contains(said(ones, at::full({1, 1}, std::nan(""))), ": w_scale_inv holds values that are NaN"));
+  CHECK(contains(said((ones.to(at::kFloat) * 448).to(at::kFloat8_e4m3fn), at::full({1, 1}, 1e38)),
+                 ": w times w_scale_inv holds values that are NaN or infinite"));
+  CHECK(contains(said(ones, at::full({1, 1}, 117, at::kInt)), "w_scale_inv is of dtype Int, which is no scale"));
+  CHECK(contains(said(ones.to(at::kBFloat16), at::ones({1, 1})), "w is of dtype BF16, but there is w_scale_inv too"));
+  CHECK(contains(said(at::ones({2, 2}).to(at::kFloat8_e5m2), at::ones({1, 1})), "w is of dtype F8_E5M2; want"));
+  // 117 are the bits of 2^-10.
+  CHECK(said(ones, at::full({1, 1}, 117, at::kByte)) == "(nothing was thrown)");
+  CHECK(at::equal(open_pretrained(folder.path())->read("w", {2, 2}), at::full({2, 2}, 1.0 / 1024, at::kBFloat16)));
+}
+
+TEST_CASE("a head beside tied embeddings is the embedding, or is refused", "[weight_source]") {
+  const TemporaryFolder folder;
+  ModelConfig config;
+  config.vocab = 3;
+  config.width = 2;
+  config.tied_embeddings = true;
+  const at::Tensor embedding = random_normal({3, 2}, 1, at::kBFloat16);
+  const auto said = [&](const std::vector<std::pair<std::string, at::Tensor>>& tensors) {
+    write_tensors(folder / "model.safetensors", tensors, {});
+    return message_of<UserError>([&] { require_tied_head(*open_pretrained(folder.path()), config); });
+  };
+  const std::pair<std::string, at::Tensor> first{"model.embed_tokens.weight", embedding};
+  at::Tensor other = embedding.clone();
+  other[2][1].add_(1);
+  CHECK(said({first}) == "(nothing was thrown)");
+  CHECK(said({first, {"lm_head.weight", embedding}}) == "(nothing was thrown)");
+  CHECK(contains(said({first, {"lm_head.weight", other}}), "tie_word_embeddings: true"));
+  config.tied_embeddings = false;
+  CHECK(said({first, {"lm_head.weight", other}}) == "(nothing was thrown)");
+  config.tied_embeddings = true;
+  CHECK(!make_random_weights(config, 1, at::kCPU)->has("lm_head.weight"));
 }

@@ -32,6 +32,7 @@ BaseModel::BaseModel(const Recipe& recipe)
     list_random();
   } else {
     source_ = open_pretrained(recipe.model.path);
+    require_tied_head(*source_, config_);
     list_pretrained(recipe.model.path);
   }
 }
@@ -52,13 +53,10 @@ void BaseModel::list_pretrained(const std::string& path) {
     return std::tie(a->file, a->begin) < std::tie(b->file, b->begin);
   });
   for (const TensorInfo* info : infos) {
-    const auto type = scalar_type_of(info->dtype);
-    if (!type || !at::isFloatingType(*type)) {
-      throw UserError(str(info->file, ": ", info->name, " is of dtype ", dtype_name(info->dtype),
-                          "; want bf16, fp16, fp32 or FP8 e4m3"));
-    }
+    require_weight_dtype(folder, *info);
     const auto found = used.find(info->name);
-    tensors_.push_back({info->name, info->shape, info->dtype == DType::kF8E4M3 ? at::kBFloat16 : *type,
+    tensors_.push_back({info->name, info->shape,
+                        info->dtype == DType::kF8E4M3 ? at::kBFloat16 : *scalar_type_of(info->dtype),
                         found == used.end() ? nullptr : found->second});
   }
 }

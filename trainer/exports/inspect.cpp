@@ -14,6 +14,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/sha256.h"
+#include "parallel/base/strict_json.h"
 #include "parallel/base/text.h"
 #include "parallel/base/units.h"
 #include "parallel/bytes/tensor_io.h"
@@ -48,10 +49,12 @@ class Text {
 
 std::string size_of(std::uint64_t bytes) { return bytes_text(static_cast<int64_t>(bytes)); }
 
-json read_json(const fs::path& path) {
-  json object = json::parse(read_text_file(path.string()), nullptr, false);
-  if (!object.is_object()) throw UserError(str(path.string(), ": is not a JSON object"));
-  return object;
+json read_json(const fs::path& path) { return read_json_object(path.string(), /*max_depth=*/64); }
+
+/// Text under `key`; "?" where there is none.
+std::string text_of(const json& object, const char* key) {
+  const json value = object.value(key, json());
+  return value.is_string() ? value.get<std::string>() : "?";
 }
 
 void add_digest(Text& out, const fs::path& path, bool digests) {
@@ -90,20 +93,29 @@ void add_config(Text& out, const fs::path& folder) {
              ", positions ", c.max_positions);
     out.line("  ", c.heads, " heads of ", c.qk_dim(), ", latents ", c.q_lora ? str(*c.q_lora, " and ") : "", c.kv_lora,
              "; ", c.experts, " experts of ", c.expert_width, ", ", c.top_k, " a token, ", c.shared_experts, " shared");
+    out.line("  rotary ", rope_text(c.rope));
     out.line(
         "  multi-token prediction: ", c.num_mtp_layers == 0 ? "none" : str(c.num_mtp_layers, " layer in config.json"),
         c.fp8_blocks ? "; weights in FP8 blocks of 128 x 128" : "");
   } catch (const UserError& error) {
-    out.line("  family ", in_quotes(read_json(folder / "config.json").value("model_type", "")),
+    out.line("  family ", in_quotes(text_of(read_json(folder / "config.json"), "model_type")),
              ": not one that moetune trains: ", error.what());
   }
+}
+
+bool holds_safetensors(const fs::path& folder) {
+  if (fs::exists(fs::symlink_status(folder / "model.safetensors.index.json"))) return true;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.path().extension() == ".safetensors") return true;
+  }
+  return false;
 }
 
 std::string describe_model(const fs::path& folder, bool digests) {
   Text out;
   out.line("model folder ", folder.string());
   add_config(out, folder);
-  if (fs::exists(folder / "model.safetensors") || fs::exists(folder / "model.safetensors.index.json")) {
+  if (holds_safetensors(folder)) {
     const SafetensorsFolder weights(folder.string());
     const std::vector<std::string> names = weights.names();
     std::set<std::string> files;
@@ -128,7 +140,7 @@ std::string describe_model(const fs::path& folder, bool digests) {
 
 std::string describe_adapter(const fs::path& folder, bool digests) {
   const PeftConfig config = read_peft_config(folder);
-  const SafetensorsFile file((folder / "adapter_model.safetensors").string());
+  const SafetensorsFile file = open_peft_weights(folder);
   Text out;
   out.line("adapter folder ", folder.string());
   out.line("  rank ", config.rank, ", alpha ", config.alpha, config.rslora ? ", rsLoRA" : "", ", dropout ",
@@ -159,7 +171,7 @@ std::string describe_adapter(const fs::path& folder, bool digests) {
   add_dtypes(out, file);
   if (fs::exists(folder / kExportFile)) {
     const json made = read_json(folder / kExportFile);
-    out.line("  exported from ", made.value("checkpoint", "?"), ", step ", made.value("step", int64_t{0}));
+    out.line("  exported from ", text_of(made, "checkpoint"), ", step ", made.value("step", json()).dump());
   }
   add_digest(out, file.path(), digests);
   return out.text_;

@@ -9,6 +9,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/units.h"
+#include "parallel/bytes/finite.h"
 #include "parallel/bytes/tensor_io.h"
 #include "trainer/exports/base_model.h"
 #include "trainer/exports/model_writer.h"
@@ -95,6 +96,8 @@ class Merge {
         at::mm(saved_.read(adapter.path + ".lora_B.weight"), saved_.read(adapter.path + ".lora_A.weight"))
             .mul_(adapter.scale);
     at::Tensor result = (weight + delta).to(stored.scalar_type());
+    // The adapter's numbers are finite, so this is fp16 that cannot hold the sum.
+    require_finite(result, str(adapter.path, ".weight: merged into ", c10::toString(stored.scalar_type()), ", it"));
     if (at::equal(result, stored)) {
       note_disturbance(adapter, delta.norm().item<double>() > 0.0 ? 1.0 : 0.0);
       return stored;

@@ -69,7 +69,8 @@ std::string banner_of_model(const Recipe& recipe, const ModelConfig& config, con
   return banner_line("model",
                      str(recipe.model.path,
                          recipe.model.weights == WeightOrigin::kRandom ? " (weights drawn from the seed)" : "")) +
-         banner_line("", model_text(config)) + banner_line("experts", experts_text(config)) +
+         banner_line("", model_text(config)) + banner_line("rotary", rope_text(config.rope)) +
+         banner_line("experts", experts_text(config)) +
          (with_mtp ? banner_line("mtp", str("one module, loss weight ", number("%g", recipe.mtp.loss_weight))) : "") +
          banner_line("base", str(recipe.adapter ? to_string(recipe.model.base) : "trained weights", ", compute ",
                                  to_string(recipe.model.compute))) +

@@ -7,8 +7,11 @@
 
 #include "lora/adapters/peft_files.h"
 #include "moe/inventory.h"
+#include "moe/tensor_catalog.h"
+#include "moe/weight_source.h"
 #include "parallel/base/error.h"
-#include "parallel/bytes/safetensors.h"
+#include "parallel/bytes/finite.h"
+#include "parallel/bytes/tensor_io.h"
 #include "parallel/device/device_memory.h"
 #include "trainer/data/data_files.h"
 #include "trainer/data/documents.h"
@@ -41,29 +44,40 @@ class Findings {
   std::string text_;
 };
 
-/// Embedding, head and every linear map are in the checkpoint with the shapes that config.json gives.
+// Norms and biases; a disk with thousands of them answers within a second.
+constexpr uint64_t kCheapBytes = 1 << 20;
+
+/// All tensors of the model are in the checkpoint with the shapes that config.json gives and dtypes that are weights;
+/// the small ones hold finite numbers.
 void check_tensors(const ModelConfig& config, const std::string& folder_path, bool with_mtp) {
   const SafetensorsFolder folder(folder_path);
-  auto require = [&](const std::string& name, const std::vector<int64_t>& shape) {
-    const TensorInfo& info = folder.at(name);
-    if (info.shape == shape) return;
-    throw UserError(moetune::str(info.file, ": ", name, " has shape ", at::IntArrayRef(info.shape),
-                                 "; config.json asks for ", at::IntArrayRef(shape)));
-  };
-  require("model.embed_tokens.weight", {config.vocab, config.width});
-  require("model.norm.weight", {config.width});
-  if (!config.tied_embeddings) require("lm_head.weight", {config.vocab, config.width});
   const std::string projection = mtp_projection(config).name() + ".weight";
   if (with_mtp && folder.find(projection) == nullptr) {
     throw UserError(str(folder_path, ": mtp.loss_weight is above 0, but the checkpoint has no MTP module (", projection,
                         "); set it to 0"));
   }
-  for (const LinearMap& map : linear_maps(config, with_mtp)) {
-    const std::string name = map.name() + ".weight";
-    if (map.stack == 0) require(name, {map.outputs, map.inputs});
-    for (int64_t expert = 0; expert < map.stack; ++expert) {
-      require(expert_name(name, expert), {map.outputs, map.inputs});
+  const auto source = open_pretrained(folder_path);
+  for (const CatalogTensor& tensor : tensor_catalog(config, with_mtp)) {
+    if (tensor.may_be_shared && folder.find(tensor.name) == nullptr) continue;
+    const TensorInfo& info = folder.at(tensor.name);
+    if (info.shape != tensor.shape) {
+      throw UserError(moetune::str(info.file, ": ", info.name, " has shape ", at::IntArrayRef(info.shape),
+                                   "; config.json asks for ", at::IntArrayRef(tensor.shape)));
     }
+    require_weight_dtype(folder, info);
+    if (tensor.shape.size() == 1 && info.bytes <= kCheapBytes) source->read(tensor.name, tensor.shape);
+  }
+  require_tied_head(*source, config);
+}
+
+/// The adapter's configuration, and the header of its tensors; their numbers where they are few.
+void check_adapter(const std::string& folder) {
+  constexpr uint64_t kFewBytes = 64 << 20;
+  read_peft_config(folder);
+  const SafetensorsFile file = open_peft_weights(folder);
+  for (const std::string& name : file.names()) {
+    require_adapter_dtype(file.at(name));
+    if (file.total_bytes() <= kFewBytes) require_finite(read_tensor(file, name), str(file.path(), ": ", name));
   }
 }
 
@@ -93,7 +107,7 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
   findings.attempt("", [&] { check_data(recipe, "data.train", recipe.data.train); });
   if (recipe.data.eval) findings.attempt("", [&] { check_data(recipe, "data.eval", *recipe.data.eval); });
   if (recipe.adapter && recipe.adapter->from) {
-    findings.attempt(recipe.origin("adapter.from"), [&] { read_peft_config(*recipe.adapter->from); });
+    findings.attempt(recipe.origin("adapter.from"), [&] { check_adapter(*recipe.adapter->from); });
   }
   ModelConfig config;
   findings.attempt(recipe.origin("model.path"), [&] {
