@@ -36,6 +36,8 @@
 namespace moetune {
 namespace {
 
+constexpr int64_t kMostRanks = 1 << 20;
+
 /// The commands: each declares its words and what it does with them.
 class CommandLine {
  public:
@@ -120,7 +122,7 @@ class CommandLine {
                           [this] { return validate(recipe(), recipe_, ranks_); }));
     app_.get_subcommand("validate")
         ->add_option("--ranks", ranks_, "ranks of the job; 0: as many as the recipe's mesh asks for")
-        ->check(CLI::NonNegativeNumber);
+        ->check(CLI::Range(kMostRanks));
     CLI::App* verify_command = add_launched(
         "verify-layout",
         "Show that the mesh changes nothing: a tiny twin of the run in fp64, on one rank and on many layouts",
@@ -178,20 +180,20 @@ class CommandLine {
         "--mesh", mesh_, "PATH is a recipe: its ranks, what each holds, and what a step moves");
     inspect_command
         ->add_option("--ranks", ranks_, "with --mesh: ranks of the job; 0: as many as the recipe's mesh asks for")
-        ->check(CLI::NonNegativeNumber)
+        ->check(CLI::Range(kMostRanks))
         ->needs(mesh);
     inspect_command->add_option("--ranks-per-host", ranks_per_host_, "with --mesh: ranks of a host; 0: eight")
-        ->check(CLI::NonNegativeNumber)
+        ->check(CLI::Range(kMostRanks))
         ->needs(mesh);
-    CLI::Option* svg = inspect_command->add_option("--svg", svg_, "with --mesh: a picture as SVG, written to this file")
-                           ->option_text("FILE")
-                           ->needs(mesh);
+    svg_option_ = inspect_command->add_option("--svg", svg_, "with --mesh: a picture as SVG, written to this file")
+                      ->option_text("FILE")
+                      ->needs(mesh);
     inspect_command
         ->add_option("--picture", picture_,
                      "with --svg: who holds what (mesh), one layer's collectives (layer), or how frozen weights reach "
                      "the device (weights)")
         ->check(CLI::IsMember({"mesh", "layer", "weights"}))
-        ->needs(svg);
+        ->needs(svg_option_);
     inspect_command->add_option("overrides", overrides_, "with --mesh: values that replace those of the recipe")
         ->option_text("key.sub=value ...")
         ->needs(mesh);
@@ -213,7 +215,7 @@ class CommandLine {
 
   std::string inspect_mesh() {
     const PlannedMesh planned = plan_mesh(load_recipe(run_, overrides_), ranks_, ranks_per_host_);
-    if (svg_.empty()) return draw_mesh(planned, run_);
+    if (svg_option_->count() == 0) return draw_mesh(planned, run_);
     write_text_atomically(svg_, picture_ == "layer"     ? layer_picture(planned)
                                 : picture_ == "weights" ? weights_picture(planned)
                                                         : mesh_picture(planned));
@@ -235,6 +237,7 @@ class CommandLine {
       "Fine-tunes mixture-of-experts models that are far larger than the GPUs at hand. docs/tour.md shows how.",
       "moetune"};
   std::function<int()> action_;
+  CLI::Option* svg_option_ = nullptr;
   std::string recipe_, run_, data_, to_, name_, reader_ = "peft", base_name_, svg_, picture_ = "mesh";
   std::vector<std::string> overrides_, layouts_;
   bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;

@@ -108,6 +108,12 @@ void InputFile::read(std::uint64_t offset, void* data, std::uint64_t size) const
 
 AtomicFile::AtomicFile(std::string path)
     : path_(std::move(path)), temporary_(str(checked(path_), ".tmp-", ::getpid())) {
+  // The rename would put a file in the place of a device, a pipe or a folder.
+  struct stat status;
+  if (::stat(path_.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+    throw UserError(str(printable_line(path_), ": is ", S_ISDIR(status.st_mode) ? "a folder" : "no regular file",
+                        " and is not replaced; name a file"));
+  }
   // A run that was killed may have left a file of this name: pids repeat, in containers at every start.
   ::unlink(temporary_.c_str());
   Descriptor descriptor{::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666)};

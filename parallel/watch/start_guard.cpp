@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iterator>
 #include <optional>
+#include <set>
 
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
@@ -177,25 +178,36 @@ void StartGuard::run() {
   constexpr std::chrono::milliseconds kTick(100);
   std::unique_lock lock(mutex_);
   Clock::time_point last = Clock::now();
-  double waited_s = 0.0, due_s = limit_s_;
+  double waited_s = 0.0, due_s = 0.5;
+  std::set<int> met;  // ranks of this host that were sound once
   while (!over_changed_.wait_for(lock, kTick, [this] { return over_; })) {
     // A tick that took longer is one in which this process stood still, as a suspended job does.
     const Clock::time_point now = Clock::now();
     waited_s += std::min(std::chrono::duration<double>(now - last).count(), 5 * 0.1);
     last = now;
     if (waited_s < due_s) continue;
+    due_s = waited_s + 1.0;
+    const std::vector<HostRank> seen = ranks_of_this_host();
+    std::set<int> sound;
+    for (const HostRank& other : seen) {
+      if (is_sound(other)) sound.insert(other.rank);
+    }
+    const bool one_left = std::any_of(met.begin(), met.end(), [&](int rank) {
+      return std::none_of(seen.begin(), seen.end(), [rank](const HostRank& other) {
+        return other.rank == rank && other.state != 'Z' && other.state != 'X';
+      });
+    });
+    // It has spoken, or the launcher says what became of it; in any case the launcher ends the rest.
+    if (one_left && waited_s > limit_s_) ::_exit(static_cast<int>(ExitCode::kRankLost));
+    met.insert(sound.begin(), sound.end());
+    if (waited_s < limit_s_) continue;
     char host[256] = "";
     ::gethostname(host, sizeof host - 1);
-    const std::vector<HostRank> seen = ranks_of_this_host();
     const StartVerdict verdict = start_verdict(own_, seen, host, waited_s, place_);
-    const auto before = std::count_if(
-        seen.begin(), seen.end(), [this](const HostRank& other) { return other.rank < own_.rank && is_sound(other); });
+    const auto before = std::distance(sound.begin(), sound.lower_bound(own_.rank));
     const double turn_s =
-        limit_s_ * (verdict.blames ? 1.0 : 2.0) + kTurn_s * static_cast<double>(std::min<long>(before, 10));
-    if (waited_s < turn_s) {
-      due_s = turn_s;
-      continue;
-    }
+        limit_s_ * (verdict.blames ? 1.0 : 2.0) + kTurn_s * static_cast<double>(std::min<std::ptrdiff_t>(before, 10));
+    if (waited_s < turn_s) continue;
     log_error(verdict.message);
     ::_exit(static_cast<int>(ExitCode::kRankLost));
   }

@@ -117,7 +117,9 @@ class SetupTest(unittest.TestCase):
         cmake = pathlib.Path(sys.executable).parent / "cmake"
         self.script("cmake", f'exec "{cmake if cmake.exists() else shutil.which("cmake")}" "$@"')
         ninja = shutil.which("ninja")
-        self.script("ninja", f'case "$*" in *" all" | *" moetune") echo "would build"; exit 0;; esac\nexec {ninja} "$@"')
+        self.script(
+            "ninja", f'case "$*" in *" all" | *" moetune") echo "would build"; exit 0;; esac\nexec {ninja} "$@"'
+        )
         output = self.call("scripts/build", expect=0, MOETUNE_CUDA_ARCHS="86,90a")
         self.assertIn("would build", output)
         self.assertFalse((self.clone / ".venv").exists())
