@@ -20,8 +20,11 @@
 
 namespace moetune {
 
-/// All bytes of the file, which may also be a pipe.
+/// All bytes of the file, which may also be a pipe. UserError beyond 1 GiB: a device would never end.
 std::string read_text_file(const std::string& path);
+/// The file that this thread opened last with one of these functions: where an error of a parser, which knows no path,
+/// comes from. Empty if none.
+const std::string& last_file_opened();
 
 /// Whether the last name of a path may be a symbolic link: not in a folder that the program owns (run folder, cache),
 /// where one would lead reading or writing elsewhere.

@@ -28,6 +28,7 @@ fs::path newest_of_running(const fs::path& folder) {
 }
 
 fs::path whole_checkpoint(const fs::path& path) {
+  if (path.empty()) throw UserError("the path of the run is empty; RUN is a run folder or one of its checkpoints");
   if (!fs::is_directory(path)) {
     throw UserError(str(path.string(), ": is no folder; RUN is a run folder or one of its checkpoints"));
   }
