@@ -18,11 +18,11 @@ using nlohmann::json;
 // What no model comes near, and what keeps every product of sizes far from 2^63.
 constexpr int64_t kMostLayers = 1 << 12, kMostWidth = 1 << 20, kMostFeatures = 1 << 24, kMostHeads = 1 << 16;
 constexpr int64_t kMostVocabulary = 1 << 27, kMostExperts = 32767;  // chosen experts are kept as 16-bit numbers
-constexpr int64_t kMostExpertsOfAllLayers = 1 << 22;
+constexpr int64_t kMostExpertsOfAllLayers = 1 << 18;
 constexpr double kMostParameters = 1e15;
 
 /// A text of the file between quotes, its control characters escaped.
-std::string quoted(const std::string& text) {
+std::string single_quoted(const std::string& text) {
   const std::string safe = in_quotes(text);
   return "'" + safe.substr(1, safe.size() - 2) + "'";
 }
@@ -91,7 +91,7 @@ RopeConfig parse_rope_object(const Reader& top, const Reader& scaling, RopeConfi
   }
   const std::string kind = scaling.text_or("rope_type", scaling.text_or("type", "default"));
   if (kind == "default") return rope;
-  if (kind != "yarn") scaling.fail("type", str("is ", quoted(kind), "; this program computes default and yarn"));
+  if (kind != "yarn") scaling.fail("type", str("is ", single_quoted(kind), "; this program computes default and yarn"));
   rope.kind = RopeConfig::Kind::kYarn;
   rope.original_max_positions = scaling.number("original_max_position_embeddings");
   // transformers prefers the key at the top.
@@ -147,21 +147,21 @@ bool parse_fp8(const Reader& top) {
   const Reader quantised(top.at("quantization_config"), str(top.place(), ": quantization_config"));
   const std::string method = quantised.text_or("quant_method", "");
   if (method != "fp8") {
-    quantised.fail("quant_method", str("is ", quoted(method), "; weights may be bf16, fp16, fp32, or fp8 in blocks"));
+    quantised.fail("quant_method", str("is ", single_quoted(method), "; weights may be bf16, fp16, fp32, or fp8 in blocks"));
   }
   const json& block = quantised.at("weight_block_size");
   if (block != json::array({128, 128})) {
     quantised.fail("weight_block_size", str("is ", shown(block), ", want [128, 128]"));
   }
   const std::string format = quantised.text_or("fmt", "e4m3");
-  if (format != "e4m3") quantised.fail("fmt", str("is ", quoted(format), "; only e4m3 is read"));
+  if (format != "e4m3") quantised.fail("fmt", str("is ", single_quoted(format), "; only e4m3 is read"));
   return true;
 }
 
 /// Two keys for one thing: the number of the first that is there.
 int64_t integer_of_either(const Reader& top, const char* key, const char* other, int64_t low, int64_t high) {
   const bool both = top.has(key) && top.has(other);
-  const int64_t value = top.integer(top.has(key) ? key : other, low, high);
+  const int64_t value = top.integer(top.has(key) || !top.has(other) ? key : other, low, high);
   if (both && top.integer(other, low, high) != value) {
     top.fail(other, str("is ", shown(top.at(other)), ", but ", key, " is ", value, "; they mean the same"));
   }
@@ -225,12 +225,12 @@ ModelConfig parse_model_config(const json& object, const std::string& place) {
   ModelConfig config;
   config.model_type = top.text_or("model_type", "");
   if (config.model_type != "deepseek_v3" && config.model_type != "kimi_k2") {
-    top.fail("model_type", str("is ", quoted(config.model_type),
+    top.fail("model_type", str("is ", single_quoted(config.model_type),
                                "; this program trains deepseek_v3 (and kimi_k2, which computes the same)"));
   }
   auto only = [&](const char* key, const std::string& allowed) {
     const std::string value = top.text_or(key, allowed);
-    if (value != allowed) top.fail(key, str("is ", quoted(value), "; only '", allowed, "' is computed"));
+    if (value != allowed) top.fail(key, str("is ", single_quoted(value), "; only '", allowed, "' is computed"));
   };
   only("hidden_act", "silu");
   only("scoring_func", "sigmoid");

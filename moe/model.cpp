@@ -31,7 +31,6 @@ class Builder {
     const LayerId turn = config_.turn();
     auto [norm_D, norm] = plain("model.norm.weight", {config_.width}, turn, "norms");
     Plain head{model_.embedding.weight(), nullptr};
-    require_tied_head(source_, config_);
     if (!config_.tied_embeddings) {
       head = of_vocabulary("lm_head.weight", turn, "head");
     } else if (options_.train_weights) {

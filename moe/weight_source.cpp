@@ -120,6 +120,10 @@ void require_weight_dtype(const SafetensorsFolder& folder, const TensorInfo& inf
   switch (info.dtype) {
     case DType::kF8E4M3:
       if (!scaled) throw UserError(str(info.file, ": ", info.name, " is FP8 but there is no ", info.name, kScale));
+      if (info.shape.size() != 2) {
+        throw UserError(str(info.file, ": ", info.name, " is FP8 with ", info.shape.size(),
+                            " dimensions; blocks of 128 x 128 have two"));
+      }
       return;
     case DType::kF64:
     case DType::kF32:

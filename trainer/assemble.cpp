@@ -107,6 +107,7 @@ class Assembler {
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;
     auto source = random ? make_random_weights(run.config, static_cast<uint64_t>(recipe_.run.seed), run.device)
                          : open_pretrained(recipe_.model.path);
+    require_tied_head(*source, run.config);
     run.cache = open_weight_cache(recipe_, run.config, *source);
     run.slabs =
         std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards), run.cache.get());

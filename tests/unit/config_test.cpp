@@ -198,17 +198,17 @@ TEST_CASE("sizes are bounded before anything is made of them", "[config]") {
   config = deepseek_v3();
   config["num_hidden_layers"] = 4096;
   config["n_routed_experts"] = 32760;
-  CHECK(contains(refusal(config), "at most 4194304 experts in all layers"));
+  CHECK(contains(refusal(config), "at most 262144 experts in all layers"));
   CHECK(contains(refusal("initializer_range", 1e300), "initializer_range is not within"));
   CHECK(contains(refusal("rms_norm_eps", -1), "rms_norm_eps is not within"));
 }
 
 TEST_CASE("a wrong type is refused with file, key and value, whatever the key", "[config]") {
   const json wrong[] = {0, 1.5, "text", true, json::array({1, 2}), {{"a", 1}}};
-  for (const auto& [key, value] : deepseek_v3().items()) {
+  const json sound = deepseek_v3();
+  for (const auto& [key, value] : sound.items()) {
     for (const json& other : wrong) {
       if (other.type() == value.type() || (other.is_number() && value.is_number())) continue;
-      if (key == "moe_layer_freq" && other == 1) continue;
       INFO(key << " " << other.dump());
       const std::string said = refusal(key.c_str(), other);
       CHECK(contains(said, "config.json: " + key));

@@ -2,6 +2,7 @@
 // packed anew.
 #include "tests/support/catch.h"
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -229,4 +230,22 @@ TEST_CASE("two ranks that fill a file at once leave it whole", "[slab_cache]") {
   CHECK(at::equal(filled(part, &again, asked), filled(part, nullptr)));
   CHECK(asked.empty());
   CHECK(b.found_bytes() > 0);  // what the other had left by then
+}
+
+TEST_CASE("what was packed with values that are no numbers is asked of the checkpoint again", "[slab_cache]") {
+  for (const BaseFormat format : {BaseFormat::kBf16, BaseFormat::kFp32, BaseFormat::kNf4}) {
+    TemporaryFolder folder;
+    const FrozenShape shape{format, 1, O, I, {}};
+    std::vector<at::Tensor> parts;
+    for (const PackedPart& part : shape.parts()) parts.push_back(at::ones({part.elements}, part.dtype));
+    SlabCache cache(folder.path());
+    const auto file = cache.open("layer-003-experts", {{"a", shape}, {"b", shape}});
+    file->put(0, parts);
+    parts.back()[1].fill_(std::nan(""));
+    file->put(1, parts);
+    INFO(to_string(format));
+    CHECK(file->find(0));
+    CHECK(!file->find(1));
+    CHECK(contains(cache.complaints(), "b holds values that are NaN or infinite"));
+  }
 }

@@ -91,6 +91,10 @@ TEST_CASE("FP8 weights: codes, scales and products are numbers; scales are scale
   CHECK(contains(said(ones, at::full({1, 1}, 117, at::kInt)), "w_scale_inv is of dtype Int, which is no scale"));
   CHECK(contains(said(ones.to(at::kBFloat16), at::ones({1, 1})), "w is of dtype BF16, but there is w_scale_inv too"));
   CHECK(contains(said(at::ones({2, 2}).to(at::kFloat8_e5m2), at::ones({1, 1})), "w is of dtype F8_E5M2; want"));
+  CHECK(contains(said(ones.flatten(), at::ones({1, 1})), "has shape [4]"));
+  write_tensors(folder / "model.safetensors", {{"n", ones.flatten()}, {"n_scale_inv", at::ones({1, 1})}}, {});
+  CHECK(contains(message_of<UserError>([&] { open_pretrained(folder.path())->read("n", {4}); }),
+                 "n is FP8 with 1 dimensions"));
   // 117 are the bits of 2^-10.
   CHECK(said(ones, at::full({1, 1}, 117, at::kByte)) == "(nothing was thrown)");
   CHECK(at::equal(open_pretrained(folder.path())->read("w", {2, 2}), at::full({2, 2}, 1.0 / 1024, at::kBFloat16)));

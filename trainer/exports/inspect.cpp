@@ -366,6 +366,7 @@ std::string inspect(const fs::path& path, bool digests) {
                         ": is no folder that moetune knows: a model has config.json, an adapter adapter_config.json, a "
                         "run checkpoints/, a checkpoint manifest.json, packed weights about.json"));
   }
+  if (!fs::is_regular_file(path)) throw UserError(str(path.string(), ": is neither a folder nor a regular file"));
   return path.extension() == ".safetensors" ? describe_safetensors(path, digests) : describe_data(path, digests);
 }
 

@@ -56,7 +56,6 @@ void check_tensors(const ModelConfig& config, const std::string& folder_path, bo
     throw UserError(str(folder_path, ": mtp.loss_weight is above 0, but the checkpoint has no MTP module (", projection,
                         "); set it to 0"));
   }
-  const auto source = open_pretrained(folder_path);
   for (const CatalogTensor& tensor : tensor_catalog(config, with_mtp)) {
     if (tensor.may_be_shared && folder.find(tensor.name) == nullptr) continue;
     const TensorInfo& info = folder.at(tensor.name);
@@ -65,9 +64,13 @@ void check_tensors(const ModelConfig& config, const std::string& folder_path, bo
                                    "; config.json asks for ", at::IntArrayRef(tensor.shape)));
     }
     require_weight_dtype(folder, info);
-    if (tensor.shape.size() == 1 && info.bytes <= kCheapBytes) source->read(tensor.name, tensor.shape);
+    if (tensor.shape.size() == 1 && info.bytes <= kCheapBytes) {
+      require_finite(read_tensor(folder, info.name), str(info.file, ": ", info.name));
+    }
   }
-  require_tied_head(*source, config);
+  if (config.tied_embeddings && folder.find("lm_head.weight") != nullptr) {
+    require_tied_head(*open_pretrained(folder_path), config);
+  }
 }
 
 /// The adapter's configuration, and the header of its tensors; their numbers where they are few.
