@@ -5,7 +5,10 @@
 # LibTorch, CUDA and NCCL (5 GB) are not copied: the program finds them where they lay when it was built (its rpath), and Python where
 # MOETUNE_PYTHON was, whose path the file `python` holds. On a cluster both belong on the shared file system.
 include(GNUInstallDirs)
-set_target_properties(moetune PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+get_filename_component(nccl_folder ${NCCL_LIBRARY} DIRECTORY)
+# By name: of the libraries that it links with, CMake leaves out those in the checkout, where .venv lies.
+set_target_properties(moetune PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON
+  INSTALL_RPATH "${TORCH_INSTALL_PREFIX}/lib;${nccl_folder};${CUDAToolkit_LIBRARY_DIR}")
 install(TARGETS moetune RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY recipes DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune FILES_MATCHING PATTERN "*.yaml")
 install(DIRECTORY scripts/prepare DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune/scripts FILES_MATCHING PATTERN "*.py")

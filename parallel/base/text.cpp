@@ -44,7 +44,7 @@ std::string escaped(std::string_view text, bool one_line) {
     const std::size_t taken = std::max<std::size_t>(1, next.num_bytes);
     char code[16];
     if (next.num_bytes == 0) {
-      std::snprintf(code, sizeof code, "\\x%02x", static_cast<unsigned>(next.code));
+      std::snprintf(code, sizeof code, "\\x%02x", static_cast<unsigned>(static_cast<unsigned char>(text[0])));
       shown += code;
     } else if (next.code == U'\n' || next.code == U'\t') {
       if (one_line) {

@@ -50,7 +50,7 @@ def _read_json(path):
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid JSON: {e}\n  fix: download it again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: a {type(value).__name__}, not an object\n  fix: download it again")
+        raise UserError(f"{path}: holds a {type(value).__name__}, not an object\n  fix: download it again")
     return value
 
 
@@ -68,7 +68,9 @@ def _token(config, key, path):
     if isinstance(value, dict):
         value = value.get("content")
     if value is not None and not isinstance(value, str):
-        raise UserError(f'{path}: "{key}" is a {type(value).__name__}\n  fix: it is a string, or has one as "content"')
+        raise UserError(
+            f'{path}: "{key}" is {json.dumps(value)[:80]}\n  fix: it is a string, an object with "content", or null'
+        )
     return _check_unicode(value, path, key) if value else None
 
 

@@ -58,7 +58,9 @@ class InstallTest(unittest.TestCase):
         tiny = TinyRun(self.folder / name)
         words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
         words.pre_tokenizer = pre_tokenizers.Whitespace()
+        words.add_special_tokens(["</s>"])
         words.save(str(self.folder / name / "model" / "tokenizer.json"))
+        (self.folder / name / "model" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
         (self.folder / name / "train.jsonl").write_text(json.dumps({"prompt": "a", "completion": " b"}) + "\n")
         return tiny.arguments("prepare")[2]
 
@@ -71,7 +73,7 @@ class InstallTest(unittest.TestCase):
     def test_prepare(self):
         recipe = self.tiny("prepared")
         output = self.call("prepare", recipe, "--show", "1")
-        self.assertIn("--- document 0: 2 tokens, 1 trained ---", output)
+        self.assertIn("--- document 0: 3 tokens, 2 trained ---", output)
         python = (self.tree / "share" / "moetune" / "python").read_text().strip()
         self.assertTrue(pathlib.Path(python).is_file(), python)
         # A Python of the user's is taken instead; one that is none is named.

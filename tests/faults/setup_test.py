@@ -120,10 +120,13 @@ class SetupTest(unittest.TestCase):
         self.script(
             "ninja", f'case "$*" in *" all" | *" moetune") echo "would build"; exit 0;; esac\nexec {ninja} "$@"'
         )
-        output = self.call("scripts/build", expect=0, MOETUNE_CUDA_ARCHS="86,90a")
-        self.assertIn("would build", output)
+        self.script("nvidia-smi", 'case "$*" in *compute_cap*) echo 9.0; echo 8.9; echo 9.0;; esac')
+        configured = self.clone / "build" / "configure.log"
+        self.assertIn("would build", self.call("scripts/build", expect=0, MOETUNE_CUDA_ARCHS=""))
+        self.assertIn("GPU architectures: 90a;89\n", configured.read_text())
+        self.assertIn("would build", self.call("scripts/build", expect=0, MOETUNE_CUDA_ARCHS="86,90a"))
         self.assertFalse((self.clone / ".venv").exists())
-        self.assertIn("GPU architectures: 86;90a", (self.clone / "build" / "configure.log").read_text())
+        self.assertIn("GPU architectures: 86;90a\n", configured.read_text())
         flags = (self.clone / "build" / "build.ninja").read_text()
         self.assertIn("compute_86", flags)
         self.assertIn("compute_90a", flags)

@@ -197,8 +197,8 @@ class Rendered(unittest.TestCase):
     def test_wrong_types_in_the_models_files(self):
         for name, value, words in (
             ("tokenizer_config.json", [], "a list, not an object"),
-            ("tokenizer_config.json", {"bos_token": 3}, '"bos_token" is a int'),
-            ("tokenizer_config.json", {"eos_token": {"content": []}}, '"eos_token" is a list'),
+            ("tokenizer_config.json", {"bos_token": 3}, '"bos_token" is 3'),
+            ("tokenizer_config.json", {"eos_token": {"content": []}}, '"eos_token" is {"content": []}'),
             ("tokenizer_config.json", {"eos_token": "\ud800"}, '"eos_token" holds half of a surrogate pair'),
             ("tokenizer_config.json", {"add_bos_token": "yes"}, '"add_bos_token" is a str'),
             ("tokenizer_config.json", {"chat_template": "\ud800"}, '"chat_template" holds half'),

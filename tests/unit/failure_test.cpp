@@ -45,7 +45,7 @@ TEST_CASE("exceptions of libraries end as what they mean for the user", "[failur
       {ExitCode::kUserError, "/none -> ", [&] { fs::rename(folder.path() + "/none", folder.path() + "/other"); }},
       {ExitCode::kUserError, "/a\\nfile: holds what moetune does not expect",
        [&] { nlohmann::json::parse(read_text_file(file)).at("step").get<int>(); }},
-      {ExitCode::kUserError, "parse error", [&] { nlohmann::json::parse("{"); }},
+      {ExitCode::kUserError, "parse error", [&] { nlohmann::json object = nlohmann::json::parse("{"); }},
       {ExitCode::kUserError, "", [] { throw std::ios_base::failure("stream"); }},
       {ExitCode::kDoesNotFit, "memory", [] { throw std::bad_alloc(); }},
       {ExitCode::kDoesNotFit, "longer than any memory", [] { std::vector<double>().reserve(size_t{1} << 62); }},
