@@ -65,13 +65,12 @@ def _check_unicode(text, path, key):
 def _token(config, key, path):
     """A special token, which is a string or an object with "content"; None where there is none."""
     value = config.get(key)
-    if isinstance(value, dict):
-        value = value.get("content")
-    if value is not None and not isinstance(value, str):
+    text = value.get("content") if isinstance(value, dict) else value
+    if value is not None and not isinstance(text, str):
         raise UserError(
             f'{path}: "{key}" is {json.dumps(value)[:80]}\n  fix: it is a string, an object with "content", or null'
         )
-    return _check_unicode(value, path, key) if value else None
+    return _check_unicode(text, path, key) if text else None
 
 
 class ModelFiles:
