@@ -242,7 +242,7 @@ class Streams(Base):
             "import os, sys, time; sys.path.insert(0, sys.argv[1])\n"
             "from prepare.workers import in_order\n"
             "def process(block):\n"
-            "    print(os.getpid(), flush=True)\n"
+            "    os.write(1, b'%d\\n' % os.getpid())\n"
             "    time.sleep(60)\n"
             "list(in_order(process, range(2), 2))"
         )
