@@ -8,6 +8,7 @@ A run is killed again and again (--kills-per-run) before it may end; a campaign 
 
 import argparse
 import hashlib
+import json
 import os
 import pathlib
 import random
@@ -21,13 +22,13 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from tiny_run import TinyRun, program
 
-STEPS = 24
+STEPS = 40
 SETTINGS = {
     "train.steps": STEPS,
-    "checkpoint.every_steps": 2,
+    "checkpoint.every_steps": 3,
     "checkpoint.keep_last": 2,
     "checkpoint.keep_best": "true",
-    "eval.every_steps": 3,
+    "eval.every_steps": 4,
 }
 
 
@@ -61,18 +62,32 @@ def kill(process, draw, ranks):
         time.sleep(0.02)
 
 
-def wait_for_instant(run, process, draw, duration):
-    """A random instant of the run's life, or of its next save. False where the run ended before."""
-    at_save = draw.random() < 0.5
-    end = time.time() + draw.uniform(0.0, duration)
+def steps_of_this_life(run, lives):
+    """Steps that the log has of a run that began `lives` times."""
+    kinds = [json.loads(line)["kind"] for line in run.log.read_text().split("\n")[:-1]]
+    if kinds.count("start") < lives:
+        return 0
+    return kinds[len(kinds) - kinds[::-1].index("start") :].count("step")
+
+
+def wait_for_instant(run, process, draw, start_s):
+    """A random instant: while the run starts, some steps later, or in the middle of a save. False where the run ended
+    before. Steps are counted, so that a busy machine changes nothing of how often a run can be killed."""
+    when = draw.choices(["start", "step", "save"], [25, 40, 35])[0]
+    steps, end = draw.randint(1, 6), time.time() + draw.uniform(0.0, start_s)
     checkpoints = run.folder / "run" / "checkpoints"
+    lives = run.log.read_text().count('{"kind":"start"') + 1 if run.log.exists() else 1
+    before = set(checkpoints.glob(".saving-*"))  # what the life before left, until the run clears it
     while process.poll() is None:
-        saving = at_save and checkpoints.exists() and any(checkpoints.glob(".saving-*"))
-        if saving:
-            time.sleep(draw.choice([0.0, 0.001, 0.003, 0.01]))
-        if saving or time.time() > end + (duration if at_save else 0.0):
+        if when == "start" and time.time() > end:
+            return True
+        if when == "step" and run.log.exists() and steps_of_this_life(run, lives) >= steps:
+            time.sleep(draw.choice([0.0, 0.002, 0.01, 0.03]))
             return process.poll() is None
-        time.sleep(0.0005 if at_save else 0.01)
+        if when == "save" and set(checkpoints.glob(".saving-*")) - before:
+            time.sleep(draw.choice([0.0, 0.0, 0.001, 0.003, 0.01, 0.03]))
+            return process.poll() is None
+        time.sleep(0.0005 if when == "save" else 0.005)
     return False
 
 
@@ -97,12 +112,12 @@ def leftovers(run):
     return [name for name in names if name.startswith((".saving", ".removing", "run.lock")) or ".tmp-" in name]
 
 
-def disturbed_run(folder, ranks, draw, kills, duration, deadline):
-    """A run killed so often; (run, kills that hit it, its resumes)."""
+def disturbed_run(folder, ranks, draw, kills, start_s, deadline):
+    """A run killed so often; (run, kills that hit it)."""
     run, hits = make_run(folder, ranks), 0
     process = run.start(ranks)
     while hits < kills and time.time() < deadline:
-        if not wait_for_instant(run, process, draw, duration):
+        if not wait_for_instant(run, process, draw, start_s):
             break
         kill(process, draw, ranks)
         hits += 1
@@ -127,14 +142,21 @@ def main():
         root = pathlib.Path(root)
         whole = make_run(root / "whole", options.ranks)
         begin = time.time()
-        whole.finish(options.ranks)
-        duration, expected = time.time() - begin, result_of(whole)
+        process = whole.start(options.ranks)
+        whole.wait_for_step(1, process)
+        start_s = time.time() - begin
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        expected = result_of(whole)
         assert sorted(expected["losses"]) == list(range(1, STEPS + 1)) and len(expected["state"]) > 20
-        print(f"undisturbed: {duration:.1f} s, checkpoints {', '.join(expected['checkpoints'])}", flush=True)
+        print(
+            f"undisturbed: first step after {start_s:.1f} s, checkpoints {', '.join(expected['checkpoints'])}",
+            flush=True,
+        )
         while total < options.kills and time.time() < deadline:
             number += 1
             kills = min(options.kills_per_run, options.kills - total)
-            run, hits = disturbed_run(root / f"run-{number}", options.ranks, draw, kills, duration, deadline)
+            run, hits = disturbed_run(root / f"run-{number}", options.ranks, draw, kills, start_s, deadline)
             total += hits
             found = result_of(run)
             for what, value in expected.items():

@@ -45,7 +45,7 @@ TEST_CASE("what a resumed run must keep, and what it may change") {
            {"model.weights=random", "model.weights", "pretrained", "random", kSame},
            {"model.base=bf16", "model.base", "nf4", "bf16", kSame},
            {"model.compute=fp32", "model.compute", "bf16", "fp32", kSame},
-           {"model.path=n", "model.path", "\"m\"", "\"n\"", kContents},
+           {"model.path=other", "model.path", "m", "other", kContents},
            {"data.train=u.jsonl", "data.train", "t.jsonl", "u.jsonl", kContents},
            {"data.eval=f.jsonl", "data.eval", "e.jsonl", "f.jsonl", kFree},
            {"data.packing=false", "data.packing", "true", "false", kSame},

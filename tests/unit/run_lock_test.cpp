@@ -9,6 +9,7 @@
 #include <atomic>
 #include <csignal>
 #include <ctime>
+#include <sstream>
 #include <thread>
 #include <vector>
 
@@ -55,13 +56,19 @@ std::vector<std::string> names_in(const TemporaryFolder& folder) {
 
 /// A process that has ended and that nobody waits for while this lives.
 struct EndedProcess {
-  EndedProcess() : pid(::fork()) {
+  EndedProcess() {
+    pid = ::fork();
     if (pid == 0) ::_exit(0);
     siginfo_t info;
     ::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT);
+    std::istringstream status(read_text_file(str("/proc/", pid, "/stat")));  // the name of this program has no spaces
+    std::string field;
+    for (int i = 1; i < 22; ++i) status >> field;
+    status >> started;
   }
   ~EndedProcess() { ::waitpid(pid, nullptr, 0); }
-  pid_t pid;
+  pid_t pid = 0;
+  int64_t started = 0;  ///< the 22nd field of its stat, proc(5)
 };
 
 }  // namespace
@@ -101,7 +108,10 @@ TEST_CASE("a lock is dead by these signs and no others", "[run_lock]") {
   for (const Case& test : std::vector<Case>{
            {"this process, alive", {}, 0, false},
            {"alive, but without heartbeat for an hour: it may have been stopped", {}, 3600, false},
-           {"a process that ended and is not yet waited for", {{"pid", ended.pid}}, 0, true},
+           {"a process that ended and is not yet waited for",
+            {{"pid", ended.pid}, {"started", ended.started}},
+            0,
+            true},
            {"no process has this number", {{"pid", 4194305}}, 0, true},
            {"another process has the number: it began at another time", {{"started", 1}}, 0, true},
            {"another host, heard of now", {{"host", "elsewhere"}, {"pid", 4194305}}, 0, false},

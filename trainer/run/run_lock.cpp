@@ -33,8 +33,8 @@ constexpr const char* kSuccessor = "run.lock.after-";
 constexpr const char* kOwnCopy = "run.lock.tmp-";
 constexpr uint64_t kMaxBytes = 4096;
 constexpr int64_t kDeadAfter_s = 60;
-// A lock that is linked is whole at once; one that had to be created is empty for an instant, and one that is renewed may
-// be read in two halves.
+// A lock that is linked is whole at once; one that had to be created is empty for an instant, and one that is renewed
+// may be read in two halves.
 constexpr milliseconds kUntilWritten{2000}, kUntilRenewed{200};
 
 int64_t steady_ms() {

@@ -13,9 +13,9 @@ struct ConfigChange {
   std::string then, now;  ///< JSON; "absent"
 };
 
-/// Nothing where both mean the same model (moe/config.h), whatever they say beside that: versions, names of classes, how
-/// the weights are stored, which their digest decides. Otherwise all keys whose values differ. UserError, with `where`
-/// in front, for what is no configuration of a model that moetune trains.
+/// Nothing where both mean the same model (moe/config.h), whatever they say beside that: versions, names of classes,
+/// how the weights are stored, which their digest decides. Otherwise all keys whose values differ. UserError, with
+/// `where` in front, for what is no configuration of a model that moetune trains.
 std::vector<ConfigChange> config_changes(const std::string& then, const std::string& now, const std::string& where);
 
 }  // namespace moetune
