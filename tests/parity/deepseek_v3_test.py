@@ -9,6 +9,7 @@ import os
 import unittest
 
 import torch
+from transformers import DeepseekV3ForCausalLM
 
 import cases
 import compare
@@ -57,8 +58,17 @@ class DeepseekV3Test(ParityCase):
         self.check(cases.config(self.model("fp8_e8m0"), self.adapter("fp8_e8m0", ["attention"])))
 
     def test_tied_head(self):
-        """tie_word_embeddings with a head in the file that is the embedding."""
-        self.check(cases.config(self.model("tied"), self.adapter("tied", ["attention"])))
+        """tie_word_embeddings: the logits that transformers gives of the same folder, whether the file holds no head or
+        the embedding once more."""
+        for name in ("tied", "tied_twice"):
+            with self.subTest(name):
+                config = cases.config(self.model(name), self.adapter(name, ["attention"]))
+                model = DeepseekV3ForCausalLM.from_pretrained(config["model"], dtype=torch.float32)
+                with torch.no_grad():
+                    logits = [model(torch.tensor([d["input_ids"]])).logits[0] for d in config["documents"]]
+                # B of a fresh adapter is 0.
+                actual = program.run(config | {"adapter": config["adapter"] | {"from": None}})
+                compare.assert_close(self, {"logits": actual["logits"]}, {"logits": torch.cat(logits)}, TOLERANCE)
 
     def test_mtp(self):
         """Adapters of the trunk and of the module itself; its embedding and head shared or its own."""

@@ -73,7 +73,7 @@ class Shape:
     mtp_copies: bool = True  # the module's embedding and head are copies of the main ones, as DeepSeek ships it
     fp8: bool = False
     e8m0: bool = False  # the scales are powers of two, of which U8 holds the exponent
-    tied: bool = False  # config.json ties the head to the embedding, and the file holds it too
+    head_copy: bool = False  # of a tied model: the file holds the embedding once more, as the head
 
 
 SHAPES = {
@@ -98,7 +98,8 @@ SHAPES = {
     "mtp_own_head": Shape(
         seed=4, mtp_copies=False, config=dict(num_hidden_layers=2, num_nextn_predict_layers=1, q_lora_rank=None)
     ),
-    "tied": Shape(seed=8, tied=True, config=dict(tie_word_embeddings=True)),
+    "tied": Shape(seed=8, config=dict(tie_word_embeddings=True)),
+    "tied_twice": Shape(seed=8, head_copy=True, config=dict(tie_word_embeddings=True)),
     "fp8": Shape(
         seed=5,
         fp8=True,
@@ -143,12 +144,12 @@ def write(name, folder):
         if hasattr(module, "e_score_correction_bias"):
             module.e_score_correction_bias = module.e_score_correction_bias.float()
     model.save_pretrained(folder, max_shard_size=shape.shard)
-    if num_mtp or shape.fp8 or shape.tied:
+    if num_mtp or shape.fp8 or shape.head_copy:
         tensors = load_file(folder / "model.safetensors")
         (folder / "model.safetensors").unlink()
         if num_mtp:
             tensors |= mtp_extras(tensors, num_layers, generator, shape)
-        if shape.tied:
+        if shape.head_copy:
             tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         scales = quantise_fp8(tensors, shape.e8m0) if shape.fp8 else {}
         write_shards(folder, [*split(tensors, 2), scales] if scales else split(tensors, 2))
@@ -165,7 +166,7 @@ def write(name, folder):
             seq_aux=True,
             attention_bias=False,
             attention_dropout=0.0,
-            tie_word_embeddings=shape.tied,
+            tie_word_embeddings=settings.get("tie_word_embeddings", False),
             bos_token_id=0,
             eos_token_id=1,
             torch_dtype=str(shape.dtype).removeprefix("torch."),
