@@ -4,9 +4,9 @@
 //   at::Tensor y_XO = grouped_mm(x_XI, w_eOI.transpose(1, 2), groups);      // y[rows of e] = x[rows of e] W_e^T
 //   at::Tensor dw_eOI = grouped_outer(dy_XO, x_XI, groups);                  // dW_e = dy[rows of e]^T x[rows of e]
 //
-// bf16 on a GPU for which LibTorch has one (parallel/device/gpu_support.h) goes through one grouped kernel, whatever the
-// number of experts; other GPUs, other dtypes and CPUs go expert by expert, which is also the reference. An expert without rows is no special case: its product is empty, its gradient
-// zero.
+// bf16 on a GPU for which LibTorch has one (parallel/device/gpu_support.h) goes through one grouped kernel, whatever
+// the number of experts; other GPUs, other dtypes and CPUs go expert by expert, which is also the reference. An expert
+// without rows is no special case: its product is empty, its gradient zero.
 #pragma once
 
 #include <torch/types.h>

@@ -2,8 +2,8 @@
 //
 //   for (const auto& entry : std::filesystem::directory_iterator(program_files().recipes)) ...
 //
-// `cmake --install` puts them beside the executable, so that the tree can be moved; a build folder's program finds those
-// of its checkout.
+// `cmake --install` puts them beside the executable, so that the tree can be moved; a build folder's program finds
+// those of its checkout.
 //
 //   PREFIX/bin/moetune      PREFIX/share/moetune/{recipes, scripts/prepare, python}
 //   CHECKOUT/build/moetune  CHECKOUT/{recipes, scripts/prepare, .venv/bin/python}

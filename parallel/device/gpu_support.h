@@ -1,7 +1,7 @@
 // Which GPUs the program's own kernels were built for, and whether a GPU is one of them.
 //
 //   require_supported_gpu(launch.local_rank());        // UserError with the list, before anything is put there
-//   built_architectures()                              // {"80", "86", "89", "90a", "100", "120"}: CMake's MOETUNE_CUDA_ARCHS
+//   built_architectures()                              // {"80", "86", ...}: CMake's MOETUNE_CUDA_ARCHS
 #pragma once
 
 #include <string>

@@ -147,7 +147,7 @@ class EndsTest(unittest.TestCase):
         for path, says, every in (
             ("", ("empty", "no recipe ''", "does not exist", "neither"), True),
             (str(file / "below"), "a file/below", True),
-            (str(empty), "empty", True),
+            (str(empty), "empty", False),
             # What is no UTF-8, and what a terminal would act on.
             ("\udcff\udcfe", "\\xff\\xfe", False),
             ("none", "none", False),
