@@ -147,7 +147,8 @@ bool parse_fp8(const Reader& top) {
   const Reader quantised(top.at("quantization_config"), str(top.place(), ": quantization_config"));
   const std::string method = quantised.text_or("quant_method", "");
   if (method != "fp8") {
-    quantised.fail("quant_method", str("is ", single_quoted(method), "; weights may be bf16, fp16, fp32, or fp8 in blocks"));
+    quantised.fail("quant_method",
+                   str("is ", single_quoted(method), "; weights may be bf16, fp16, fp32, or fp8 in blocks"));
   }
   const json& block = quantised.at("weight_block_size");
   if (block != json::array({128, 128})) {
