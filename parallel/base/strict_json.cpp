@@ -39,7 +39,10 @@ nlohmann::json parse_strict_json(std::string_view text, const std::string& where
   try {
     return json::parse(text.begin(), text.end(), check);
   } catch (const json::exception& error) {
-    throw UserError(str(where, ": not valid JSON: ", error.what()));
+    // What it read last may be as long as the file.
+    constexpr std::size_t kMost = 300;
+    const std::string what = error.what();
+    throw UserError(str(where, ": not valid JSON: ", what.substr(0, kMost), what.size() > kMost ? "..." : ""));
   }
 }
 
