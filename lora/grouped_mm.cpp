@@ -1,16 +1,38 @@
 #include "lora/grouped_mm.h"
 
+#include <atomic>
+
 #include "parallel/base/error.h"
+#include "parallel/device/gpu_support.h"
 
 namespace moetune {
 namespace {
 
+std::atomic<int> num_forced_plain = 0;
+
+bool gpu_has_kernel(int device) {
+  // Asked for once a GPU: each product would feel the question.
+  constexpr int kMostGpus = 64;
+  static std::atomic<int8_t> known[kMostGpus];  // 0: not asked yet, 1: has one, 2: has none
+  if (device < 0 || device >= kMostGpus) return has_grouped_kernel(compute_capability(device));
+  int8_t answer = known[device].load(std::memory_order_relaxed);
+  if (answer == 0) {
+    answer = has_grouped_kernel(compute_capability(device)) ? 1 : 2;
+    known[device].store(answer, std::memory_order_relaxed);
+  }
+  return answer == 1;
+}
+
 // The grouped kernel wants 16-byte rows and at least one row.
 bool fits_grouped_kernel(const at::Tensor& rows, int64_t inner, int64_t outer) {
-  return rows.is_cuda() && rows.scalar_type() == at::kBFloat16 && rows.size(0) > 0 && inner % 8 == 0 && outer % 8 == 0;
+  return rows.is_cuda() && rows.scalar_type() == at::kBFloat16 && rows.size(0) > 0 && inner % 8 == 0 &&
+         outer % 8 == 0 && num_forced_plain.load(std::memory_order_relaxed) == 0 && gpu_has_kernel(rows.get_device());
 }
 
 }  // namespace
+
+PlainGroupedProducts::PlainGroupedProducts() { ++num_forced_plain; }
+PlainGroupedProducts::~PlainGroupedProducts() { --num_forced_plain; }
 
 RowGroups RowGroups::from_counts(const std::vector<int64_t>& counts, at::Device device) {
   RowGroups groups;

@@ -4,9 +4,9 @@
 //   at::Tensor y_XO = grouped_mm(x_XI, w_eOI.transpose(1, 2), groups);      // y[rows of e] = x[rows of e] W_e^T
 //   at::Tensor dw_eOI = grouped_outer(dy_XO, x_XI, groups);                  // dW_e = dy[rows of e]^T x[rows of e]
 //
-// bf16 on a GPU goes through one grouped kernel, whatever the number of experts; other dtypes and CPUs go expert by
-// expert, which is also the reference. An expert without rows is no special case: its product is empty, its gradient
-// zero.
+// bf16 on a GPU for which LibTorch has one (parallel/device/gpu_support.h) goes through one grouped kernel, whatever
+// the number of experts; other GPUs, other dtypes and CPUs go expert by expert, which is also the reference. An expert
+// without rows is no special case: its product is empty, its gradient zero.
 #pragma once
 
 #include <torch/types.h>
@@ -27,6 +27,16 @@ struct RowGroups {
   int64_t count(int64_t group) const { return ends[group] - begin(group); }
   /// Groups first .. first + count - 1 with rows numbered from 0.
   RowGroups range(int64_t first, int64_t count) const;
+};
+
+/// As long as one lives, products of this process go expert by expert on every device: so GPUs without a grouped kernel
+/// are proved on one that has it.
+class PlainGroupedProducts {
+ public:
+  PlainGroupedProducts();
+  ~PlainGroupedProducts();
+  PlainGroupedProducts(const PlainGroupedProducts&) = delete;
+  PlainGroupedProducts& operator=(const PlainGroupedProducts&) = delete;
 };
 
 /// x_XI [X, I], w_eIO [e, I, O] (any view) -> [X, O].

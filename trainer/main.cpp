@@ -1,12 +1,21 @@
 // moetune: the command line. Parses, calls, turns errors into exit codes.
+#include <fcntl.h>
+#include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include <csignal>
+#include <cstdio>
 #include <functional>
 #include <iostream>
+#include <sstream>
 
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
+#include "parallel/base/log.h"
+#include "parallel/base/text.h"
+#include "parallel/comm/failure.h"
 #include "parallel/comm/launch.h"
+#include "parallel/comm/versions.h"
 #include "trainer/data/dataset.h"
 #include "trainer/exports/export.h"
 #include "trainer/exports/inspect.h"
@@ -27,11 +36,13 @@
 namespace moetune {
 namespace {
 
+constexpr int64_t kMostRanks = 1 << 20;
+
 /// The commands: each declares its words and what it does with them.
 class CommandLine {
  public:
   CommandLine() {
-    app_.set_version_flag("--version", "moetune " MOETUNE_VERSION);
+    app_.set_version_flag("--version", [] { return "moetune  " MOETUNE_VERSION "\n" + versions_text(); });
     app_.require_subcommand(1);
     app_.failure_message(CLI::FailureMessage::help);
     add_recipe_commands();
@@ -40,20 +51,33 @@ class CommandLine {
   }
 
   int run(int argc, char** argv) {
-    try {
-      app_.parse(argc, argv);
-    } catch (const CLI::ParseError& error) {
-      return app_.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::kUserError);
+    int code = call(argc, argv);
+    // A text that nobody can read was not given.
+    std::cout << std::flush;
+    if (std::cout.good() && std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
+    const std::string what = "standard output takes nothing (it is closed, its reader has gone, or its disk is full)";
+    if (!gives_text_) {
+      log_warn(what + "; the run folder's log.jsonl has what was said of each step");
+    } else if (code == 0) {
+      log_error(what);
+      code = static_cast<int>(ExitCode::kUserError);
     }
-    try {
-      return action_();
-    } catch (const Error& error) {
-      std::cerr << "error: " << error.what() << "\n";
-      return static_cast<int>(error.code());
-    }
+    return code;
   }
 
  private:
+  int call(int argc, char** argv) {
+    try {
+      app_.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+      std::ostringstream out, err;
+      const bool asked = app_.exit(error, out, err) == 0;  // --help, --version
+      std::cout << printable(out.str());
+      std::cerr << printable(err.str());
+      return asked ? 0 : static_cast<int>(ExitCode::kUserError);
+    }
+    return action_();
+  }
   CLI::App* add(CLI::App& parent, const char* name, const char* what, std::function<int()> action) {
     CLI::App* command = parent.add_subcommand(name, what);
     command->final_callback([this, action] { action_ = action; });
@@ -62,7 +86,7 @@ class CommandLine {
   /// A command whose text is all that it gives.
   CLI::App* add_text(CLI::App& parent, const char* name, const char* what, std::function<std::string()> text) {
     return add(parent, name, what, [text] {
-      std::cout << text();
+      std::cout << printable(text());
       return 0;
     });
   }
@@ -87,15 +111,18 @@ class CommandLine {
   Recipe recipe() const { return load_recipe(recipe_, overrides_); }
 
   void add_recipe_commands() {
-    CLI::App* train_command = add_launched("train", "Train. One rank alone, more under mpirun -np N",
-                                           [this](Launch& launch) { return train(recipe(), {resume_}, launch); });
+    CLI::App* train_command =
+        add_launched("train", "Train. One rank alone, more under mpirun -np N", [this](Launch& launch) {
+          gives_text_ = false;
+          return train(recipe(), {resume_}, launch);
+        });
     takes_recipe(train_command);
     train_command->add_flag("--resume", resume_, "Go on from the newest whole checkpoint of run.dir");
     takes_recipe(add_text(app_, "validate", "Check a recipe and say the bytes that each rank would hold",
                           [this] { return validate(recipe(), recipe_, ranks_); }));
     app_.get_subcommand("validate")
         ->add_option("--ranks", ranks_, "ranks of the job; 0: as many as the recipe's mesh asks for")
-        ->check(CLI::NonNegativeNumber);
+        ->check(CLI::Range(kMostRanks));
     CLI::App* verify_command = add_launched(
         "verify-layout",
         "Show that the mesh changes nothing: a tiny twin of the run in fp64, on one rank and on many layouts",
@@ -153,20 +180,20 @@ class CommandLine {
         "--mesh", mesh_, "PATH is a recipe: its ranks, what each holds, and what a step moves");
     inspect_command
         ->add_option("--ranks", ranks_, "with --mesh: ranks of the job; 0: as many as the recipe's mesh asks for")
-        ->check(CLI::NonNegativeNumber)
+        ->check(CLI::Range(kMostRanks))
         ->needs(mesh);
     inspect_command->add_option("--ranks-per-host", ranks_per_host_, "with --mesh: ranks of a host; 0: eight")
-        ->check(CLI::NonNegativeNumber)
+        ->check(CLI::Range(kMostRanks))
         ->needs(mesh);
-    CLI::Option* svg = inspect_command->add_option("--svg", svg_, "with --mesh: a picture as SVG, written to this file")
-                           ->option_text("FILE")
-                           ->needs(mesh);
+    svg_option_ = inspect_command->add_option("--svg", svg_, "with --mesh: a picture as SVG, written to this file")
+                      ->option_text("FILE")
+                      ->needs(mesh);
     inspect_command
         ->add_option("--picture", picture_,
                      "with --svg: who holds what (mesh), one layer's collectives (layer), or how frozen weights reach "
                      "the device (weights)")
         ->check(CLI::IsMember({"mesh", "layer", "weights"}))
-        ->needs(svg);
+        ->needs(svg_option_);
     inspect_command->add_option("overrides", overrides_, "with --mesh: values that replace those of the recipe")
         ->option_text("key.sub=value ...")
         ->needs(mesh);
@@ -188,7 +215,7 @@ class CommandLine {
 
   std::string inspect_mesh() {
     const PlannedMesh planned = plan_mesh(load_recipe(run_, overrides_), ranks_, ranks_per_host_);
-    if (svg_.empty()) return draw_mesh(planned, run_);
+    if (svg_option_->count() == 0) return draw_mesh(planned, run_);
     write_text_atomically(svg_, picture_ == "layer"     ? layer_picture(planned)
                                 : picture_ == "weights" ? weights_picture(planned)
                                                         : mesh_picture(planned));
@@ -199,7 +226,9 @@ class CommandLine {
     const Recipe prepared = recipe();
     const PreparationTools tools = PreparationTools::from_environment();
     for (const std::string& path : {prepared.data.train, prepared.data.eval.value_or("")}) {
-      if (!path.empty()) std::cout << path << " -> " << prepare_tokens(prepared, path, show_, tools) << "\n";
+      if (!path.empty()) {
+        std::cout << printable(str(path, " -> ", prepare_tokens(prepared, path, show_, tools), "\n"));
+      }
     }
     return 0;
   }
@@ -208,13 +237,36 @@ class CommandLine {
       "Fine-tunes mixture-of-experts models that are far larger than the GPUs at hand. docs/tour.md shows how.",
       "moetune"};
   std::function<int()> action_;
+  CLI::Option* svg_option_ = nullptr;
   std::string recipe_, run_, data_, to_, name_, reader_ = "peft", base_name_, svg_, picture_ = "mesh";
   std::vector<std::string> overrides_, layouts_;
   bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;
+  bool gives_text_ = true;  ///< standard output is what the command is for
   int64_t ranks_ = 0, ranks_per_host_ = 0, show_ = 3, documents_ = 4;
 };
+
+/// A standard stream that was closed would be the next file that is opened, and the log would write into it.
+void hold_standard_streams() {
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (::fcntl(stream, F_GETFD) != -1) continue;
+    // Read-only: writing to standard output fails, as it would have.
+    const int held = ::open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY);
+    if (held >= 0 && held != stream) ::close(held);
+  }
+}
 
 }  // namespace
 }  // namespace moetune
 
-int main(int argc, char** argv) { return moetune::CommandLine().run(argc, argv); }
+int main(int argc, char** argv) {
+  moetune::hold_standard_streams();
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that has gone is an error of writing
+  moetune::end_without_signals();
+  try {
+    return moetune::CommandLine().run(argc, argv);
+  } catch (...) {
+    const moetune::Failure failure = moetune::current_failure();
+    moetune::log_error(failure.message);
+    return static_cast<int>(failure.code);
+  }
+}

@@ -11,21 +11,24 @@
 #include <utility>
 
 #include "parallel/base/error.h"
+#include "parallel/base/text.h"
 
 namespace moetune {
 namespace {
 
 [[noreturn]] void fail(const std::string& path, const char* action) {
   const int reason = errno;
-  throw UserError(str(path, ": cannot ", action, ": ", std::strerror(reason)));
+  throw UserError(str(printable_line(path), ": cannot ", action, ": ", std::strerror(reason)));
 }
 
 // An std::string may hold a NUL, at which the system would silently cut the path.
 const std::string& checked(const std::string& path) {
   if (path.empty()) throw UserError("a path is empty; name a file");
-  if (path.find('\0') != std::string::npos) throw UserError(str(path.c_str(), ": the path holds a NUL byte"));
+  if (path.find('\0') != std::string::npos) throw UserError(str(printable_line(path), ": the path holds a NUL byte"));
   return path;
 }
+
+thread_local std::string last_opened;
 
 // Closes on every way out.
 struct Descriptor {
@@ -36,6 +39,8 @@ struct Descriptor {
 };
 
 }  // namespace
+
+const std::string& last_file_opened() { return last_opened; }
 
 void fsync_folder_of(const std::string& path) {
   const std::filesystem::path parent = std::filesystem::path(path).parent_path();
@@ -49,8 +54,10 @@ void fsync_folder_of(const std::string& path) {
 std::string read_text_file(const std::string& path) {
   const Descriptor descriptor{::open(checked(path).c_str(), O_RDONLY | O_CLOEXEC)};
   if (descriptor.value < 0) fail(path, "open");
+  last_opened = path;
   std::string text;
   constexpr std::size_t kPiece = 1 << 16;
+  constexpr std::size_t kLongest = std::size_t{1} << 30;
   std::size_t filled = 0;
   while (true) {
     if (text.size() - filled < kPiece) text.resize(std::max(text.size() * 2, filled + kPiece));
@@ -59,6 +66,9 @@ std::string read_text_file(const std::string& path) {
     if (count < 0) fail(path, "read");
     if (count == 0) break;
     filled += static_cast<std::size_t>(count);
+    if (filled > kLongest) {
+      throw UserError(str(printable_line(path), ": longer than 1 GiB, which no text file read here is; name another"));
+    }
   }
   text.resize(filled);
   return text;
@@ -70,7 +80,10 @@ InputFile::InputFile(std::string path) : path_(std::move(path)) {
   if (descriptor.value < 0) fail(path_, "open");
   struct stat status;
   if (::fstat(descriptor.value, &status) != 0) fail(path_, "stat");
-  if (!S_ISREG(status.st_mode)) throw UserError(str(path_, ": cannot open: not a regular file"));
+  if (!S_ISREG(status.st_mode)) {
+    throw UserError(str(printable_line(path_), ": cannot open: not a regular file"));
+  }
+  last_opened = path_;
   identity_ = {static_cast<std::uint64_t>(status.st_dev), static_cast<std::uint64_t>(status.st_ino),
                static_cast<std::uint64_t>(status.st_size), status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
   descriptor_ = std::exchange(descriptor.value, -1);
@@ -95,6 +108,12 @@ void InputFile::read(std::uint64_t offset, void* data, std::uint64_t size) const
 
 AtomicFile::AtomicFile(std::string path)
     : path_(std::move(path)), temporary_(str(checked(path_), ".tmp-", ::getpid())) {
+  // The rename would put a file in the place of a device, a pipe or a folder.
+  struct stat status;
+  if (::stat(path_.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+    throw UserError(str(printable_line(path_), ": is ", S_ISDIR(status.st_mode) ? "a folder" : "no regular file",
+                        " and is not replaced; name a file"));
+  }
   // A run that was killed may have left a file of this name: pids repeat, in containers at every start.
   ::unlink(temporary_.c_str());
   Descriptor descriptor{::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666)};

@@ -19,8 +19,11 @@
 
 namespace moetune {
 
-/// All bytes of the file, which may also be a pipe.
+/// All bytes of the file, which may also be a pipe. UserError beyond 1 GiB: a device would never end.
 std::string read_text_file(const std::string& path);
+/// The file that this thread opened last with one of these functions: where an error of a parser, which knows no path,
+/// comes from. Empty if none.
+const std::string& last_file_opened();
 
 /// What tells whether a path still leads to the same bytes.
 struct FileIdentity {

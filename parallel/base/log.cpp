@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include "parallel/base/error.h"
+#include "parallel/base/text.h"
 
 namespace moetune {
 namespace {
@@ -33,8 +34,9 @@ void log_init(int rank, int world_size) {
   if (rank != 0) sinks().out->set_level(spdlog::level::off);
   if (world_size > 1) sinks().err->set_pattern(str("[rank ", rank, "] %v"));
 }
-void log_info(const std::string& message) { sinks().out->info("{}", message); }
-void log_warn(const std::string& message) { sinks().err->warn("warning: {}", message); }
-void log_error(const std::string& message) { sinks().err->error("error: {}", message); }
+// A message may hold what a file said; here it is made safe to print.
+void log_info(const std::string& message) { sinks().out->info("{}", printable(message)); }
+void log_warn(const std::string& message) { sinks().err->warn("warning: {}", printable(message)); }
+void log_error(const std::string& message) { sinks().err->error("error: {}", printable(message)); }
 
 }  // namespace moetune

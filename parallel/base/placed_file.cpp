@@ -10,12 +10,13 @@
 #include <utility>
 
 #include "parallel/base/error.h"
+#include "parallel/base/text.h"
 
 namespace moetune {
 namespace {
 
 [[noreturn]] void fail(const std::string& path, const char* action, int reason) {
-  throw UserError(str(path, ": cannot ", action, ": ", std::strerror(reason)));
+  throw UserError(str(printable_line(path), ": cannot ", action, ": ", std::strerror(reason)));
 }
 
 }  // namespace

@@ -1,11 +1,73 @@
 #include "parallel/base/text.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <utility>
 
 namespace moetune {
+namespace {
+
+struct Character {
+  char32_t code;
+  std::size_t num_bytes;  ///< 0: the byte begins no character
+};
+
+/// The character of UTF-8 (RFC 3629) that `text`, which is not empty, begins with.
+Character first_character(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned lead = byte(0);
+  const std::size_t num_bytes = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
+  if (num_bytes == 0 || num_bytes > text.size()) return {lead, 0};
+  char32_t code = num_bytes == 1 ? lead : lead & (0x7fu >> num_bytes);
+  for (std::size_t i = 1; i < num_bytes; ++i) {
+    if (byte(i) >> 6 != 2) return {lead, 0};
+    code = code << 6 | (byte(i) & 0x3fu);
+  }
+  constexpr char32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
+  const bool surrogate = code >= 0xd800 && code < 0xe000;
+  return {code, code < kSmallest[num_bytes] || code > 0x10ffff || surrogate ? 0 : num_bytes};
+}
+
+/// What a terminal or a reader of the log acts on instead of showing it: C0, C1, line separators, marks of direction.
+bool acts(char32_t code) {
+  return code < 0x20 || (code >= 0x7f && code < 0xa0) || code == 0x61c || code == 0x200e || code == 0x200f ||
+         (code >= 0x2028 && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069);
+}
+
+std::string escaped(std::string_view text, bool one_line) {
+  std::string shown;
+  shown.reserve(text.size());
+  while (!text.empty()) {
+    const Character next = first_character(text);
+    const std::size_t taken = std::max<std::size_t>(1, next.num_bytes);
+    char code[16];
+    if (next.num_bytes == 0) {
+      std::snprintf(code, sizeof code, "\\x%02x", static_cast<unsigned>(static_cast<unsigned char>(text[0])));
+      shown += code;
+    } else if (next.code == U'\n' || next.code == U'\t') {
+      if (one_line) {
+        shown += next.code == U'\n' ? "\\n" : "\\t";
+      } else {
+        shown += text[0];
+      }
+    } else if (acts(next.code)) {
+      std::snprintf(code, sizeof code, "\\u%04x", static_cast<unsigned>(next.code));
+      shown += code;
+    } else {
+      shown += text.substr(0, taken);
+    }
+    text.remove_prefix(taken);
+  }
+  return shown;
+}
+
+}  // namespace
+
+std::string printable(std::string_view text) { return escaped(text, /*one_line=*/false); }
+std::string printable_line(std::string_view text) { return escaped(text, /*one_line=*/true); }
+
 std::size_t edit_distance(std::string_view a, std::string_view b) {
   // Three rows of the table d[i][j], the distance of the first i letters of a from the first j of b.
   std::vector<std::size_t> before(b.size() + 1), last(b.size() + 1), row(b.size() + 1);

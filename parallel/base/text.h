@@ -15,6 +15,13 @@ namespace moetune {
 /// `text` in double quotes as a JSON string of ASCII: control and escape characters of a hostile file cannot reach the
 /// terminal. Invalid UTF-8 is replaced; what is longer than 200 bytes is cut and ends in "...".
 std::string in_quotes(std::string_view text);
+/// `text` as a terminal may have it: control and escape characters, those that turn the direction of writing, and what
+/// is no UTF-8 become \u001b or \xff. Line ends and tabs stay. All that the program prints passes here once, where it
+/// leaves (parallel/base/log.h, trainer/main.cpp).
+std::string printable(std::string_view text);
+/// The same in one line: line ends and tabs become \n and \t. For paths, which may hold any byte.
+std::string printable_line(std::string_view text);
+
 /// The quoted words joined by ", ".
 std::string list_in_quotes(const std::vector<std::string>& words);
 

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <cuda_runtime_api.h>
 #include <mpi.h>
 #include <unistd.h>
 
@@ -10,7 +11,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <new>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -18,9 +18,12 @@
 #include "parallel/base/cpus.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
+#include "parallel/comm/failure.h"
 #include "parallel/comm/mpi_communicator.h"
 #include "parallel/comm/nccl_communicator.h"
+#include "parallel/device/gpu_support.h"
 #include "parallel/watch/nccl_watch.h"
+#include "parallel/watch/start_guard.h"
 #include "parallel/watch/watchdog.h"
 
 namespace moetune {
@@ -43,35 +46,6 @@ std::string host_name() {
   return name;
 }
 
-struct Failure {
-  ExitCode code;
-  std::string message;
-};
-
-/// The exception that is being handled, as an exit code and what to print.
-Failure current_failure() {
-  try {
-    throw;
-  } catch (const Error& error) {
-    return {error.code(), error.what()};
-  } catch (const c10::OutOfMemoryError& error) {
-    return {ExitCode::kDoesNotFit, error.what_without_backtrace()};
-  } catch (const c10::Error& error) {
-    // torch's allocator of host memory has no exception of its own.
-    const std::string message = error.what_without_backtrace();
-    if (message.find("DefaultCPUAllocator: ") != std::string::npos) {
-      return {ExitCode::kDoesNotFit, "the host is out of memory: " + message};
-    }
-    return {ExitCode::kDefect, error.what()};
-  } catch (const std::bad_alloc&) {
-    return {ExitCode::kDoesNotFit, "the host is out of memory"};
-  } catch (const std::exception& error) {
-    return {ExitCode::kDefect, error.what()};
-  } catch (...) {
-    return {ExitCode::kDefect, "an exception that is no std::exception"};
-  }
-}
-
 /// How long a rank leaves the word to others before it prints its failure. Ranks above 0 differ a little, so that one
 /// of them speaks where the mistake spares rank 0. A lost rank is a consequence: the cause has time to be printed
 /// first.
@@ -82,8 +56,10 @@ std::chrono::milliseconds patience(int rank, ExitCode code) {
 
 }  // namespace
 
-Launch::Launch() : exceptions_at_birth_(std::uncaught_exceptions()) {
-  uses_mpi_ = started_by_mpirun();
+Launch::Launch()
+    : exceptions_at_birth_(std::uncaught_exceptions()),
+      start_limit_s_(start_limit_from_environment()),
+      uses_mpi_(started_by_mpirun()) {
   const CpuSet own_cpus = allowed_cpus();
   static_assert(std::is_trivially_copyable_v<CpuSet>);
   std::vector<CpuSet> sets{own_cpus};
@@ -91,6 +67,9 @@ Launch::Launch() : exceptions_at_birth_(std::uncaught_exceptions()) {
     int initialized = 0;
     MPI_Initialized(&initialized);
     MT_CHECK(!initialized, "a second Launch in one process");
+    const LaunchedAs told = launched_as();
+    if (told.num_ranks > 1) log_init(told.rank, told.num_ranks);
+    const std::unique_ptr<StartGuard> guard = StartGuard::begin(told, start_limit_s_, "MPI's start");
     int thread_level = MPI_THREAD_SINGLE;
     MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &thread_level);
     MT_CHECK(thread_level >= MPI_THREAD_FUNNELED, "this MPI cannot be used beside other threads");
@@ -108,6 +87,7 @@ Launch::Launch() : exceptions_at_birth_(std::uncaught_exceptions()) {
     host_leaders_.resize(world_size_);
     MPI_Allgather(&leader, 1, MPI_INT, host_leaders_.data(), 1, MPI_INT, MPI_COMM_WORLD);
     host_world_ = MpiCommunicator::split_world(0, rank_, "world (host)");
+    host_world_->barrier();  // under the guard: who is here may count on all others
     host_world_->report_to(
         std::make_unique<GroupProgress>(progress_, make_group_id(0), host_world_->name(), world_size_));
   } else {
@@ -138,9 +118,13 @@ void Launch::require_one_job() const {
 void Launch::watch(double stall_timeout_s) {
   MT_CHECK(!watchdog_, "a second watchdog");
   if (world_size_ == 1 || stall_timeout_s <= 0.0) return;
+  // A rank may have stopped since MPI's start, or stops before the watchdog knows it.
+  const std::unique_ptr<StartGuard> guard = StartGuard::begin(
+      {rank_, world_size_, local_size_}, std::min(start_limit_s_, stall_timeout_s), "the watchdog's start");
   watchdog_ =
       std::make_unique<Watchdog>(rank_, world_size_, stall_timeout_s, progress_,
                                  [this](const std::string& text, int root) { return broadcast_string(text, root); });
+  host_world_->barrier();
 }
 
 std::string Launch::make_group_id(int color) { return str(num_groups_++, ".", color); }
@@ -153,8 +137,10 @@ void Launch::use_device(const std::string& kind) {
   }
   const int num_gpus = c10::cuda::device_count();
   if (num_gpus == 0) {
+    int ignored = 0;
     throw UserError(str("device cuda: this process sees no GPU on host ", host_name(),
-                        "; look at nvidia-smi and CUDA_VISIBLE_DEVICES there, or run on the CPU"));
+                        " (CUDA says: ", cudaGetErrorString(cudaGetDeviceCount(&ignored)),
+                        "); look at nvidia-smi and CUDA_VISIBLE_DEVICES there, or run on the CPU"));
   }
   if (num_gpus < local_size_) {
     throw UserError(str("device cuda: ", local_size_, " ranks were started on host ", host_name(),
@@ -162,6 +148,7 @@ void Launch::use_device(const std::string& kind) {
                         num_gpus, " ranks there (slots=", num_gpus,
                         " in mpirun's hostfile), or let CUDA_VISIBLE_DEVICES show every rank all GPUs"));
   }
+  require_supported_gpu(local_rank_);
   device_ = c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(local_rank_));
   c10::cuda::set_device(device_.index());
 }

@@ -30,7 +30,8 @@ class Watchdog;
 class Launch {
  public:
   /// Starts MPI when the process was started by mpirun (or by another launcher that sets PMIx variables), and the log.
-  /// At most one a process. MPI is used from one thread at a time, the one that constructs this.
+  /// At most one a process. MPI is used from one thread at a time, the one that constructs this. Waits for all ranks;
+  /// where one does not come, the job ends with one message and exit code 5 (parallel/watch/start_guard.h).
   Launch();
   /// Ends MPI: waits for all ranks. While an exception is under way it does not.
   ~Launch();
@@ -59,7 +60,8 @@ class Launch {
   void watch(double stall_timeout_s);
 
   /// Chooses where groups made from now on keep their tensors: "cpu" (as at the start) or "cuda", the GPU of this host
-  /// with the number local_rank(), made current. UserError where the host has fewer GPUs than ranks.
+  /// with the number local_rank(), made current. UserError where the host has fewer GPUs than ranks, or one that the
+  /// program's kernels are not built for.
   void use_device(const std::string& kind);
   c10::Device device() const { return device_; }
 
@@ -81,9 +83,10 @@ class Launch {
  private:
   std::string make_group_id(int color);
 
-  bool uses_mpi_ = false;
-  int num_tasks_apart_ = 1;  // without MPI: what srun started beside each other
   int exceptions_at_birth_;
+  double start_limit_s_;
+  bool uses_mpi_;
+  int num_tasks_apart_ = 1;  // without MPI: what srun started beside each other
   int rank_ = 0;
   int world_size_ = 1;
   int local_rank_ = 0;

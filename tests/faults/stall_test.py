@@ -33,22 +33,10 @@ while os.WIFSTOPPED(os.waitpid(pid, 0x40000000)[1]):
 """
 
 
-class StallTest(unittest.TestCase):
+class JobTest(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.folder)
-
-    def start(self, ranks, **changes):
-        self.run_ = TinyRun(
-            self.folder,
-            **{"mesh.ep": 2, "train.steps": 100000, "checkpoint.every_steps": 0, "run.stall_timeout_s": STALL_S}
-            | changes,
-        )
-        process = self.run_.start(ranks)
-        self.addCleanup(process.kill)
-        self.run_.wait_for_step(5, process)
-        time.sleep(HEARD_S)
-        return process, self.pids(process)
 
     def pids(self, process):
         """Processes of the ranks, by rank."""
@@ -62,6 +50,20 @@ class StallTest(unittest.TestCase):
             )
             by_rank[int(environment["OMPI_COMM_WORLD_RANK"])] = int(pid)
         return by_rank
+
+
+class StallTest(JobTest):
+    def start(self, ranks, **changes):
+        self.run_ = TinyRun(
+            self.folder,
+            **{"mesh.ep": 2, "train.steps": 100000, "checkpoint.every_steps": 0, "run.stall_timeout_s": STALL_S}
+            | changes,
+        )
+        process = self.run_.start(ranks)
+        self.addCleanup(process.kill)
+        self.run_.wait_for_step(5, process)
+        time.sleep(HEARD_S)
+        return process, self.pids(process)
 
     def ended(self, process, within_s):
         """The output of a job that ends by itself within the time."""
@@ -127,6 +129,54 @@ class StallTest(unittest.TestCase):
         os.kill(pids[0], signal.SIGTERM)
         output, _ = process.communicate(timeout=60)
         self.assertNotIn("error: ", output)
+
+
+class StartTest(JobTest):
+    """A rank that stops before the watchdog knows it: the others wait for it in MPI's start."""
+
+    LIMIT_S = 3
+
+    def start_and_stop(self, rank, ranks, after_s, **environment):
+        """A job whose process of `rank` is stopped so long after it appeared."""
+        run = TinyRun(self.folder, **{"train.steps": 100000, "run.stall_timeout_s": STALL_S})
+        os.environ["MOETUNE_START_TIMEOUT_S"] = str(self.LIMIT_S)
+        self.addCleanup(os.environ.pop, "MOETUNE_START_TIMEOUT_S", None)
+        process = run.start(ranks)
+        self.addCleanup(process.kill)
+        end = time.time() + 20
+        pids = {}
+        while len(pids) < ranks and time.time() < end:
+            try:
+                pids = self.pids(process)
+            except (KeyError, ValueError, FileNotFoundError, ProcessLookupError):
+                pids = {}  # a child that mpirun has not made a rank of yet
+        time.sleep(after_s)
+        os.kill(pids[rank], signal.SIGSTOP)
+        return process, pids
+
+    def test_rank_that_stops_at_the_start(self):
+        """At any moment from its first one on: while the program is loaded, in MPI, before the watchdog, after it."""
+        for rank, after_s in ((1, 0.0), (0, 0.05), (2, 0.3), (0, 1.0)):
+            with self.subTest(rank=rank, after_s=after_s):
+                process, pids = self.start_and_stop(rank, 3, after_s)
+                start = time.time()
+                output, _ = process.communicate(timeout=60)
+                self.assertEqual(process.returncode, 5, output)
+                self.assertEqual(output.count("error: "), 1, output)
+                self.assertRegex(output, rf"error: rank {rank} of 3 \(host [^ ]+, process {pids[rank]}\) ")
+                self.assertLess(time.time() - start, self.LIMIT_S + 20, output)
+
+    def test_whole_job_that_stood_still_at_its_start_goes_on(self):
+        """What stops with the waiting rank is nobody's fault: that time does not count."""
+        process, pids = self.start_and_stop(0, 2, 0.1)
+        os.kill(pids[1], signal.SIGSTOP)
+        time.sleep(self.LIMIT_S + 2)
+        for pid in pids.values():
+            os.kill(pid, signal.SIGCONT)
+        run = TinyRun(self.folder)
+        run.wait_for_step(5, process)
+        os.kill(pids[0], signal.SIGTERM)
+        self.assertNotIn("error: ", process.communicate(timeout=60)[0])
 
 
 if __name__ == "__main__":

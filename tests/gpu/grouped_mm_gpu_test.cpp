@@ -1,7 +1,10 @@
 // The grouped kernel of a GPU against products expert by expert, with experts that have no row at all.
 #include "lora/grouped_mm.h"
 
+#include "parallel/base/error.h"
+#include "parallel/device/gpu_support.h"
 #include "tests/support/catch.h"
+#include "tests/support/message_of.h"
 
 using namespace moetune;
 
@@ -13,6 +16,35 @@ double relative(const at::Tensor& actual, const at::Tensor& expected) {
 }
 
 }  // namespace
+
+TEST_CASE("A GPU without a grouped kernel goes expert by expert, to the same result", "[grouped_mm]") {
+  // Forced here, so that GPUs that cannot be had are proved on one that has the kernel.
+  const auto bf16 = at::device(at::kCUDA).dtype(at::kBFloat16);
+  at::manual_seed(4);
+  const std::vector<int64_t> counts{3, 0, 129, 64, 0};
+  const RowGroups groups = RowGroups::from_counts(counts, at::kCUDA), host = RowGroups::from_counts(counts, at::kCPU);
+  const int64_t rows = groups.num_rows(), inputs = 64, outputs = 96;
+  const at::Tensor x_XI = at::randn({rows, inputs}, bf16), y_XO = at::randn({rows, outputs}, bf16);
+  const at::Tensor w_eOI = at::randn({groups.num_groups(), outputs, inputs}, bf16);
+  auto wide = [](const at::Tensor& tensor) { return tensor.to(at::kCPU, at::kDouble); };
+  const at::Tensor grouped = grouped_mm(x_XI, w_eOI.transpose(1, 2), groups);
+  const PlainGroupedProducts plain;
+  at::full({groups.num_groups() * outputs * inputs}, 1e30, bf16);
+  const at::Tensor by_expert = grouped_mm(x_XI, w_eOI.transpose(1, 2), groups);
+  CHECK(relative(by_expert, grouped_mm(wide(x_XI), wide(w_eOI).transpose(1, 2), host)) < 5e-3);
+  CHECK(relative(by_expert, grouped) < 5e-3);
+  CHECK(relative(grouped_mm(y_XO, w_eOI, groups), grouped_mm(wide(y_XO), wide(w_eOI), host)) < 5e-3);
+  const at::Tensor outer = grouped_outer(y_XO, x_XI, groups);
+  CHECK(relative(outer, grouped_outer(wide(y_XO), wide(x_XI), host)) < 5e-3);
+  CHECK(outer[1].abs().max().item<double>() == 0.0);
+}
+
+TEST_CASE("This GPU is one of those that the kernels are built for", "[gpu_support]") {
+  require_supported_gpu(0);
+  const ComputeCapability gpu = compute_capability(0);
+  CHECK(gpu.major >= 8);
+  CHECK(message_of<UserError>([] { compute_capability(1000); }).find("GPU 1000 does not answer") == 0);
+}
 
 TEST_CASE("Grouped products in bf16 on CUDA equal those expert by expert in fp64", "[grouped_mm]") {
   const auto bf16 = at::device(at::kCUDA).dtype(at::kBFloat16);

@@ -47,7 +47,9 @@ TEST_CASE("a failing preparation step is an error of the right kind", "[dataset]
   Preparation preparation;
   CHECK(contains(message_of<UserError>([&] { preparation.run("exit 2"); }), "preparing the data failed"));
   CHECK(contains(message_of<InternalError>([&] { preparation.run("exit 1"); }), "ended with 1"));
-  CHECK(contains(message_of<InternalError>([&] { preparation.run("kill -9 $$"); }), "ended with 137"));
+  CHECK(contains(message_of<DoesNotFitError>([&] { preparation.run("kill -9 $$"); }), "want of memory"));
+  CHECK(contains(message_of<DoesNotFitError>([&] { preparation.run("exit 3"); }), "want of memory"));
+  CHECK(contains(message_of<InternalError>([&] { preparation.run("kill -8 $$"); }), "ended with 136"));
   CHECK(contains(message_of<InternalError>([&] { preparation.run("echo no json"); }), "preparation wrote: no json"));
   CHECK(contains(message_of<InternalError>([&] { preparation.run("exit 0"); }), "preparation wrote"));
   const std::string missing = message_of<UserError>([&] {

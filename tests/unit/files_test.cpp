@@ -133,7 +133,9 @@ TEST_CASE("an atomic file that cannot be created or renamed says why", "[files]"
   CHECK(contains(message_of<UserError>([&] { write_text_atomically(folder / "no/a", "x"); }),
                  "No such file or directory"));
   std::filesystem::create_directory(folder / "taken");
-  CHECK(contains(message_of<UserError>([&] { write_text_atomically(folder / "taken", "x"); }), "Is a directory"));
+  CHECK(contains(message_of<UserError>([&] { write_text_atomically(folder / "taken", "x"); }), "is a folder"));
+  // A rename would replace the device by a file.
+  CHECK(contains(message_of<UserError>([&] { write_text_atomically("/dev/full", "x"); }), "no regular file"));
   CHECK(num_entries(folder.path()) == 1);
 }
 

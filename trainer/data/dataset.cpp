@@ -1,6 +1,7 @@
 #include "trainer/data/dataset.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -13,7 +14,9 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
+#include "parallel/base/program_files.h"
 #include "parallel/base/sha256.h"
+#include "parallel/base/text.h"
 
 extern char** environ;
 
@@ -23,18 +26,27 @@ namespace {
 namespace fs = std::filesystem;
 
 /// Runs a program, its standard error ours, and returns what it writes to standard output. Throws UserError with exit
-/// code 2 of the program, InternalError otherwise.
+/// code 2 of the program, DoesNotFitError with 3 or SIGKILL, InternalError otherwise.
 std::string output_of(const std::vector<std::string>& arguments) {
   int pipe_ends[2];
   MT_CHECK(::pipe2(pipe_ends, O_CLOEXEC) == 0, "no pipe");
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, pipe_ends[1], STDOUT_FILENO);
+  // This program ignores SIGPIPE; what it starts shall end by it as usual.
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  sigset_t defaults;
+  sigemptyset(&defaults);
+  sigaddset(&defaults, SIGPIPE);
+  posix_spawnattr_setsigdefault(&attributes, &defaults);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
   std::vector<char*> argv;
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   pid_t child = 0;
-  const int failure = ::posix_spawnp(&child, argv[0], &actions, nullptr, argv.data(), environ);
+  const int failure = ::posix_spawnp(&child, argv[0], &actions, &attributes, argv.data(), environ);
+  posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   ::close(pipe_ends[1]);
   std::string output;
@@ -44,14 +56,18 @@ std::string output_of(const std::vector<std::string>& arguments) {
   }
   ::close(pipe_ends[0]);
   if (failure != 0) {
-    throw UserError(str(arguments[0], ": cannot be started (", std::strerror(failure),
-                        "); run scripts/setup, or set MOETUNE_PYTHON"));
+    throw UserError(str(printable_line(arguments[0]), ": cannot be started (", std::strerror(failure),
+                        "); run scripts/setup, or name a Python that has the parts of scripts/requirements.txt in "
+                        "MOETUNE_PYTHON"));
   }
   int status = 0;
   ::waitpid(child, &status, 0);
   if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return output;
   if (WIFEXITED(status) && WEXITSTATUS(status) == 2) {
     throw UserError("preparing the data failed: see the message above");
+  }
+  if ((WIFEXITED(status) && WEXITSTATUS(status) == 3) || (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)) {
+    throw DoesNotFitError("preparing the data was ended, most often for want of memory: see above, or dmesg");
   }
   throw InternalError(
       str("preparing the data ended with ", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)));
@@ -60,13 +76,9 @@ std::string output_of(const std::vector<std::string>& arguments) {
 }  // namespace
 
 PreparationTools PreparationTools::from_environment() {
-  const fs::path checkout = MOETUNE_SOURCE_DIR;
-  PreparationTools tools;
-  tools.script = (checkout / "scripts" / "prepare").string();
+  const ProgramFiles files = program_files();
   const char* given = std::getenv("MOETUNE_PYTHON");
-  const fs::path own = checkout / ".venv" / "bin" / "python";
-  tools.python = given != nullptr ? given : fs::exists(own) ? own.string() : "python3";
-  return tools;
+  return {given != nullptr && *given != '\0' ? given : files.python, files.prepare.string()};
 }
 
 std::string prepare_tokens(const Recipe& recipe, const std::string& path, int64_t show, const PreparationTools& tools) {

@@ -16,10 +16,11 @@
 
 namespace moetune {
 
-/// Where the preparation step is found: fixed when the program was built, or taken from the environment at start-up.
+/// Where the preparation step is found: with the program's files (parallel/base/program_files.h); the environment is
+/// read at start-up.
 struct PreparationTools {
-  std::string python;  ///< MOETUNE_PYTHON, else .venv/bin/python of the checkout, else python3
-  std::string script;  ///< scripts/prepare of the checkout
+  std::string python;  ///< MOETUNE_PYTHON, else the Python that goes with the program, else python3
+  std::string script;  ///< scripts/prepare
   static PreparationTools from_environment();
 };
 

@@ -13,6 +13,7 @@ constexpr std::string_view kLoraA = ".lora_A.weight";
 constexpr std::string_view kLoraB = ".lora_B.weight";
 
 fs::path whole_checkpoint(const fs::path& path) {
+  if (path.empty()) throw UserError("the path of the run is empty; RUN is a run folder or one of its checkpoints");
   if (!fs::is_directory(path)) {
     throw UserError(str(path.string(), ": is no folder; RUN is a run folder or one of its checkpoints"));
   }

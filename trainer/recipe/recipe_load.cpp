@@ -254,6 +254,7 @@ Recipe parse_recipe(const std::string& text, const std::string& name, const std:
 }
 
 Recipe load_recipe(const std::string& path, const std::vector<std::string>& overrides) {
+  if (path.empty()) throw UserError("the path of the recipe is empty; name a YAML file");
   std::ifstream file(path, std::ios::binary);
   // one byte more than is allowed is enough to refuse it
   std::string text(kMaxYamlBytes + 1, '\0');

@@ -6,6 +6,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
+#include "parallel/base/program_files.h"
 
 namespace moetune {
 namespace {
@@ -14,7 +15,7 @@ namespace fs = std::filesystem;
 
 std::vector<fs::path> shelf() {
   std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(fs::path(MOETUNE_SOURCE_DIR) / "recipes")) {
+  for (const auto& entry : fs::directory_iterator(program_files().recipes)) {
     if (entry.path().extension() == ".yaml") files.push_back(entry.path());
   }
   std::sort(files.begin(), files.end());
