@@ -33,6 +33,7 @@ ComputeCapability compute_capability(int device) {
   cudaError_t status = cudaDeviceGetAttribute(&gpu.major, cudaDevAttrComputeCapabilityMajor, device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&gpu.minor, cudaDevAttrComputeCapabilityMinor, device);
   if (status != cudaSuccess) {
+    cudaGetLastError();  // or the next to ask CUDA would get this error
     throw UserError(str("GPU ", device, " does not answer: ", cudaGetErrorString(status), "; look at nvidia-smi"));
   }
   return gpu;
