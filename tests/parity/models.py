@@ -220,7 +220,7 @@ def mtp_extras(tensors, layer, generator, shape):
     return {f"model.layers.{layer}.{name}": tensor.to(shape.dtype) for name, tensor in extras.items()}
 
 
-def quantise_fp8(tensors, e8m0):
+def quantise_fp8(tensors, e8m0=False):
     """Replaces the projections in `tensors` by e4m3 and returns their `weight_scale_inv` tensors."""
     scales = {}
     for name in [name for name in tensors if "_proj" in name and "eh_proj" not in name]:

@@ -141,6 +141,8 @@ class Reference:
             name: tensor.to(self.dtype)
             for name, tensor in held_weights.held(models.read(config["model"]), config.get("base", "fp32")).items()
         }
+        if self.network.config.tie_word_embeddings:
+            self.weights["lm_head.weight"] = self.weights["model.embed_tokens.weight"]
         self.network.load_state_dict(
             fuse(self.weights, self.network.config.n_routed_experts)
         )  # nothing missing or left
