@@ -19,6 +19,9 @@ namespace moetune {
 struct RowGroups {
   std::vector<int64_t> ends;  ///< host: end row of each expert; ends.back() rows in all
   at::Tensor ends_e;          ///< device: the same, int32
+  /// Products in bf16 go through one kernel over all groups, where LibTorch has one for the device
+  /// (parallel/device/gpu_support.h); set to false, they go group by group there too.
+  bool one_kernel = false;
 
   static RowGroups from_counts(const std::vector<int64_t>& counts, at::Device device);
   int64_t num_groups() const { return static_cast<int64_t>(ends.size()); }
@@ -27,16 +30,6 @@ struct RowGroups {
   int64_t count(int64_t group) const { return ends[group] - begin(group); }
   /// Groups first .. first + count - 1 with rows numbered from 0.
   RowGroups range(int64_t first, int64_t count) const;
-};
-
-/// As long as one lives, products of this process go expert by expert on every device: so GPUs without a grouped kernel
-/// are proved on one that has it.
-class PlainGroupedProducts {
- public:
-  PlainGroupedProducts();
-  ~PlainGroupedProducts();
-  PlainGroupedProducts(const PlainGroupedProducts&) = delete;
-  PlainGroupedProducts& operator=(const PlainGroupedProducts&) = delete;
 };
 
 /// x_XI [X, I], w_eIO [e, I, O] (any view) -> [X, O].

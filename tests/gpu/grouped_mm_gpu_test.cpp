@@ -28,13 +28,14 @@ TEST_CASE("A GPU without a grouped kernel goes expert by expert, to the same res
   const at::Tensor w_eOI = at::randn({groups.num_groups(), outputs, inputs}, bf16);
   auto wide = [](const at::Tensor& tensor) { return tensor.to(at::kCPU, at::kDouble); };
   const at::Tensor grouped = grouped_mm(x_XI, w_eOI.transpose(1, 2), groups);
-  const PlainGroupedProducts plain;
+  RowGroups plain = groups;
+  plain.one_kernel = false;
   at::full({groups.num_groups() * outputs * inputs}, 1e30, bf16);
-  const at::Tensor by_expert = grouped_mm(x_XI, w_eOI.transpose(1, 2), groups);
+  const at::Tensor by_expert = grouped_mm(x_XI, w_eOI.transpose(1, 2), plain);
   CHECK(relative(by_expert, grouped_mm(wide(x_XI), wide(w_eOI).transpose(1, 2), host)) < 5e-3);
   CHECK(relative(by_expert, grouped) < 5e-3);
-  CHECK(relative(grouped_mm(y_XO, w_eOI, groups), grouped_mm(wide(y_XO), wide(w_eOI), host)) < 5e-3);
-  const at::Tensor outer = grouped_outer(y_XO, x_XI, groups);
+  CHECK(relative(grouped_mm(y_XO, w_eOI, plain), grouped_mm(wide(y_XO), wide(w_eOI), host)) < 5e-3);
+  const at::Tensor outer = grouped_outer(y_XO, x_XI, plain);
   CHECK(relative(outer, grouped_outer(wide(y_XO), wide(x_XI), host)) < 5e-3);
   CHECK(outer[1].abs().max().item<double>() == 0.0);
 }
