@@ -17,6 +17,7 @@
 
 #include "parallel/base/cpus.h"
 #include "parallel/base/error.h"
+#include "parallel/base/host_name.h"
 #include "parallel/base/log.h"
 #include "parallel/comm/failure.h"
 #include "parallel/comm/mpi_communicator.h"
@@ -38,12 +39,6 @@ bool started_by_mpirun() {
 int tasks_apart() {
   const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
   return tasks == nullptr ? 1 : std::atoi(tasks);
-}
-
-std::string host_name() {
-  char name[256] = "";
-  gethostname(name, sizeof(name) - 1);
-  return name;
 }
 
 /// How long a rank leaves the word to others before it prints its failure. Ranks above 0 differ a little, so that one

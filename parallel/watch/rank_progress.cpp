@@ -9,6 +9,7 @@
 
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
+#include "parallel/base/host_name.h"
 
 namespace moetune {
 namespace {
@@ -22,9 +23,7 @@ double seconds_of(clockid_t clock) {
 }  // namespace
 
 RankProgress::RankProgress() {
-  char name[256] = "";
-  gethostname(name, sizeof(name) - 1);
-  host_ = name;
+  host_ = host_name();
   pthread_getcpuclockid(pthread_self(), &cpu_clock_);
 }
 

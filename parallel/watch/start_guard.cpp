@@ -14,6 +14,7 @@
 #include <set>
 
 #include "parallel/base/error.h"
+#include "parallel/base/host_name.h"
 #include "parallel/base/log.h"
 #include "parallel/base/text.h"
 
@@ -201,9 +202,7 @@ void StartGuard::run() {
     if (one_left && waited_s > limit_s_) ::_exit(static_cast<int>(ExitCode::kRankLost));
     met.insert(sound.begin(), sound.end());
     if (waited_s < limit_s_) continue;
-    char host[256] = "";
-    ::gethostname(host, sizeof host - 1);
-    const StartVerdict verdict = start_verdict(own_, seen, host, waited_s, place_);
+    const StartVerdict verdict = start_verdict(own_, seen, host_name(), waited_s, place_);
     const auto before = std::distance(sound.begin(), sound.lower_bound(own_.rank));
     const double turn_s =
         limit_s_ * (verdict.blames ? 1.0 : 2.0) + kTurn_s * static_cast<double>(std::min<std::ptrdiff_t>(before, 10));

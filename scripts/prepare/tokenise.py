@@ -144,8 +144,8 @@ class Tokeniser:
         )
         if self.vocab_size > MAX_VOCAB:
             raise UserError(
-                f"{self.model.folder}/tokenizer.json: an id of {self.vocab_size - 1}; {MAX_VOCAB - 1} is the highest that"
-                f" is taken\n  fix: {TOKENIZER_FIX}"
+                f"{self.model.folder}/tokenizer.json: an id of {self.vocab_size - 1}; {MAX_VOCAB - 1} is the highest"
+                f" that is taken\n  fix: {TOKENIZER_FIX}"
             )
         self.is_control = np.zeros(self.vocab_size, dtype=bool)
         for i, token in self.added.items():
@@ -325,7 +325,8 @@ class Tokeniser:
         return tokens, labels, lengths, None if plain else weights
 
     def _end_of_turn(self, control, document, offsets, token_start, behind, limit):
-        """Behind the special token that ends a turn, if nothing but white space stands before it; otherwise `behind`."""
+        """Behind the special token that ends a turn, if nothing but white space stands before it; otherwise
+        `behind`."""
         self.turns += 1
         for j in range(behind - token_start, len(offsets)):
             start, end = offsets[j]

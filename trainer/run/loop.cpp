@@ -80,13 +80,14 @@ class Run {
     if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
     reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed,
                                            launch_.rank() == 0);
-    reporter_->show_plan(run_.plan, summary());
+    const DataSummary data = summary();
+    reporter_->show_plan(run_.plan, data);
     probe(peak_.step);
     // Only now is it known that a resumed run fits what was saved, and memory: a mistake writes over nothing.
     if (own_folder_) {
       own_folder_->require_held();
       own_folder_->write_recipe(state.recipe_text);
-      reporter_->start(summary(), own_folder_->changes());
+      reporter_->start(data, own_folder_->changes());
     }
     if (!resumed && recipe_.eval.at_start) evaluate(0, state.best);
 

@@ -17,6 +17,7 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
+#include "parallel/base/host_name.h"
 #include "parallel/base/log.h"
 #include "parallel/base/text.h"
 
@@ -78,9 +79,7 @@ std::string namespace_of_pids() {
 
 LockHolder this_process() {
   LockHolder own;
-  char name[256] = "";
-  ::gethostname(name, sizeof name - 1);
-  own.host = name;
+  own.host = host_name();
   own.boot = line_of("/proc/sys/kernel/random/boot_id");
   own.pid_namespace = namespace_of_pids();
   own.pid = ::getpid();

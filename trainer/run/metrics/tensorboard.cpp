@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "parallel/base/error.h"
+#include "parallel/base/host_name.h"
 #include "trainer/run/metrics/crc32c.h"
 
 namespace moetune {
@@ -53,10 +54,8 @@ std::string new_path(const std::string& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) throw UserError(str(folder, " cannot be made: ", error.message()));
-  char host[256] = {};
-  if (::gethostname(host, sizeof(host) - 1) != 0) host[0] = '\0';
   const std::string stem =
-      str(folder, "/events.out.tfevents.", static_cast<std::int64_t>(seconds_since_1970()), ".", host, ".");
+      str(folder, "/events.out.tfevents.", static_cast<std::int64_t>(seconds_since_1970()), ".", host_name(), ".");
   int n = 0;
   while (std::filesystem::exists(str(stem, n))) ++n;
   return str(stem, n);
