@@ -22,21 +22,21 @@ at::Tensor Router::scores(const at::Tensor& x_TD) const {
 at::Tensor Router::choose(const at::Tensor& score_TE) const {
   at::NoGradGuard no_grad;
   at::Tensor choice_TE = score_TE + bias_E_;
-  if (config_.num_groups > 1) {
-    at::Tensor grouped = choice_TE.unflatten(-1, {config_.num_groups, config_.experts / config_.num_groups});
+  if (spec_.num_groups > 1) {
+    at::Tensor grouped = choice_TE.unflatten(-1, {spec_.num_groups, spec_.experts / spec_.num_groups});
     at::Tensor group_score = std::get<0>(grouped.topk(2, -1)).sum(-1);
     at::Tensor open =
-        at::zeros_like(group_score, at::kBool).scatter_(-1, top_indices(group_score, config_.top_groups), true);
+        at::zeros_like(group_score, at::kBool).scatter_(-1, top_indices(group_score, spec_.top_groups), true);
     choice_TE =
         grouped.masked_fill(open.logical_not().unsqueeze(-1), -std::numeric_limits<double>::infinity()).flatten(-2);
   }
-  return top_indices(choice_TE, config_.top_k).contiguous();
+  return top_indices(choice_TE, spec_.top_k).contiguous();
 }
 
 at::Tensor Router::weights(const at::Tensor& score_TE, const at::Tensor& expert_TK) const {
-  at::Tensor weight_TK = score_TE.gather(-1, expert_TK.clamp_max(config_.experts - 1));
-  if (config_.normalise_top_k) weight_TK = weight_TK / (weight_TK.sum(-1, true) + 1e-20);
-  return weight_TK * config_.routed_scale;
+  at::Tensor weight_TK = score_TE.gather(-1, expert_TK.clamp_max(spec_.experts - 1));
+  if (spec_.normalise) weight_TK = weight_TK / (weight_TK.sum(-1, true) + spec_.normalise_eps);
+  return weight_TK * spec_.scale;
 }
 
 at::Tensor Router::balance_loss(const at::Tensor& score_TE, const Slice& slice) const {
@@ -44,14 +44,14 @@ at::Tensor Router::balance_loss(const at::Tensor& score_TE, const Slice& slice) 
   at::Tensor length = slice.document_length.to(score_TE.scalar_type()).unsqueeze(-1);
   // Rows of padding are summed as one more document, which is left out.
   auto document_sums = [&](const at::Tensor& rows_TE) {
-    at::Tensor zeros = at::zeros({documents + 1, config_.experts}, score_TE.options().requires_grad(false));
+    at::Tensor zeros = at::zeros({documents + 1, spec_.experts}, score_TE.options().requires_grad(false));
     return zeros.index_add(0, slice.document_T, rows_TE).narrow(0, 0, documents);
   };
   at::Tensor chosen =
-      at::zeros_like(score_TE).detach().scatter_(-1, top_indices(score_TE.detach(), config_.top_k), 1.0);
+      at::zeros_like(score_TE).detach().scatter_(-1, top_indices(score_TE.detach(), spec_.top_k), 1.0);
   at::Tensor times_chosen = document_sums(chosen);
   axis_.sum(times_chosen);
-  at::Tensor fraction = times_chosen / length * (static_cast<double>(config_.experts) / config_.top_k);
+  at::Tensor fraction = times_chosen / length * (static_cast<double>(spec_.experts) / spec_.top_k);
   at::Tensor probability = document_sums(score_TE / score_TE.sum(-1, true)) / length;
   return (fraction * probability).sum();
 }

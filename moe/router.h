@@ -9,7 +9,7 @@
 #include <torch/types.h>
 
 #include "moe/attention/slice.h"
-#include "moe/config.h"
+#include "moe/blueprint.h"
 #include "parallel/comm/tensor_axis.h"
 
 namespace moetune {
@@ -17,8 +17,8 @@ namespace moetune {
 class Router {
  public:
   /// weight_ED in any float dtype, bias_E fp32 (fp64 in proofs).
-  Router(const ModelConfig& config, at::Tensor weight_ED, at::Tensor bias_E, const TensorAxis& axis = {})
-      : config_(config), weight_ED_(weight_ED), bias_E_(bias_E), axis_(axis) {}
+  Router(const RouterSpec& spec, at::Tensor weight_ED, at::Tensor bias_E, const TensorAxis& axis = {})
+      : spec_(spec), weight_ED_(weight_ED), bias_E_(bias_E), axis_(axis) {}
 
   /// sigmoid(x W^T), computed in fp32 (fp64 for fp64 input): [T, E].
   at::Tensor scores(const at::Tensor& x_TD) const;
@@ -41,7 +41,7 @@ class Router {
   void update_bias(const at::Tensor& load_E, double rate);
 
  private:
-  const ModelConfig& config_;
+  RouterSpec spec_;
   at::Tensor weight_ED_;
   at::Tensor bias_E_;
   TensorAxis axis_;

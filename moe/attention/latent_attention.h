@@ -14,7 +14,7 @@
 #include "lora/linear.h"
 #include "moe/attention/rope.h"
 #include "moe/attention/slice.h"
-#include "moe/config.h"
+#include "moe/blueprint.h"
 #include "parallel/comm/tensor_axis.h"
 
 namespace moetune {
@@ -31,8 +31,8 @@ struct AttentionWeights {
 
 class LatentAttention {
  public:
-  LatentAttention(const ModelConfig& config, AttentionWeights weights, const TensorAxis& axis)
-      : config_(config), weights_(std::move(weights)), axis_(axis), heads_(config.heads / axis.size()) {}
+  LatentAttention(const AttentionSpec& spec, AttentionWeights weights, const TensorAxis& axis)
+      : spec_(spec), weights_(std::move(weights)), axis_(axis), heads_(spec.heads / axis.size()) {}
 
   /// x_TD (already normed) -> y_TD, differentiable; the slice's documents do not see each other. `angles`: of all U
   /// rows. Collective over the axis.
@@ -42,7 +42,7 @@ class LatentAttention {
   std::vector<Linear*> linears() const;
 
  private:
-  const ModelConfig& config_;
+  AttentionSpec spec_;
   AttentionWeights weights_;
   TensorAxis axis_;
   int64_t heads_;  // of this rank

@@ -8,39 +8,39 @@ namespace {
 double mscale_of(double factor, double mscale) { return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0; }
 
 // The dimension at which a full turn over the original context takes `turns` rotations.
-double correction_dim(double turns, const RopeConfig& config) {
-  return config.dim * std::log(config.original_max_positions / (turns * 2 * M_PI)) / (2 * std::log(config.theta));
+double correction_dim(double turns, const RotarySpec& spec) {
+  return spec.dim * std::log(spec.original_max_positions / (turns * 2 * M_PI)) / (2 * std::log(spec.theta));
 }
 
 }  // namespace
 
-Rope::Rope(const RopeConfig& config, at::Device device) : attention_factor_(1.0) {
-  at::Tensor exponent = at::arange(0, config.dim, 2, at::kLong).to(at::kFloat) / static_cast<double>(config.dim);
-  at::Tensor frequency = at::pow(at::scalar_tensor(config.theta, at::kFloat), exponent);
-  if (config.kind == RopeConfig::Kind::kDefault) {
+Rope::Rope(const RotarySpec& spec, at::Device device) : attention_factor_(1.0) {
+  at::Tensor exponent = at::arange(0, spec.dim, 2, at::kLong).to(at::kFloat) / static_cast<double>(spec.dim);
+  at::Tensor frequency = at::pow(at::scalar_tensor(spec.theta, at::kFloat), exponent);
+  if (spec.scaling == RotarySpec::Scaling::kDefault) {
     inverse_frequency_ = frequency.reciprocal().to(device);
     return;
   }
   at::Tensor extrapolated = frequency.reciprocal();
-  at::Tensor interpolated = (frequency * config.factor).reciprocal();
-  double low = correction_dim(config.beta_fast, config);
-  double high = correction_dim(config.beta_slow, config);
-  if (config.truncate) {
+  at::Tensor interpolated = (frequency * spec.factor).reciprocal();
+  double low = correction_dim(spec.beta_fast, spec);
+  double high = correction_dim(spec.beta_slow, spec);
+  if (spec.truncate) {
     low = std::floor(low);
     high = std::ceil(high);
   }
   low = std::max(low, 0.0);
-  high = std::min(high, config.dim - 1.0);
+  high = std::min(high, spec.dim - 1.0);
   if (low == high) high += 0.001;
-  at::Tensor ramp = ((at::arange(config.dim / 2, at::kFloat) - low) / (high - low)).clamp_(0, 1);
+  at::Tensor ramp = ((at::arange(spec.dim / 2, at::kFloat) - low) / (high - low)).clamp_(0, 1);
   at::Tensor extrapolation_share = 1 - ramp;
   inverse_frequency_ = (interpolated * (1 - extrapolation_share) + extrapolated * extrapolation_share).to(device);
-  if (config.attention_factor) {
-    attention_factor_ = *config.attention_factor;
-  } else if (config.mscale && config.mscale_all_dim) {
-    attention_factor_ = mscale_of(config.factor, *config.mscale) / mscale_of(config.factor, *config.mscale_all_dim);
+  if (spec.attention_factor) {
+    attention_factor_ = *spec.attention_factor;
+  } else if (spec.mscale && spec.mscale_all_dim) {
+    attention_factor_ = mscale_of(spec.factor, *spec.mscale) / mscale_of(spec.factor, *spec.mscale_all_dim);
   } else {
-    attention_factor_ = mscale_of(config.factor, 1.0);
+    attention_factor_ = mscale_of(spec.factor, 1.0);
   }
 }
 

@@ -1,6 +1,6 @@
 // Rotary position embedding with YaRN (Su et al. 2021; Peng et al. 2023), DeepSeek's interleaved pairs.
 //
-//   Rope rope(config.rope, device);
+//   Rope rope(blueprint.rotary, device);
 //   RopeAngles angles = rope.angles(slice.position_T, compute);
 //   at::Tensor q = rotate(q_rope_THA, angles);
 //
@@ -10,7 +10,7 @@
 
 #include <torch/types.h>
 
-#include "moe/config.h"
+#include "moe/blueprint.h"
 
 namespace moetune {
 
@@ -21,7 +21,7 @@ struct RopeAngles {
 
 class Rope {
  public:
-  Rope(const RopeConfig& config, at::Device device);
+  Rope(const RotarySpec& spec, at::Device device);
   /// Angles of positions (int64 [T]); computed in fp32 as the reference does.
   RopeAngles angles(const at::Tensor& position_T, at::ScalarType compute) const;
   const at::Tensor& inverse_frequencies() const { return inverse_frequency_; }
