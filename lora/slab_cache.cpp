@@ -22,8 +22,8 @@ uint64_t bytes_of(const FrozenShape& shape) {
   return bytes;
 }
 
-std::vector<TensorSpec> specs_of(const std::vector<SlabMatrix>& matrices) {
-  std::vector<TensorSpec> specs = {{kDigests, DType::kU8, {static_cast<int64_t>(matrices.size()), kDigestBytes}}};
+std::vector<TensorToWrite> specs_of(const std::vector<SlabMatrix>& matrices) {
+  std::vector<TensorToWrite> specs = {{kDigests, DType::kU8, {static_cast<int64_t>(matrices.size()), kDigestBytes}}};
   for (const SlabMatrix& matrix : matrices) {
     for (const PackedPart& part : matrix.shape.parts()) {
       specs.push_back({str(matrix.name, "/", part.name), *dtype_of(part.dtype), {part.elements}});

@@ -49,16 +49,16 @@ std::vector<FrozenSlab*> Block::slabs() const {
 
 Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const at::Tensor& replayed_TK,
                  bool balance, const PassContext& pass) const {
-  at::Tensor normed_TD = rms_norm(x_TD, parts_.input_norm, config_.norm_eps);
+  at::Tensor normed_TD = rms_norm(x_TD, parts_.input_norm, eps_);
   Mixed mixed;
   mixed.residual_TD = x_TD + parts_.attention->forward(normed_TD, slice, angles, pass.random);
-  mixed.z_TD = rms_norm(mixed.residual_TD, parts_.post_attention_norm, config_.norm_eps);
+  mixed.z_TD = rms_norm(mixed.residual_TD, parts_.post_attention_norm, eps_);
   if (!is_moe()) return mixed;
   at::Tensor score_TE = parts_.router->scores(mixed.z_TD);
   mixed.expert_TK = replayed_TK;
   if (!replayed_TK.defined()) {
     mixed.expert_TK = parts_.router->choose(score_TE);
-    mixed.expert_TK.narrow(0, slice.num_rows - slice.num_padding, slice.num_padding).fill_(config_.experts);
+    mixed.expert_TK.narrow(0, slice.num_rows - slice.num_padding, slice.num_padding).fill_(parts_.router->spec().experts);
   }
   mixed.weight_TK = parts_.router->weights(score_TE, mixed.expert_TK).to(x_TD.scalar_type());
   if (balance) mixed.balance_loss = parts_.router->balance_loss(score_TE, slice);

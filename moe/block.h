@@ -45,7 +45,8 @@ struct BlockParts {
 
 class Block {
  public:
-  Block(const ModelConfig& config, BlockParts parts) : config_(config), parts_(std::move(parts)) {}
+  /// `eps`: of its two norms.
+  Block(BlockParts parts, double eps) : parts_(std::move(parts)), eps_(eps) {}
 
   /// Makes the frozen maps of mixing dense for one pass; release() gives the scratch back.
   void use(PassContext& pass);
@@ -74,8 +75,8 @@ class Block {
   int64_t scratch_elements() const;
 
  private:
-  const ModelConfig& config_;
   BlockParts parts_;
+  double eps_;
 };
 
 }  // namespace moetune

@@ -38,19 +38,20 @@ class Kept {
 
 }  // namespace
 
-BlockMemory block_memory(const ModelConfig& c, const std::vector<LinearMap>& maps, const PassTraits& traits) {
+BlockMemory block_memory(const Blueprint& blueprint, const std::vector<LinearMap>& maps, const PassTraits& traits) {
+  const AttentionSpec& a = blueprint.layer(maps.at(0).layer).attention;
   const Kept keeps(maps, traits.train_weights);
   const int64_t size = static_cast<int64_t>(c10::elementSize(traits.compute));
   const int64_t wide = static_cast<int64_t>(c10::elementSize(accumulate_dtype(traits.compute)));
-  const int64_t D = c.width, K = c.top_k, P = traits.parts.dense;
+  const int64_t D = blueprint.width, E = blueprint.router.experts, K = blueprint.router.top_k, P = traits.parts.dense;
   const bool moe = std::any_of(maps.begin(), maps.end(), [](const LinearMap& map) { return map.stack > 0; });
   int64_t mlp = 0;  // width of the dense MLP or of the shared expert
   for (const LinearMap& map : maps) {
     if (map.stack == 0 && map.leaf() == "gate_proj") mlp = map.outputs;
   }
-  const int64_t qk = c.heads * c.qk_dim(), kv = c.heads * (c.nope_dim + c.value_dim), value = c.heads * c.value_dim;
+  const int64_t qk = a.heads * a.key_dim(), kv = a.heads * (a.nope_dim + a.value_dim), value = a.heads * a.value_dim;
   // On a CPU values are padded to the width of the keys, and the product is as wide.
-  const int64_t attended = traits.device == at::kCPU ? c.heads * std::max(c.qk_dim(), c.value_dim) : value;
+  const int64_t attended = traits.device == at::kCPU ? a.heads * std::max(a.key_dim(), a.value_dim) : value;
 
   // residual and the input of the second norm
   int64_t saved = 2 * D;
@@ -60,11 +61,11 @@ BlockMemory block_memory(const ModelConfig& c, const std::vector<LinearMap>& map
   if (keeps.input_of("q_a_proj") || keeps.input_of("q_proj") || keeps.input_of("kv_a_proj_with_mqa")) saved += D;
   // Latents before their norms; after them as the maps to the heads read them, gathered with the rotary key as one
   // matrix.
-  saved += c.q_lora.value_or(0) + c.kv_lora + c.rope_dim;
+  saved += a.q_lora.value_or(0) + a.kv_lora + a.rotary_dim;
   const bool keeps_q = keeps.input_of("q_b_proj"), keeps_kv = keeps.input_of("kv_b_proj");
-  if (P == 1) saved += (keeps_q ? c.q_lora.value_or(0) : 0) + (keeps_kv ? c.kv_lora : 0);
+  if (P == 1) saved += (keeps_q ? a.q_lora.value_or(0) : 0) + (keeps_kv ? a.kv_lora : 0);
   else if (keeps_q || keeps_kv || keeps.input_of("q_proj")) {
-    saved += P * (c.q_lora.value_or(D) + c.kv_lora + c.rope_dim);
+    saved += P * (a.q_lora.value_or(D) + a.kv_lora + a.rotary_dim);
   }
   // queries, keys, values, product; rows of the product
   saved += padded(2 * qk + 2 * attended) + (keeps.input_of("o_proj") ? value : 0);
@@ -74,25 +75,25 @@ BlockMemory block_memory(const ModelConfig& c, const std::vector<LinearMap>& map
 
   BlockMemory memory;
   // log-sum-exp of each head; a number for each norm
-  memory.saved = saved * size + (c.heads + 4) * wide;
+  memory.saved = saved * size + (a.heads + 4) * wide;
   memory.mixing = size * std::max(4 * qk + 2 * kv, 4 * mlp + 2 * P * D);
   if (!moe) return memory;
   // Scores; of the chosen experts: numbers as int64, scores before and after normalising, weights.
-  memory.saved += c.experts * wide * (traits.balance_loss ? 4 : 1) + K * (8 + 3 * wide + size);
+  memory.saved += E * wide * (traits.balance_loss ? 4 : 1) + K * (8 + 3 * wide + size);
   // Gradient of the rows; copies of rows and of their gradients where they came from other ranks; slot and weight of
   // each routed row.
   memory.received = size * D * (traits.exchanged ? 3 : 1) + K * (8 + size);
-  const int64_t F = c.expert_width / traits.parts.experts;
+  const int64_t F = blueprint.experts.width / traits.parts.experts;
   const int64_t in_down = 2 * D + 7 * F, in_gate_and_up = (keeps.adapts_experts() ? 5 : 4) * D + 6 * F;
   memory.expert = size * std::max(in_down, in_gate_and_up) + 8 + size;  // and row and weight of each
   memory.kept_expert = size * 2 * F + 8 + size;
   return memory;
 }
 
-int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts,
+int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts,
                           int64_t parts) {
   const int64_t expert_bytes =
-      3 * (config.expert_width / parts) * config.width * static_cast<int64_t>(c10::elementSize(compute));
+      3 * (blueprint.experts.width / parts) * blueprint.width * static_cast<int64_t>(c10::elementSize(compute));
   return std::min(local_experts, std::max<int64_t>(1, chunk_bytes / expert_bytes));
 }
 

@@ -1,6 +1,6 @@
 // What a pass through one block holds beside the model, in bytes a row, from shapes alone: the terms of a memory plan.
 //
-//   const BlockMemory m = block_memory(config, block_maps(config, 3, &targets), traits);
+//   const BlockMemory m = block_memory(blueprint, block_maps(blueprint, 3, &targets), traits);
 //   peak = rows * m.saved + max(slice_rows * m.mixing, rows * m.received + chunk_rows * m.expert)
 //
 // The way up is what counts: it holds the graph of mixing over all rows of the local batch and then, one after the
@@ -41,11 +41,11 @@ struct BlockMemory {
 };
 
 /// `maps`: all of one block, with their adapters.
-BlockMemory block_memory(const ModelConfig& config, const std::vector<LinearMap>& maps, const PassTraits& traits);
+BlockMemory block_memory(const Blueprint& blueprint, const std::vector<LinearMap>& maps, const PassTraits& traits);
 
 /// Experts, or `parts`-th parts of experts, whose dense weights are in use at a time: as many of `local_experts` as fit
 /// into `chunk_bytes`, at least one.
-int64_t experts_at_a_time(const ModelConfig& config, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts,
+int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts,
                           int64_t parts);
 /// Scratch elements of one pass through a block: all maps of mixing and one chunk of experts.
 int64_t block_scratch_elements(const std::vector<LinearMap>& maps, BaseFormat base, at::ScalarType compute,

@@ -83,7 +83,7 @@ class TensorList {
   /// The bias of the map that was added last.
   void bias() {
     const TensorSpec map = tensors_.back();
-    TensorSpec& tensor = add(map.role, layer_, map.module() + ".bias", {map.shape[0]}, "norms");
+    TensorSpec& tensor = add(map.role, layer_, map.module() + ".bias", {map.shape[0]}, map.group);
     tensor.bias = true;
     tensor.stack = map.stack;
     // Of a map that is cut by its inputs, each rank would add it once.
@@ -127,7 +127,7 @@ class TensorList {
       if (all) tensors_.back().cut = Cut::kOutputs;
     }
     if (a.sinks) {
-      add(TensorRole::kSinks, layer_, path_ + ".sinks", {H}, "norms").cut = Cut::kOutputs;
+      add(TensorRole::kSinks, layer_, path_ + ".sinks", {H}, "attention").cut = Cut::kOutputs;
     }
   }
 

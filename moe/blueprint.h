@@ -192,7 +192,7 @@ struct TensorSpec {
   std::vector<int64_t> shape;  ///< of the tensor, of a stack one expert's; [O, I] of a map
   int64_t stack = 0;           ///< E of a stack, all ranks together; 0: none
   Held held = Held::kCompute;
-  /// of a map attention, dense_mlp, shared_expert, experts or mtp; else embedding, head, norms, router
+  /// of a map and its bias attention, dense_mlp, shared_expert, experts or mtp; else embedding, head, norms, router
   std::string group;
   /// how ranks that share it cut it, each map of a stack; kNone: each holds it whole
   MatrixCut::Dim cut = MatrixCut::Dim::kNone;
@@ -229,6 +229,8 @@ struct Blueprint {
   LayerId turn() const { return LayerId::turn(num_layers()); }
   const LayerSpec& layer(LayerId block) const { return block.is_mtp() ? mtp_layer : layers.at(block.number()); }
   bool has_experts(LayerId block) const { return layer(block).has_experts(); }
+  /// The first layer's; heads and their widths are the same in all.
+  const AttentionSpec& attention() const { return layers.at(0).attention; }
   /// Blocks of the trunk whose MLP is dense.
   int64_t num_dense_layers() const;
 

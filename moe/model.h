@@ -1,6 +1,6 @@
-// A decoder of the DeepSeek-V3 family on one rank: embedding, blocks, head, MTP module, and what of it trains.
+// A decoder on one rank: embedding, blocks, head, MTP module, and what of it trains.
 //
-//   std::unique_ptr<Model> model = build_model(config, *source, options);
+//   std::unique_ptr<Model> model = build_model(blueprint, *source, options);
 //   at::Tensor x_TD = model->embedding.embed(token_U);
 //   model->blocks[3].mix(...);
 //
@@ -49,13 +49,13 @@ struct PlainTensor {
 };
 
 struct Model {
-  Model(const ModelConfig& config, const ModelOptions& options)
-      : config(config),
-        rope(config.rope, options.device),
+  Model(const Blueprint& blueprint, const ModelOptions& options)
+      : blueprint(blueprint),
+        rope(blueprint.rotary, options.device),
         parameters(options.device, options.compute),
         axis(options.axis) {}
 
-  const ModelConfig config;
+  const Blueprint blueprint;
   Rope rope;
   ParameterSet parameters;
   TensorAxis axis;
@@ -75,6 +75,6 @@ struct Model {
 
 /// Builds the model tensor by tensor: each frozen weight is packed as soon as it is read. Throws UserError for a
 /// missing tensor or a wrong shape, a target that matches nothing, and what a checkpoint lacks for MTP.
-std::unique_ptr<Model> build_model(const ModelConfig& config, WeightSource& source, const ModelOptions& options);
+std::unique_ptr<Model> build_model(const Blueprint& blueprint, WeightSource& source, const ModelOptions& options);
 
 }  // namespace moetune

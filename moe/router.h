@@ -34,6 +34,7 @@ class Router {
   /// part of the sum, so that the ranks' losses add up. Collective over the axis.
   at::Tensor balance_loss(const at::Tensor& score_TE, const Slice& slice) const;
 
+  const RouterSpec& spec() const { return spec_; }
   const at::Tensor& bias() const { return bias_E_; }
   const at::Tensor& weight() const { return weight_ED_; }
   /// Moves the bias by rate * sign(mean load - load_i) (report section 2.1.2). `load_E`: tokens of each expert over the

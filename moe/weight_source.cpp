@@ -68,9 +68,9 @@ class Pretrained final : public WeightSource {
 
 class RandomWeights final : public WeightSource {
  public:
-  RandomWeights(const ModelConfig& config, uint64_t seed, at::Device device)
-      : half_width_(config.initializer_range * std::sqrt(3.0)),
-        tied_(config.tied_embeddings),
+  RandomWeights(const Blueprint& blueprint, uint64_t seed, at::Device device)
+      : half_width_(blueprint.initializer_range * std::sqrt(3.0)),
+        tied_(blueprint.tied_embeddings),
         seed_(seed),
         device_(device) {}
 
@@ -140,10 +140,10 @@ void require_weight_dtype(const SafetensorsFolder& folder, const TensorInfo& inf
   }
 }
 
-void require_tied_head(WeightSource& source, const ModelConfig& config) {
+void require_tied_head(WeightSource& source, const Blueprint& blueprint) {
   const std::string embedding = "model.embed_tokens.weight", head = "lm_head.weight";
-  if (!config.tied_embeddings || !source.has(head)) return;
-  const std::vector<int64_t> shape = {config.vocab, config.width};
+  if (!blueprint.tied_embeddings || !source.has(head)) return;
+  const std::vector<int64_t> shape = {blueprint.vocab, blueprint.width};
   if (at::equal(source.read(embedding, shape).to(at::kFloat), source.read(head, shape).to(at::kFloat))) return;
   throw UserError(str("config.json says tie_word_embeddings: true, but the checkpoint holds ", head,
                       ", which differs "
@@ -154,8 +154,8 @@ void require_tied_head(WeightSource& source, const ModelConfig& config) {
                       head, " out of the checkpoint"));
 }
 
-std::unique_ptr<WeightSource> make_random_weights(const ModelConfig& config, uint64_t seed, at::Device device) {
-  return std::make_unique<RandomWeights>(config, seed, device);
+std::unique_ptr<WeightSource> make_random_weights(const Blueprint& blueprint, uint64_t seed, at::Device device) {
+  return std::make_unique<RandomWeights>(blueprint, seed, device);
 }
 
 }  // namespace moetune

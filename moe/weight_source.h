@@ -12,7 +12,7 @@
 #include <memory>
 #include <string>
 
-#include "moe/config.h"
+#include "moe/blueprint.h"
 #include "parallel/bytes/safetensors.h"
 
 namespace moetune {
@@ -42,10 +42,10 @@ void require_weight_dtype(const SafetensorsFolder& folder, const TensorInfo& inf
 
 /// UserError if config.json ties embedding and head while the checkpoint has a head of its own that differs: readers
 /// would take different ones (transformers 5.17 unties them, earlier ones drop the head).
-void require_tied_head(WeightSource& source, const ModelConfig& config);
+void require_tied_head(WeightSource& source, const Blueprint& blueprint);
 
 /// Every tensor drawn from (seed, name, element): norms 1, correction biases 0, all else uniform with the config's
 /// initializer_range as standard deviation. The same on every mesh.
-std::unique_ptr<WeightSource> make_random_weights(const ModelConfig& config, uint64_t seed, at::Device device);
+std::unique_ptr<WeightSource> make_random_weights(const Blueprint& blueprint, uint64_t seed, at::Device device);
 
 }  // namespace moetune

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 
+#include "moe/families/family.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
@@ -84,12 +85,12 @@ class LoadProgress {
 /// Makes the parts in the order in which they need each other.
 class Assembler {
  public:
-  Assembler(const Recipe& recipe, const ModelConfig& config, Launch& launch, bool speaks)
-      : recipe_(recipe), config_(config), launch_(launch), speaks_(speaks) {}
+  Assembler(const Recipe& recipe, const Blueprint& blueprint, Launch& launch, bool speaks)
+      : recipe_(recipe), blueprint_(blueprint), launch_(launch), speaks_(speaks) {}
 
   Assembly assemble(std::unique_ptr<Mesh> mesh, std::optional<int64_t> rows) {
     Assembly run;
-    run.config = config_;
+    run.blueprint = blueprint_;
     run.device = launch_.device();
     run.compute = scalar_type(recipe_.model.compute);
     run.slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(run.device));
@@ -102,13 +103,13 @@ class Assembler {
     // The smallest of the GPUs and the fullest of the hosts decide for all: ranks that share weights place them alike.
     const Machine machine{run.device.type(), -launch_.max_over_world(-device_memory_bytes(run.device.type())),
                           launch_.max_over_world(launch_.local_size())};
-    run.plan = plan_memory(run.config, recipe_, shape, machine, rows);
+    run.plan = plan_memory(run.blueprint, recipe_, shape, machine, rows);
     run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, recipe_.mesh.shard);
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;
-    auto source = random ? make_random_weights(run.config, static_cast<uint64_t>(recipe_.run.seed), run.device)
+    auto source = random ? make_random_weights(run.blueprint, static_cast<uint64_t>(recipe_.run.seed), run.device)
                          : open_pretrained(recipe_.model.path);
-    require_tied_head(*source, run.config);
-    run.cache = open_weight_cache(recipe_, run.config, *source);
+    require_tied_head(*source, run.blueprint);
+    run.cache = open_weight_cache(recipe_, run.blueprint, *source);
     run.slabs =
         std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards), run.cache.get());
 
@@ -118,19 +119,19 @@ class Assembler {
     options.base = recipe_.model.base;
     options.train_weights = !recipe_.adapter.has_value();
     options.targets = recipe_.adapter ? run.targets.get() : nullptr;
-    const int64_t local_experts = run.config.experts / shape.ep;
-    options.placement = {run.mesh->here().ep * local_experts, local_experts, run.config.experts};
+    const int64_t local_experts = run.blueprint.router.experts / shape.ep;
+    options.placement = {run.mesh->here().ep * local_experts, local_experts, run.blueprint.router.experts};
     options.exchange = run.exchange.get();
     options.slabs = run.slabs.get();
     options.axis = TensorAxis(run.mesh->tp());
     options.expert_axis = expert_axis(*run.mesh);
     options.seed = static_cast<uint64_t>(recipe_.run.seed);
     options.with_mtp = recipe_.mtp.trains();
-    LoadProgress progress(*source, run.cache.get(), run.config.num_layers + (options.with_mtp ? 1 : 0));
+    LoadProgress progress(*source, run.cache.get(), run.blueprint.num_layers() + (options.with_mtp ? 1 : 0));
     if (speaks_) options.loaded = [&](LayerId layer) { progress(layer); };
     {
       const ThriftyHeap heap;
-      run.model = build_model(run.config, *source, options);
+      run.model = build_model(run.blueprint, *source, options);
     }
     run.load = most_of_any_rank({source->bytes_read(), run.cache ? run.cache->found_bytes() : 0,
                                  run.cache ? run.cache->written_bytes() : 0, progress.elapsed_s()});
@@ -155,7 +156,7 @@ class Assembler {
   }
 
   const Recipe& recipe_;
-  const ModelConfig& config_;
+  const Blueprint& blueprint_;
   Launch& launch_;
   bool speaks_;
 };
@@ -182,13 +183,13 @@ void set_up_process(const Recipe& recipe, Launch& launch) {
 
 Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows) {
   set_up_process(recipe, launch);
-  const ModelConfig config = load_model_config(recipe.model.path);
-  auto mesh = std::make_unique<Mesh>(launch, mesh_shape(recipe, config, launch.world_size()));
-  return Assembler(recipe, config, launch, /*speaks=*/true).assemble(std::move(mesh), rows);
+  const Blueprint blueprint = load_blueprint(recipe.model.path);
+  auto mesh = std::make_unique<Mesh>(launch, mesh_shape(recipe, blueprint, launch.world_size()));
+  return Assembler(recipe, blueprint, launch, /*speaks=*/true).assemble(std::move(mesh), rows);
 }
 
-Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const ModelConfig& config, Launch& launch) {
-  return Assembler(recipe, config, launch, /*speaks=*/false).assemble(std::move(mesh), std::nullopt);
+Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const Blueprint& blueprint, Launch& launch) {
+  return Assembler(recipe, blueprint, launch, /*speaks=*/false).assemble(std::move(mesh), std::nullopt);
 }
 
 }  // namespace moetune

@@ -19,7 +19,7 @@
 namespace moetune {
 
 struct Assembly {
-  ModelConfig config;
+  Blueprint blueprint;
   std::unique_ptr<Mesh> mesh;
   std::unique_ptr<TokenExchange> exchange;
   MemoryPlan plan;
@@ -45,7 +45,7 @@ TensorAxis expert_axis(Mesh& mesh);
 /// Throws UserError for what recipe, checkpoint and mesh do not agree on.
 Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows = std::nullopt);
 /// The same for a model and a mesh that are not the recipe's own, saying nothing.
-Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const ModelConfig& config, Launch& launch);
+Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const Blueprint& blueprint, Launch& launch);
 /// Chooses device, threads and determinism as the recipe says. Once, before anything is made on the device.
 void set_up_process(const Recipe& recipe, Launch& launch);
 

@@ -143,7 +143,7 @@ class SafetensorsFolder {
 };
 
 /// A tensor to be written. Name and metadata are UTF-8.
-struct TensorSpec {
+struct TensorToWrite {
   std::string name;
   DType dtype;
   std::vector<std::int64_t> shape;
@@ -151,12 +151,12 @@ struct TensorSpec {
 /// What a file of these tensors begins with: length and header, a multiple of 8 bytes. The data follows in the order of
 /// `specs`. The metadata always says {"format": "pt"}: readers of transformers refuse files that do not. `path` is for
 /// messages.
-std::string safetensors_header(const std::string& path, const std::vector<TensorSpec>& specs, StringMap metadata);
+std::string safetensors_header(const std::string& path, const std::vector<TensorToWrite>& specs, StringMap metadata);
 
 /// Writes one file, tensor after tensor, without holding it in memory; it appears under its name at commit() alone.
 class SafetensorsWriter {
  public:
-  using Spec = TensorSpec;
+  using Spec = TensorToWrite;
   /// Writes the header. The data follows in the order of `specs`; begin with the widest dtype if readers should find
   /// all tensors aligned.
   SafetensorsWriter(const std::string& path, const std::vector<Spec>& specs, StringMap metadata);

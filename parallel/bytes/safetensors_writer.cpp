@@ -7,11 +7,11 @@
 
 namespace moetune {
 
-std::string safetensors_header(const std::string& path, const std::vector<TensorSpec>& specs, StringMap metadata) {
+std::string safetensors_header(const std::string& path, const std::vector<TensorToWrite>& specs, StringMap metadata) {
   metadata["format"] = "pt";
   nlohmann::json header = {{"__metadata__", std::move(metadata)}};
   std::uint64_t begin = 0;
-  for (const TensorSpec& spec : specs) {
+  for (const TensorToWrite& spec : specs) {
     MT_CHECK(!header.contains(spec.name), path, ": tensor ", in_quotes(spec.name),
              " is declared twice or has the reserved name");
     const std::optional<std::uint64_t> bytes = size_in_bytes(spec.dtype, spec.shape);

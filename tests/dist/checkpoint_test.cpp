@@ -20,7 +20,7 @@ namespace {
 struct Run {
   explicit Run(const MeshShape& shape)
       : mesh(test_launch(), shape),
-        tiny(tiny_config(3),
+        tiny(tiny_blueprint(3),
              {.base = BaseFormat::kFp32,
               .compute = at::kBFloat16,
               .targets = {"q_a_proj", "q_b_proj", "o_proj", "experts.up_proj", "experts.down_proj"}},

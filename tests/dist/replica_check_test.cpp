@@ -98,7 +98,7 @@ TEST_CASE("a rank with another copy of anything is told, and equal copies pass",
       const MeshShape shape{1, P / (ep * tp), ep, tp, expert_tp};
       Mesh mesh(test_launch(), shape);
       const TinyOptions options{.base = BaseFormat::kFp32, .compute = at::kBFloat16, .device = test_launch().device()};
-      TinyModel tiny(tiny_config(2), options, &mesh);
+      TinyModel tiny(tiny_blueprint(2), options, &mesh);
       INFO(to_string(shape));
       CHECK(message(*tiny.model, mesh) == kNone);
       int64_t found = 0;
@@ -139,7 +139,7 @@ TEST_CASE("of frozen slabs the ranks that keep the same range are compared", "[r
     SlabPlacement placement;
     placement.dense_replicas = placement.expert_replicas = shared;
     FrozenSlabs slabs(store, placement);
-    TinyModel tiny(tiny_config(2), {.base = BaseFormat::kNf4, .slabs = &slabs}, &mesh);
+    TinyModel tiny(tiny_blueprint(2), {.base = BaseFormat::kNf4, .slabs = &slabs}, &mesh);
     CHECK(message(*tiny.model, mesh) == kNone);
     for (FrozenSlab& slab : slabs.all()) {
       const at::Tensor kept = slab.kept().second;  // nothing on the last rank where many share little

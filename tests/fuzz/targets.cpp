@@ -76,7 +76,7 @@ FuzzTarget model_config(const char* name, std::string text) {
           },
           {"config.json"},
           [](const fs::path& folder) {
-            const ModelConfig config = load_model_config(folder);
+            const Blueprint config = load_blueprint(folder);
             count_parameters(config, /*with_mtp=*/config.num_mtp_layers > 0);
             const Recipe recipe = parse_recipe(
                 str("run: {dir: ", (folder / "run").string(), "}\nmodel: {path: ", folder.string(),
@@ -148,7 +148,7 @@ FuzzTarget jsonl() {
 // --- an adapter to go on from
 
 FuzzTarget adapter() {
-  const auto model = std::make_shared<TinyModel>(tiny_config(2), TinyOptions{.targets = {"o_proj", "experts"}});
+  const auto model = std::make_shared<TinyModel>(tiny_blueprint(2), TinyOptions{.targets = {"o_proj", "experts"}});
   return {"adapter",
           [model](const fs::path& folder) {
             PeftConfig config;

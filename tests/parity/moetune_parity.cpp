@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lora/adapters/peft_files.h"
+#include "moe/families/family.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/bytes/tensor_io.h"
@@ -56,7 +57,7 @@ int run(const std::string& path, Launch& launch) {
                                  launch.world_size()));
 
   const std::string folder = config.at("model");
-  const ModelConfig model_config = load_model_config(folder);
+  const Blueprint blueprint = load_blueprint(folder);
   auto exchange = mesh.ep().size() == 1 ? make_local_exchange()
                                         : make_token_exchange(mesh.ep(), config.value("buffer_rows", int64_t{0}));
   ModelOptions options;
@@ -70,8 +71,8 @@ int run(const std::string& path, Launch& launch) {
                                         : BaseFormat::kFp32;
   options.seed = 17;
   options.head_chunk_rows = config.value("head_chunk_rows", int64_t{7});
-  const int64_t local_experts = model_config.experts / mesh.ep().size();
-  options.placement = {mesh.here().ep * local_experts, local_experts, model_config.experts};
+  const int64_t local_experts = blueprint.router.experts / mesh.ep().size();
+  options.placement = {mesh.here().ep * local_experts, local_experts, blueprint.router.experts};
   options.exchange = exchange.get();
   options.axis = TensorAxis(mesh.tp());
   options.expert_axis = expert_axis(mesh);
@@ -80,12 +81,12 @@ int run(const std::string& path, Launch& launch) {
   const ShardGroups shards(launch, mesh, config.value("shard", "none") == "all" ? ShardScope::kAll : ShardScope::kNone);
   WeightPlacement weights;
   weights.dense_on_host = config.value("offload", "none") == "all";
-  if (weights.dense_on_host) weights.host_layers = model_config.blocks(/*with_mtp=*/true);
+  if (weights.dense_on_host) weights.host_layers = blueprint.blocks(/*with_mtp=*/true);
   FrozenSlabs slabs(store, slab_placement(weights, shards));
   options.slabs = &slabs;
   // Two experts at a time, so that the chunks of experts are walked too.
   options.expert_chunk_bytes =
-      2 * 3 * model_config.width * model_config.expert_width * static_cast<int64_t>(c10::elementSize(options.compute));
+      2 * 3 * blueprint.width * blueprint.experts.width * static_cast<int64_t>(c10::elementSize(options.compute));
   const json adapter = config.value("adapter", json());
   options.train_weights = adapter.is_null();
   AdapterTargets targets;
@@ -100,7 +101,7 @@ int run(const std::string& path, Launch& launch) {
     options.targets = &targets;
   }
   auto source = open_pretrained(folder);
-  auto model = build_model(model_config, *source, options);
+  auto model = build_model(blueprint, *source, options);
   if (!adapter.is_null() && !adapter.value("from", json()).is_null()) {
     load_peft_adapter(adapter.at("from").get<std::string>(), model->parameters, adapter.at("alpha"),
                       adapter.value("rslora", false));
@@ -113,7 +114,7 @@ int run(const std::string& path, Launch& launch) {
     for (int32_t id : document.at("labels")) labels.push_back(id);
     offsets.push_back(static_cast<int64_t>(tokens.size()));
   }
-  Documents documents(path, model_config.vocab, tokens, labels, offsets, {});
+  Documents documents(path, blueprint.vocab, tokens, labels, offsets, {});
   BatchOptions batch_options;
   batch_options.batch = config.at("batch");
   batch_options.max_tokens = config.at("max_tokens");
@@ -157,7 +158,7 @@ int run(const std::string& path, Launch& launch) {
                                             launch.device(), options.compute);
     if (step == 0) {
       // Rows of this rank at their place in the global batch, summed over the ranks.
-      at::Tensor logits = at::zeros({local.global.tokens, model_config.vocab},
+      at::Tensor logits = at::zeros({local.global.tokens, blueprint.vocab},
                                     at::TensorOptions(accumulate_dtype(options.compute)).device(launch.device()));
       logits.index_copy_(0, at::tensor(local.global_tokens, at::kLong).to(launch.device()),
                          sweep.logits(batch).to(logits.scalar_type()));
@@ -173,7 +174,7 @@ int run(const std::string& path, Launch& launch) {
       return total.item<double>() / count;
     };
     const double loss = mean(result.loss_sum, local.global.divisor());
-    at::Tensor load = result.load_LE.defined() ? result.load_LE : at::zeros({0, model_config.experts}, at::kLong);
+    at::Tensor load = result.load_LE.defined() ? result.load_LE : at::zeros({0, blueprint.router.experts}, at::kLong);
     mesh.data().all_reduce_sum(load);
     if (step == 0) {
       output.add("loss", at::tensor({loss}, at::kDouble));

@@ -1,10 +1,11 @@
 // A small model of random weights on one rank, and a step's batch for it.
 //
-//   TinyModel tiny(tiny_config(/*layers=*/3), {.base = BaseFormat::kNf4});
+//   TinyModel tiny(tiny_blueprint(/*layers=*/3), {.base = BaseFormat::kNf4});
 //   Sweep sweep(*tiny.model, {});
 //   sweep.train(tiny.batch({5, 9}, /*slice_tokens=*/8), {17, 0, true});
 #pragma once
 
+#include <cmath>
 #include <memory>
 
 #include "moe/model.h"
@@ -18,30 +19,35 @@ namespace moetune {
 
 /// One dense layer, then MoE layers (an MTP module is at hand) of 4 experts in 2 groups; every linear weight is a
 /// multiple of 64 numbers.
-inline ModelConfig tiny_config(int64_t layers) {
-  ModelConfig config;
-  config.vocab = 32;
-  config.width = 16;
-  config.num_layers = layers;
-  config.dense_width = 24;
-  config.expert_width = 8;
-  config.num_dense_layers = 1;
-  config.heads = 2;
-  config.q_lora = 16;
-  config.kv_lora = 16;
-  config.nope_dim = 8;
-  config.rope_dim = 4;
-  config.value_dim = 8;
-  config.experts = 4;
-  config.shared_experts = 1;
-  config.top_k = 2;
-  config.num_groups = 2;
-  config.top_groups = 2;
-  config.routed_scale = 2.5;
-  config.initializer_range = 0.2;
-  config.num_mtp_layers = 1;
-  config.rope.dim = 4;
-  return config;
+inline Blueprint tiny_blueprint(int64_t layers) {
+  Blueprint model;
+  model.vocab = 32;
+  model.width = 16;
+  LayerSpec layer;
+  layer.attention.heads = layer.attention.kv_heads = 2;
+  layer.attention.q_lora = 16;
+  layer.attention.kv_lora = 16;
+  layer.attention.nope_dim = 8;
+  layer.attention.rotary_dim = 4;
+  layer.attention.value_dim = 8;
+  layer.attention.softmax_scale = 1.0 / std::sqrt(12.0);
+  model.layers.assign(layers, layer);
+  model.layers[0].dense_width = 24;
+  model.num_mtp_layers = 1;
+  model.mtp_layer = layer;
+  model.rotary.dim = 4;
+  model.router.experts = 4;
+  model.router.top_k = 2;
+  model.router.choice = RouterSpec::Choice::kGroupsByBestTwo;
+  model.router.num_groups = 2;
+  model.router.top_groups = 2;
+  model.router.correction_bias = true;
+  model.router.normalise_eps = 1e-20;
+  model.router.scale = 2.5;
+  model.experts.width = 8;
+  model.experts.shared_width = 8;
+  model.initializer_range = 0.2;
+  return model;
 }
 
 struct TinyOptions {
@@ -58,7 +64,7 @@ struct TinyOptions {
 
 struct TinyModel {
   /// With a mesh, what this rank of it holds.
-  TinyModel(const ModelConfig& config, const TinyOptions& tiny, Mesh* mesh = nullptr)
+  TinyModel(const Blueprint& blueprint, const TinyOptions& tiny, Mesh* mesh = nullptr)
       : exchange(mesh == nullptr || mesh->shape().ep == 1 ? make_local_exchange()
                                                           : make_token_exchange(mesh->ep(), 0)) {
     targets = AdapterTargets({tiny.targets, 2, 4.0, false, 0.0, {}});
@@ -68,8 +74,8 @@ struct TinyModel {
     options.base = tiny.base;
     options.train_weights = tiny.train_weights;
     options.targets = tiny.train_weights ? nullptr : &targets;
-    const int64_t local_experts = mesh == nullptr ? config.experts : config.experts / mesh->shape().ep;
-    options.placement = {mesh == nullptr ? 0 : mesh->here().ep * local_experts, local_experts, config.experts};
+    const int64_t local_experts = mesh == nullptr ? blueprint.router.experts : blueprint.router.experts / mesh->shape().ep;
+    options.placement = {mesh == nullptr ? 0 : mesh->here().ep * local_experts, local_experts, blueprint.router.experts};
     options.exchange = exchange.get();
     options.seed = tiny.seed;
     options.slabs = tiny.slabs;
@@ -77,7 +83,7 @@ struct TinyModel {
     options.axis = mesh == nullptr ? tiny.axis : TensorAxis(mesh->tp());
     if (mesh != nullptr) options.expert_axis = expert_axis(*mesh);
     options.expert_chunk_bytes = 1;  // one expert at a time
-    model = build_model(config, *make_random_weights(config, tiny.seed, at::kCPU), options);
+    model = build_model(blueprint, *make_random_weights(blueprint, tiny.seed, at::kCPU), options);
     // B of zeros would leave A without a gradient.
     uint64_t seed = 1000;
     for (Parameter& parameter : model->parameters.all()) {
@@ -94,8 +100,8 @@ struct TinyModel {
     for (const int64_t length : lengths) {
       for (int64_t t = 0; t < length; ++t) {
         const auto place = static_cast<int64_t>(local.tokens.size());
-        local.tokens.push_back(static_cast<int32_t>((place * 7 + place * place) % model->config.vocab));
-        local.targets.push_back(t + 1 < length ? static_cast<int32_t>(place % model->config.vocab) : kNotTrained);
+        local.tokens.push_back(static_cast<int32_t>((place * 7 + place * place) % model->blueprint.vocab));
+        local.targets.push_back(t + 1 < length ? static_cast<int32_t>(place % model->blueprint.vocab) : kNotTrained);
         local.positions.push_back(static_cast<int32_t>(t));
         local.global_tokens.push_back(place);
       }

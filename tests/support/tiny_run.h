@@ -14,7 +14,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "moe/tensor_catalog.h"
+#include "moe/disk_layout.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/sha256.h"
@@ -68,7 +68,7 @@ class TinyRun {
     std::filesystem::create_directories(checkpoint());
     write_text_atomically((model() / "config.json").string(), tiny_config().dump());
     write_text_atomically((model() / "tokenizer.json").string(), "{}");
-    for (const CatalogTensor& tensor : tensor_catalog(parse_model_config(tiny_config(), "tiny"), false)) {
+    for (const DiskTensor& tensor : disk_tensors(parse_blueprint(tiny_config(), "tiny"), false)) {
       weights[tensor.name] = tensor.held == Held::kBias ? draw(tensor.shape) : draw(tensor.shape).to(options.stored);
     }
     write_tensors((model() / "model.safetensors").string(), {weights.begin(), weights.end()}, {});

@@ -25,7 +25,7 @@ namespace {
 /// A model, its optimizer and the state to save; different numbers for different `fill`.
 struct Run {
   explicit Run(uint64_t fill, std::vector<std::string> targets = {"all_linear"})
-      : tiny(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kFloat, .targets = std::move(targets)}),
+      : tiny(tiny_blueprint(3), {.base = BaseFormat::kFp32, .compute = at::kFloat, .targets = std::move(targets)}),
         partition(tiny.model->parameters, mesh),
         optimizer(partition, {}),
         state{*tiny.model, optimizer, "run: {}\n", "frozen", "data", 17, 4} {
@@ -96,7 +96,7 @@ TEST_CASE("a checkpoint brings everything back bit for bit", "[checkpoint]") {
   CHECK(loaded.optimizer.steps_taken() == 7);
   CHECK(read_text_file((place.step(7) / "recipe.yaml").string()) == "run: {}\n");
 
-  TinyModel weights_only(tiny_config(3), {.base = BaseFormat::kFp32, .compute = at::kFloat});
+  TinyModel weights_only(tiny_blueprint(3), {.base = BaseFormat::kFp32, .compute = at::kFloat});
   load_weights(SavedState(place.step(7)), *weights_only.model);
   const auto& there = saved.tiny.model->parameters.all();
   for (size_t i = 0; i < there.size(); ++i) {

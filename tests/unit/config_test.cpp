@@ -5,7 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "moe/config.h"
+#include "moe/families/family.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "tests/support/deepseek_v3_config.h"
@@ -20,7 +20,7 @@ namespace {
 json deepseek_v3() { return json::parse(kDeepseekV3Config); }
 
 std::string refusal(const json& config) {
-  return message_of<UserError>([&] { parse_model_config(config, "config.json"); });
+  return message_of<UserError>([&] { parse_blueprint(config, "config.json"); });
 }
 std::string refusal(const char* key, const json& value) {
   json config = deepseek_v3();
@@ -31,7 +31,7 @@ std::string refusal(const char* key, const json& value) {
 }  // namespace
 
 TEST_CASE("DeepSeek-V3 is read as published", "[config]") {
-  const ModelConfig config = parse_model_config(deepseek_v3(), "config.json");
+  const Blueprint config = parse_blueprint(deepseek_v3(), "config.json");
   CHECK(config.vocab == 129280);
   CHECK(config.width == 7168);
   CHECK(config.q_lora == 1536);
@@ -44,7 +44,7 @@ TEST_CASE("DeepSeek-V3 is read as published", "[config]") {
   CHECK(config.fp8_blocks);
   CHECK(!config.is_moe(LayerId::block(2)));
   CHECK(config.is_moe(LayerId::block(3)));
-  CHECK(config.rope.kind == RopeConfig::Kind::kYarn);
+  CHECK(config.rope.kind == RotarySpec::Scaling::kYarn);
   CHECK(config.rope.factor == 40);
   CHECK(config.softmax_scale() == Approx(0.13523378).epsilon(1e-7));
 }
@@ -58,16 +58,16 @@ TEST_CASE("the spelling of transformers 5 says the same", "[config]") {
   config.erase("rope_scaling");
   config.erase("rope_theta");
   config["rope_parameters"] = rope;
-  const ModelConfig read = parse_model_config(config, "config.json");
+  const Blueprint read = parse_blueprint(config, "config.json");
   CHECK(read.rope.theta == 50000.0);
-  CHECK(read.rope.kind == RopeConfig::Kind::kYarn);
+  CHECK(read.rope.kind == RotarySpec::Scaling::kYarn);
   CHECK(read.softmax_scale() == Approx(0.13523378).epsilon(1e-7));
 
   config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 500.0}};
-  CHECK(parse_model_config(config, "config.json").rope.kind == RopeConfig::Kind::kDefault);
-  CHECK(parse_model_config(config, "config.json").rope.theta == 500.0);
+  CHECK(parse_blueprint(config, "config.json").rope.kind == RotarySpec::Scaling::kDefault);
+  CHECK(parse_blueprint(config, "config.json").rope.theta == 500.0);
   config["rope_parameters"] = nullptr;
-  CHECK(parse_model_config(config, "config.json").rope.theta == 10000.0);
+  CHECK(parse_blueprint(config, "config.json").rope.theta == 10000.0);
 }
 
 TEST_CASE("kimi_k2 and a plain query projection are read", "[config]") {
@@ -77,7 +77,7 @@ TEST_CASE("kimi_k2 and a plain query projection are read", "[config]") {
   config["topk_group"] = 1;
   config["n_routed_experts"] = 384;
   config["q_lora_rank"] = nullptr;
-  const ModelConfig read = parse_model_config(config, "config.json");
+  const Blueprint read = parse_blueprint(config, "config.json");
   CHECK(read.experts == 384);
   CHECK(!read.q_lora);
 }
@@ -127,11 +127,11 @@ TEST_CASE("what is not computed is refused by name", "[config]") {
 
 TEST_CASE("a folder without a sound config.json is refused", "[config]") {
   const TemporaryFolder folder;
-  CHECK(contains(message_of<UserError>([&] { load_model_config(folder.path()); }), "must be a Hugging Face folder"));
+  CHECK(contains(message_of<UserError>([&] { load_blueprint(folder.path()); }), "must be a Hugging Face folder"));
   write_text_atomically(folder / "config.json", "{\"model_type\": ");
-  CHECK(contains(message_of<UserError>([&] { load_model_config(folder.path()); }), "config.json: not valid JSON"));
+  CHECK(contains(message_of<UserError>([&] { load_blueprint(folder.path()); }), "config.json: not valid JSON"));
   write_text_atomically(folder / "config.json", deepseek_v3().dump());
-  CHECK(load_model_config(folder.path()).num_layers == 61);
+  CHECK(load_blueprint(folder.path()).num_layers == 61);
 }
 
 TEST_CASE("rope_parameters and rope_scaling say the same, or are refused", "[config]") {
@@ -154,12 +154,12 @@ TEST_CASE("rope_parameters and rope_scaling say the same, or are refused", "[con
   CHECK(contains(refusal(config), "disagree"));
   // Nothing, in either spelling.
   config["rope_parameters"] = json::object();
-  CHECK(parse_model_config(config, "").rope.kind == RopeConfig::Kind::kYarn);
+  CHECK(parse_blueprint(config, "").rope.kind == RotarySpec::Scaling::kYarn);
   config["rope_parameters"] = nullptr;
-  CHECK(parse_model_config(config, "").rope.kind == RopeConfig::Kind::kYarn);
+  CHECK(parse_blueprint(config, "").rope.kind == RotarySpec::Scaling::kYarn);
   config["rope_parameters"] = yarn;
   config["rope_scaling"] = nullptr;
-  CHECK(parse_model_config(config, "").rope.kind == RopeConfig::Kind::kYarn);
+  CHECK(parse_blueprint(config, "").rope.kind == RotarySpec::Scaling::kYarn);
 
   CHECK(contains(refusal("rope_scaling", json::array({1})), "rope_scaling: is [1], want a JSON object"));
   CHECK(contains(refusal("rope_scaling", "yarn"), "rope_scaling: is \"yarn\", want a JSON object"));
@@ -221,7 +221,7 @@ TEST_CASE("a wrong type is refused with file, key and value, whatever the key", 
 TEST_CASE("config.json is a file in a folder, each key once", "[config]") {
   const TemporaryFolder folder;
   const std::string path = folder / "config.json";
-  const auto said = [&](const std::string& model) { return message_of<UserError>([&] { load_model_config(model); }); };
+  const auto said = [&](const std::string& model) { return message_of<UserError>([&] { load_blueprint(model); }); };
   std::string twice = deepseek_v3().dump();
   twice.insert(1, "\"vocab_size\": 5, ");
   write_text_atomically(path, twice);

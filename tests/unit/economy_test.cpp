@@ -9,7 +9,7 @@ using namespace moetune;
 namespace {
 
 /// Numbers of the linear maps of the model, from its sizes.
-int64_t linear_numbers(const ModelConfig& c) {
+int64_t linear_numbers(const Blueprint& c) {
   const int64_t attention = *c.q_lora * c.width + c.heads * (c.nope_dim + c.rope_dim) * *c.q_lora +
                             (c.kv_lora + c.rope_dim) * c.width + c.heads * (c.nope_dim + c.value_dim) * c.kv_lora +
                             c.width * c.heads * c.value_dim;
@@ -23,25 +23,25 @@ int64_t linear_numbers(const ModelConfig& c) {
 TEST_CASE("a step makes every frozen number dense twice and keeps one input a layer", "[economy]") {
   const std::vector<std::vector<int64_t>> batches{{5}, {5, 9, 2, 30}, {17, 17}};
   for (const int64_t layers : {8, 32}) {
-    TinyModel tiny(tiny_config(layers), {.base = BaseFormat::kNf4, .compute = at::kFloat});
+    TinyModel tiny(tiny_blueprint(layers), {.base = BaseFormat::kNf4, .compute = at::kFloat});
     for (const auto& lengths : batches) {
       for (const int64_t slice_tokens : {1, 1000}) {
         INFO(layers << " layers, " << lengths.size() << " documents, slices of " << slice_tokens);
         Sweep sweep(*tiny.model, {});
         const StepBatch batch = tiny.batch(lengths, slice_tokens);
         sweep.train(batch, {17, 0, true});
-        CHECK(sweep.dequantised().elements == 2 * linear_numbers(tiny.model->config));
-        CHECK(sweep.kept_input_bytes() == layers * batch.global.tokens * tiny.model->config.width * 4);
+        CHECK(sweep.dequantised().elements == 2 * linear_numbers(tiny.model->blueprint));
+        CHECK(sweep.kept_input_bytes() == layers * batch.global.tokens * tiny.model->blueprint.width * 4);
         sweep.evaluate(batch);
-        CHECK(sweep.dequantised().elements == 3 * linear_numbers(tiny.model->config));
+        CHECK(sweep.dequantised().elements == 3 * linear_numbers(tiny.model->blueprint));
       }
     }
   }
 }
 
 TEST_CASE("the MTP module costs one more layer and shares embedding and head", "[economy]") {
-  TinyModel without(tiny_config(4), {.base = BaseFormat::kNf4, .compute = at::kFloat});
-  TinyModel tiny(tiny_config(4), {.base = BaseFormat::kNf4, .compute = at::kFloat, .with_mtp = true});
+  TinyModel without(tiny_blueprint(4), {.base = BaseFormat::kNf4, .compute = at::kFloat});
+  TinyModel tiny(tiny_blueprint(4), {.base = BaseFormat::kNf4, .compute = at::kFloat, .with_mtp = true});
   CHECK(tiny.model->mtp->parts().embedding.weight().is_same(tiny.model->embedding.weight()));
   CHECK(tiny.model->plain.size() == without.model->plain.size() + 8);  // six norms, the module's head norm, its router
   SweepOptions options;
@@ -52,7 +52,7 @@ TEST_CASE("the MTP module costs one more layer and shares embedding and head", "
   CHECK(batch.mtp.num_rows == 4 + 8 + 1);
   const SweepResult result = sweep.train(batch, {17, 0, true});
   CHECK(result.mtp_loss_sum.item<double>() > 0);
-  ModelConfig one_more = tiny_config(5);
+  Blueprint one_more = tiny_blueprint(5);
   const int64_t width = one_more.width;
   CHECK(sweep.dequantised().elements == 2 * (linear_numbers(one_more) + 2 * width * width));
   CHECK(sweep.kept_input_bytes() == (4 * 17 + 13) * width * 4);
@@ -60,7 +60,7 @@ TEST_CASE("the MTP module costs one more layer and shares embedding and head", "
 }
 
 TEST_CASE("a rank without documents walks the same way and adds nothing", "[economy]") {
-  TinyModel tiny(tiny_config(3), {.base = BaseFormat::kNf4, .compute = at::kFloat, .with_mtp = true});
+  TinyModel tiny(tiny_blueprint(3), {.base = BaseFormat::kNf4, .compute = at::kFloat, .with_mtp = true});
   RankBatch nothing;
   nothing.document_begins = {0};
   nothing.global.documents = 3;
@@ -90,7 +90,7 @@ TEST_CASE("a rank without documents walks the same way and adds nothing", "[econ
 }
 
 TEST_CASE("nothing reads a released weight", "[economy]") {
-  TinyModel tiny(tiny_config(8), {.base = BaseFormat::kNf4, .compute = at::kFloat});
+  TinyModel tiny(tiny_blueprint(8), {.base = BaseFormat::kNf4, .compute = at::kFloat});
   const StepBatch batch = tiny.batch({5, 9, 2}, 8);
   std::vector<std::vector<at::Tensor>> gradients;
   std::vector<at::Tensor> losses;
@@ -116,7 +116,7 @@ TEST_CASE("nothing reads a released weight", "[economy]") {
 }
 
 TEST_CASE("up stops below the lowest thing that trains", "[economy]") {
-  TinyModel tiny(tiny_config(4), {.base = BaseFormat::kNf4, .compute = at::kFloat, .targets = {"experts.gate_proj"}});
+  TinyModel tiny(tiny_blueprint(4), {.base = BaseFormat::kNf4, .compute = at::kFloat, .targets = {"experts.gate_proj"}});
   std::vector<LayerId> done;
   Sweep sweep(*tiny.model, {}, {.done = [&](LayerId layer) { done.push_back(layer); }});
   sweep.train(tiny.batch({5, 9}, 8), {17, 0, true});

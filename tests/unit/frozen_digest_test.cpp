@@ -110,7 +110,7 @@ TEST_CASE("the model's digest sees each frozen tensor and no trained one", "[fro
   Launch launch;
   Mesh mesh(launch, {1, 1, 1, 1});
   for (const BaseFormat base : {BaseFormat::kNf4, BaseFormat::kNf4Double, BaseFormat::kBf16, BaseFormat::kFp32}) {
-    TinyModel tiny(tiny_config(2), {.base = base, .compute = at::kFloat});
+    TinyModel tiny(tiny_blueprint(2), {.base = base, .compute = at::kFloat});
     const std::string digest = frozen_digest(*tiny.model, mesh);
     CHECK(digest.size() == 16);
     tiny.model->parameters.all()[0].master().add_(1);
@@ -134,6 +134,6 @@ TEST_CASE("the model's digest sees each frozen tensor and no trained one", "[fro
     }
     CHECK(frozen_digest(*tiny.model, mesh) == digest);
   }
-  TinyModel trained(tiny_config(2), {.train_weights = true});
+  TinyModel trained(tiny_blueprint(2), {.train_weights = true});
   CHECK(trained.model->slabs->all().empty());
 }

@@ -70,7 +70,7 @@ class NoExchange final : public TokenExchange {
 
 /// A model of random weights as trainer/assemble builds it.
 struct Built {
-  Built(const ModelConfig& config, const Recipe& recipe, int64_t ep, int64_t tp = 1, int64_t expert_tp = 1)
+  Built(const Blueprint& config, const Recipe& recipe, int64_t ep, int64_t tp = 1, int64_t expert_tp = 1)
       : targets(adapter_targets(recipe)), group(0, static_cast<int>(tp)) {
     exchange = ep == 1 ? make_local_exchange() : std::make_unique<NoExchange>(ep);
     ModelOptions options;
@@ -172,7 +172,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
   for (const Case& one : cases) {
     json object = kTiny;
     for (const auto& [key, value] : one.change.items()) object[key] = value;
-    const ModelConfig config = parse_model_config(object, "config.json");
+    const Blueprint config = parse_blueprint(object, "config.json");
     const Recipe recipe = recipe_of(one.overrides);
     INFO(dump_resolved(recipe));
     const MemoryPlan plan = plan_memory(config, recipe, {1, 1, one.ep, one.tp, one.expert_tp}, {at::kCPU});
@@ -246,7 +246,7 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
                  {"v_head_dim", 32},
                  {"num_attention_heads", 8},
                  {"vocab_size", 1000}});
-  const ModelConfig config = parse_model_config(object, "config.json");
+  const Blueprint config = parse_blueprint(object, "config.json");
   const std::vector<std::vector<std::string>> cases = {
       {"model.compute=fp32"},
       {"model.compute=bf16", "adapter.targets=[all_linear]"},
@@ -306,7 +306,7 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
 }
 
 TEST_CASE("memory plan: DeepSeek-V3") {
-  const ModelConfig config = parse_model_config(json::parse(kDeepseekV3Config), "config.json");
+  const Blueprint config = parse_blueprint(json::parse(kDeepseekV3Config), "config.json");
   CHECK(count_parameters(config) == 671'026'419'200);
   CHECK(count_parameters(config, true) == 671'026'419'200 + 11'610'068'224);
   CHECK(count_active_parameters(config) == 671'026'419'200 - 58 * 248 * int64_t{44'040'192});
@@ -338,7 +338,7 @@ TEST_CASE("memory plan: DeepSeek-V3") {
 }
 
 TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
-  const ModelConfig config = parse_model_config(json::parse(kDeepseekV3Config), "config.json");
+  const Blueprint config = parse_blueprint(json::parse(kDeepseekV3Config), "config.json");
   const int64_t layer = int64_t{256} * 44'040'192 / 16 * 9, mixing = (187'107'328 - 2'048) / 16 * 9;
   const auto planned = [&](const std::vector<std::string>& overrides, const MeshShape& mesh, int64_t memory) {
     std::vector<std::string> all = {"adapter.rank=32", "train.batch=2", "data.max_tokens=16384"};
@@ -394,7 +394,7 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
 }
 
 TEST_CASE("memory plan: targets without a match") {
-  const ModelConfig config = parse_model_config(kTiny, "config.json");
+  const Blueprint config = parse_blueprint(kTiny, "config.json");
   const std::string message = message_of<UserError>(
       [&] { plan_memory(config, recipe_of({"adapter.targets=[q_proj]"}), {1, 1, 1, 1}, {at::kCPU}); });
   CHECK(contains(message, "q_proj"));

@@ -11,9 +11,9 @@ using namespace moetune;
 
 namespace {
 
-RopeConfig deepseek_v3() {
-  RopeConfig config;
-  config.kind = RopeConfig::Kind::kYarn;
+RotarySpec deepseek_v3() {
+  RotarySpec config;
+  config.kind = RotarySpec::Scaling::kYarn;
   config.dim = 64;
   config.theta = 10000.0;
   config.factor = 40;
@@ -23,8 +23,8 @@ RopeConfig deepseek_v3() {
   return config;
 }
 
-RopeConfig plain(int64_t dim) {
-  RopeConfig config;
+RotarySpec plain(int64_t dim) {
+  RotarySpec config;
   config.dim = dim;
   return config;
 }
@@ -44,7 +44,7 @@ TEST_CASE("YaRN interpolates the pairs that the check values say", "[rope]") {
   };
   for (const Expected& e : {Expected{1e4, 32, 1, 10, 23, true}, Expected{5e4, 1, 1, 19, 20, true},
                             Expected{1.5e5, 32, 1, 8.0928, 17.3980, false}}) {
-    RopeConfig config = deepseek_v3();
+    RotarySpec config = deepseek_v3();
     config.theta = e.theta;
     config.beta_fast = e.beta_fast;
     config.beta_slow = e.beta_slow;
@@ -60,7 +60,7 @@ TEST_CASE("YaRN interpolates the pairs that the check values say", "[rope]") {
 }
 
 TEST_CASE("the softmax scale carries YaRN's correction", "[rope]") {
-  ModelConfig config;
+  Blueprint config;
   config.nope_dim = 128;
   config.rope_dim = 64;
   CHECK(config.softmax_scale() == Approx(1 / std::sqrt(192.0)));
@@ -69,10 +69,10 @@ TEST_CASE("the softmax scale carries YaRN's correction", "[rope]") {
 }
 
 TEST_CASE("cosines carry the attention factor", "[rope]") {
-  const auto factor = [](const RopeConfig& config) {
+  const auto factor = [](const RotarySpec& config) {
     return Rope(config, at::kCPU).angles(long_tensor({0}), at::kDouble).cos_TA[0][0].item<double>();
   };
-  RopeConfig config = deepseek_v3();
+  RotarySpec config = deepseek_v3();
   CHECK(factor(config) == Approx(1.0));
   config.mscale = 0.707;
   CHECK(factor(config) == Approx((0.0707 * std::log(40) + 1) / (0.1 * std::log(40) + 1)).epsilon(1e-6));

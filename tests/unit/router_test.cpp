@@ -10,8 +10,8 @@ using namespace moetune;
 
 namespace {
 
-ModelConfig config_of(int64_t experts, int64_t groups, int64_t top_groups, int64_t top_k) {
-  ModelConfig config;
+Blueprint config_of(int64_t experts, int64_t groups, int64_t top_groups, int64_t top_k) {
+  Blueprint config;
   config.experts = experts;
   config.num_groups = groups;
   config.top_groups = top_groups;
@@ -30,7 +30,7 @@ using Experts = std::vector<int64_t>;
 }  // namespace
 
 TEST_CASE("experts come from the best groups, by score plus bias, ties to the lower", "[router]") {
-  const ModelConfig config = config_of(8, 4, 2, 3);
+  const Blueprint config = config_of(8, 4, 2, 3);
   const at::Tensor weight = at::zeros({8, 4});
   // Groups of two: sums 1.0, 1.2, 1.05, 0.5. Expert 0 has the best score of all and the third group.
   const at::Tensor score = at::tensor({0.9, 0.1, 0.6, 0.6, 0.5, 0.55, 0.2, 0.3}).view({1, 8}).to(at::kFloat);
@@ -68,7 +68,7 @@ TEST_CASE("scores are sigmoids in fp32, whatever the input", "[router]") {
 
 TEST_CASE("weights differ as finite differences say", "[router]") {
   for (const bool normalise : {true, false}) {
-    ModelConfig config = config_of(8, 1, 1, 3);
+    Blueprint config = config_of(8, 1, 1, 3);
     config.normalise_top_k = normalise;
     const Router router(config, at::zeros({8, 4}, at::kDouble), random_normal({8}, 5));
     const at::Tensor score = leaf(random_normal({5, 8}, 3).sigmoid()), chosen = router.choose(score),

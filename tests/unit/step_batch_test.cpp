@@ -29,7 +29,7 @@ bool holds(const at::Tensor& tensor, const std::vector<int64_t>& values) {
 }  // namespace
 
 TEST_CASE("targets are the rows that have one; the MTP stream is one row shorter a document", "[step_batch]") {
-  const TinyModel plain(tiny_config(2), {}), with_mtp(tiny_config(2), {.with_mtp = true});
+  const TinyModel plain(tiny_blueprint(2), {}), with_mtp(tiny_blueprint(2), {.with_mtp = true});
   const StepBatch batch = make_step_batch(three_documents(), *with_mtp.model, 1000, at::kCPU, at::kFloat);
   CHECK(holds(batch.input_U, {10, 11, 12, 13, 14, 15, 16}));
   CHECK(batch.main.num_rows == 7);
@@ -54,7 +54,7 @@ TEST_CASE("targets are the rows that have one; the MTP stream is one row shorter
 }
 
 TEST_CASE("weights go with their targets, in both streams", "[step_batch]") {
-  const TinyModel tiny(tiny_config(2), {.with_mtp = true});
+  const TinyModel tiny(tiny_blueprint(2), {.with_mtp = true});
   RankBatch local = three_documents();
   local.target_weights = {0.5F, 9.0F, 2.0F, 0.0F, 0.0F, 0.25F, 0.0F};
   local.global.target_weight = 6.5;
@@ -73,7 +73,7 @@ TEST_CASE("the ranks of a tensor axis agree where each row of the documents is",
   for (int rank = 0; rank < 2; ++rank) {
     INFO("rank " << rank);
     StandInGroup group(rank, 2);
-    const TinyModel tiny(tiny_config(2), {.base = BaseFormat::kFp32, .with_mtp = true, .axis = TensorAxis(group)});
+    const TinyModel tiny(tiny_blueprint(2), {.base = BaseFormat::kFp32, .with_mtp = true, .axis = TensorAxis(group)});
     const StepBatch batch = make_step_batch(three_documents(), *tiny.model, 4, at::kCPU, at::kFloat);
     // Slices 10 11 12 13 and 14 15 16 with one row of padding; rank 0 holds 10 11 14 15, rank 1 12 13 16 and the
     // padding.
@@ -95,7 +95,7 @@ TEST_CASE("the ranks of a tensor axis agree where each row of the documents is",
 }
 
 TEST_CASE("a rank without documents has one empty slice", "[step_batch]") {
-  const TinyModel tiny(tiny_config(2), {});
+  const TinyModel tiny(tiny_blueprint(2), {});
   RankBatch nothing;
   nothing.document_begins = {0};
   const StepBatch batch = make_step_batch(nothing, *tiny.model, 8, at::kCPU, at::kFloat);

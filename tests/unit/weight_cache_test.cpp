@@ -19,7 +19,7 @@ namespace {
 struct Keyed {
   explicit Keyed(const TinyRun& run, const std::vector<std::string>& overrides = {})
       : recipe(load_recipe((run.checkpoint() / "recipe.yaml").string(), overrides)),
-        config(load_model_config(run.model())) {}
+        config(load_blueprint(run.model())) {}
   std::string key() const { return cache_key(recipe, config, *source()); }
   std::unique_ptr<WeightSource> source() const {
     return recipe.model.weights == WeightOrigin::kRandom
@@ -27,7 +27,7 @@ struct Keyed {
                : open_pretrained(recipe.model.path);
   }
   Recipe recipe;
-  ModelConfig config;
+  Blueprint config;
 };
 
 }  // namespace

@@ -38,7 +38,7 @@ TEST_CASE("tensors are read as stored, FP8 blocks as bf16", "[weight_source]") {
 }
 
 TEST_CASE("random weights have the config's deviation and depend on seed and name alone", "[weight_source]") {
-  ModelConfig config;
+  Blueprint config;
   config.initializer_range = 0.05;
   auto source = make_random_weights(config, 17, at::kCPU);
   const at::Tensor w = source->read("model.layers.0.mlp.gate.weight", {300, 200}).to(at::kDouble);
@@ -102,7 +102,7 @@ TEST_CASE("FP8 weights: codes, scales and products are numbers; scales are scale
 
 TEST_CASE("a head beside tied embeddings is the embedding, or is refused", "[weight_source]") {
   const TemporaryFolder folder;
-  ModelConfig config;
+  Blueprint config;
   config.vocab = 3;
   config.width = 2;
   config.tied_embeddings = true;

@@ -5,6 +5,7 @@
 #include <tuple>
 #include <unordered_map>
 
+#include "moe/families/family.h"
 #include "parallel/base/error.h"
 #include "parallel/bytes/tensor_io.h"
 
@@ -13,34 +14,34 @@ namespace {
 
 constexpr std::string_view kScale = "_scale_inv";
 
-ModelConfig config_of(const Recipe& recipe) {
+Blueprint config_of(const Recipe& recipe) {
   const std::filesystem::path folder = recipe.model.path;
   if (!std::filesystem::exists(folder / "config.json")) {
     throw UserError(
         str(folder.string(), ": the run's model.path holds no config.json here",
             folder.is_relative() ? "; the path is relative: run this from the folder where the run was started" : ""));
   }
-  return load_model_config(folder);
+  return load_blueprint(folder);
 }
 
 }  // namespace
 
 BaseModel::BaseModel(const Recipe& recipe)
-    : config_(config_of(recipe)), catalog_(tensor_catalog(config_, recipe.mtp.trains())) {
+    : blueprint_(config_of(recipe)), used_(disk_tensors(blueprint_, recipe.mtp.trains())) {
   if (recipe.model.weights == WeightOrigin::kRandom) {
-    source_ = make_random_weights(config_, static_cast<uint64_t>(recipe.run.seed), at::kCPU);
+    source_ = make_random_weights(blueprint_, static_cast<uint64_t>(recipe.run.seed), at::kCPU);
     list_random();
   } else {
     source_ = open_pretrained(recipe.model.path);
-    require_tied_head(*source_, config_);
+    require_tied_head(*source_, blueprint_);
     list_pretrained(recipe.model.path);
   }
 }
 
 void BaseModel::list_pretrained(const std::string& path) {
   const SafetensorsFolder folder(path);
-  std::unordered_map<std::string, const CatalogTensor*> used;
-  for (const CatalogTensor& tensor : catalog_) {
+  std::unordered_map<std::string, const DiskTensor*> used;
+  for (const DiskTensor& tensor : used_) {
     used[tensor.name] = &tensor;
     if (!tensor.may_be_shared) folder.at(tensor.name);
   }
@@ -62,7 +63,7 @@ void BaseModel::list_pretrained(const std::string& path) {
 }
 
 void BaseModel::list_random() {
-  for (const CatalogTensor& tensor : catalog_) {
+  for (const DiskTensor& tensor : used_) {
     tensors_.push_back({tensor.name, tensor.shape, tensor.shape.size() == 1 ? at::kFloat : at::kBFloat16, &tensor});
   }
 }

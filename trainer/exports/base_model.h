@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "moe/tensor_catalog.h"
+#include "moe/disk_layout.h"
 #include "moe/weight_source.h"
 #include "trainer/recipe/recipe.h"
 
@@ -23,7 +23,7 @@ struct BaseTensor {
   std::string name;
   std::vector<int64_t> shape;
   at::ScalarType dtype = at::kFloat;    ///< of read()
-  const CatalogTensor* used = nullptr;  ///< how the run held it; null where it had no use for it
+  const DiskTensor* used = nullptr;  ///< how the run held it; null where it had no use for it
 };
 
 class BaseModel {
@@ -32,7 +32,7 @@ class BaseModel {
   /// the run used.
   explicit BaseModel(const Recipe& recipe);
 
-  const ModelConfig& config() const { return config_; }
+  const Blueprint& blueprint() const { return blueprint_; }
   const std::vector<BaseTensor>& tensors() const { return tensors_; }
   at::Tensor read(const BaseTensor& tensor) { return source_->read(tensor.name, tensor.shape).contiguous(); }
 
@@ -40,8 +40,8 @@ class BaseModel {
   void list_pretrained(const std::string& folder);
   void list_random();
 
-  ModelConfig config_;
-  std::vector<CatalogTensor> catalog_;
+  Blueprint blueprint_;
+  std::vector<DiskTensor> used_;
   std::unique_ptr<WeightSource> source_;
   std::vector<BaseTensor> tensors_;
 };

@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lora/adapters/peft_files.h"
-#include "moe/config.h"
+#include "moe/families/family.h"
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
@@ -84,19 +84,29 @@ void add_dtypes(Text& out, const Source& source) {
   }
 }
 
+std::string shared_text(const ExpertSpec& experts) {
+  return experts.shared_width % experts.width == 0 ? str(experts.shared_width / experts.width, " shared")
+                                                   : str("a shared one of ", experts.shared_width);
+}
+
 void add_config(Text& out, const fs::path& folder) {
   try {
-    const ModelConfig c = load_model_config(folder);
-    out.line("  family ", c.model_type, ": ", count_text(count_parameters(c)), " parameters, ",
-             count_text(count_active_parameters(c)), " active for a token");
-    out.line("  ", c.num_layers, " layers (", c.num_dense_layers, " dense), width ", c.width, ", vocabulary ", c.vocab,
-             ", positions ", c.max_positions);
-    out.line("  ", c.heads, " heads of ", c.qk_dim(), ", latents ", c.q_lora ? str(*c.q_lora, " and ") : "", c.kv_lora,
-             "; ", c.experts, " experts of ", c.expert_width, ", ", c.top_k, " a token, ", c.shared_experts, " shared");
-    out.line("  rotary ", rope_text(c.rope));
-    out.line(
-        "  multi-token prediction: ", c.num_mtp_layers == 0 ? "none" : str(c.num_mtp_layers, " layer in config.json"),
-        c.fp8_blocks ? "; weights in FP8 blocks of 128 x 128" : "");
+    const Blueprint model = load_blueprint(folder);
+    const AttentionSpec& attention = model.attention();
+    const std::string kv = attention.kind == AttentionSpec::Kind::kLatent
+                               ? str(", latents ", attention.q_lora ? str(*attention.q_lora, " and ") : "",
+                                     attention.kv_lora)
+                               : str(", ", attention.kv_heads, " of keys and values");
+    out.line("  family ", model.model_type, ": ", count_text(count_parameters(model)), " parameters, ",
+             count_text(count_active_parameters(model)), " active for a token");
+    out.line("  ", model.num_layers(), " layers (", model.num_dense_layers(), " dense), width ", model.width,
+             ", vocabulary ", model.vocab, ", positions ", model.max_positions);
+    out.line("  ", attention.heads, " heads of ", attention.key_dim(), kv, "; ", model.router.experts, " experts of ",
+             model.experts.width, ", ", model.router.top_k, " a token, ", shared_text(model.experts));
+    out.line("  rotary ", rotary_text(model.rotary));
+    out.line("  multi-token prediction: ",
+             model.num_mtp_layers == 0 ? "none" : str(model.num_mtp_layers, " layer in config.json"),
+             model.fp8_blocks ? "; weights in FP8 blocks of 128 x 128" : "");
   } catch (const UserError& error) {
     out.line("  family ", in_quotes(text_of(read_json(folder / "config.json"), "model_type")),
              ": not one that moetune trains: ", error.what());

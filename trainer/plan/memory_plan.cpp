@@ -38,9 +38,9 @@ class Sums {
 
 class Planner {
  public:
-  Planner(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
+  Planner(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
           std::optional<int64_t> rows)
-      : config_(config),
+      : blueprint_(blueprint),
         recipe_(recipe),
         mesh_(mesh),
         machine_(machine),
@@ -49,15 +49,15 @@ class Planner {
         size_(static_cast<int64_t>(c10::elementSize(compute_))),
         with_mtp_(recipe.mtp.trains()),
         trains_weights_(!recipe.adapter),
-        local_experts_(config.experts / mesh.ep),
+        local_experts_(blueprint.router.experts / mesh.ep),
         data_ranks_(mesh.dp * mesh.ep),
         parts_{mesh.tp, mesh.expert_tp} {
     plan_.device = machine.device;
     plan_.rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
     plan_.held_rows = ceil_div(plan_.rows, mesh.tp);
     AdapterTargets targets = adapter_targets(recipe);
-    for (const LayerId layer : config.blocks(with_mtp_)) {
-      blocks_.push_back(block_maps(config, layer, trains_weights_ ? nullptr : &targets));
+    for (const LayerId layer : blueprint.blocks(with_mtp_)) {
+      blocks_.push_back(block_maps(blueprint, layer, trains_weights_ ? nullptr : &targets));
     }
     if (!trains_weights_) targets.require_all_matched();
   }
@@ -82,11 +82,11 @@ class Planner {
     for (const auto& maps : blocks_) {
       for (const LinearMap& map : maps) visit(map, map.part(parts_));
     }
-    if (with_mtp_) visit(mtp_projection(config_), mtp_projection(config_));
+    if (with_mtp_) visit(mtp_projection(blueprint_), mtp_projection(blueprint_));
   }
 
   void add_plain() {
-    const PlainNumbers plain = plain_numbers(config_, with_mtp_, mesh_.tp), whole = plain_numbers(config_, with_mtp_);
+    const PlainNumbers plain = plain_numbers(blueprint_, with_mtp_, parts_, local_experts_), whole = plain_numbers(blueprint_, with_mtp_);
     plan_.plain_bytes = plain.router_bias * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute_)));
     if (trains_weights_) {
       trained_.add("embedding", whole.embedding);
@@ -96,7 +96,7 @@ class Planner {
       plan_.trained_numbers += plain.total() - plain.router_bias;
       const Replicas vocabulary = mesh_.tp > 1 ? Replicas::kTensorIndex : Replicas::kEverywhere;
       by_layer_[{LayerId::embedding(), vocabulary}] = plain.embedding;
-      by_layer_[{config_.turn(), vocabulary}] = plain.head;
+      by_layer_[{blueprint_.turn(), vocabulary}] = plain.head;
       spread_numbers_ = plain.norms + plain.router;
     } else {
       plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ + plain.router * 2;
@@ -110,7 +110,7 @@ class Planner {
   /// The packed weights come last, for what the rest leaves decides where they lie; they are listed first.
   void add_frozen() {
     if (trains_weights_) return;
-    plan_.weights = place_weights(config_, recipe_, mesh_, machine_, plan_.device_bytes());
+    plan_.weights = place_weights(blueprint_, recipe_, mesh_, machine_, plan_.device_bytes());
     const WeightPlacement& placed = plan_.weights;
     Sums numbers;
     for_each_map([&](const LinearMap& map, const LinearMap& held) {
@@ -123,7 +123,7 @@ class Planner {
     const auto share = [](int64_t shards) { return shards > 1 ? str(", 1/", shards, " of each") : ""; };
     const std::string experts =
         str(parts_.experts > 1 ? str("1/", parts_.experts, " of each of ") : "", local_experts_, " of ",
-            config_.experts, " experts a layer in ", to_string(base_), share(placed.expert_shards));
+            blueprint_.router.experts, " experts a layer in ", to_string(base_), share(placed.expert_shards));
     std::vector<MemoryPart> rest = std::exchange(plan_.parts, {});
     add("frozen dense maps", placed.dense_bytes, str(dense, share(placed.dense_shards)));
     add("frozen experts", placed.expert_bytes,
@@ -145,10 +145,10 @@ class Planner {
         if (trains_weights_) return units * shape.outputs * shape.inputs;
         return map.adapter ? Adapter::numbers(map.adapter->rank, units, shape.outputs, shape.inputs) : 0;
       };
-      if (numbers(map, config_.experts) == 0) return;
-      trained_.add(map.group, numbers(map, config_.experts));
+      if (numbers(map, blueprint_.router.experts) == 0) return;
+      trained_.add(map.group, numbers(map, blueprint_.router.experts));
       plan_.trained_numbers += numbers(held, local_experts_);
-      const LayerId layer = map.group == "mtp" ? config_.turn() : map.layer;
+      const LayerId layer = map.group == "mtp" ? blueprint_.turn() : map.layer;
       const int64_t units = map.units(local_experts_);
       auto add_numbers = [&](bool cut, int64_t count) {
         by_layer_[{layer, replicas_of(map.stack > 0, cut && parts_.of(map) > 1)}] += units * count;
@@ -180,7 +180,7 @@ class Planner {
 
   void add_scratch() {
     chunk_experts_ =
-        experts_at_a_time(config_, compute_, ModelOptions().expert_chunk_bytes, local_experts_, parts_.experts);
+        experts_at_a_time(blueprint_, compute_, ModelOptions().expert_chunk_bytes, local_experts_, parts_.experts);
     if (!trains_weights_) {
       for (const auto& maps : blocks_) {
         std::vector<LinearMap> held;
@@ -190,7 +190,7 @@ class Planner {
       }
       if (with_mtp_) {
         plan_.scratch_elements =
-            std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(config_)}, base_, compute_, 0));
+            std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(blueprint_)}, base_, compute_, 0));
       }
     }
     add("dense weights in use", Scratch::bytes(plan_.scratch_elements, compute_),
@@ -200,23 +200,23 @@ class Planner {
 
   /// Other ranks than its own that want a token at the most: the chosen experts lie in the chosen groups.
   int64_t ranks_of_token() const {
-    const int64_t groups_ranks = config_.top_groups * std::max<int64_t>(1, mesh_.ep / config_.num_groups);
-    return mesh_.ep % config_.num_groups == 0 || config_.num_groups % mesh_.ep == 0
-               ? std::min({config_.top_k, mesh_.ep, groups_ranks})
-               : std::min(config_.top_k, mesh_.ep);
+    const int64_t groups_ranks = blueprint_.router.top_groups * std::max<int64_t>(1, mesh_.ep / blueprint_.router.num_groups);
+    return mesh_.ep % blueprint_.router.num_groups == 0 || blueprint_.router.num_groups % mesh_.ep == 0
+               ? std::min({blueprint_.router.top_k, mesh_.ep, groups_ranks})
+               : std::min(blueprint_.router.top_k, mesh_.ep);
   }
 
   void add_step() {
     // U rows of the documents, of which a rank of the tensor axis holds T; those of all ranks that share experts go out
     // from each.
-    const int64_t U = plan_.rows, T = plan_.held_rows, routed = T * parts_.experts, D = config_.width,
-                  K = config_.top_k;
+    const int64_t U = plan_.rows, T = plan_.held_rows, routed = T * parts_.experts, D = blueprint_.width,
+                  K = blueprint_.router.top_k;
     const std::string rows_of_all = mesh_.tp > 1 ? str(mesh_.tp, " T") : "T";
     const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
-    const int64_t moe_blocks = num_blocks - config_.num_dense_layers;
+    const int64_t moe_blocks = num_blocks - blueprint_.num_dense_layers();
     const int64_t first_trained = trains_weights_ ? 0 : first_adapted();
     const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
-    add("tokens and positions", U * (9 * 8 + config_.rope_dim * size_),
+    add("tokens and positions", U * (9 * 8 + blueprint_.rotary.dim * size_),
         str(rows_of_all, " x (nine indices + rotary angles)"));
     const int64_t kept_blocks = num_blocks - first_trained;
     const int64_t inputs = kept_blocks * T * D * size_, routing = moe_blocks * routed * (2 * K + 4 * sends);
@@ -245,7 +245,7 @@ class Planner {
     const int64_t kept = std::min(num_kept_layers(recipe_.train.keep, num_blocks), num_blocks - first_trained);
     int64_t kept_bytes = 0, graph = 0, mixing = 0, experts = 0;
     for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
-      const BlockMemory row = block_memory(config_, blocks_[layer], traits);
+      const BlockMemory row = block_memory(blueprint_, blocks_[layer], traits);
       if (layer >= num_blocks - kept) {
         kept_bytes += T * row.saved +
                       (row.expert > 0 ? routed * K * row.kept_expert +
@@ -254,7 +254,7 @@ class Planner {
       } else graph = std::max(graph, T * row.saved);
       mixing = std::max(mixing, slice_rows * row.mixing);
       if (row.expert == 0) continue;
-      const int64_t outer = trains_weights_ ? chunk_experts_ * (config_.expert_width / parts_.experts) * D * size_ : 0;
+      const int64_t outer = trains_weights_ ? chunk_experts_ * (blueprint_.experts.width / parts_.experts) * D * size_ : 0;
       experts = std::max(experts, gathered + received * row.received + chunk_rows * row.expert + outer);
     }
     add("kept graphs", kept_bytes, str("of the last ", kept, " blocks"));
@@ -270,7 +270,7 @@ class Planner {
             gathered > 0 ? str(" + ", count_text(routed), " gathered") : "",
             sends > 0 ? str(" + ", count_text(received), " received") : ""),
         Span::kPhase);
-    const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, U), vocab = ceil_div(config_.vocab, mesh_.tp);
+    const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, U), vocab = ceil_div(blueprint_.vocab, mesh_.tp);
     const int64_t head =
         Head::chunk_bytes(head_rows, vocab, compute_) + 2 * U * D * size_ + (mesh_.tp > 1 ? T * D * size_ : 0);
     add("head", head, str(head_rows, " rows of logits, ", rows_of_all, " x ", D, " and its gradient"), Span::kPhase);
@@ -303,11 +303,11 @@ class Planner {
     for (const auto& [place, count] : by_layer_) numbers[place.first] += count;
     int64_t most = 0;
     for (const auto& [layer, count] : numbers) most = std::max(most, count);
-    return with_mtp_ ? std::max(most, numbers[config_.mtp()] + numbers[config_.turn()] + numbers[LayerId::embedding()])
+    return with_mtp_ ? std::max(most, numbers[blueprint_.mtp()] + numbers[blueprint_.turn()] + numbers[LayerId::embedding()])
                      : most;
   }
 
-  const ModelConfig& config_;
+  const Blueprint& blueprint_;
   const Recipe& recipe_;
   const MeshShape& mesh_;
   const Machine& machine_;
@@ -341,10 +341,10 @@ int64_t MemoryPlan::device_bytes() const { return most_at_a_time(*this, false); 
 
 int64_t MemoryPlan::host_bytes() const { return most_at_a_time(*this, true); }
 
-MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
+MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
                        std::optional<int64_t> rows) {
-  MT_CHECK(config.experts % mesh.ep == 0, config.experts, " experts on ", mesh.ep, " ranks");
-  return Planner(config, recipe, mesh, machine, rows).plan();
+  MT_CHECK(blueprint.router.experts % mesh.ep == 0, blueprint.router.experts, " experts on ", mesh.ep, " ranks");
+  return Planner(blueprint, recipe, mesh, machine, rows).plan();
 }
 
 std::string memory_table(const MemoryPlan& plan, bool with_formulas) {

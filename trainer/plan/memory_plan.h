@@ -1,6 +1,6 @@
 // The bytes that one rank will hold, predicted from config.json and the recipe alone: no device, no weights.
 //
-//   const MemoryPlan plan = plan_memory(config, recipe, mesh, {.device = at::kCUDA, .device_memory_bytes = ...});
+//   const MemoryPlan plan = plan_memory(blueprint, recipe, mesh, {.device = at::kCUDA, .device_memory_bytes = ...});
 //   plan.device_bytes();  // to compare with the device's memory before the run and with the peak after it
 //   log_info(memory_table(plan));
 //
@@ -17,7 +17,7 @@
 
 #include <c10/core/DeviceType.h>
 
-#include "moe/config.h"
+#include "moe/blueprint.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/plan/weight_placement.h"
 #include "trainer/recipe/recipe.h"
@@ -52,7 +52,7 @@ struct MemoryPlan {
 
 /// The plan for one rank of a resolved mesh. `rows`: tokens of the fullest rank's documents where the data is known;
 /// otherwise the bound that train.batch and data.max_tokens give. Throws UserError where targets match nothing.
-MemoryPlan plan_memory(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
+MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
                        std::optional<int64_t> rows = std::nullopt);
 
 /// The parts in columns, their sums last: lines of at most 100 columns, without a newline at the end.

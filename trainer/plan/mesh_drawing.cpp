@@ -19,8 +19,8 @@ std::string padded(std::string text, size_t columns) {
 
 class Drawing {
  public:
-  Drawing(const ModelConfig& config, const MeshShape& shape, const MemoryPlan& plan)
-      : config_(config), shape_(shape), plan_(plan) {}
+  Drawing(const Blueprint& blueprint, const MeshShape& shape, const MemoryPlan& plan)
+      : blueprint_(blueprint), shape_(shape), plan_(plan) {}
 
   std::string text() const { return grid() + "\n" + groups() + weights(); }
 
@@ -28,8 +28,8 @@ class Drawing {
   /// A row for each replica of each part of the experts, a column for each tensor-parallel part.
   std::string grid() const {
     const bool parts = shape_.expert_tp > 1;
-    const auto heads_of = [&](int64_t tp) { return str("heads ", run_of(tp, shape_.tp, config_.heads)); };
-    const auto features_of = [&](int64_t tp) { return str("features ", run_of(tp, shape_.tp, config_.expert_width)); };
+    const auto heads_of = [&](int64_t tp) { return str("heads ", run_of(tp, shape_.tp, blueprint_.attention().heads)); };
+    const auto features_of = [&](int64_t tp) { return str("features ", run_of(tp, shape_.tp, blueprint_.experts.width)); };
     const size_t cell = std::max({str("rank ", shape_.num_ranks() - 1).size(), heads_of(shape_.tp - 1).size(),
                                   parts ? features_of(shape_.tp - 1).size() : 0}) +
                         2;
@@ -46,7 +46,7 @@ class Drawing {
       for (int64_t tp = 0; tp < shape_.tp; ++tp) {
         rows += padded(str("rank ", rank_at(shape_, {.pp = 0, .dp = dp, .ep = ep, .tp = tp})), cell);
       }
-      rows += str("experts ", run_of(ep, shape_.ep, config_.experts), "\n");
+      rows += str("experts ", run_of(ep, shape_.ep, blueprint_.router.experts), "\n");
     }
     if (num_rows > kMostRowsDrawn) rows += str("  ... and ", num_rows - kMostRowsDrawn, " rows more\n");
     return header + "\n" + rows + heads + "\n" + (parts ? features + "of each expert\n" : "");
@@ -100,7 +100,7 @@ class Drawing {
     return text;
   }
 
-  const ModelConfig& config_;
+  const Blueprint& blueprint_;
   const MeshShape& shape_;
   const MemoryPlan& plan_;
 };
@@ -111,7 +111,7 @@ std::string draw_mesh(const PlannedMesh& mesh, const std::string& recipe_path) {
   const int64_t num_ranks = mesh.shape.num_ranks();
   return banner_line("recipe", recipe_path) +
          banner_line("mesh", str(to_string(mesh.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks")) + "\n" +
-         Drawing(mesh.config, mesh.shape, mesh.plan).text();
+         Drawing(mesh.blueprint, mesh.shape, mesh.plan).text();
 }
 
 }  // namespace moetune

@@ -18,18 +18,22 @@ std::string number(const char* format, double value) {
   return text;
 }
 
-std::string model_text(const ModelConfig& config) {
-  const int64_t moe_layers = config.num_layers - config.num_dense_layers;
-  return str(config.model_type, ", ", count_text(count_parameters(config)), " parameters (",
-             count_text(count_active_parameters(config)), " active a token), ", config.num_layers, " layers (",
+std::string model_text(const Blueprint& blueprint) {
+  const int64_t moe_layers = blueprint.num_layers() - blueprint.num_dense_layers();
+  return str(blueprint.model_type, ", ", count_text(count_parameters(blueprint)), " parameters (",
+             count_text(count_active_parameters(blueprint)), " active a token), ", blueprint.num_layers(), " layers (",
              moe_layers, " with experts)");
 }
 
-std::string experts_text(const ModelConfig& config) {
+std::string experts_text(const Blueprint& blueprint) {
+  const RouterSpec& router = blueprint.router;
+  const ExpertSpec& experts = blueprint.experts;
   const std::string groups =
-      config.num_groups > 1 ? str(" from the best ", config.top_groups, " of ", config.num_groups, " groups") : "";
-  return str(config.experts, " routed, the top ", config.top_k, groups,
-             config.shared_experts > 0 ? str("; ", config.shared_experts, " shared") : "");
+      router.num_groups > 1 ? str(" from the best ", router.top_groups, " of ", router.num_groups, " groups") : "";
+  const bool whole = experts.shared_width % experts.width == 0;
+  const std::string shared = whole ? str("; ", experts.shared_width / experts.width, " shared")
+                                   : str("; a shared one of ", experts.shared_width, " features");
+  return str(router.experts, " routed, the top ", router.top_k, groups, experts.shared_width > 0 ? shared : "");
 }
 
 std::string adapter_text(const Recipe& recipe) {
@@ -63,21 +67,21 @@ std::string banner_line(const std::string& name, const std::string& value) {
   return name + std::string(kNameColumns - std::min(name.size(), kNameColumns), ' ') + value + "\n";
 }
 
-std::string banner_of_model(const Recipe& recipe, const ModelConfig& config, const MeshShape& mesh,
+std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, const MeshShape& mesh,
                             const MemoryPlan& plan) {
   const bool with_mtp = recipe.mtp.trains();
   return banner_line("model",
                      str(recipe.model.path,
                          recipe.model.weights == WeightOrigin::kRandom ? " (weights drawn from the seed)" : "")) +
-         banner_line("", model_text(config)) + banner_line("rotary", rope_text(config.rope)) +
-         banner_line("experts", experts_text(config)) +
+         banner_line("", model_text(blueprint)) + banner_line("rotary", rotary_text(blueprint.rotary)) +
+         banner_line("experts", experts_text(blueprint)) +
          (with_mtp ? banner_line("mtp", str("one module, loss weight ", number("%g", recipe.mtp.loss_weight))) : "") +
          banner_line("base", str(recipe.adapter ? to_string(recipe.model.base) : "trained weights", ", compute ",
                                  to_string(recipe.model.compute))) +
          banner_line("adapter", adapter_text(recipe)) +
-         banner_line("trains", trained_text(plan, count_parameters(config, with_mtp))) +
+         banner_line("trains", trained_text(plan, count_parameters(blueprint, with_mtp))) +
          banner_line("mesh", str(to_string(mesh), ": ", mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank" : " ranks",
-                                 ", ", config.experts / mesh.ep, " experts of each layer a rank",
+                                 ", ", blueprint.router.experts / mesh.ep, " experts of each layer a rank",
                                  mesh.expert_tp > 1 ? str(", 1/", mesh.expert_tp, " of each") : ""));
 }
 

@@ -1,6 +1,6 @@
 // What a person reads of a model before anything runs: what trains on what, and where.
 //
-//   log_info(banner_of_model(recipe, config, mesh, plan));
+//   log_info(banner_of_model(recipe, blueprint, mesh, plan));
 //
 // Lines of at most 100 columns (paths excepted), each a name and its value.
 #pragma once
@@ -13,7 +13,7 @@
 namespace moetune {
 
 /// The lines on model, mesh, base and what trains, for the banner and for `validate`.
-std::string banner_of_model(const Recipe& recipe, const ModelConfig& config, const MeshShape& mesh,
+std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, const MeshShape& mesh,
                             const MemoryPlan& plan);
 /// One line: `name` in its column, then `value`; ends in a newline.
 std::string banner_line(const std::string& name, const std::string& value);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "moe/families/family.h"
 #include "parallel/base/error.h"
 #include "parallel/device/device_memory.h"
 #include "trainer/recipe/recipe_meaning.h"
@@ -16,11 +17,11 @@ constexpr int64_t kRanksPerHost = 8;  // GPUs of a node, as they are sold
 PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_per_host) {
   if (world_size == 0) world_size = recipe.mesh.pp * recipe.mesh.dp.value_or(1) * recipe.mesh.ep * recipe.mesh.tp;
   PlannedMesh mesh;
-  mesh.config = load_model_config(recipe.model.path);
-  mesh.shape = mesh_shape(recipe, mesh.config, world_size);
+  mesh.blueprint = load_blueprint(recipe.model.path);
+  mesh.shape = mesh_shape(recipe, mesh.blueprint, world_size);
   mesh.ranks_per_host = std::min(world_size, ranks_per_host > 0 ? ranks_per_host : kRanksPerHost);
   mesh.compute_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.model.compute)));
-  mesh.plan = plan_memory(mesh.config, recipe, mesh.shape,
+  mesh.plan = plan_memory(mesh.blueprint, recipe, mesh.shape,
                           {device_type(recipe), device_memory_bytes(device_type(recipe)), mesh.ranks_per_host});
   return mesh;
 }

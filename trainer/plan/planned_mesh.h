@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string>
 
-#include "moe/config.h"
+#include "moe/blueprint.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/plan/memory_plan.h"
 #include "trainer/recipe/recipe.h"
@@ -15,7 +15,7 @@
 namespace moetune {
 
 struct PlannedMesh {
-  ModelConfig config;
+  Blueprint blueprint;
   MeshShape shape;
   int64_t ranks_per_host = 1;
   int64_t compute_bytes = 2;  ///< of a number in compute dtype

@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "lora/adapters/peft_files.h"
+#include "moe/families/family.h"
 #include "moe/inventory.h"
-#include "moe/tensor_catalog.h"
+#include "moe/disk_layout.h"
 #include "moe/weight_source.h"
 #include "parallel/base/error.h"
 #include "parallel/bytes/finite.h"
@@ -49,14 +50,14 @@ constexpr uint64_t kCheapBytes = 1 << 20;
 
 /// All tensors of the model are in the checkpoint with the shapes that config.json gives and dtypes that are weights;
 /// the small ones hold finite numbers.
-void check_tensors(const ModelConfig& config, const std::string& folder_path, bool with_mtp) {
+void check_tensors(const Blueprint& blueprint, const std::string& folder_path, bool with_mtp) {
   const SafetensorsFolder folder(folder_path);
-  const std::string projection = mtp_projection(config).name() + ".weight";
+  const std::string projection = mtp_projection(blueprint).name;
   if (with_mtp && folder.find(projection) == nullptr) {
     throw UserError(str(folder_path, ": mtp.loss_weight is above 0, but the checkpoint has no MTP module (", projection,
                         "); set it to 0"));
   }
-  for (const CatalogTensor& tensor : tensor_catalog(config, with_mtp)) {
+  for (const DiskTensor& tensor : disk_tensors(blueprint, with_mtp)) {
     if (tensor.may_be_shared && folder.find(tensor.name) == nullptr) continue;
     const TensorInfo& info = folder.at(tensor.name);
     if (info.shape != tensor.shape) {
@@ -68,8 +69,8 @@ void check_tensors(const ModelConfig& config, const std::string& folder_path, bo
       require_finite(read_tensor(folder, info.name), str(info.file, ": ", info.name));
     }
   }
-  if (config.tied_embeddings && folder.find("lm_head.weight") != nullptr) {
-    require_tied_head(*open_pretrained(folder_path), config);
+  if (blueprint.tied_embeddings && folder.find("lm_head.weight") != nullptr) {
+    require_tied_head(*open_pretrained(folder_path), blueprint);
   }
 }
 
@@ -112,29 +113,29 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
   if (recipe.adapter && recipe.adapter->from) {
     findings.attempt(recipe.origin("adapter.from"), [&] { check_adapter(*recipe.adapter->from); });
   }
-  ModelConfig config;
+  Blueprint blueprint;
   findings.attempt(recipe.origin("model.path"), [&] {
-    config = load_model_config(recipe.model.path);
-    if (recipe.model.weights == WeightOrigin::kPretrained) check_tensors(config, recipe.model.path, with_mtp);
+    blueprint = load_blueprint(recipe.model.path);
+    if (recipe.model.weights == WeightOrigin::kPretrained) check_tensors(blueprint, recipe.model.path, with_mtp);
   });
-  if (config.num_layers == 0) findings.raise_if_any();  // without a model there is nothing to hold the rest against
-  if (with_mtp && config.num_mtp_layers < 1) {
+  if (blueprint.num_layers() == 0) findings.raise_if_any();  // without a model there is nothing to hold the rest against
+  if (with_mtp && blueprint.num_mtp_layers < 1) {
     findings.add(
         str(recipe.origin("mtp.loss_weight"),
             ": mtp.loss_weight: above 0, but the model has no MTP module (num_nextn_predict_layers); set it to 0"));
   }
   findings.attempt(recipe.origin("adapter.targets"), [&] {
     AdapterTargets targets = adapter_targets(recipe);
-    linear_maps(config, with_mtp, &targets);
+    linear_maps(blueprint, with_mtp, &targets);
     targets.require_all_matched();
   });
   MeshShape mesh;
-  findings.attempt("", [&] { mesh = mesh_shape(recipe, config, world_size); });
+  findings.attempt("", [&] { mesh = mesh_shape(recipe, blueprint, world_size); });
   findings.raise_if_any();
 
   const MemoryPlan plan =
-      plan_memory(config, recipe, mesh, {device_type(recipe), device_memory_bytes(device_type(recipe)), 0});
-  return banner_line("recipe", recipe_path) + banner_of_model(recipe, config, mesh, plan) +
+      plan_memory(blueprint, recipe, mesh, {device_type(recipe), device_memory_bytes(device_type(recipe)), 0});
+  return banner_line("recipe", recipe_path) + banner_of_model(recipe, blueprint, mesh, plan) +
          banner_line("memory", str("of each rank, for ", recipe.train.batch, " sequences of ", recipe.data.max_tokens,
                                    " tokens a step")) +
          memory_table(plan, /*with_formulas=*/true) + "\n";

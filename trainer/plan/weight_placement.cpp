@@ -21,15 +21,15 @@ struct PlannedSlab {
 
 class Placer {
  public:
-  Placer(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh, const Machine& machine) {
+  Placer(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine) {
     const int64_t per_host = machine.ranks_per_host > 0 ? machine.ranks_per_host : mesh.num_ranks();
     shards_ = {ShardGroups::dense_ranks(mesh, recipe.mesh.shard, per_host),
                ShardGroups::expert_ranks(mesh, recipe.mesh.shard, per_host)};
     const BaseFormat base = recipe.model.base;
-    const int64_t local_experts = config.experts / mesh.ep;
+    const int64_t local_experts = blueprint.router.experts / mesh.ep;
     const TensorParts parts{mesh.tp, mesh.expert_tp};
     AdapterTargets targets = adapter_targets(recipe);
-    lowest_layer_ = config.turn();
+    lowest_layer_ = blueprint.turn();
     auto add = [&](LayerId layer, const std::vector<LinearMap>& maps) {
       std::array<int64_t, 2> bytes{};
       for (const LinearMap& map : maps) {
@@ -43,10 +43,10 @@ class Placer {
         if (bytes[lane] > 0) slabs_.push_back({layer, lane, bytes[lane], false});
       }
     };
-    for (const LayerId layer : config.blocks(/*with_mtp=*/false)) add(layer, block_maps(config, layer, &targets));
+    for (const LayerId layer : blueprint.blocks(/*with_mtp=*/false)) add(layer, block_maps(blueprint, layer, &targets));
     if (recipe.mtp.trains()) {
-      add(config.turn(), {mtp_projection(config)});
-      add(config.mtp(), block_maps(config, config.mtp(), &targets));
+      add(blueprint.turn(), {mtp_projection(blueprint)});
+      add(blueprint.mtp(), block_maps(blueprint, blueprint.mtp(), &targets));
     }
   }
 
@@ -110,10 +110,10 @@ class Placer {
 
 }  // namespace
 
-WeightPlacement place_weights(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh,
+WeightPlacement place_weights(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
                               const Machine& machine, int64_t other_device_bytes) {
   if (!recipe.adapter) return {};  // what trains is not frozen
-  Placer placer(config, recipe, mesh, machine);
+  Placer placer(blueprint, recipe, mesh, machine);
   const OffloadFrozen& wish = recipe.offload.frozen;
   const int64_t room = machine.device_memory_bytes / 100 * 95 - other_device_bytes;
   WeightPlacement best = placer.placement();

@@ -1,7 +1,7 @@
 // Where the frozen weights of a rank will lie, and what using them will move: a decision and its formulas, from sizes
 // alone.
 //
-//   WeightPlacement placement = place_weights(config, recipe, mesh, machine, /*other_device_bytes=*/plan so far);
+//   WeightPlacement placement = place_weights(blueprint, recipe, mesh, machine, /*other_device_bytes=*/plan so far);
 //   placement.host_layers;                 // their experts stream in from host memory
 //
 // Experts leave the device first: they are nearly all of the bytes, and a layer's are used once on each way. Layers on
@@ -14,7 +14,7 @@
 
 #include <c10/core/DeviceType.h>
 
-#include "moe/config.h"
+#include "moe/blueprint.h"
 #include "parallel/comm/mesh.h"
 #include "parallel/comm/shard_groups.h"
 #include "trainer/recipe/recipe.h"
@@ -44,7 +44,7 @@ struct WeightPlacement {
 
 /// `other_device_bytes`: all of the plan but frozen weights. For `offload.frozen: auto` the fewest layers go to host
 /// memory that make the rest fit into 95 % of the device's; where not even all of them do, all of them.
-WeightPlacement place_weights(const ModelConfig& config, const Recipe& recipe, const MeshShape& mesh,
+WeightPlacement place_weights(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
                               const Machine& machine, int64_t other_device_bytes);
 
 }  // namespace moetune

@@ -26,13 +26,13 @@ AdapterTargets adapter_targets(const Recipe& recipe) {
   return AdapterTargets(options);
 }
 
-MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size) {
+MeshShape mesh_shape(const Recipe& recipe, const Blueprint& blueprint, int64_t world_size) {
   std::vector<std::string> mistakes;
-  if (recipe.mesh.ep > 0 && config.experts % recipe.mesh.ep != 0) {
+  if (recipe.mesh.ep > 0 && blueprint.router.experts % recipe.mesh.ep != 0) {
     mistakes.push_back(str(recipe.origin("mesh.ep"), ": mesh.ep: ", recipe.mesh.ep, " ranks do not divide the model's ",
-                           config.experts, " routed experts"));
+                           blueprint.router.experts, " routed experts"));
   }
-  for (const std::string& mistake : cut_mistakes(config, recipe.model.base, recipe.mesh.tp)) {
+  for (const std::string& mistake : cut_mistakes(blueprint, recipe.model.base, recipe.mesh.tp)) {
     mistakes.push_back(str(recipe.origin("mesh.tp"), ": mesh.tp: ", mistake));
   }
   const int64_t tp = recipe.mesh.tp, expert_tp = recipe.mesh.expert_tp;
@@ -42,7 +42,7 @@ MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t wo
         str(expert_place, expert_tp,
             tp > 1 ? str("; allowed is 1, or mesh.tp, which is ", tp) : str("; allowed is 1 where mesh.tp is 1")));
   } else {
-    for (const std::string& mistake : expert_cut_mistakes(config, recipe.model.base, expert_tp)) {
+    for (const std::string& mistake : expert_cut_mistakes(blueprint, recipe.model.base, expert_tp)) {
       mistakes.push_back(expert_place + mistake);
     }
   }

@@ -1,6 +1,6 @@
 // What a recipe means: its words as the types of the parts that they are for, and what `auto` comes to.
 //
-//   const MeshShape shape = mesh_shape(recipe, config, launch.world_size());
+//   const MeshShape shape = mesh_shape(recipe, blueprint, launch.world_size());
 //   AdapterTargets targets = adapter_targets(recipe);
 #pragma once
 
@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "lora/adapters/adapter.h"
-#include "moe/config.h"
+#include "moe/blueprint.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/recipe/recipe.h"
 
@@ -21,7 +21,7 @@ at::ScalarType scalar_type(ComputeType compute);
 AdapterTargets adapter_targets(const Recipe& recipe);
 /// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the
 /// experts, heads and matrices: all mistakes in one.
-MeshShape mesh_shape(const Recipe& recipe, const ModelConfig& config, int64_t world_size);
+MeshShape mesh_shape(const Recipe& recipe, const Blueprint& blueprint, int64_t world_size);
 /// What the recipe computes on, as this machine is.
 at::DeviceType device_type(const Recipe& recipe);
 /// Blocks, counted from the last, that keep their graph.

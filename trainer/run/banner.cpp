@@ -21,7 +21,7 @@ int64_t held_bytes(const Model& model) {
 
 std::string banner(const Recipe& recipe, const Assembly& run, const MemoryPlan& plan, const DataSummary& data) {
   const int threads = at::get_num_threads();
-  std::string text = banner_of_model(recipe, run.config, run.mesh->shape(), plan);
+  std::string text = banner_of_model(recipe, run.blueprint, run.mesh->shape(), plan);
   text += banner_line("device", str(run.device.str(), ", ", threads, threads == 1 ? " thread" : " threads",
                                     " a rank, slices of ", run.slice_tokens, " tokens"));
   text +=

@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "lora/adapters/peft_files.h"
+#include "moe/families/family.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
@@ -40,7 +41,7 @@ class Run {
         folder_(recipe.run.dir),
         own_folder_(launch.rank() == 0 ? std::make_unique<RunFolder>(recipe, options.resume) : nullptr),
         token_(launch.broadcast_string(own_folder_ ? own_folder_->token() : "")),
-        config_(load_model_config(recipe.model.path)),
+        blueprint_(load_blueprint(recipe.model.path)),
         tools_(PreparationTools::from_environment()),
         train_documents_(load_train_documents()),
         batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens,
@@ -52,7 +53,7 @@ class Run {
         stepper_(recipe, run_, &launch.progress()),
         checkpoints_(folder_ / "checkpoints", *run_.mesh, token_) {
     if (recipe.data.eval) {
-      eval_documents_.emplace(load_documents(recipe, "data.eval", *recipe.data.eval, config_.vocab, launch, tools_));
+      eval_documents_.emplace(load_documents(recipe, "data.eval", *recipe.data.eval, blueprint_.vocab, launch, tools_));
     }
     if (eval_documents_) {
       eval_batches_.emplace(*eval_documents_,
@@ -130,7 +131,7 @@ class Run {
 
   /// What data.eval_split holds out of them goes to eval_documents_.
   Documents load_train_documents() {
-    Documents documents = load_documents(recipe_, "data.train", recipe_.data.train, config_.vocab, launch_, tools_);
+    Documents documents = load_documents(recipe_, "data.train", recipe_.data.train, blueprint_.vocab, launch_, tools_);
     if (recipe_.data.eval_split > 0.0) {
       eval_documents_.emplace(documents.split_off(recipe_.data.eval_split, static_cast<uint64_t>(recipe_.run.seed)));
     }
@@ -156,7 +157,7 @@ class Run {
   }
 
   int64_t data_ranks() const {
-    const MeshShape shape = mesh_shape(recipe_, config_, launch_.world_size());
+    const MeshShape shape = mesh_shape(recipe_, blueprint_, launch_.world_size());
     return shape.dp * shape.ep;
   }
 
@@ -292,7 +293,7 @@ class Run {
   fs::path folder_;
   std::unique_ptr<RunFolder> own_folder_;  ///< on the rank that writes there
   std::string token_;                      ///< of this run, on all ranks
-  ModelConfig config_;
+  Blueprint blueprint_;
   PreparationTools tools_;
   std::optional<Documents> eval_documents_;
   Documents train_documents_;

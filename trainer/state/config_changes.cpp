@@ -5,7 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "moe/config.h"
+#include "moe/families/family.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -35,8 +35,8 @@ json parsed(const std::string& text, const std::string& where) {
 }
 
 bool same_model(const json& then, const json& now, const std::string& where) {
-  ModelConfig before = parse_model_config(then, where + " of the checkpoint");
-  const ModelConfig after = parse_model_config(now, where);
+  Blueprint before = parse_blueprint(then, where + " of the checkpoint");
+  const Blueprint after = parse_blueprint(now, where);
   before.max_positions = after.max_positions;
   before.fp8_blocks = after.fp8_blocks;
   return before == after;

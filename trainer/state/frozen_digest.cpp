@@ -139,7 +139,7 @@ std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_exper
 std::vector<HeldDigest> frozen_digests(Model& model, Mesh& mesh) {
   const ThriftyHeap heap;
   std::vector<HeldDigest> held = plain_digests(model, mesh);
-  const int64_t first_expert = mesh.here().ep * (model.config.experts / mesh.shape().ep);
+  const int64_t first_expert = mesh.here().ep * (model.blueprint.router.experts / mesh.shape().ep);
   for (const FrozenSlab& slab : model.slabs->all()) {
     for (HeldDigest& one : slab_digests(slab, slab.kind() == SlabKind::kExperts ? first_expert : 0)) {
       held.push_back(std::move(one));

@@ -33,7 +33,7 @@ std::vector<std::string> lines_of(const std::string& text) {
 }
 
 /// All maps that a run of this model may freeze, those of the MTP module too: a cache is the same with and without it.
-std::vector<LinearMap> maps_of(const ModelConfig& config) { return linear_maps(config, config.num_mtp_layers > 0); }
+std::vector<LinearMap> maps_of(const Blueprint& blueprint) { return linear_maps(blueprint, blueprint.num_mtp_layers > 0); }
 
 /// The last name of a path that may end in a slash.
 std::string folder_name(const std::string& path) {
@@ -42,15 +42,15 @@ std::string folder_name(const std::string& path) {
   return name.empty() || name == "." ? "model" : name;
 }
 
-ordered_json about(const Recipe& recipe, const ModelConfig& config, const WeightSource& source) {
+ordered_json about(const Recipe& recipe, const Blueprint& blueprint, const WeightSource& source) {
   ordered_json json = {{"format", kFormat},
                        {"packing", kPackingVersion},
                        {"model", recipe.model.path},
-                       {"model_type", config.model_type},
+                       {"model_type", blueprint.model_type},
                        {"base", to_string(recipe.model.base)},
-                       {"layers", config.num_layers}};
+                       {"layers", blueprint.num_layers()}};
   int64_t matrices = 0;
-  for (const LinearMap& map : linear_maps(config, /*with_mtp=*/false)) matrices += map.units(config.experts);
+  for (const LinearMap& map : linear_maps(blueprint, /*with_mtp=*/false)) matrices += map.units(blueprint.router.experts);
   json["matrices"] = matrices;
   json["sources"] = lines_of(source.identity());
   return json;
@@ -108,24 +108,24 @@ std::optional<ordered_json> read_about(const fs::path& folder) {
 
 }  // namespace
 
-std::string cache_key(const Recipe& recipe, const ModelConfig& config, const WeightSource& source) {
+std::string cache_key(const Recipe& recipe, const Blueprint& blueprint, const WeightSource& source) {
   const BaseFormat base = recipe.model.base;
   std::string text = str(kFormat, " ", kPackingVersion, "\n", source.identity());
-  for (const LinearMap& map : maps_of(config)) {
-    text += str(map.name(), " ", to_string(held_format(map, base)), " ", map.stack, " x ", map.outputs, " x ",
+  for (const LinearMap& map : maps_of(blueprint)) {
+    text += str(map.module(), " ", to_string(held_format(map, base)), " ", map.stack, " x ", map.outputs, " x ",
                 map.inputs, "\n");
   }
   return sha256_of(text).substr(0, 16);
 }
 
-std::unique_ptr<SlabCache> open_weight_cache(const Recipe& recipe, const ModelConfig& config,
+std::unique_ptr<SlabCache> open_weight_cache(const Recipe& recipe, const Blueprint& blueprint,
                                              const WeightSource& source) {
   if (!recipe.model.cache) return nullptr;
   const std::string name =
-      str(folder_name(recipe.model.path), "-", to_string(recipe.model.base), "-", cache_key(recipe, config, source));
+      str(folder_name(recipe.model.path), "-", to_string(recipe.model.base), "-", cache_key(recipe, blueprint, source));
   auto cache = std::make_unique<SlabCache>(fs::path(*recipe.model.cache) / name);
   remove_leftovers(cache->folder());
-  if (!fs::exists(cache->folder() / kAbout)) leave_in(*cache, kAbout, about(recipe, config, source));
+  if (!fs::exists(cache->folder() / kAbout)) leave_in(*cache, kAbout, about(recipe, blueprint, source));
   return cache;
 }
 

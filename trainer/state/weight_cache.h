@@ -1,6 +1,6 @@
 // Which folder of model.cache holds a model's packed weights, and what is said of it.
 //
-//   auto cache = open_weight_cache(recipe, config, *source);       // null: the recipe asks for none
+//   auto cache = open_weight_cache(recipe, blueprint, *source);       // null: the recipe asks for none
 //   FrozenSlabs slabs(store, placement, cache.get());
 //
 //   model.cache/DeepSeek-V3-nf4-0f3a9c51d2e87b64/  digits: a digest of the sources, the format and the maps (cache_key)
@@ -18,7 +18,7 @@
 #include <string>
 
 #include "lora/slab_cache.h"
-#include "moe/config.h"
+#include "moe/blueprint.h"
 #include "moe/weight_source.h"
 #include "parallel/comm/communicator.h"
 #include "trainer/recipe/recipe.h"
@@ -34,9 +34,9 @@ struct WeightLoad {
 };
 
 /// Equal keys, equal packed weights: 16 hex digits of the source, the format of each map, and the packing's version.
-std::string cache_key(const Recipe& recipe, const ModelConfig& config, const WeightSource& source);
+std::string cache_key(const Recipe& recipe, const Blueprint& blueprint, const WeightSource& source);
 /// The cache that the recipe asks for; null where it asks for none.
-std::unique_ptr<SlabCache> open_weight_cache(const Recipe& recipe, const ModelConfig& config,
+std::unique_ptr<SlabCache> open_weight_cache(const Recipe& recipe, const Blueprint& blueprint,
                                              const WeightSource& source);
 /// Warns on rank 0 of what went wrong with the cache on any rank. Collective over the group.
 void say_complaints(const SlabCache& cache, Communicator& world);

@@ -25,9 +25,9 @@ Sweep::Sweep(Model& model, const SweepOptions& options, LayerHooks hooks, RankPr
       options_(options),
       hooks_(std::move(hooks)),
       progress_(progress),
-      trunk_(model.config.blocks(/*with_mtp=*/false)),
+      trunk_(model.blueprint.blocks(/*with_mtp=*/false)),
       scratch_(model.parameters.device(), model.parameters.compute()),
-      lowest_trained_(model.parameters.lowest_layer(model.config.turn())),
+      lowest_trained_(model.parameters.lowest_layer(model.blueprint.turn())),
       mixing_parameters_(model.blocks.size()),
       states_(model.blocks.size()),
       stash_(model.parameters.device()) {
@@ -47,7 +47,7 @@ bool Sweep::keeps_graph(LayerId layer) const {
 
 bool Sweep::stashes(LayerId layer) const {
   return options_.stash_inputs && !keeps_graph(layer) && layer >= lowest_trained_ &&
-         layer.number() + 1 < model_.config.num_layers;
+         layer.number() + 1 < model_.blueprint.num_layers();
 }
 
 bool Sweep::balances(LayerId layer) const {
@@ -76,7 +76,7 @@ at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stre
   if (block.is_moe()) {
     const at::Tensor expert_TK = joined(expert);
     state.routing = block.experts()->route(expert_TK);
-    if (mode == Mode::kTrain) loads_.push_back(tally(expert_TK, model_.config.experts));
+    if (mode == Mode::kTrain) loads_.push_back(tally(expert_TK, model_.blueprint.router.experts));
     sent = block.experts()->send(
         state.routing, {joined(mixed, &Mixed::z_TD), joined(mixed, &Mixed::weight_TK), stream.token_T, {}}, pass);
   }
@@ -185,7 +185,7 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   if (!model_.mtp) return axis.reduce_scatter_rows(head.d_x_UD);
 
   Mtp& mtp = *model_.mtp;
-  const LayerId layer = model_.config.mtp();
+  const LayerId layer = model_.blueprint.mtp();
   at::Tensor x_rows = x_UD.index_select(0, batch.mtp_row).requires_grad_();
   x_UD = at::Tensor();
   at::Tensor embedding = mtp.embedding().embed(batch.mtp_next_token);
@@ -214,7 +214,7 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
       gradients.in(embedding,
                    [&](const at::Tensor& gradient) { mtp.embedding().add_gradient(batch.mtp_next_token, gradient); });
     }
-    for (Parameter* parameter : model_.parameters.of_layer(model_.config.turn())) {
+    for (Parameter* parameter : model_.parameters.of_layer(model_.blueprint.turn())) {
       gradients.in(parameter->working, [=](const at::Tensor& gradient) { parameter->add_gradient(gradient); });
     }
     gradients.compute();
@@ -229,7 +229,7 @@ std::vector<FrozenSlab*> Sweep::uses(Mode mode) const {
   auto add = [&](LayerId layer) {
     for (FrozenSlab* slab : block(layer).slabs()) uses.push_back(slab);
   };
-  const LayerId module = model_.config.mtp();
+  const LayerId module = model_.blueprint.mtp();
   for (const LayerId layer : trunk_) add(layer);
   if (mode == Mode::kEvaluate) return uses;
   if (model_.mtp) {
@@ -256,7 +256,7 @@ at::Tensor Sweep::way_down(const StepBatch& batch, PassContext& pass, Mode mode)
   hooks_.before(LayerId::embedding());
   at::Tensor x_TD = model_.embedding.embed(batch.input_U);
   for (const LayerId layer : trunk_) x_TD = down(layer, x_TD, batch.main, pass, mode);
-  hooks_.before(model_.config.turn());
+  hooks_.before(model_.blueprint.turn());
   return x_TD;
 }
 
@@ -270,7 +270,7 @@ SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random) {
   at::Tensor x_TD = way_down(batch, pass, Mode::kTrain);
   at::Tensor d_x_TD = turn(x_TD, batch, pass, result);
   x_TD = at::Tensor();
-  hooks_.done(model_.config.turn());
+  hooks_.done(model_.blueprint.turn());
   if (balance_loss_.defined()) {
     result.balance_loss = balance_loss_ * (options_.balance_weight / static_cast<double>(batch.global.documents));
     model_.axis.sum(result.balance_loss);

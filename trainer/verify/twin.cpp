@@ -1,6 +1,7 @@
 #include "trainer/verify/twin.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "lora/adapters/counter_random.h"
 
@@ -11,29 +12,62 @@ constexpr int64_t kSteps = 3;  // gradients of A are zero in the first: B starts
 constexpr int64_t kMaxTokens = 24;
 constexpr int64_t kSequences = 6;  // over four data ranks the shares differ, over eight some have none
 constexpr int64_t kVocab = 250;    // four parts: 63, 63, 63, 61
+constexpr int64_t kHeads = 8;
 
-ModelConfig small(const ModelConfig& c) {
-  ModelConfig config = c;
-  config.vocab = kVocab;
-  config.width = 128;
-  config.dense_width = 256;
-  config.expert_width = 256;
-  config.num_layers = 3;
-  config.num_dense_layers = std::min<int64_t>(c.num_dense_layers, 1);
-  config.heads = 8;
-  if (c.q_lora) config.q_lora = 64;
-  config.kv_lora = 64;
-  config.nope_dim = 16;
-  config.rope_dim = config.rope.dim = 8;
-  config.value_dim = 32;
+AttentionSpec small(const AttentionSpec& given) {
+  AttentionSpec attention = given;
+  attention.heads = kHeads;
+  if (given.kind == AttentionSpec::Kind::kLatent) {
+    attention.kv_heads = kHeads;
+    if (given.q_lora) attention.q_lora = 64;
+    attention.kv_lora = 64;
+    attention.nope_dim = 16;
+    attention.rotary_dim = 8;
+  } else {
+    attention.kv_heads = given.kv_heads < given.heads ? kHeads / 2 : kHeads;
+    attention.rotary_dim = given.rotary_dim == 0 ? 0 : given.nope_dim == 0 ? 32 : 16;
+    attention.nope_dim = 32 - attention.rotary_dim;
+  }
+  attention.value_dim = 32;
+  attention.softmax_scale *= std::sqrt(static_cast<double>(given.key_dim()) / static_cast<double>(attention.key_dim()));
+  if (given.mask.kind != MaskSpec::Kind::kCausal) attention.mask.size = kMaxTokens / 3;
+  if (given.temperature_scale > 0.0) attention.temperature_floor = 5;
+  return attention;
+}
+
+/// The first layer of each kind, and more of the last kind where that makes fewer than three.
+std::vector<LayerSpec> some_of_each(const std::vector<LayerSpec>& given) {
+  std::vector<LayerSpec> layers;
+  for (const LayerSpec& layer : given) {
+    if (std::find(layers.begin(), layers.end(), layer) == layers.end()) layers.push_back(layer);
+  }
+  while (layers.size() < 3) layers.push_back(layers.back());
+  return layers;
+}
+
+Blueprint small(const Blueprint& given) {
+  Blueprint model = given;
+  model.vocab = kVocab;
+  model.width = 128;
+  model.layers = some_of_each(given.layers);
+  for (LayerSpec& layer : model.layers) {
+    layer.attention = small(layer.attention);
+    if (!layer.has_experts()) layer.dense_width = 256;
+  }
+  model.num_mtp_layers = std::min<int64_t>(given.num_mtp_layers, 1);
+  if (model.num_mtp_layers > 0) model.mtp_layer.attention = small(given.mtp_layer.attention);
+  for (const LayerSpec& layer : model.layers) {
+    if (layer.attention.rotary_dim > 0) model.rotary.dim = layer.attention.rotary_dim;
+  }
   // Four experts a group at the least: the best two of a group are then a choice.
-  config.experts = std::max<int64_t>(16, 4 * c.num_groups);
-  config.shared_experts = std::min<int64_t>(c.shared_experts, 1);
-  config.top_k = std::min(c.top_k, config.experts / config.num_groups * config.top_groups);
-  config.initializer_range = 0.08;  // as large as makes every layer matter at these widths
-  config.fp8_blocks = false;
-  config.num_mtp_layers = std::min<int64_t>(c.num_mtp_layers, 1);
-  return config;
+  model.router.experts = std::max<int64_t>(16, 4 * given.router.num_groups);
+  model.router.top_k =
+      std::min(given.router.top_k, model.router.experts / model.router.num_groups * model.router.top_groups);
+  model.experts.width = 256;
+  model.experts.shared_width = given.experts.shared_width > 0 ? 256 : 0;
+  model.initializer_range = 0.08;  // as large as makes every layer matter at these widths
+  model.fp8_blocks = false;
+  return model;
 }
 
 Recipe small(const Recipe& given) {
@@ -86,8 +120,8 @@ Documents random_documents(uint64_t seed) {
 
 }  // namespace
 
-Twin make_twin(const Recipe& recipe, const ModelConfig& config) {
-  return {small(recipe), small(config), random_documents(static_cast<uint64_t>(recipe.run.seed)), kSteps};
+Twin make_twin(const Recipe& recipe, const Blueprint& blueprint) {
+  return {small(recipe), small(blueprint), random_documents(static_cast<uint64_t>(recipe.run.seed)), kSteps};
 }
 
 }  // namespace moetune

@@ -1,8 +1,8 @@
 // A tiny twin of a recipe's run: the same kind of model, adapters, losses and data handling at sizes that take a
 // second, in fp64.
 //
-//   const Twin twin = make_twin(recipe, config);
-//   Assembly run = assemble(twin.recipe, twin.config, ...);
+//   const Twin twin = make_twin(recipe, blueprint);
+//   Assembly run = assemble(twin.recipe, twin.blueprint, ...);
 //
 // What a layout could get wrong stays: groups of experts, shared experts, latents, MTP, tied embeddings, targets, rank
 // and scale, dropout, base format, losses, bias updates, clipping. Sizes are chosen so that heads, widths, experts and
@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "moe/config.h"
+#include "moe/blueprint.h"
 #include "trainer/data/documents.h"
 #include "trainer/recipe/recipe.h"
 
@@ -21,11 +21,11 @@ namespace moetune {
 
 struct Twin {
   Recipe recipe;
-  ModelConfig config;
+  Blueprint blueprint;
   Documents documents;
   int64_t steps = 0;
 };
 
-Twin make_twin(const Recipe& recipe, const ModelConfig& config);
+Twin make_twin(const Recipe& recipe, const Blueprint& blueprint);
 
 }  // namespace moetune

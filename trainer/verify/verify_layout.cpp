@@ -6,6 +6,7 @@
 #include <optional>
 #include <sstream>
 
+#include "moe/families/family.h"
 #include "parallel/base/error.h"
 #include "trainer/run/stepper.h"
 #include "trainer/state/frozen_digest.h"
@@ -110,7 +111,7 @@ Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   recipe.mesh = {1, layout.mesh.dp, layout.mesh.ep, layout.mesh.tp, layout.mesh.expert_tp, layout.shard};
   if (layout.streamed) recipe.offload = {{OffloadFrozen::Kind::kAll, 0}, ActivationTier::kHost};
   if (layout.buffer_rows > 0) recipe.exchange.buffer_rows = layout.buffer_rows;
-  Assembly run = assemble_on(std::make_unique<Mesh>(launch, layout.mesh), recipe, twin.config, launch);
+  Assembly run = assemble_on(std::make_unique<Mesh>(launch, layout.mesh), recipe, twin.blueprint, launch);
   Stepper stepper(recipe, run, nullptr);
   Batches batches(twin.documents, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens,
                                    recipe.data.packing, recipe.data.shuffle});
@@ -154,7 +155,7 @@ Worst worst(const std::map<std::string, at::Tensor>& a, const std::map<std::stri
 
 int verify_layout(const Recipe& recipe, const std::vector<std::string>& asked, Launch& launch) {
   set_up_process(recipe, launch);
-  const Twin twin = make_twin(recipe, load_model_config(recipe.model.path));
+  const Twin twin = make_twin(recipe, load_blueprint(recipe.model.path));
   const bool speaks = launch.rank() == 0;
   const std::vector<Layout> chosen = layouts(recipe, asked, launch.world_size());
   const Outcome expected = run_twin(twin, Layout(), launch);

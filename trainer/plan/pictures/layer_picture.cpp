@@ -45,7 +45,7 @@ class LayerPicture {
  public:
   explicit LayerPicture(const PlannedMesh& mesh)
       : mesh_(mesh),
-        config_(mesh.config),
+        blueprint_(mesh.blueprint),
         shape_(mesh.shape),
         T_(mesh.plan.held_rows),
         b_(mesh.compute_bytes),
@@ -56,7 +56,7 @@ class LayerPicture {
               {.bold = true, .size = 14});
     svg_.text(Svg::kMargin, 44,
               str(to_string(shape_), "; T = ", grouped(T_), " rows a rank",
-                  shape_.tp > 1 ? str(", ", shape_.tp, " T on its tensor axis") : "", ", D = ", grouped(config_.width),
+                  shape_.tp > 1 ? str(", ", shape_.tp, " T on its tensor axis") : "", ", D = ", grouped(blueprint_.width),
                   ", C = ", grouped(latents()), " latents, b = ", b_, " bytes"),
               {.fill = colour::kSoft});
     const double top = 84;
@@ -71,20 +71,23 @@ class LayerPicture {
   }
 
  private:
-  int64_t latents() const { return config_.q_lora.value_or(config_.width) + config_.kv_lora + config_.rope_dim; }
+  int64_t latents() const {
+    const AttentionSpec& attention = blueprint_.attention();
+    return attention.q_lora.value_or(blueprint_.width) + attention.kv_lora + attention.rotary_dim;
+  }
 
   /// Other ranks that a token goes to at the most.
   int64_t most_sends() const {
-    int64_t ranks = std::min(config_.top_k, shape_.ep - 1);
-    if (config_.num_groups > 1 && (shape_.ep % config_.num_groups == 0 || config_.num_groups % shape_.ep == 0)) {
-      ranks = std::min(ranks, config_.top_groups * std::max<int64_t>(1, shape_.ep / config_.num_groups));
+    int64_t ranks = std::min(blueprint_.router.top_k, shape_.ep - 1);
+    if (blueprint_.router.num_groups > 1 && (shape_.ep % blueprint_.router.num_groups == 0 || blueprint_.router.num_groups % shape_.ep == 0)) {
+      ranks = std::min(ranks, blueprint_.router.top_groups * std::max<int64_t>(1, shape_.ep / blueprint_.router.num_groups));
     }
     return ranks;
   }
 
   std::vector<Stage> stages() const {
-    const int64_t D = config_.width, K = config_.top_k, others = shape_.tp - 1, parts = shape_.expert_tp,
-                  S = parts * T_ * most_sends(), local = config_.experts / shape_.ep;
+    const int64_t D = blueprint_.width, K = blueprint_.router.top_k, others = shape_.tp - 1, parts = shape_.expert_tp,
+                  S = parts * T_ * most_sends(), local = blueprint_.router.experts / shape_.ep;
     const Chip tp{kTensorAxis, "tp"}, ep{kExchange, "ep"};
     const auto axis_bytes = [&](int64_t a_row) { return bytes_text(others * T_ * a_row); };
     const auto axis = [&](int64_t numbers) { return axis_bytes(numbers * b_); };
@@ -98,7 +101,7 @@ class LayerPicture {
                       {"latents all-gathered", str("(TP-1) T C b = ", axis(latents()))},
                       {"again; gradients reduce-scattered", str("twice that: ", twice(latents()))}});
     }
-    list.push_back({"attention", str(config_.heads / shape_.tp, " of ", config_.heads, " heads, ", rows), {}, {}, {}});
+    list.push_back({"attention", str(blueprint_.attention().heads / shape_.tp, " of ", blueprint_.attention().heads, " heads, ", rows), {}, {}, {}});
     if (others > 0) {
       list.push_back({"",
                       "",
@@ -106,7 +109,7 @@ class LayerPicture {
                       {"outputs reduce-scattered", str("(TP-1) T D b = ", axis(D))},
                       {"again; gradients all-gathered", str("twice that: ", twice(D))}});
     }
-    list.push_back({"norm, router", str(K, " of ", config_.experts, " experts a row"), {}, {}, {}});
+    list.push_back({"norm, router", str(K, " of ", blueprint_.router.experts, " experts a row"), {}, {}, {}});
     const auto at_most = [](int64_t bytes) { return str("at most ", bytes_text(bytes)); };
     if (parts > 1) {
       list.push_back({"",
@@ -122,7 +125,7 @@ class LayerPicture {
                       {"all-to-all: z, weights, experts", at_most(S * (D * b_ + K * (b_ + 2)))},
                       {"the same and d y, again", at_most(S * (2 * D * b_ + K * (b_ + 2)))}});
     }
-    if (config_.shared_experts > 0) {
+    if (blueprint_.experts.shared_width > 0) {
       const std::string meanwhile = shape_.ep > 1 ? "meanwhile " : "";
       Stage shared{"shared expert",
                    meanwhile + (shape_.tp > 1 ? str("1/", shape_.tp, " of its features, ", rows) : rows),
@@ -137,7 +140,7 @@ class LayerPicture {
       list.push_back(shared);
     }
     list.push_back({"routed experts",
-                    str(grouped(local), " of ", grouped(config_.experts),
+                    str(grouped(local), " of ", grouped(blueprint_.router.experts),
                         parts > 1 ? str(", 1/", parts, " of features") : ", a chunk at a time"),
                     {},
                     {},
@@ -237,7 +240,7 @@ class LayerPicture {
   }
 
   const PlannedMesh& mesh_;
-  const ModelConfig& config_;
+  const Blueprint& blueprint_;
   const MeshShape& shape_;
   int64_t T_, b_;
   Svg svg_;

@@ -69,7 +69,7 @@ class WeightsPicture {
 
   std::string draw() {
     svg_.text(Svg::kMargin, 26, "Frozen weights: a slab, its shards, the buffers", {.bold = true, .size = 14});
-    const int64_t moe_layers = mesh_.config.num_layers - mesh_.config.num_dense_layers;
+    const int64_t moe_layers = mesh_.blueprint.num_layers() - mesh_.blueprint.num_dense_layers();
     const auto on_host = static_cast<int64_t>(held_.host_layers.size());
     svg_.text(Svg::kMargin, 44,
               str("Experts of ", moe_layers, " layers, ",
@@ -95,7 +95,7 @@ class WeightsPicture {
 
  private:
   double slab(double y) {
-    const int64_t experts = mesh_.config.experts / mesh_.shape.ep;
+    const int64_t experts = mesh_.blueprint.router.experts / mesh_.shape.ep;
     svg_.text(Svg::kMargin, y + 12,
               str("The slab of one layer's experts at ep 0: ", experts, " records of packed gate, up and down, ",
                   bytes_text(held_.expert_slab_bytes)));

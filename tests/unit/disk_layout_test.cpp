@@ -4,7 +4,7 @@
 #include <map>
 
 #include "moe/model.h"
-#include "moe/tensor_catalog.h"
+#include "moe/disk_layout.h"
 #include "tests/support/tiny_run.h"
 
 using namespace moetune;
@@ -14,7 +14,7 @@ namespace {
 /// Notes what is read of it.
 class Recorder final : public WeightSource {
  public:
-  explicit Recorder(const ModelConfig& config) : source_(make_random_weights(config, 1, at::kCPU)) {}
+  explicit Recorder(const Blueprint& config) : source_(make_random_weights(config, 1, at::kCPU)) {}
   at::Tensor read(const std::string& name, at::IntArrayRef shape) override {
     reads[name] = shape.vec();
     return source_->read(name, shape);
@@ -40,7 +40,7 @@ TEST_CASE("the catalogue is what a model is built from", "[export]") {
       json["n_shared_experts"] = 0;
       json["tie_word_embeddings"] = true;
     }
-    const ModelConfig config = parse_model_config(json, "tiny");
+    const Blueprint config = parse_blueprint(json, "tiny");
     const bool with_mtp = variant != 1;
     Recorder source(config);
     auto exchange = make_local_exchange();
@@ -52,7 +52,7 @@ TEST_CASE("the catalogue is what a model is built from", "[export]") {
     const auto model = build_model(config, source, options);
     std::map<std::string, std::vector<int64_t>> listed;
     std::map<std::string, Held> held;
-    for (const CatalogTensor& tensor : tensor_catalog(config, with_mtp)) {
+    for (const DiskTensor& tensor : disk_tensors(config, with_mtp)) {
       CHECK(listed.emplace(tensor.name, tensor.shape).second);
       held[tensor.name] = tensor.held;
     }
