@@ -58,7 +58,8 @@ Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& a
   mixed.expert_TK = replayed_TK;
   if (!replayed_TK.defined()) {
     mixed.expert_TK = parts_.router->choose(score_TE);
-    mixed.expert_TK.narrow(0, slice.num_rows - slice.num_padding, slice.num_padding).fill_(parts_.router->spec().experts);
+    mixed.expert_TK.narrow(0, slice.num_rows - slice.num_padding, slice.num_padding)
+        .fill_(parts_.router->spec().experts);
   }
   mixed.weight_TK = parts_.router->weights(score_TE, mixed.expert_TK).to(x_TD.scalar_type());
   if (balance) mixed.balance_loss = parts_.router->balance_loss(score_TE, slice);

@@ -90,8 +90,8 @@ BlockMemory block_memory(const Blueprint& blueprint, const std::vector<LinearMap
   return memory;
 }
 
-int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts,
-                          int64_t parts) {
+int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes,
+                          int64_t local_experts, int64_t parts) {
   const int64_t expert_bytes =
       3 * (blueprint.experts.width / parts) * blueprint.width * static_cast<int64_t>(c10::elementSize(compute));
   return std::min(local_experts, std::max<int64_t>(1, chunk_bytes / expert_bytes));

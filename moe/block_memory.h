@@ -45,8 +45,8 @@ BlockMemory block_memory(const Blueprint& blueprint, const std::vector<LinearMap
 
 /// Experts, or `parts`-th parts of experts, whose dense weights are in use at a time: as many of `local_experts` as fit
 /// into `chunk_bytes`, at least one.
-int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes, int64_t local_experts,
-                          int64_t parts);
+int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes,
+                          int64_t local_experts, int64_t parts);
 /// Scratch elements of one pass through a block: all maps of mixing and one chunk of experts.
 int64_t block_scratch_elements(const std::vector<LinearMap>& maps, BaseFormat base, at::ScalarType compute,
                                int64_t chunk_experts);

@@ -67,8 +67,8 @@ struct AttentionSpec {
   /// RMS norms of queries and keys in grouped-query attention.
   enum class HeadNorm {
     kNone,
-    kPerHead,             ///< over the features of a head, before the rotation; one weight for all heads
-    kAllHeads,            ///< over the features of all heads together, before the rotation
+    kPerHead,               ///< over the features of a head, before the rotation; one weight for all heads
+    kAllHeads,              ///< over the features of all heads together, before the rotation
     kWeightlessAfterwards,  ///< over those of a head, after the rotation and only where there is one, no weight
   };
   Kind kind = Kind::kLatent;
@@ -128,8 +128,8 @@ struct ExpertSpec {
   };
   /// How the stack lies in a checkpoint.
   enum class Layout {
-    kApart,   ///< a matrix [O, I] an expert and map
-    kFused,   ///< [E, I, O] for all experts; gate and up beside each other, gate first
+    kApart,        ///< a matrix [O, I] an expert and map
+    kFused,        ///< [E, I, O] for all experts; gate and up beside each other, gate first
     kInterleaved,  ///< [E, I, O]; gate and up one map whose outputs alternate, gate first
   };
   int64_t width = 0;  ///< F of one expert
@@ -155,9 +155,9 @@ struct LayerSpec {
 
 /// What a family calls its parts.
 struct Naming {
-  std::string prefix;                               ///< of every name on disk: "language_model."
-  std::string dense = "mlp", sparse = "mlp";        ///< of a layer: its dense MLP; all that has to do with experts
-  std::string router = "gate";                      ///< below `sparse`, as what follows
+  std::string prefix;                         ///< of every name on disk: "language_model."
+  std::string dense = "mlp", sparse = "mlp";  ///< of a layer: its dense MLP; all that has to do with experts
+  std::string router = "gate";                ///< below `sparse`, as what follows
   std::string correction_bias = "gate.e_score_correction_bias";
   std::string shared = "shared_experts";
   std::string gate = "gate_proj", up = "up_proj", down = "down_proj";  ///< of an expert
@@ -165,12 +165,37 @@ struct Naming {
 };
 
 enum class TensorRole {
-  kEmbedding, kFinalNorm, kHead,
-  kInputNorm, kPostAttentionNorm,
-  kQ, kQA, kQANorm, kQB, kKvA, kKvANorm, kKvB, kK, kV, kO, kQNorm, kKNorm, kSinks,
-  kGate, kUp, kDown, kGateUp, kSharedGate,
-  kRouter, kCorrectionBias,
-  kMtpEmbeddingNorm, kMtpHiddenNorm, kMtpProjection, kMtpEmbedding, kMtpHeadNorm, kMtpHead,
+  kEmbedding,
+  kFinalNorm,
+  kHead,
+  kInputNorm,
+  kPostAttentionNorm,
+  kQ,
+  kQA,
+  kQANorm,
+  kQB,
+  kKvA,
+  kKvANorm,
+  kKvB,
+  kK,
+  kV,
+  kO,
+  kQNorm,
+  kKNorm,
+  kSinks,
+  kGate,
+  kUp,
+  kDown,
+  kGateUp,
+  kSharedGate,
+  kRouter,
+  kCorrectionBias,
+  kMtpEmbeddingNorm,
+  kMtpHiddenNorm,
+  kMtpProjection,
+  kMtpEmbedding,
+  kMtpHeadNorm,
+  kMtpHead,
 };
 
 /// How a run that does not train a tensor holds it.

@@ -67,8 +67,7 @@ std::vector<std::string> cut_mistakes(const Blueprint& blueprint, BaseFormat bas
   }
   divide(blueprint.experts.shared_width, "features of the shared expert");
   if ((parts - 1) * ceil_div(blueprint.vocab, parts) >= blueprint.vocab) {
-    mistakes.push_back(
-        str("a vocabulary of ", blueprint.vocab, " leaves some of ", parts, " ranks without a token"));
+    mistakes.push_back(str("a vocabulary of ", blueprint.vocab, " leaves some of ", parts, " ranks without a token"));
   }
   if (even) add_block_mistakes(blueprint, base, parts, /*stacked=*/false, mistakes);
   return mistakes;

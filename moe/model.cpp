@@ -249,9 +249,8 @@ class Builder {
     auto gate = map(TensorRole::kGate), up = map(TensorRole::kUp), down = map(TensorRole::kDown);
     const int64_t chunk = experts_at_a_time(blueprint_, options_.compute, options_.expert_chunk_bytes,
                                             options_.placement.count, options_.expert_axis.size());
-    parts.experts =
-        std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement, chunk,
-                                        *options_.exchange, options_.expert_axis);
+    parts.experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement,
+                                                    chunk, *options_.exchange, options_.expert_axis);
   }
 
   // Frozen, the router keeps the checkpoint's dtype: scores are computed in fp32 from it.

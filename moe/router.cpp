@@ -47,8 +47,7 @@ at::Tensor Router::balance_loss(const at::Tensor& score_TE, const Slice& slice) 
     at::Tensor zeros = at::zeros({documents + 1, spec_.experts}, score_TE.options().requires_grad(false));
     return zeros.index_add(0, slice.document_T, rows_TE).narrow(0, 0, documents);
   };
-  at::Tensor chosen =
-      at::zeros_like(score_TE).detach().scatter_(-1, top_indices(score_TE.detach(), spec_.top_k), 1.0);
+  at::Tensor chosen = at::zeros_like(score_TE).detach().scatter_(-1, top_indices(score_TE.detach(), spec_.top_k), 1.0);
   at::Tensor times_chosen = document_sums(chosen);
   axis_.sum(times_chosen);
   at::Tensor fraction = times_chosen / length * (static_cast<double>(spec_.experts) / spec_.top_k);

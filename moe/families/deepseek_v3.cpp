@@ -61,8 +61,7 @@ void read_latent_attention(const ConfigReader& config, AttentionSpec& attention,
   attention.rotary_dim = config.integer("qk_rope_head_dim", 2, kMostHeads);
   if (attention.rotary_dim % 2 != 0) config.fail("qk_rope_head_dim", "is odd; rotary features come in pairs");
   if (config.integer_or("qk_head_dim", attention.key_dim(), 1) != attention.key_dim()) {
-    config.fail("qk_head_dim",
-                str("is not qk_nope_head_dim + qk_rope_head_dim, which is ", attention.key_dim()));
+    config.fail("qk_head_dim", str("is not qk_nope_head_dim + qk_rope_head_dim, which is ", attention.key_dim()));
   }
   attention.value_dim = config.integer("v_head_dim", 1, kMostHeads);
   rotary.dim = attention.rotary_dim;

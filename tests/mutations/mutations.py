@@ -116,7 +116,7 @@ MUTATIONS = [
         "Rows of padding are routed nowhere, but they stand in the same tensor; counted as tokens they move the biases"
         " of the routers.",
         "trainer/sweep/sweep.cpp",
-        (("tally(expert_TK, ", "tally(expert_TK.clamp_max(model_.config.experts - 1), "),),
+        (("tally(expert_TK, ", "tally(expert_TK.clamp_max(model_.blueprint.router.experts - 1), "),),
         TWO_TP,
         r"tp 2 .*<- WRONG\n",
     ),

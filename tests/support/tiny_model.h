@@ -74,8 +74,10 @@ struct TinyModel {
     options.base = tiny.base;
     options.train_weights = tiny.train_weights;
     options.targets = tiny.train_weights ? nullptr : &targets;
-    const int64_t local_experts = mesh == nullptr ? blueprint.router.experts : blueprint.router.experts / mesh->shape().ep;
-    options.placement = {mesh == nullptr ? 0 : mesh->here().ep * local_experts, local_experts, blueprint.router.experts};
+    const int64_t local_experts =
+        mesh == nullptr ? blueprint.router.experts : blueprint.router.experts / mesh->shape().ep;
+    options.placement = {mesh == nullptr ? 0 : mesh->here().ep * local_experts, local_experts,
+                         blueprint.router.experts};
     options.exchange = exchange.get();
     options.seed = tiny.seed;
     options.slabs = tiny.slabs;

@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 
 #include "moe/disk_layout.h"
+#include "moe/families/family.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/sha256.h"

@@ -1,6 +1,7 @@
 // config.json: what is read, in both spellings, and what is refused with which words.
 #include "tests/support/catch.h"
 
+#include <cmath>
 #include <filesystem>
 
 #include <nlohmann/json.hpp>
@@ -34,19 +35,25 @@ TEST_CASE("DeepSeek-V3 is read as published", "[config]") {
   const Blueprint config = parse_blueprint(deepseek_v3(), "config.json");
   CHECK(config.vocab == 129280);
   CHECK(config.width == 7168);
-  CHECK(config.q_lora == 1536);
-  CHECK(config.qk_dim() == 192);
-  CHECK(config.experts == 256);
-  CHECK(config.num_groups == 8);
-  CHECK(config.top_groups == 4);
-  CHECK(config.routed_scale == 2.5);
+  CHECK(config.attention().q_lora == 1536);
+  CHECK(config.attention().key_dim() == 192);
+  CHECK(config.router.experts == 256);
+  CHECK(config.router.num_groups == 8);
+  CHECK(config.router.top_groups == 4);
+  CHECK(config.router.scale == 2.5);
   CHECK(config.num_mtp_layers == 1);
   CHECK(config.fp8_blocks);
-  CHECK(!config.is_moe(LayerId::block(2)));
-  CHECK(config.is_moe(LayerId::block(3)));
-  CHECK(config.rope.kind == RotarySpec::Scaling::kYarn);
-  CHECK(config.rope.factor == 40);
-  CHECK(config.softmax_scale() == Approx(0.13523378).epsilon(1e-7));
+  CHECK(!config.has_experts(LayerId::block(2)));
+  CHECK(config.has_experts(LayerId::block(3)));
+  CHECK(config.rotary.scaling == RotarySpec::Scaling::kYarn);
+  CHECK(config.rotary.factor == 40);
+  CHECK(config.attention().softmax_scale == Approx(0.13523378).epsilon(1e-7));
+}
+
+TEST_CASE("the softmax scale carries YaRN's correction alone", "[config]") {
+  json config = deepseek_v3();
+  config["rope_scaling"] = nullptr;
+  CHECK(parse_blueprint(config, "").attention().softmax_scale == Approx(1 / std::sqrt(192.0)));
 }
 
 TEST_CASE("the spelling of transformers 5 says the same", "[config]") {
@@ -59,15 +66,15 @@ TEST_CASE("the spelling of transformers 5 says the same", "[config]") {
   config.erase("rope_theta");
   config["rope_parameters"] = rope;
   const Blueprint read = parse_blueprint(config, "config.json");
-  CHECK(read.rope.theta == 50000.0);
-  CHECK(read.rope.kind == RotarySpec::Scaling::kYarn);
-  CHECK(read.softmax_scale() == Approx(0.13523378).epsilon(1e-7));
+  CHECK(read.rotary.theta == 50000.0);
+  CHECK(read.rotary.scaling == RotarySpec::Scaling::kYarn);
+  CHECK(read.attention().softmax_scale == Approx(0.13523378).epsilon(1e-7));
 
   config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 500.0}};
-  CHECK(parse_blueprint(config, "config.json").rope.kind == RotarySpec::Scaling::kDefault);
-  CHECK(parse_blueprint(config, "config.json").rope.theta == 500.0);
+  CHECK(parse_blueprint(config, "config.json").rotary.scaling == RotarySpec::Scaling::kDefault);
+  CHECK(parse_blueprint(config, "config.json").rotary.theta == 500.0);
   config["rope_parameters"] = nullptr;
-  CHECK(parse_blueprint(config, "config.json").rope.theta == 10000.0);
+  CHECK(parse_blueprint(config, "config.json").rotary.theta == 10000.0);
 }
 
 TEST_CASE("kimi_k2 and a plain query projection are read", "[config]") {
@@ -78,8 +85,8 @@ TEST_CASE("kimi_k2 and a plain query projection are read", "[config]") {
   config["n_routed_experts"] = 384;
   config["q_lora_rank"] = nullptr;
   const Blueprint read = parse_blueprint(config, "config.json");
-  CHECK(read.experts == 384);
-  CHECK(!read.q_lora);
+  CHECK(read.router.experts == 384);
+  CHECK(!read.attention().q_lora);
 }
 
 TEST_CASE("what is not computed is refused by name", "[config]") {
@@ -131,7 +138,7 @@ TEST_CASE("a folder without a sound config.json is refused", "[config]") {
   write_text_atomically(folder / "config.json", "{\"model_type\": ");
   CHECK(contains(message_of<UserError>([&] { load_blueprint(folder.path()); }), "config.json: not valid JSON"));
   write_text_atomically(folder / "config.json", deepseek_v3().dump());
-  CHECK(load_blueprint(folder.path()).num_layers == 61);
+  CHECK(load_blueprint(folder.path()).num_layers() == 61);
 }
 
 TEST_CASE("rope_parameters and rope_scaling say the same, or are refused", "[config]") {
@@ -154,12 +161,12 @@ TEST_CASE("rope_parameters and rope_scaling say the same, or are refused", "[con
   CHECK(contains(refusal(config), "disagree"));
   // Nothing, in either spelling.
   config["rope_parameters"] = json::object();
-  CHECK(parse_blueprint(config, "").rope.kind == RotarySpec::Scaling::kYarn);
+  CHECK(parse_blueprint(config, "").rotary.scaling == RotarySpec::Scaling::kYarn);
   config["rope_parameters"] = nullptr;
-  CHECK(parse_blueprint(config, "").rope.kind == RotarySpec::Scaling::kYarn);
+  CHECK(parse_blueprint(config, "").rotary.scaling == RotarySpec::Scaling::kYarn);
   config["rope_parameters"] = yarn;
   config["rope_scaling"] = nullptr;
-  CHECK(parse_blueprint(config, "").rope.kind == RotarySpec::Scaling::kYarn);
+  CHECK(parse_blueprint(config, "").rotary.scaling == RotarySpec::Scaling::kYarn);
 
   CHECK(contains(refusal("rope_scaling", json::array({1})), "rope_scaling: is [1], want a JSON object"));
   CHECK(contains(refusal("rope_scaling", "yarn"), "rope_scaling: is \"yarn\", want a JSON object"));

@@ -3,8 +3,9 @@
 
 #include <map>
 
-#include "moe/model.h"
 #include "moe/disk_layout.h"
+#include "moe/families/family.h"
+#include "moe/model.h"
 #include "tests/support/tiny_run.h"
 
 using namespace moetune;
@@ -46,7 +47,7 @@ TEST_CASE("the catalogue is what a model is built from", "[export]") {
     auto exchange = make_local_exchange();
     ModelOptions options;
     options.base = BaseFormat::kFp32;
-    options.placement = {0, config.experts, config.experts};
+    options.placement = {0, config.router.experts, config.router.experts};
     options.exchange = exchange.get();
     options.with_mtp = with_mtp;
     const auto model = build_model(config, source, options);

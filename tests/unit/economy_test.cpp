@@ -9,13 +9,15 @@ using namespace moetune;
 namespace {
 
 /// Numbers of the linear maps of the model, from its sizes.
-int64_t linear_numbers(const Blueprint& c) {
-  const int64_t attention = *c.q_lora * c.width + c.heads * (c.nope_dim + c.rope_dim) * *c.q_lora +
-                            (c.kv_lora + c.rope_dim) * c.width + c.heads * (c.nope_dim + c.value_dim) * c.kv_lora +
-                            c.width * c.heads * c.value_dim;
-  const int64_t dense = 3 * c.width * c.dense_width,
-                moe = (c.experts + c.shared_experts) * 3 * c.width * c.expert_width;
-  return c.num_layers * attention + c.num_dense_layers * dense + (c.num_layers - c.num_dense_layers) * moe;
+int64_t linear_numbers(const Blueprint& model) {
+  const AttentionSpec& a = model.attention();
+  const int64_t D = model.width, H = a.heads, L = model.num_layers(), num_dense = model.num_dense_layers();
+  const int64_t attention = *a.q_lora * D + H * (a.nope_dim + a.rotary_dim) * *a.q_lora +
+                            (a.kv_lora + a.rotary_dim) * D + H * (a.nope_dim + a.value_dim) * a.kv_lora +
+                            D * H * a.value_dim;
+  const int64_t dense = 3 * D * model.layers[0].dense_width;
+  const int64_t moe = 3 * D * (model.router.experts * model.experts.width + model.experts.shared_width);
+  return L * attention + num_dense * dense + (L - num_dense) * moe;
 }
 
 }  // namespace
@@ -116,7 +118,8 @@ TEST_CASE("nothing reads a released weight", "[economy]") {
 }
 
 TEST_CASE("up stops below the lowest thing that trains", "[economy]") {
-  TinyModel tiny(tiny_blueprint(4), {.base = BaseFormat::kNf4, .compute = at::kFloat, .targets = {"experts.gate_proj"}});
+  TinyModel tiny(tiny_blueprint(4),
+                 {.base = BaseFormat::kNf4, .compute = at::kFloat, .targets = {"experts.gate_proj"}});
   std::vector<LayerId> done;
   Sweep sweep(*tiny.model, {}, {.done = [&](LayerId layer) { done.push_back(layer); }});
   sweep.train(tiny.batch({5, 9}, 8), {17, 0, true});

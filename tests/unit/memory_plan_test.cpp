@@ -6,6 +6,7 @@
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <nlohmann/json.hpp>
 
+#include "moe/families/family.h"
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/comm/launch.h"
@@ -78,7 +79,7 @@ struct Built {
     options.base = recipe.model.base;
     options.train_weights = !recipe.adapter;
     options.targets = recipe.adapter ? &targets : nullptr;
-    options.placement = {0, config.experts / ep, config.experts};
+    options.placement = {0, config.router.experts / ep, config.router.experts};
     options.exchange = exchange.get();
     options.axis = TensorAxis(group);
     if (expert_tp > 1) options.expert_axis = options.axis;

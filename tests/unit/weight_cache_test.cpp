@@ -66,7 +66,7 @@ TEST_CASE("the key follows sources and format, not what a run does with them", "
   Keyed keyed(run, {"model.path=" + elsewhere.string()});
   keyed.config.norm_eps *= 2;
   CHECK(keyed.key() == key);
-  keyed.config.expert_width *= 2;
+  keyed.config.experts.width *= 2;
   CHECK(others.insert(keyed.key()).second);
 }
 

@@ -1,6 +1,7 @@
 // Weights from files and from the seed.
 #include "tests/support/catch.h"
 
+#include "moe/families/family.h"
 #include "moe/weight_source.h"
 
 #include <cmath>

@@ -22,8 +22,8 @@ namespace moetune {
 struct BaseTensor {
   std::string name;
   std::vector<int64_t> shape;
-  at::ScalarType dtype = at::kFloat;    ///< of read()
-  const DiskTensor* used = nullptr;  ///< how the run held it; null where it had no use for it
+  at::ScalarType dtype = at::kFloat;  ///< of read()
+  const DiskTensor* used = nullptr;   ///< how the run held it; null where it had no use for it
 };
 
 class BaseModel {

@@ -93,10 +93,10 @@ void add_config(Text& out, const fs::path& folder) {
   try {
     const Blueprint model = load_blueprint(folder);
     const AttentionSpec& attention = model.attention();
-    const std::string kv = attention.kind == AttentionSpec::Kind::kLatent
-                               ? str(", latents ", attention.q_lora ? str(*attention.q_lora, " and ") : "",
-                                     attention.kv_lora)
-                               : str(", ", attention.kv_heads, " of keys and values");
+    const std::string kv =
+        attention.kind == AttentionSpec::Kind::kLatent
+            ? str(", latents ", attention.q_lora ? str(*attention.q_lora, " and ") : "", attention.kv_lora)
+            : str(", ", attention.kv_heads, " of keys and values");
     out.line("  family ", model.model_type, ": ", count_text(count_parameters(model)), " parameters, ",
              count_text(count_active_parameters(model)), " active for a token");
     out.line("  ", model.num_layers(), " layers (", model.num_dense_layers(), " dense), width ", model.width,

@@ -86,7 +86,8 @@ class Planner {
   }
 
   void add_plain() {
-    const PlainNumbers plain = plain_numbers(blueprint_, with_mtp_, parts_, local_experts_), whole = plain_numbers(blueprint_, with_mtp_);
+    const PlainNumbers plain = plain_numbers(blueprint_, with_mtp_, parts_, local_experts_),
+                       whole = plain_numbers(blueprint_, with_mtp_);
     plan_.plain_bytes = plain.router_bias * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute_)));
     if (trains_weights_) {
       trained_.add("embedding", whole.embedding);
@@ -200,7 +201,8 @@ class Planner {
 
   /// Other ranks than its own that want a token at the most: the chosen experts lie in the chosen groups.
   int64_t ranks_of_token() const {
-    const int64_t groups_ranks = blueprint_.router.top_groups * std::max<int64_t>(1, mesh_.ep / blueprint_.router.num_groups);
+    const int64_t groups_ranks =
+        blueprint_.router.top_groups * std::max<int64_t>(1, mesh_.ep / blueprint_.router.num_groups);
     return mesh_.ep % blueprint_.router.num_groups == 0 || blueprint_.router.num_groups % mesh_.ep == 0
                ? std::min({blueprint_.router.top_k, mesh_.ep, groups_ranks})
                : std::min(blueprint_.router.top_k, mesh_.ep);
@@ -254,7 +256,8 @@ class Planner {
       } else graph = std::max(graph, T * row.saved);
       mixing = std::max(mixing, slice_rows * row.mixing);
       if (row.expert == 0) continue;
-      const int64_t outer = trains_weights_ ? chunk_experts_ * (blueprint_.experts.width / parts_.experts) * D * size_ : 0;
+      const int64_t outer =
+          trains_weights_ ? chunk_experts_ * (blueprint_.experts.width / parts_.experts) * D * size_ : 0;
       experts = std::max(experts, gathered + received * row.received + chunk_rows * row.expert + outer);
     }
     add("kept graphs", kept_bytes, str("of the last ", kept, " blocks"));
@@ -303,8 +306,9 @@ class Planner {
     for (const auto& [place, count] : by_layer_) numbers[place.first] += count;
     int64_t most = 0;
     for (const auto& [layer, count] : numbers) most = std::max(most, count);
-    return with_mtp_ ? std::max(most, numbers[blueprint_.mtp()] + numbers[blueprint_.turn()] + numbers[LayerId::embedding()])
-                     : most;
+    return with_mtp_
+               ? std::max(most, numbers[blueprint_.mtp()] + numbers[blueprint_.turn()] + numbers[LayerId::embedding()])
+               : most;
   }
 
   const Blueprint& blueprint_;

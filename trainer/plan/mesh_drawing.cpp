@@ -28,8 +28,12 @@ class Drawing {
   /// A row for each replica of each part of the experts, a column for each tensor-parallel part.
   std::string grid() const {
     const bool parts = shape_.expert_tp > 1;
-    const auto heads_of = [&](int64_t tp) { return str("heads ", run_of(tp, shape_.tp, blueprint_.attention().heads)); };
-    const auto features_of = [&](int64_t tp) { return str("features ", run_of(tp, shape_.tp, blueprint_.experts.width)); };
+    const auto heads_of = [&](int64_t tp) {
+      return str("heads ", run_of(tp, shape_.tp, blueprint_.attention().heads));
+    };
+    const auto features_of = [&](int64_t tp) {
+      return str("features ", run_of(tp, shape_.tp, blueprint_.experts.width));
+    };
     const size_t cell = std::max({str("rank ", shape_.num_ranks() - 1).size(), heads_of(shape_.tp - 1).size(),
                                   parts ? features_of(shape_.tp - 1).size() : 0}) +
                         2;

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "lora/adapters/peft_files.h"
+#include "moe/disk_layout.h"
 #include "moe/families/family.h"
 #include "moe/inventory.h"
-#include "moe/disk_layout.h"
 #include "moe/weight_source.h"
 #include "parallel/base/error.h"
 #include "parallel/bytes/finite.h"
@@ -118,7 +118,8 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
     blueprint = load_blueprint(recipe.model.path);
     if (recipe.model.weights == WeightOrigin::kPretrained) check_tensors(blueprint, recipe.model.path, with_mtp);
   });
-  if (blueprint.num_layers() == 0) findings.raise_if_any();  // without a model there is nothing to hold the rest against
+  if (blueprint.num_layers() == 0)
+    findings.raise_if_any();  // without a model there is nothing to hold the rest against
   if (with_mtp && blueprint.num_mtp_layers < 1) {
     findings.add(
         str(recipe.origin("mtp.loss_weight"),

@@ -33,7 +33,9 @@ std::vector<std::string> lines_of(const std::string& text) {
 }
 
 /// All maps that a run of this model may freeze, those of the MTP module too: a cache is the same with and without it.
-std::vector<LinearMap> maps_of(const Blueprint& blueprint) { return linear_maps(blueprint, blueprint.num_mtp_layers > 0); }
+std::vector<LinearMap> maps_of(const Blueprint& blueprint) {
+  return linear_maps(blueprint, blueprint.num_mtp_layers > 0);
+}
 
 /// The last name of a path that may end in a slash.
 std::string folder_name(const std::string& path) {
@@ -50,7 +52,8 @@ ordered_json about(const Recipe& recipe, const Blueprint& blueprint, const Weigh
                        {"base", to_string(recipe.model.base)},
                        {"layers", blueprint.num_layers()}};
   int64_t matrices = 0;
-  for (const LinearMap& map : linear_maps(blueprint, /*with_mtp=*/false)) matrices += map.units(blueprint.router.experts);
+  for (const LinearMap& map : linear_maps(blueprint, /*with_mtp=*/false))
+    matrices += map.units(blueprint.router.experts);
   json["matrices"] = matrices;
   json["sources"] = lines_of(source.identity());
   return json;

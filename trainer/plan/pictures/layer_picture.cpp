@@ -56,8 +56,8 @@ class LayerPicture {
               {.bold = true, .size = 14});
     svg_.text(Svg::kMargin, 44,
               str(to_string(shape_), "; T = ", grouped(T_), " rows a rank",
-                  shape_.tp > 1 ? str(", ", shape_.tp, " T on its tensor axis") : "", ", D = ", grouped(blueprint_.width),
-                  ", C = ", grouped(latents()), " latents, b = ", b_, " bytes"),
+                  shape_.tp > 1 ? str(", ", shape_.tp, " T on its tensor axis") : "",
+                  ", D = ", grouped(blueprint_.width), ", C = ", grouped(latents()), " latents, b = ", b_, " bytes"),
               {.fill = colour::kSoft});
     const double top = 84;
     double y = top;
@@ -79,8 +79,10 @@ class LayerPicture {
   /// Other ranks that a token goes to at the most.
   int64_t most_sends() const {
     int64_t ranks = std::min(blueprint_.router.top_k, shape_.ep - 1);
-    if (blueprint_.router.num_groups > 1 && (shape_.ep % blueprint_.router.num_groups == 0 || blueprint_.router.num_groups % shape_.ep == 0)) {
-      ranks = std::min(ranks, blueprint_.router.top_groups * std::max<int64_t>(1, shape_.ep / blueprint_.router.num_groups));
+    if (blueprint_.router.num_groups > 1 &&
+        (shape_.ep % blueprint_.router.num_groups == 0 || blueprint_.router.num_groups % shape_.ep == 0)) {
+      ranks = std::min(ranks,
+                       blueprint_.router.top_groups * std::max<int64_t>(1, shape_.ep / blueprint_.router.num_groups));
     }
     return ranks;
   }
@@ -101,7 +103,12 @@ class LayerPicture {
                       {"latents all-gathered", str("(TP-1) T C b = ", axis(latents()))},
                       {"again; gradients reduce-scattered", str("twice that: ", twice(latents()))}});
     }
-    list.push_back({"attention", str(blueprint_.attention().heads / shape_.tp, " of ", blueprint_.attention().heads, " heads, ", rows), {}, {}, {}});
+    list.push_back(
+        {"attention",
+         str(blueprint_.attention().heads / shape_.tp, " of ", blueprint_.attention().heads, " heads, ", rows),
+         {},
+         {},
+         {}});
     if (others > 0) {
       list.push_back({"",
                       "",

@@ -78,8 +78,8 @@ class MeshPicture {
               {.bold = true, .size = 14});
     svg_.text(Svg::kMargin, 44,
               str(mesh_.blueprint.model_type, ", ", count_text(count_parameters(mesh_.blueprint)),
-                  " parameters: ", mesh_.blueprint.num_layers(), " layers, ", mesh_.blueprint.router.experts, " experts, ",
-                  mesh_.blueprint.attention().heads, " heads"),
+                  " parameters: ", mesh_.blueprint.num_layers(), " layers, ", mesh_.blueprint.router.experts,
+                  " experts, ", mesh_.blueprint.attention().heads, " heads"),
               {.fill = colour::kSoft});
     double y = ranks(56);
     y = legend(y);
@@ -116,14 +116,16 @@ class MeshPicture {
     svg_.text(x, box.y + 18, str("rank ", rank), {.bold = true});
     svg_.text(right, box.y + 18, str("dp ", place.dp, "  ep ", place.ep, "  tp ", place.tp),
               {.fill = colour::kSoft, .size = 11, .anchor = Anchor::kEnd});
-    part(x, box.y + 38, colour::of(place.ep), str("experts ", run_of(place.ep, shape.ep, mesh_.blueprint.router.experts)));
+    part(x, box.y + 38, colour::of(place.ep),
+         str("experts ", run_of(place.ep, shape.ep, mesh_.blueprint.router.experts)));
     const bool in_parts = shape.expert_tp > 1;
     const std::string slabs =
         in_parts ? str("F ", run_of(place.tp, shape.tp, mesh_.blueprint.experts.width), ": ") : "their slabs: ";
     svg_.text(x + 14, box.y + 51,
               slabs + shard(in_parts ? place.dp : place.dp * shape.tp + place.tp, held.expert_shards),
               {.fill = colour::kSoft, .size = 11});
-    part(x, box.y + 69, colour::of(place.tp), str("heads ", run_of(place.tp, shape.tp, mesh_.blueprint.attention().heads)));
+    part(x, box.y + 69, colour::of(place.tp),
+         str("heads ", run_of(place.tp, shape.tp, mesh_.blueprint.attention().heads)));
     svg_.text(x + 14, box.y + 82, str("dense slabs: ", shard(place.dp * shape.ep + place.ep, held.dense_shards)),
               {.fill = colour::kSoft, .size = 11});
     bytes({x, box.y + 92, box.width - 2 * kPad, 12});
