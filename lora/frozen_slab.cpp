@@ -10,6 +10,7 @@
 #include "lora/slab_cache.h"
 #include "parallel/base/error.h"
 #include "parallel/bytes/weight_store.h"
+#include "parallel/comm/communicator.h"
 
 namespace moetune {
 
@@ -128,6 +129,12 @@ void FrozenSlab::release() {
 std::pair<int64_t, at::Tensor> FrozenSlab::kept() const {
   const ByteRange range = slabs_.store_.shard(number_);
   return {range.first, slabs_.store_.kept(number_).narrow(0, 0, range.count)};
+}
+
+bool FrozenSlab::is_shared() const {
+  const SlabPlacement& placement = slabs_.placement_;
+  const Communicator* ranks = kind_ == SlabKind::kExperts ? placement.expert_replicas : placement.dense_replicas;
+  return ranks != nullptr && ranks->size() > 1;
 }
 
 bool FrozenSlab::first_copy() const {

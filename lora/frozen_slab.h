@@ -74,6 +74,8 @@ class FrozenSlab {
   int number() const { return number_; }
   /// The bytes that this rank keeps: where they begin in the slab, and they themselves, uint8.
   std::pair<int64_t, at::Tensor> kept() const;
+  /// Whether ranks keep a range each.
+  bool is_shared() const;
   /// Whether this rank's is the first of the copies of these bytes: the one that is counted where each byte counts
   /// once.
   bool first_copy() const;

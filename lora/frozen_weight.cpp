@@ -1,19 +1,23 @@
 #include "lora/frozen_weight.h"
 
+#include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
 namespace {
 
-/// The held part of `values`, each of which belongs to as many neighbouring numbers of a row.
-at::Tensor held_part(const at::Tensor& values, const FrozenShape& shape) {
+/// The held part of `values`, each of which belongs to `numbers` neighbouring numbers of a row.
+at::Tensor held_part(const at::Tensor& values, const FrozenShape& shape, int64_t numbers) {
   const MatrixCut& cut = shape.cut;
-  if (cut.dim == MatrixCut::Dim::kNone || cut.parts == 1) return values;
-  const int64_t per_value = shape.outputs * shape.inputs / values.numel();
-  const int64_t held = shape.held_elements() / per_value;
-  if (cut.dim == MatrixCut::Dim::kOutputs) return values.narrow(0, cut.index * held, held);
-  const int64_t width = shape.held_inputs() / per_value;
-  return values.view({shape.outputs, shape.inputs / per_value}).narrow(1, cut.index * width, width).flatten();
+  if (cut.cuts_outputs()) {
+    // The last number of the whole may stand alone in the last value.
+    return values.narrow(0, ceil_div(cut.first_output(shape.outputs) * shape.inputs, numbers),
+                         ceil_div(shape.held_elements(), numbers));
+  }
+  if (!cut.cuts_inputs()) return values;
+  return values.view({shape.outputs, shape.inputs / numbers})
+      .narrow(1, cut.first_input(shape.inputs) / numbers, shape.held_inputs() / numbers)
+      .flatten();
 }
 
 }  // namespace
@@ -40,7 +44,7 @@ std::vector<at::Tensor> FrozenWeight::held(const std::vector<at::Tensor>& whole)
   const std::vector<PackedPart> parts = shape_.parts();
   std::vector<at::Tensor> held;
   for (size_t i = 0; i < parts.size(); ++i) {
-    held.push_back(parts[i].of_whole ? whole.at(i) : held_part(whole.at(i), shape_));
+    held.push_back(parts[i].of_whole ? whole.at(i) : held_part(whole.at(i), shape_, parts[i].numbers));
   }
   return held;
 }
@@ -82,10 +86,12 @@ at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scra
   const int64_t outputs = shape_.held_outputs(), inputs = shape_.held_inputs();
   const bool quantised = is_quantised(shape_.format);
   const at::Tensor held = quantised ? at::Tensor() : packed_[0].narrow(0, first, count).unflatten(1, {outputs, inputs});
-  if (scratch_elements() == 0) return held;
+  if (!quantised && scratch_elements() == 0) return held;
+  const bool packs_whole = shape_.packs_whole();
+  if (!packs_whole) counters.elements += count * outputs * inputs;
   at::Tensor out = scratch.take({count, outputs, inputs});
-  counters.elements += count * outputs * inputs;
   if (!quantised) return out.copy_(held);
+  if (out.numel() == 0) return out;
 
   Nf4View view;
   view.codes = packed_[0].const_data_ptr<uint8_t>();
@@ -96,12 +102,22 @@ at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scra
     view.absmax_codes = packed_[1].const_data_ptr<uint8_t>();
     view.nested_absmax = packed_[2].const_data_ptr<float>();
     view.offset = packed_[3].const_data_ptr<float>();
-    if (shape_.cut.cuts_outputs()) view.first_block = shape_.cut.index * shape_.held_elements() / kNf4Block;
-    if (shape_.cut.cuts_inputs()) {
-      view.blocks_per_row = shape_.held_inputs() / kNf4Block;
-      view.whole_blocks_per_row = shape_.inputs / kNf4Block;
-      view.first_block = shape_.cut.index * view.blocks_per_row;
+    if (!packs_whole && shape_.cut.cuts_outputs()) {
+      view.first_block = shape_.cut.first_output(shape_.outputs) * shape_.inputs / kNf4Block;
     }
+    if (!packs_whole && shape_.cut.cuts_inputs()) {
+      view.blocks_per_row = inputs / kNf4Block;
+      view.whole_blocks_per_row = shape_.inputs / kNf4Block;
+      view.first_block = shape_.cut.first_input(shape_.inputs) / kNf4Block;
+    }
+  }
+  if (packs_whole) {
+    at::Tensor whole = scratch.take({count, shape_.outputs, shape_.inputs});
+    counters.elements += whole.numel();
+    nf4_dequantise_units_into(view, shape_.outputs * shape_.inputs, first, count, whole);
+    const MatrixCut& cut = shape_.cut;
+    return out.copy_(
+        whole.narrow(1, cut.first_output(shape_.outputs), outputs).narrow(2, cut.first_input(shape_.inputs), inputs));
   }
   nf4_dequantise_units_into(view, outputs * inputs, first, count, out);
   return out;

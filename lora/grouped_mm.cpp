@@ -6,10 +6,10 @@
 namespace moetune {
 namespace {
 
-// The grouped kernel wants 16-byte rows and at least one row.
+// The grouped kernel wants 16-byte rows and at least one number.
 bool fits_grouped_kernel(const RowGroups& groups, const at::Tensor& rows, int64_t inner, int64_t outer) {
-  return groups.one_kernel && rows.scalar_type() == at::kBFloat16 && rows.size(0) > 0 && inner % 8 == 0 &&
-         outer % 8 == 0;
+  return groups.one_kernel && rows.scalar_type() == at::kBFloat16 && rows.size(0) > 0 && inner > 0 && outer > 0 &&
+         inner % 8 == 0 && outer % 8 == 0;
 }
 
 }  // namespace

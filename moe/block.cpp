@@ -54,7 +54,7 @@ Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& a
   mixed.residual_TD = x_TD + parts_.attention->forward(normed_TD, slice, angles, pass.random);
   mixed.z_TD = rms_norm(mixed.residual_TD, parts_.post_attention_norm, eps_);
   if (!is_moe()) return mixed;
-  at::Tensor score_TE = parts_.router->scores(mixed.z_TD);
+  at::Tensor score_TE = parts_.router->scores(mixed.z_TD, slice.token_T, pass.random);
   mixed.expert_TK = replayed_TK;
   if (!replayed_TK.defined()) {
     mixed.expert_TK = parts_.router->choose(score_TE);
@@ -62,7 +62,10 @@ Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& a
         .fill_(parts_.router->spec().experts);
   }
   mixed.weight_TK = parts_.router->weights(score_TE, mixed.expert_TK).to(x_TD.scalar_type());
-  if (balance) mixed.balance_loss = parts_.router->balance_loss(score_TE, slice);
+  if (balance) {
+    mixed.probability_TE = parts_.router->probabilities(score_TE);
+    mixed.score_TE = score_TE;
+  }
   return mixed;
 }
 

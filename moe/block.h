@@ -16,7 +16,7 @@
 #include <optional>
 
 #include "lora/frozen_slab.h"
-#include "moe/attention/latent_attention.h"
+#include "moe/attention/attention.h"
 #include "moe/routed_experts.h"
 #include "moe/router.h"
 #include "moe/swiglu_mlp.h"
@@ -25,17 +25,18 @@ namespace moetune {
 
 /// What mixing a slice gives; differentiable when computed with grad mode on.
 struct Mixed {
-  at::Tensor residual_TD;   ///< x + attention; with add_mlp() the block's output but for the routed experts
-  at::Tensor z_TD;          ///< input of MLP and routed experts; undefined behind add_mlp() in a dense block
-  at::Tensor weight_TK;     ///< routing weights in compute dtype; undefined in a dense block
-  at::Tensor expert_TK;     ///< int64, the experts they are of; E, which is no expert, for padding
-  at::Tensor balance_loss;  ///< of this rank's rows, summed over the slice's documents; undefined unless asked for
+  at::Tensor residual_TD;  ///< x + attention; with add_mlp() the block's output but for the routed experts
+  at::Tensor z_TD;         ///< input of MLP and routed experts; undefined behind add_mlp() in a dense block
+  at::Tensor weight_TK;    ///< routing weights in compute dtype; undefined in a dense block
+  at::Tensor expert_TK;    ///< int64, the experts they are of; E, which is no expert, for padding
+  /// the router's scores and what a balance loss takes means of (moe/balance.h); undefined unless asked for
+  at::Tensor score_TE, probability_TE;
 };
 
 /// The parts of a block; made by moe/model.
 struct BlockParts {
   at::Tensor input_norm, post_attention_norm;
-  std::unique_ptr<LatentAttention> attention;
+  std::unique_ptr<Attention> attention;
   std::unique_ptr<SwigluMlp> mlp;          ///< dense MLP, or the shared expert (null where there is none)
   std::unique_ptr<Router> router;          ///< null in a dense block
   std::unique_ptr<RoutedExperts> experts;  ///< null in a dense block
@@ -59,8 +60,8 @@ class Block {
   std::vector<FrozenSlab*> slabs() const;
 
   /// Mixing of one slice up to the choice of experts. `replayed_TK` (int64): the choice of the way down, obeyed on the
-  /// way up; undefined: the experts are chosen here. `balance`: compute the balance loss. Collective over the tensor
-  /// axis, its backward pass too.
+  /// way up; undefined: the experts are chosen here. `balance`: give what a balance loss needs. Collective over the
+  /// tensor axis, its backward pass too.
   Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const at::Tensor& replayed_TK,
             bool balance, const PassContext& pass) const;
   /// Adds to the residual the slice's dense MLP or shared expert. Collective over the tensor axis, its backward pass
@@ -70,6 +71,7 @@ class Block {
   bool is_moe() const { return parts_.experts != nullptr; }
   RoutedExperts* experts() const { return parts_.experts.get(); }
   Router* router() const { return parts_.router.get(); }
+  bool has_correction_bias() const { return is_moe() && router()->bias().defined(); }
   std::vector<Linear*> linears() const;
   /// Elements that one pass takes from the scratch at the most.
   int64_t scratch_elements() const;

@@ -36,6 +36,59 @@ class Kept {
   bool train_weights_;
 };
 
+/// Of attention, in elements a row.
+struct AttentionElements {
+  int64_t saved = 0;  ///< of the maps' inputs and outputs, of queries, keys, values and their product
+  int64_t mixing = 0;
+};
+
+AttentionElements latent_elements(const AttentionSpec& a, const Kept& keeps, int64_t D, const PassTraits& traits) {
+  const int64_t P = traits.parts.dense;
+  const int64_t qk = a.heads * a.key_dim(), kv = a.heads * (a.nope_dim + a.value_dim), value = a.heads * a.value_dim;
+  // On a CPU values are padded to the width of the keys, and the product is as wide.
+  const int64_t attended = traits.device == at::kCPU ? a.heads * std::max(a.key_dim(), a.value_dim) : value;
+  AttentionElements elements;
+  if (keeps.input_of("q_a_proj") || keeps.input_of("q_proj") || keeps.input_of("kv_a_proj_with_mqa")) {
+    elements.saved += D;
+  }
+  // Latents before their norms; after them as the maps to the heads read them, gathered with the rotary key as one
+  // matrix.
+  elements.saved += a.q_lora.value_or(0) + a.kv_lora + a.rotary_dim;
+  const bool keeps_q = keeps.input_of("q_b_proj"), keeps_kv = keeps.input_of("kv_b_proj");
+  if (P == 1) {
+    elements.saved += (keeps_q ? a.q_lora.value_or(0) : 0) + (keeps_kv ? a.kv_lora : 0);
+  } else if (keeps_q || keeps_kv || keeps.input_of("q_proj")) {
+    elements.saved += P * (a.q_lora.value_or(D) + a.kv_lora + a.rotary_dim);
+  }
+  // queries, keys, values, product; rows of the product
+  elements.saved += padded(2 * qk + 2 * attended) + (keeps.input_of("o_proj") ? value : 0);
+  elements.mixing = 4 * qk + 2 * kv;
+  return elements;
+}
+
+AttentionElements grouped_elements(const AttentionSpec& a, const Kept& keeps, int64_t D, const PassTraits& traits) {
+  const int64_t P = traits.parts.dense;
+  // More ranks than key heads have one each.
+  const int64_t G = std::max(a.kv_heads, P);
+  const int64_t q = a.heads * a.key_dim(), k = G * a.key_dim(), v = G * a.value_dim, out = a.heads * a.value_dim;
+  AttentionElements elements;
+  if (keeps.input_of("q_proj") || keeps.input_of("k_proj") || keeps.input_of("v_proj")) {
+    elements.saved += P > 1 ? P * D : D;
+  }
+  // Where a GPU's kernel knows no groups, keys and values are repeated for the queries that read them.
+  const bool repeated = traits.device != at::kCPU && (c10::elementSize(traits.compute) > 2 || a.key_dim() > 256);
+  elements.saved += padded(q + out + (repeated ? q + out : k + v)) + (keeps.input_of("o_proj") ? out : 0);
+  switch (a.head_norm) {
+    case AttentionSpec::HeadNorm::kNone: break;
+    case AttentionSpec::HeadNorm::kPerHead:
+    case AttentionSpec::HeadNorm::kWeightlessAfterwards: elements.saved += q + k; break;
+    // Over a tensor axis the norm is made of plain operations, which keep it wide too.
+    case AttentionSpec::HeadNorm::kAllHeads: elements.saved += (P > 1 ? 4 : 1) * (q + k); break;
+  }
+  elements.mixing = 4 * (q + k) + 2 * v + 2 * P * D;
+  return elements;
+}
+
 }  // namespace
 
 BlockMemory block_memory(const Blueprint& blueprint, const std::vector<LinearMap>& maps, const PassTraits& traits) {
@@ -47,28 +100,18 @@ BlockMemory block_memory(const Blueprint& blueprint, const std::vector<LinearMap
   const bool moe = std::any_of(maps.begin(), maps.end(), [](const LinearMap& map) { return map.stack > 0; });
   int64_t mlp = 0;  // width of the dense MLP or of the shared expert
   for (const LinearMap& map : maps) {
-    if (map.stack == 0 && map.leaf() == "gate_proj") mlp = map.outputs;
+    if (map.stack == 0 && map.leaf() == "gate_proj") mlp = P * map.part(traits.parts).outputs;
   }
-  const int64_t qk = a.heads * a.key_dim(), kv = a.heads * (a.nope_dim + a.value_dim), value = a.heads * a.value_dim;
-  // On a CPU values are padded to the width of the keys, and the product is as wide.
-  const int64_t attended = traits.device == at::kCPU ? a.heads * std::max(a.key_dim(), a.value_dim) : value;
+  const bool latent = a.kind == AttentionSpec::Kind::kLatent;
+  const AttentionElements attention =
+      latent ? latent_elements(a, keeps, D, traits) : grouped_elements(a, keeps, D, traits);
 
   // residual and the input of the second norm
   int64_t saved = 2 * D;
   if (moe) saved += D;  // z, which the experts read
   else if (P == 1 && (keeps.input_of("gate_proj") || keeps.input_of("up_proj"))) saved += D;
   if (P > 1 && (keeps.input_of("gate_proj") || keeps.input_of("up_proj"))) saved += P * D;
-  if (keeps.input_of("q_a_proj") || keeps.input_of("q_proj") || keeps.input_of("kv_a_proj_with_mqa")) saved += D;
-  // Latents before their norms; after them as the maps to the heads read them, gathered with the rotary key as one
-  // matrix.
-  saved += a.q_lora.value_or(0) + a.kv_lora + a.rotary_dim;
-  const bool keeps_q = keeps.input_of("q_b_proj"), keeps_kv = keeps.input_of("kv_b_proj");
-  if (P == 1) saved += (keeps_q ? a.q_lora.value_or(0) : 0) + (keeps_kv ? a.kv_lora : 0);
-  else if (keeps_q || keeps_kv || keeps.input_of("q_proj")) {
-    saved += P * (a.q_lora.value_or(D) + a.kv_lora + a.rotary_dim);
-  }
-  // queries, keys, values, product; rows of the product
-  saved += padded(2 * qk + 2 * attended) + (keeps.input_of("o_proj") ? value : 0);
+  saved += attention.saved;
   // gate, up, silu(gate), and their product
   saved += mlp * (keeps.input_of("down_proj") ? 4 : 3);
   saved += keeps.of_adapters();
@@ -76,14 +119,15 @@ BlockMemory block_memory(const Blueprint& blueprint, const std::vector<LinearMap
   BlockMemory memory;
   // log-sum-exp of each head; a number for each norm
   memory.saved = saved * size + (a.heads + 4) * wide;
-  memory.mixing = size * std::max(4 * qk + 2 * kv, 4 * mlp + 2 * P * D);
+  memory.mixing = size * std::max(attention.mixing, 4 * mlp + 2 * P * D);
   if (!moe) return memory;
   // Scores; of the chosen experts: numbers as int64, scores before and after normalising, weights.
   memory.saved += E * wide * (traits.balance_loss ? 4 : 1) + K * (8 + 3 * wide + size);
+  if (traits.trains_router && size < wide) memory.saved += D * wide;
   // Gradient of the rows; copies of rows and of their gradients where they came from other ranks; slot and weight of
   // each routed row.
   memory.received = size * D * (traits.exchanged ? 3 : 1) + K * (8 + size);
-  const int64_t F = blueprint.experts.width / traits.parts.experts;
+  const int64_t F = traits.parts.expert_features(blueprint).outputs(blueprint.experts.width);
   const int64_t in_down = 2 * D + 7 * F, in_gate_and_up = (keeps.adapts_experts() ? 5 : 4) * D + 6 * F;
   memory.expert = size * std::max(in_down, in_gate_and_up) + 8 + size;  // and row and weight of each
   memory.kept_expert = size * 2 * F + 8 + size;
@@ -91,18 +135,19 @@ BlockMemory block_memory(const Blueprint& blueprint, const std::vector<LinearMap
 }
 
 int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes,
-                          int64_t local_experts, int64_t parts) {
-  const int64_t expert_bytes =
-      3 * (blueprint.experts.width / parts) * blueprint.width * static_cast<int64_t>(c10::elementSize(compute));
+                          int64_t local_experts, const TensorParts& parts) {
+  const int64_t width = parts.expert_features(blueprint).outputs(blueprint.experts.width),
+                expert_bytes = 3 * width * blueprint.width * static_cast<int64_t>(c10::elementSize(compute));
   return std::min(local_experts, std::max<int64_t>(1, chunk_bytes / expert_bytes));
 }
 
-int64_t block_scratch_elements(const std::vector<LinearMap>& maps, BaseFormat base, at::ScalarType compute,
+int64_t block_scratch_elements(const std::vector<LinearMap>& maps, const TensorParts& parts, at::ScalarType compute,
                                int64_t chunk_experts) {
   int64_t elements = 0;
   for (const LinearMap& map : maps) {
-    elements += FrozenShape{held_format(map, base), map.units(chunk_experts), map.outputs, map.inputs}.scratch_elements(
-        compute);
+    const FrozenShape shape{held_format(map, parts.base), map.units(chunk_experts), map.outputs, map.inputs,
+                            parts.cut_of(map)};
+    elements += shape.scratch_elements(compute);
   }
   return elements;
 }

@@ -8,7 +8,8 @@
 // at that point; a test compares it with what the allocator hands out.
 //
 // On a tensor axis a row is one of this rank's. What is computed by parts of matrices for the rows of all P ranks, a
-// P-th as wide, takes the same a row; gathered rows take P times theirs.
+// P-th as wide, takes the same a row, more where the first rank's part is wider than the others; gathered rows take P
+// times theirs.
 #pragma once
 
 #include <torch/types.h>
@@ -28,6 +29,7 @@ struct PassTraits {
   bool balance_loss = false;
   /// ranks of the tensor axis, which share matrices and rows, and those of them that share each expert
   TensorParts parts;
+  bool trains_router = false;  ///< its weight or an adapter of it, whose gradient takes its input as wide as scores are
 };
 
 struct BlockMemory {
@@ -43,12 +45,12 @@ struct BlockMemory {
 /// `maps`: all of one block, with their adapters.
 BlockMemory block_memory(const Blueprint& blueprint, const std::vector<LinearMap>& maps, const PassTraits& traits);
 
-/// Experts, or `parts`-th parts of experts, whose dense weights are in use at a time: as many of `local_experts` as fit
-/// into `chunk_bytes`, at least one.
+/// Experts, or parts of experts, whose dense weights are in use at a time: as many of `local_experts` as fit into
+/// `chunk_bytes`, at least one. The same on all ranks that share experts.
 int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes,
-                          int64_t local_experts, int64_t parts);
-/// Scratch elements of one pass through a block: all maps of mixing and one chunk of experts.
-int64_t block_scratch_elements(const std::vector<LinearMap>& maps, BaseFormat base, at::ScalarType compute,
+                          int64_t local_experts, const TensorParts& parts);
+/// Scratch elements of one pass through a block of these whole maps: all maps of mixing and one chunk of experts.
+int64_t block_scratch_elements(const std::vector<LinearMap>& maps, const TensorParts& parts, at::ScalarType compute,
                                int64_t chunk_experts);
 
 }  // namespace moetune

@@ -88,6 +88,8 @@ class TensorList {
     tensor.stack = map.stack;
     // Of a map that is cut by its inputs, each rank would add it once.
     tensor.cut = map.cut == Cut::kOutputs ? Cut::kOutputs : Cut::kNone;
+    tensor.cut_features = map.cut_features;
+    tensor.cut_heads = map.cut_heads;
   }
 
   void add_latent(const AttentionSpec& a) {
@@ -110,13 +112,13 @@ class TensorList {
 
   void add_grouped(const AttentionSpec& a) {
     const int64_t D = model_.width, H = a.heads, G = a.kv_heads, A = a.key_dim();
-    const auto projection = [&](TensorRole role, const char* leaf, int64_t outputs) {
-      map(role, leaf, "attention", outputs, D, Cut::kOutputs);
+    const auto projection = [&](TensorRole role, const char* leaf, int64_t outputs, int64_t cut_heads) {
+      map(role, leaf, "attention", outputs, D, Cut::kOutputs).cut_heads = cut_heads;
       if (a.qkv_bias) bias();
     };
-    projection(TensorRole::kQ, "q_proj", H * A);
-    projection(TensorRole::kK, "k_proj", G * A);
-    projection(TensorRole::kV, "v_proj", G * a.value_dim);
+    projection(TensorRole::kQ, "q_proj", H * A, 0);
+    projection(TensorRole::kK, "k_proj", G * A, G);
+    projection(TensorRole::kV, "v_proj", G * a.value_dim, G);
     map(TensorRole::kO, "o_proj", "attention", D, H * a.value_dim, Cut::kInputs);
     if (a.o_bias) bias();
     if (a.head_norm == AttentionSpec::HeadNorm::kPerHead || a.head_norm == AttentionSpec::HeadNorm::kAllHeads) {
@@ -124,7 +126,10 @@ class TensorList {
       norm(TensorRole::kQNorm, "q_norm", all ? H * A : A);
       if (all) tensors_.back().cut = Cut::kOutputs;
       norm(TensorRole::kKNorm, "k_norm", all ? G * A : A);
-      if (all) tensors_.back().cut = Cut::kOutputs;
+      if (all) {
+        tensors_.back().cut = Cut::kOutputs;
+        tensors_.back().cut_heads = G;
+      }
     }
     if (a.sinks) {
       add(TensorRole::kSinks, layer_, path_ + ".sinks", {H}, "attention").cut = Cut::kOutputs;
@@ -132,9 +137,10 @@ class TensorList {
   }
 
   void add_mlp(const std::string& group, int64_t width) {
-    map(TensorRole::kGate, "gate_proj", group, width, model_.width, Cut::kOutputs);
-    map(TensorRole::kUp, "up_proj", group, width, model_.width, Cut::kOutputs);
-    map(TensorRole::kDown, "down_proj", group, model_.width, width, Cut::kInputs);
+    const int64_t D = model_.width;
+    map(TensorRole::kGate, "gate_proj", group, width, D, Cut::kOutputs).cut_features = width;
+    map(TensorRole::kUp, "up_proj", group, width, D, Cut::kOutputs).cut_features = width;
+    map(TensorRole::kDown, "down_proj", group, D, width, Cut::kInputs).cut_features = width;
   }
 
   void add_experts() {
@@ -163,15 +169,26 @@ class TensorList {
     }
     path_ = sparse + ".experts.*";
     const auto stack = [&](TensorRole role, const std::string& leaf, int64_t outputs, int64_t inputs, Cut cut) {
-      map(role, leaf, "experts", outputs, inputs, cut, E);
+      map(role, leaf, "experts", outputs, inputs, cut, E).cut_features = F;
       if (experts.biases) bias();
     };
+    const auto joint = [&](const char* module) {
+      for (TensorSpec& tensor : tensors_) {
+        if (tensor.layer == layer_ && tensor.stack > 0 && !tensor.bias && tensor.joint_module.empty()) {
+          tensor.joint_module = str(sparse, module);
+        }
+      }
+    };
     if (experts.joint_gate_up()) {
+      // PEFT wraps the first parameter of the module, and that wrapper for the second.
       stack(TensorRole::kGateUp, "gate_up_proj", 2 * F, D, Cut::kOutputs);
-    } else {
-      stack(TensorRole::kGate, naming.gate, F, D, Cut::kOutputs);
-      stack(TensorRole::kUp, naming.up, F, D, Cut::kOutputs);
+      joint(".experts.base_layer");
+      stack(TensorRole::kDown, naming.down, D, F, Cut::kInputs);
+      joint(".experts");
+      return;
     }
+    stack(TensorRole::kGate, naming.gate, F, D, Cut::kOutputs);
+    stack(TensorRole::kUp, naming.up, F, D, Cut::kOutputs);
     stack(TensorRole::kDown, naming.down, D, F, Cut::kInputs);
   }
 

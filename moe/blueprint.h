@@ -8,9 +8,11 @@
 // and digests walk it. What a family needs that no part has yet becomes a value of that part's spec.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lora/formats/matrix_cut.h"
@@ -92,6 +94,19 @@ struct AttentionSpec {
   bool operator==(const AttentionSpec&) const = default;
 };
 
+/// Losses that spread tokens over experts (moe/balance.h).
+enum class BalanceKind {
+  kAuto,  ///< the family's own
+  kNone,
+  kSequence,    ///< DeepSeek-V3's, document by document
+  kSwitch,      ///< one a layer over the whole step
+  kPooled,      ///< one over all layers together, as transformers has it
+  kDeepseekV2,  ///< over experts, devices and what they are sent
+};
+constexpr std::array<std::string_view, 6> words_of(BalanceKind) {
+  return {"auto", "none", "sequence", "switch", "pooled", "deepseek_v2"};
+}
+
 /// How experts are chosen and weighted; each member on its own.
 struct RouterSpec {
   enum class Scores {
@@ -114,6 +129,8 @@ struct RouterSpec {
   bool normalise = true;         ///< weights of the chosen ones sum to 1
   double normalise_eps = 0.0;    ///< added to that sum
   double scale = 1.0;            ///< of the weights
+  /// what the family's authors trained with; kAuto: what is usual with such scores. A recipe asks for it by name.
+  BalanceKind balance = BalanceKind::kAuto;
   bool operator==(const RouterSpec&) const = default;
 };
 
@@ -221,12 +238,20 @@ struct TensorSpec {
   std::string group;
   /// how ranks that share it cut it, each map of a stack; kNone: each holds it whole
   MatrixCut::Dim cut = MatrixCut::Dim::kNone;
+  /// of a cut along the hidden features of an MLP: F, which need no equal parts; 0: a cut into equal parts
+  int64_t cut_features = 0;
+  /// of a cut along the heads of keys and values: G; several ranks hold the same one where there are more ranks
+  int64_t cut_heads = 0;
   bool may_be_shared = false;  ///< embedding and head of the MTP module: absent where a checkpoint shares the trunk's
 
   /// Without ".weight" or ".bias": the module's, which its adapter is named after.
   std::string module() const;
   /// As adapter.targets says it: "q_a_proj", "experts.up_proj".
   std::string leaf() const;
+  /// Of a stack that a checkpoint holds as one parameter with outputs of more than one map: what PEFT names the
+  /// adapters of all experts after, which are one tensor there; else empty. "...mlp.experts.base_layer",
+  /// "...mlp.experts"
+  std::string joint_module;
   int64_t numel() const;  ///< of one expert where it is a stack
 };
 
@@ -244,7 +269,9 @@ struct Blueprint {
   bool tied_embeddings = false;
   double initializer_range = 0.02;
   int64_t max_positions = 0;
-  bool fp8_blocks = false;  ///< weights are FP8 e4m3 with 128 x 128 scales
+  int64_t longest_document = 0;  ///< tokens of a document that are computed exactly; 0: any number
+  bool fp8_blocks = false;       ///< weights are FP8 e4m3 with 128 x 128 scales
+  bool mxfp4_experts = false;    ///< stacks are MXFP4 blocks with scales
   Naming naming;
 
   int64_t num_layers() const { return static_cast<int64_t>(layers.size()); }

@@ -22,6 +22,7 @@ HeadResult Head::loss(const at::Tensor& x_UD, const at::Tensor& target_row, cons
   HeadResult result;
   result.loss_sum = at::zeros({}, x_UD.options().dtype(wide));
   if (backward) result.d_x_UD = at::zeros_like(x_UD);
+  else result.loss_n = at::zeros({target_row.size(0)}, result.loss_sum.options());
   at::NoGradGuard no_grad;
   at::Tensor weight_VD = weights_.weight_VD.detach();
   const int64_t num_targets = target_row.size(0);
@@ -48,7 +49,10 @@ HeadResult Head::loss(const at::Tensor& x_UD, const at::Tensor& target_row, cons
       loss_C1.mul_(weight_C1);
     }
     result.loss_sum.add_(loss_C1.sum());
-    if (!backward) continue;
+    if (!backward) {
+      result.loss_n.narrow(0, first, count).copy_(loss_C1.squeeze(1));
+      continue;
+    }
     // d(scale * loss) / d logits = scale * weight * (softmax - one hot)
     at::Tensor d_logits_CV = logits_CV.sub_(log_sum_C1).exp_();
     d_logits_CV.scatter_add_(1, target_C1, own_C1.to(wide).neg_());

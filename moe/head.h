@@ -20,6 +20,7 @@ namespace moetune {
 struct HeadResult {
   /// scalar on the device, fp32 (fp64 in proofs): sum over the target rows, the same on every rank of the axis
   at::Tensor loss_sum;
+  at::Tensor loss_n;  ///< of each target, weight included, in the dtype of the sum; undefined with backward
   at::Tensor d_x_UD;  ///< what this rank's part of the vocabulary adds to it; undefined without backward
 };
 

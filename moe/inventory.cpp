@@ -7,32 +7,36 @@
 #include "parallel/base/error.h"
 
 namespace moetune {
-namespace {
-
-/// What borders of blocks forbid of cutting those maps, dense or stacked, into `parts`; layers are alike.
-void add_block_mistakes(const Blueprint& blueprint, BaseFormat base, int64_t parts, bool stacked,
-                        std::vector<std::string>& mistakes) {
-  std::set<std::string> seen;
-  for (const LinearMap& map : linear_maps(blueprint, false)) {
-    if (map.cut == MatrixCut::Dim::kNone || (map.stack > 0) != stacked) continue;
-    const std::string path = map.module().substr(str("model.layers.", map.layer.number(), ".").size());
-    if (!seen.insert(path).second) continue;
-    try {
-      FrozenShape{base, 1, map.outputs, map.inputs, {map.cut, 0, parts}}.check();
-    } catch (const UserError& error) {
-      mistakes.push_back(str(path, ": ", error.what()));
-    }
+MatrixCut TensorParts::cut_of(const TensorSpec& tensor, int64_t index) const {
+  MatrixCut cut{tensor.cut, index, of(tensor)};
+  if (tensor.cut_heads > 0 && cut.parts > tensor.cut_heads) {
+    cut.copies = cut.parts / tensor.cut_heads;
+    cut.parts = tensor.cut_heads;
+    cut.index = index / cut.copies;
+    cut.copy = index % cut.copies;
   }
+  if (tensor.cut_features > 0 && tensor.cut != MatrixCut::Dim::kNone) {
+    // A joint map has two outputs a feature, which stay together.
+    const int64_t size = tensor.shape.at(tensor.cut == MatrixCut::Dim::kInputs ? 1 : 0);
+    cut.granule = cut_granule(base, tensor.cut_features, cut.parts) * (size / tensor.cut_features);
+  }
+  return cut;
 }
 
-}  // namespace
+MatrixCut TensorParts::cut_without_copies(const TensorSpec& tensor, int64_t index) const {
+  const MatrixCut cut = cut_of(tensor, index);
+  return cut.copies > 1 ? MatrixCut{MatrixCut::Dim::kNone, index, of(tensor)} : cut;
+}
+
+MatrixCut TensorParts::expert_features(const Blueprint& blueprint, int64_t index) const {
+  return {MatrixCut::Dim::kOutputs, index, experts, cut_granule(base, blueprint.experts.width, experts)};
+}
 
 LinearMap linear_map(const TensorSpec& tensor) {
   return {tensor, tensor.shape.at(0), tensor.shape.at(1), std::nullopt};
 }
 
-LinearMap LinearMap::part(const TensorParts& parts) const {
-  const MatrixCut held{cut, 0, parts.of(*this)};
+LinearMap LinearMap::part(const MatrixCut& held) const {
   LinearMap map = *this;
   map.outputs = held.outputs(outputs);
   map.inputs = held.inputs(inputs);
@@ -44,43 +48,28 @@ std::vector<LinearMap> block_maps(const Blueprint& blueprint, LayerId layer, Ada
   for (const TensorSpec& tensor : blueprint.block_tensors(layer)) {
     if (tensor.held != Held::kLinear) continue;
     maps.push_back(linear_map(tensor));
-    if (targets != nullptr) maps.back().adapter = targets->match(tensor.leaf(), tensor.group);
+    if (targets != nullptr) maps.back().adapter = targets->match(tensor.leaf(), tensor.group, layer, tensor.stack);
   }
   return maps;
 }
 
-std::vector<std::string> cut_mistakes(const Blueprint& blueprint, BaseFormat base, int64_t parts) {
+std::vector<std::string> cut_mistakes(const Blueprint& blueprint, int64_t parts) {
   std::vector<std::string> mistakes;
   if (parts <= 1) return mistakes;
   std::set<std::string> seen;
-  bool even = true;
-  auto divide = [&](int64_t number, const char* what) {
-    if (number % parts == 0) return;
-    even = false;
+  auto divide = [&](int64_t number, const char* what, bool copied = false) {
+    if (number % parts == 0 || (copied && parts % number == 0)) return;
     const std::string mistake = str(parts, " ranks do not divide the model's ", number, " ", what);
     if (seen.insert(mistake).second) mistakes.push_back(mistake);
   };
   for (const LayerSpec& layer : blueprint.layers) {
     divide(layer.attention.heads, "attention heads");
-    divide(layer.attention.kv_heads, "heads of keys and values");
-    divide(layer.dense_width, "features of a dense MLP (intermediate_size)");
+    divide(layer.attention.kv_heads, "heads of keys and values",
+           layer.attention.kind == AttentionSpec::Kind::kGroupedQuery);
   }
-  divide(blueprint.experts.shared_width, "features of the shared expert");
   if ((parts - 1) * ceil_div(blueprint.vocab, parts) >= blueprint.vocab) {
     mistakes.push_back(str("a vocabulary of ", blueprint.vocab, " leaves some of ", parts, " ranks without a token"));
   }
-  if (even) add_block_mistakes(blueprint, base, parts, /*stacked=*/false, mistakes);
-  return mistakes;
-}
-
-std::vector<std::string> expert_cut_mistakes(const Blueprint& blueprint, BaseFormat base, int64_t parts) {
-  if (parts <= 1) return {};
-  if (blueprint.experts.width % parts != 0) {
-    return {str(parts, " ranks do not divide the model's ", blueprint.experts.width,
-                " features of an expert (moe_intermediate_size)")};
-  }
-  std::vector<std::string> mistakes;
-  add_block_mistakes(blueprint, base, parts, /*stacked=*/true, mistakes);
   return mistakes;
 }
 
@@ -110,8 +99,8 @@ PlainNumbers plain_numbers(const Blueprint& blueprint, bool with_mtp, TensorPart
   for (const TensorSpec& tensor : blueprint.tensors(with_mtp)) {
     if (tensor.held == Held::kLinear || tensor.held == Held::kJoint || tensor.may_be_shared) continue;
     const bool vocabulary = tensor.role == TensorRole::kEmbedding || tensor.role == TensorRole::kHead;
-    const bool cut = vocabulary || tensor.cut == MatrixCut::Dim::kOutputs;
-    const int64_t rows = cut ? ceil_div(tensor.shape[0], parts.of(tensor)) : tensor.shape[0];
+    const int64_t rows = vocabulary ? ceil_div(tensor.shape[0], parts.of(tensor))
+                                    : parts.cut_without_copies(tensor).outputs(tensor.shape[0]);
     const int64_t units = tensor.stack > 0 ? (local_experts > 0 ? local_experts : tensor.stack) : 1;
     const int64_t count = units * rows * (tensor.numel() / tensor.shape[0]);
     if (tensor.role == TensorRole::kEmbedding) numbers.embedding += count;

@@ -19,10 +19,19 @@ namespace moetune {
 
 struct LinearMap;
 
-/// How many ranks share a matrix: of a dense map those of the tensor axis, of an expert's either those too or one.
+/// How many ranks share a matrix: of a dense map those of the tensor axis, of an expert's either those too or one; and
+/// the format that weights are held in, on whose blocks cuts fall.
 struct TensorParts {
   int64_t dense = 1, experts = 1;
+  BaseFormat base = BaseFormat::kNf4;
   int64_t of(const TensorSpec& tensor) const { return tensor.stack > 0 ? experts : dense; }
+  /// The part of a tensor that the rank at `index` holds. That of the first is as large as any.
+  MatrixCut cut_of(const TensorSpec& tensor, int64_t index = 0) const;
+  /// The same of what trains on it, or is held as it is: whole where several ranks would hold the same part, so that
+  /// what they add to its gradient is summed as that of any other whole tensor.
+  MatrixCut cut_without_copies(const TensorSpec& tensor, int64_t index = 0) const;
+  /// That of an expert's features.
+  MatrixCut expert_features(const Blueprint& blueprint, int64_t index = 0) const;
 };
 
 /// A linear map [outputs, inputs], or the stack of a layer's routed experts with one such map an expert.
@@ -33,8 +42,9 @@ struct LinearMap : TensorSpec {
 
   /// Matrices that a rank with `local_experts` experts of each layer holds.
   int64_t units(int64_t local_experts) const { return stack > 0 ? local_experts : 1; }
-  /// The map with the outputs or inputs that each of the ranks that share it holds.
-  LinearMap part(const TensorParts& parts) const;
+  /// The map with the outputs or inputs that the first of the ranks that share it holds.
+  LinearMap part(const TensorParts& parts) const { return part(parts.cut_of(*this)); }
+  LinearMap part(const MatrixCut& cut) const;
 };
 
 /// The map that a tensor of two dimensions is, without an adapter.
@@ -42,11 +52,9 @@ LinearMap linear_map(const TensorSpec& tensor);
 /// The maps of one block in the order of their use; the MTP module's is one too. `targets` gives
 /// adapters and counts its matches; null: none.
 std::vector<LinearMap> block_maps(const Blueprint& blueprint, LayerId layer, AdapterTargets* targets = nullptr);
-/// What keeps `parts` ranks from sharing the matrices of this model but for its experts in format `base`, a line each;
-/// none: nothing.
-std::vector<std::string> cut_mistakes(const Blueprint& blueprint, BaseFormat base, int64_t parts);
-/// The same of sharing each expert.
-std::vector<std::string> expert_cut_mistakes(const Blueprint& blueprint, BaseFormat base, int64_t parts);
+/// What keeps `parts` ranks from sharing the matrices of this model, a line each; none: nothing. Features of MLPs and
+/// experts are shared by any number of ranks.
+std::vector<std::string> cut_mistakes(const Blueprint& blueprint, int64_t parts);
 /// The MTP module's projection, eh_proj.
 LinearMap mtp_projection(const Blueprint& blueprint);
 /// The maps of all blocks, and with_mtp those of the MTP module, its projection last.

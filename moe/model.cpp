@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "moe/attention/grouped_query_attention.h"
+#include "moe/attention/latent_attention.h"
 #include "moe/block_memory.h"
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
@@ -116,9 +118,10 @@ class Builder {
         kind == SlabKind::kExperts ? SlabUnits{options_.placement.first, options_.placement.total} : SlabUnits{});
   }
 
+  TensorParts parts() const { return {options_.axis.size(), options_.expert_axis.size(), options_.base}; }
   MatrixCut cut_of(const TensorSpec& tensor) const {
     const TensorAxis& axis = tensor.stack > 0 ? options_.expert_axis : options_.axis;
-    return {tensor.cut, axis.index(), axis.size()};
+    return parts().cut_of(tensor, axis.index());
   }
 
   std::unique_ptr<FrozenWeight> frozen(const LinearMap& map, int64_t units, FrozenSlab& slab) {
@@ -147,20 +150,50 @@ class Builder {
   LinearMap adapted(const TensorSpec& tensor) {
     LinearMap map = linear_map(tensor);
     if (options_.targets != nullptr && map.held == Held::kLinear) {
-      map.adapter = options_.targets->match(map.leaf(), map.group);
+      map.adapter = options_.targets->match(map.leaf(), map.group, map.layer, map.stack);
     }
     return map;
   }
 
+  /// The same of what trains and of plain tensors.
+  MatrixCut cut_without_copies(const TensorSpec& tensor) const {
+    const TensorAxis& axis = tensor.stack > 0 ? options_.expert_axis : options_.axis;
+    return parts().cut_without_copies(tensor, axis.index());
+  }
+
+  /// This rank's part of a tensor of one dimension, cut as the outputs of a map are.
+  at::Tensor part_of_vector(const TensorSpec& tensor) {
+    const MatrixCut cut = cut_without_copies(tensor);
+    if (!cut.cuts_outputs()) return norm(tensor);
+    const int64_t all = tensor.shape.at(0), first = cut.first_output(all);
+    const at::Tensor held = source_.read(tensor.name, tensor.shape).narrow(0, first, cut.outputs(all)).clone();
+    return plain(tensor, held, tensor.layer, {0, first, all}).held;
+  }
+
+  /// The map of a role, with its bias where it has one.
+  std::unique_ptr<Linear> linear(const TensorsByRole& tensors, TensorRole role, FrozenSlab* slab) {
+    const TensorSpec& map = tensors.at(role);
+    const TensorSpec* bias_tensor = tensors.find(role, /*stacked=*/false, /*bias=*/true);
+    at::Tensor bias_O;
+    if (bias_tensor != nullptr) {
+      // All ranks hold it alike; results of a map that is cut by its inputs are summed, and it counts once.
+      bias_O = part_of_vector(*bias_tensor);
+      if (cut_of(map).cuts_inputs() && options_.axis.index() > 0) bias_O = at::Tensor();
+    }
+    return linear(map, map.layer, slab, bias_O);
+  }
   /// `layer`: whose way up completes the gradient. The weight goes to `slab`, which load() fills.
-  std::unique_ptr<Linear> linear(const TensorSpec& tensor, LayerId layer, FrozenSlab* slab) {
+  std::unique_ptr<Linear> linear(const TensorSpec& tensor, LayerId layer, FrozenSlab* slab, at::Tensor bias_O = {}) {
     const LinearMap map = adapted(tensor);
     ParameterInfo info = parameter_of(map, layer);
-    const MatrixCut cut = cut_of(map);
+    const MatrixCut cut = cut_without_copies(map), held = cut_of(map);
+    OutputRange used;
+    if (held.copies > 1) used = {held.first_output(map.outputs), held.outputs(map.outputs)};
     if (options_.train_weights) {
       if (cut.cuts_outputs()) info.hold_part(0, cut.first_output(map.outputs), map.outputs);
       if (cut.cuts_inputs()) info.hold_part(1, cut.first_input(map.inputs), map.inputs);
-      return std::make_unique<Linear>(model_.parameters.add(info, cut.part_of(source_.read(map.name, map.shape))));
+      return std::make_unique<Linear>(model_.parameters.add(info, cut.part_of(source_.read(map.name, map.shape))),
+                                      std::move(bias_O), used);
     }
     auto weight = frozen(map, 1, *slab);
     std::unique_ptr<Adapter> adapter;
@@ -168,23 +201,61 @@ class Builder {
       adapter = std::make_unique<Adapter>(*map.adapter, info, 0, map.outputs, map.inputs, options_.seed,
                                           model_.parameters, cut);
     }
-    return std::make_unique<Linear>(std::move(weight), std::move(adapter));
+    return std::make_unique<Linear>(std::move(weight), std::move(adapter), std::move(bias_O), used);
   }
 
   /// The dense MLP, or the shared expert.
   std::unique_ptr<SwigluMlp> mlp(const TensorsByRole& tensors, FrozenSlab* slab) {
     auto map = [&](TensorRole role) { return linear(tensors.at(role), tensors.at(role).layer, slab); };
     auto gate = map(TensorRole::kGate), up = map(TensorRole::kUp), down = map(TensorRole::kDown);
-    return std::make_unique<SwigluMlp>(std::move(gate), std::move(up), std::move(down), options_.axis);
+    at::Tensor output_gate_1D;
+    if (const TensorSpec* gate_of_output = tensors.find(TensorRole::kSharedGate)) {
+      output_gate_1D = plain(*gate_of_output, gate_of_output->layer).held;
+    }
+    return std::make_unique<SwigluMlp>(std::move(gate), std::move(up), std::move(down), options_.axis,
+                                       std::move(output_gate_1D));
   }
 
-  std::unique_ptr<GroupedLinear> grouped(const TensorSpec& tensor, FrozenSlab* slab) {
+  /// Of this rank's experts, those outputs that it holds.
+  GroupedBias grouped_bias(const TensorSpec& tensor) {
     const ExpertPlacement& placement = options_.placement;
-    const LinearMap map = adapted(tensor);
-    ParameterInfo info = parameter_of(map, map.layer);
+    const MatrixCut cut = cut_of(tensor);
+    const int64_t outputs = tensor.shape.at(0), first = cut.first_output(outputs), held = cut.outputs(outputs);
+    std::vector<at::Tensor> rows;
+    for (int64_t e = placement.first; e < placement.first + placement.count; ++e) {
+      rows.push_back(source_.read(expert_name(tensor.name, e), tensor.shape).narrow(0, first, held));
+    }
+    if (options_.train_weights) {
+      ParameterInfo info = stack_of(tensor, tensor.name);
+      if (cut.cuts_outputs()) info.hold_part(1, first, outputs);
+      return GroupedBias(model_.parameters.add(info, at::stack(rows).to(accumulate_dtype(options_.compute))));
+    }
+    const at::Tensor bias_eO = at::stack(rows).to(options_.device, options_.compute);
+    const TensorPart part = cut.cuts_outputs() ? TensorPart{0, first, outputs} : TensorPart{};
+    for (int64_t e = 0; e < placement.count; ++e) {
+      model_.plain.push_back({expert_name(tensor.name, placement.first + e), bias_eO[e], part, /*of_expert=*/true});
+    }
+    return GroupedBias(bias_eO);
+  }
+
+  /// The parameter of a layer's experts that is called `name`.
+  ParameterInfo stack_of(const TensorSpec& tensor, const std::string& name) const {
+    ParameterInfo info;
+    info.name = name;
+    info.layer = tensor.layer;
+    info.group = tensor.group;
     info.replicas = Replicas::kExpertReplicas;
-    info.first_expert = placement.first;
-    info.num_experts = placement.total;
+    info.first_expert = options_.placement.first;
+    info.num_experts = options_.placement.total;
+    return info;
+  }
+
+  std::unique_ptr<GroupedLinear> grouped(const TensorSpec& tensor, const TensorSpec* bias_tensor, FrozenSlab* slab) {
+    const ExpertPlacement& placement = options_.placement;
+    GroupedBias bias = bias_tensor != nullptr ? grouped_bias(*bias_tensor) : GroupedBias();
+    const LinearMap map = adapted(tensor);
+    ParameterInfo info = stack_of(map, parameter_of(map, map.layer).name);
+    info.joint_name = map.joint_module;
     const MatrixCut cut = cut_of(map);
     if (options_.train_weights) {
       if (cut.cuts_outputs()) info.hold_part(1, cut.first_output(map.outputs), map.outputs);
@@ -194,20 +265,48 @@ class Builder {
       for (int64_t e = 0; e < placement.count; ++e) {
         stack[e].copy_(cut.part_of(source_.read(expert_name(map.name, placement.first + e), map.shape)));
       }
-      return std::make_unique<GroupedLinear>(model_.parameters.add(info, stack));
+      return std::make_unique<GroupedLinear>(model_.parameters.add(info, stack), std::move(bias));
     }
     auto weight = frozen(map, placement.count, *slab);
+    if (map.adapter && map.adapter->top_experts > 0) {
+      auto open = std::make_unique<GroupedLinear>(std::move(weight), nullptr, std::move(bias));
+      model_.open_adapters.push_back({open.get(), *map.adapter, info, placement.count, map.outputs, map.inputs, cut});
+      return open;
+    }
     std::unique_ptr<Adapter> adapter;
     if (map.adapter) {
       adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, map.outputs, map.inputs, options_.seed,
                                           model_.parameters, cut);
     }
-    return std::make_unique<GroupedLinear>(std::move(weight), std::move(adapter));
+    return std::make_unique<GroupedLinear>(std::move(weight), std::move(adapter), std::move(bias));
   }
 
-  std::unique_ptr<LatentAttention> attention(const AttentionSpec& spec, const TensorsByRole& tensors,
-                                             FrozenSlab* slab) {
-    auto map = [&](TensorRole role) { return linear(tensors.at(role), tensors.at(role).layer, slab); };
+  std::unique_ptr<Attention> attention(const AttentionSpec& spec, const TensorsByRole& tensors, FrozenSlab* slab) {
+    return spec.kind == AttentionSpec::Kind::kLatent ? latent_attention(spec, tensors, slab)
+                                                     : grouped_query_attention(spec, tensors, slab);
+  }
+
+  std::unique_ptr<Attention> grouped_query_attention(const AttentionSpec& spec, const TensorsByRole& tensors,
+                                                     FrozenSlab* slab) {
+    auto map = [&](TensorRole role) { return linear(tensors, role, slab); };
+    auto part = [&](TensorRole role) {
+      const TensorSpec* tensor = tensors.find(role);
+      return tensor != nullptr ? part_of_vector(*tensor) : at::Tensor();
+    };
+    GroupedQueryWeights w;
+    w.q = map(TensorRole::kQ);
+    w.k = map(TensorRole::kK);
+    w.v = map(TensorRole::kV);
+    w.o = map(TensorRole::kO);
+    w.q_norm = part(TensorRole::kQNorm);
+    w.k_norm = part(TensorRole::kKNorm);
+    w.sinks = part(TensorRole::kSinks);
+    return std::make_unique<GroupedQueryAttention>(spec, std::move(w), options_.axis);
+  }
+
+  std::unique_ptr<Attention> latent_attention(const AttentionSpec& spec, const TensorsByRole& tensors,
+                                              FrozenSlab* slab) {
+    auto map = [&](TensorRole role) { return linear(tensors, role, slab); };
     AttentionWeights w;
     if (spec.q_lora) {
       w.q_a = map(TensorRole::kQA);
@@ -239,23 +338,59 @@ class Builder {
   }
 
   void add_experts(LayerId layer, const TensorsByRole& tensors, BlockParts& parts) {
-    at::Tensor weight_ED = router_weight(tensors.at(TensorRole::kRouter));
-    const TensorSpec& correction = tensors.at(TensorRole::kCorrectionBias);
-    at::Tensor bias_E = source_.read(correction.name, correction.shape)
-                            .to(options_.device, accumulate_dtype(options_.compute), false, /*copy=*/true);
-    parts.router = std::make_unique<Router>(blueprint_.router, weight_ED, bias_E, options_.axis);
+    parts.router = std::make_unique<Router>(blueprint_.router, router_tensors(tensors));
     parts.expert_slab = slab(SlabKind::kExperts, layer, options_.placement.count);
-    auto map = [&](TensorRole role) { return grouped(tensors.at(role, /*stacked=*/true), parts.expert_slab); };
-    auto gate = map(TensorRole::kGate), up = map(TensorRole::kUp), down = map(TensorRole::kDown);
     const int64_t chunk = experts_at_a_time(blueprint_, options_.compute, options_.expert_chunk_bytes,
-                                            options_.placement.count, options_.expert_axis.size());
-    parts.experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), options_.placement,
-                                                    chunk, *options_.exchange, options_.expert_axis);
+                                            options_.placement.count, this->parts());
+    parts.experts = std::make_unique<RoutedExperts>(expert_mlp(tensors, parts.expert_slab), options_.placement, chunk,
+                                                    *options_.exchange, options_.expert_axis);
+  }
+
+  ExpertMlp expert_mlp(const TensorsByRole& tensors, FrozenSlab* slab) {
+    const ExpertSpec& spec = blueprint_.experts;
+    auto map = [&](TensorRole role) {
+      return grouped(tensors.at(role, /*stacked=*/true), tensors.find(role, /*stacked=*/true, /*bias=*/true), slab);
+    };
+    if (spec.joint_gate_up()) {
+      auto gate_up = map(TensorRole::kGateUp), down = map(TensorRole::kDown);
+      return {spec, std::move(gate_up), std::move(down)};
+    }
+    auto gate = map(TensorRole::kGate), up = map(TensorRole::kUp), down = map(TensorRole::kDown);
+    return {spec, std::move(gate), std::move(up), std::move(down)};
+  }
+
+  RouterTensors router_tensors(const TensorsByRole& tensors) {
+    RouterTensors router;
+    const TensorSpec& map = tensors.at(TensorRole::kRouter);
+    router.weight_ED = router_tensor(map);
+    if (options_.router_adapter) {
+      ParameterInfo info;
+      info.name = map.module();
+      info.layer = map.layer;
+      info.group = map.group;
+      router.adapter = std::make_unique<Adapter>(*options_.router_adapter, info, 0, map.shape.at(0), map.shape.at(1),
+                                                 options_.seed, model_.parameters);
+    }
+    if (const TensorSpec* correction = tensors.find(TensorRole::kCorrectionBias)) {
+      router.correction_E = source_.read(correction->name, correction->shape)
+                                .to(options_.device, accumulate_dtype(options_.compute), false, /*copy=*/true);
+    }
+    if (const TensorSpec* bias = tensors.find(TensorRole::kRouter, /*stacked=*/false, /*bias=*/true)) {
+      router.logit_bias_E = router_tensor(*bias);
+    }
+    return router;
   }
 
   // Frozen, the router keeps the checkpoint's dtype: scores are computed in fp32 from it.
-  at::Tensor router_weight(const TensorSpec& tensor) {
+  at::Tensor router_tensor(const TensorSpec& tensor) {
     if (options_.train_weights) return plain(tensor, tensor.layer).held;
+    if (options_.train_router) {
+      ParameterInfo info;
+      info.name = tensor.name;
+      info.layer = tensor.layer;
+      info.group = tensor.group;
+      return model_.parameters.add(info, source_.read(tensor.name, tensor.shape)).working;
+    }
     at::Tensor held = source_.read(tensor.name, tensor.shape).to(options_.device);
     model_.plain.push_back({tensor.name, held, {}});
     return held;
@@ -312,6 +447,20 @@ int64_t Model::scratch_elements() const {
   for (const Block& block : blocks) most = std::max(most, block.scratch_elements());
   if (mtp && mtp->parts().slab != nullptr) most = std::max(most, mtp->parts().projection->frozen()->scratch_elements());
   return most;
+}
+
+void Model::adapt_experts(const ExpertsOfLayers& experts) {
+  for (const OpenAdapter& open : open_adapters) {
+    const auto chosen = experts.find(open.info.layer.number());
+    MT_CHECK(chosen != experts.end() && static_cast<int64_t>(chosen->second.size()) == open.spec.top_experts,
+             open.info.name, ": no choice of ", open.spec.top_experts, " experts");
+    AdapterSpec spec = open.spec;
+    spec.top_experts = 0;
+    spec.experts = chosen->second;
+    open.map->adapt(std::make_unique<Adapter>(spec, open.info, open.local_experts, open.outputs, open.inputs, seed,
+                                              parameters, open.cut));
+  }
+  open_adapters.clear();
 }
 
 std::unique_ptr<Model> build_model(const Blueprint& blueprint, WeightSource& source, const ModelOptions& options) {

@@ -11,6 +11,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "lora/frozen_slab.h"
@@ -29,7 +30,9 @@ struct ModelOptions {
   BaseFormat base = BaseFormat::kNf4;
   bool train_weights = false;  ///< adapter: none; the weights themselves train
   AdapterTargets* targets = nullptr;
-  ExpertPlacement placement;  ///< experts of this rank
+  std::optional<AdapterSpec> router_adapter;  ///< of the routers' maps; none: they have none
+  bool train_router = false;                  ///< the routers' own weights, beside adapters elsewhere
+  ExpertPlacement placement;                  ///< experts of this rank
   TokenExchange* exchange = nullptr;
   /// where frozen weights lie; null: whole on the device, in slabs of the model's own
   FrozenSlabs* slabs = nullptr;
@@ -42,10 +45,20 @@ struct ModelOptions {
   std::function<void(LayerId)> loaded;            ///< called after each layer, for progress
 };
 
+/// A stack's adapter that waits for the choice of its experts.
+struct OpenAdapter {
+  GroupedLinear* map = nullptr;
+  AdapterSpec spec;  ///< without the experts
+  ParameterInfo info;
+  int64_t local_experts = 0, outputs = 0, inputs = 0;
+  MatrixCut cut;
+};
+
 struct PlainTensor {
   std::string name;  ///< Hugging Face key
   at::Tensor held;
-  TensorPart part;  ///< of it where the tensor axis cuts it
+  TensorPart part;         ///< of it where the tensor axis cuts it
+  bool of_expert = false;  ///< on the ranks that hold this expert alone
 };
 
 struct Model {
@@ -53,7 +66,8 @@ struct Model {
       : blueprint(blueprint),
         rope(blueprint.rotary, options.device),
         parameters(options.device, options.compute),
-        axis(options.axis) {}
+        axis(options.axis),
+        seed(options.seed) {}
 
   const Blueprint blueprint;
   Rope rope;
@@ -69,6 +83,12 @@ struct Model {
   /// All frozen linear weights, layer by layer; empty where weights train.
   FrozenSlabs* slabs = nullptr;
   std::unique_ptr<FrozenSlabs> own_slabs;
+  /// Adapters that loads choose the experts of; until adapt_experts() they are not there.
+  std::vector<OpenAdapter> open_adapters;
+  /// Makes them, of these experts: each layer with one must be among them.
+  void adapt_experts(const ExpertsOfLayers& experts);
+  uint64_t seed = 0;  ///< of adapters
+
   /// Frozen tensors that are held as they are: embedding, head, norms, router.
   std::vector<PlainTensor> plain;
 };

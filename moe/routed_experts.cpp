@@ -33,31 +33,19 @@ RowFields RowFields::of_received(std::vector<at::Tensor> tensors) const {
   return received;
 }
 
-RoutedExperts::RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up,
-                             std::unique_ptr<GroupedLinear> down, ExpertPlacement placement, int64_t chunk_experts,
-                             TokenExchange& exchange, const TensorAxis& axis)
-    : gate_(std::move(gate)),
-      up_(std::move(up)),
-      down_(std::move(down)),
+RoutedExperts::RoutedExperts(ExpertMlp mlp, ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange,
+                             const TensorAxis& axis)
+    : mlp_(std::move(mlp)),
       placement_(placement),
       chunk_experts_(std::min(chunk_experts, placement.count)),
       exchange_(exchange),
       axis_(axis) {
   MT_CHECK(placement.count * exchange.num_ranks() == placement.total, placement.count, " experts on each of ",
            exchange.num_ranks(), " ranks, of ", placement.total);
+  if (axis.index() > 0) mlp_.down().leave_bias();
 }
 
-int64_t RoutedExperts::scratch_elements() const {
-  return chunk_experts_ * (gate_->scratch_elements_per_expert() + up_->scratch_elements_per_expert() +
-                           down_->scratch_elements_per_expert());
-}
-
-bool RoutedExperts::drops(const StepRandom& random) const {
-  for (const GroupedLinear* map : linears()) {
-    if (map->adapter() != nullptr && map->adapter()->drops(random)) return true;
-  }
-  return false;
-}
+int64_t RoutedExperts::scratch_elements() const { return chunk_experts_ * mlp_.scratch_elements_per_expert(); }
 
 RoutingRecord RoutedExperts::route(const at::Tensor& expert_TK) const {
   at::NoGradGuard no_grad;
@@ -86,7 +74,7 @@ Dispatch RoutedExperts::send(const RoutingRecord& record, const RoutedInputs& in
     sent.rows_U.z = gathered(inputs.z_TD);
     sent.rows_U.weight = gathered(inputs.weight_TK);
     sent.rows_U.expert = record.expert_UK;
-    if (drops(pass.random)) sent.rows_U.token = gathered(inputs.token_T).unsqueeze(1);
+    if (mlp_.drops(pass.random)) sent.rows_U.token = gathered(inputs.token_T).unsqueeze(1);
   }
   if (inputs.d_routed_TD.defined()) sent.rows_U.d_routed = gathered(inputs.d_routed_TD);
   sent.first = exchange_.send(record.rounds.front(), sent.rows_U.tensors());
@@ -123,16 +111,11 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, Pa
     KeptExperts::Round rows = grouped(round, receive(record, index, sent));
     at::Tensor sum_YD = at::zeros_like(rows.y_YD);
     for (const ExpertChunk& chunk : chunks(round.rows_of_expert, routed_UD.device())) {
-      auto dense = [&](const GroupedLinear& map) {
-        return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised);
-      };
-      at::Tensor row_X = part(rows.row_X, chunk), token_X = part(rows.token_X, chunk);
-      at::Tensor x_XD = rows.y_YD.index_select(0, row_X);
-      at::Tensor gate_XF = gate_->forward(x_XD, dense(*gate_), chunk, token_X, pass.random);
-      at::Tensor up_XF = up_->forward(x_XD, dense(*up_), chunk, token_X, pass.random);
-      at::Tensor hidden_XF = at::silu(gate_XF).mul_(up_XF).mul_(part(rows.weight_X, chunk).unsqueeze(1));
-      sum_YD.index_add_(0, row_X, down_->forward(hidden_XF, dense(*down_), chunk, token_X, pass.random));
-      if (kept != nullptr) rows.gate_up.emplace_back(gate_XF, up_XF);
+      const at::Tensor row_X = part(rows.row_X, chunk);
+      const ExpertRows inputs{rows.y_YD.index_select(0, row_X), part(rows.weight_X, chunk), part(rows.token_X, chunk)};
+      GateUp before;
+      sum_YD.index_add_(0, row_X, mlp_.forward(chunk, inputs, pass, kept != nullptr ? &before : nullptr));
+      if (kept != nullptr) rows.gate_up.push_back(std::move(before));
       pass.scratch.release_to(mark);
     }
     exchange_.back(round, sum_YD, routed_UD);
@@ -158,34 +141,12 @@ ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch se
     at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), top_k}, d_sum_YD.options());
     size_t chunk_index = 0;
     for (const ExpertChunk& chunk : chunks(round.rows_of_expert, d_sum_YD.device())) {
-      auto dense = [&](const GroupedLinear& map) {
-        return map.dense(chunk.first, chunk.count, pass.scratch, pass.dequantised);
-      };
-      at::Tensor row_X = part(rows.row_X, chunk), token_X = part(rows.token_X, chunk);
-      at::Tensor x_XD = rows.y_YD.index_select(0, row_X);
-      at::Tensor gate_eFD = dense(*gate_), up_eFD = dense(*up_), down_eDF = dense(*down_);
-      at::Tensor gate_XF, up_XF;
-      if (rows.gate_up.empty()) {
-        gate_XF = gate_->forward(x_XD, gate_eFD, chunk, token_X, pass.random);
-        up_XF = up_->forward(x_XD, up_eFD, chunk, token_X, pass.random);
-      } else {
-        std::tie(gate_XF, up_XF) = rows.gate_up[chunk_index];
-      }
-      ++chunk_index;
-      at::Tensor weight_X1 = part(rows.weight_X, chunk).unsqueeze(1);
-      at::Tensor activated_XF = at::silu(gate_XF);
-      at::Tensor hidden_XF = activated_XF * up_XF;
-      at::Tensor d_out_XD = d_sum_YD.index_select(0, row_X);
-      at::Tensor d_weighted_XF =
-          down_->backward(d_out_XD, hidden_XF * weight_X1, down_eDF, chunk, token_X, pass.random);
-      d_weight_YK.view(-1).index_copy_(0, part(rows.slot_X, chunk),
-                                       (d_weighted_XF * hidden_XF).sum(1, false, d_weight_YK.scalar_type()));
-      at::Tensor d_hidden_XF = d_weighted_XF.mul_(weight_X1);
-      at::Tensor d_gate_XF = at::silu_backward(d_hidden_XF * up_XF, gate_XF);
-      at::Tensor d_up_XF = d_hidden_XF.mul_(activated_XF);
-      at::Tensor d_x_XD = gate_->backward(d_gate_XF, x_XD, gate_eFD, chunk, token_X, pass.random);
-      d_x_XD.add_(up_->backward(d_up_XF, x_XD, up_eFD, chunk, token_X, pass.random));
-      d_y_YD.index_add_(0, row_X, d_x_XD);
+      const at::Tensor row_X = part(rows.row_X, chunk);
+      const ExpertRows inputs{rows.y_YD.index_select(0, row_X), part(rows.weight_X, chunk), part(rows.token_X, chunk)};
+      const GateUp* before = rows.gate_up.empty() ? nullptr : &rows.gate_up[chunk_index++];
+      const RowGradients d = mlp_.backward(chunk, inputs, d_sum_YD.index_select(0, row_X), pass, before);
+      d_weight_YK.view(-1).index_copy_(0, part(rows.slot_X, chunk), d.d_weight_X);
+      d_y_YD.index_add_(0, row_X, d.d_x_XD);
       pass.scratch.release_to(mark);
     }
     exchange_.back(round, d_y_YD, d_z_UD);

@@ -1,5 +1,5 @@
-// The routed experts of one layer: rows go to the ranks of their experts, through SwiGLU MLPs grouped by expert, and
-// back as a sum.
+// The routed experts of one layer: rows go to the ranks of their experts, through their MLPs (moe/expert_mlp.h), and
+// back as a weighted sum.
 //
 //   RoutingRecord record = experts.route(expert_TK);  // way down: the choice and its exchange, kept
 //   // rows travel; the shared expert computes meanwhile
@@ -11,20 +11,19 @@
 //   ExpertGradients d = experts.backward(record, std::move(again), pass);
 //
 // Forward and backward are plain functions over the whole local batch. Experts go through in chunks: a chunk's weights
-// are made dense once and serve every row, on the way up for recomputation and input gradient alike. The routing weight
-// multiplies the hidden activation, where w down(h) = down(w h) costs F numbers a row instead of D and d w = <d(w h),
-// h> needs no expert output: K numbers a token come home.
+// are made dense once and serve every row, on the way up for recomputation and input gradient alike. The gradient of a
+// routing weight is found where the expert is: K numbers a token come home.
 //
-// Ranks of an axis may share each expert: gate and up cut by outputs, down by inputs. Then they go through all of this
-// together, with the U rows of all of them and their own features of the hidden activation: rows are gathered before
-// they go out, and output, d z and d weight, sums over the features, are completed where a row belongs. On an axis of
-// one rank U is T and nothing is gathered.
+// Ranks of an axis may share each expert: maps to hidden features cut by outputs, down by inputs. Then they go through
+// all of this together, with the U rows of all of them and their own features of the hidden activation: rows are
+// gathered before they go out, and output, d z and d weight, sums over the features, are completed where a row belongs.
+// A bias of `down` counts at the first of them. On an axis of one rank U is T and nothing is gathered.
 #pragma once
 
 #include <memory>
 #include <vector>
 
-#include "lora/grouped_linear.h"
+#include "moe/expert_mlp.h"
 #include "moe/pass_context.h"
 #include "parallel/comm/tensor_axis.h"
 #include "parallel/comm/token_exchange.h"
@@ -81,7 +80,7 @@ struct KeptExperts {
     at::Tensor row_X;   ///< received row of each routed row, grouped by expert
     at::Tensor slot_X;  ///< its place among the K of that row, as a flat index into [Y, K]
     at::Tensor y_YD, weight_X, token_X;
-    std::vector<std::pair<at::Tensor, at::Tensor>> gate_up;  ///< by chunk, before the activation; empty: recompute
+    std::vector<GateUp> gate_up;  ///< by chunk; empty: recompute
   };
   std::vector<Round> rounds;
 };
@@ -93,9 +92,8 @@ struct ExpertGradients {
 
 class RoutedExperts {
  public:
-  RoutedExperts(std::unique_ptr<GroupedLinear> gate, std::unique_ptr<GroupedLinear> up,
-                std::unique_ptr<GroupedLinear> down, ExpertPlacement placement, int64_t chunk_experts,
-                TokenExchange& exchange, const TensorAxis& axis = {});
+  RoutedExperts(ExpertMlp mlp, ExpertPlacement placement, int64_t chunk_experts, TokenExchange& exchange,
+                const TensorAxis& axis = {});
 
   /// Fixes the exchange of expert_TK (int64; the total number of experts for a row that goes nowhere). Collective over
   /// the expert group and the axis, as all that follows.
@@ -104,8 +102,8 @@ class RoutedExperts {
   /// down kept, if it did; then d_routed alone travels. Collective.
   Dispatch send(const RoutingRecord& record, const RoutedInputs& inputs, const PassContext& pass,
                 const KeptExperts* kept = nullptr) const;
-  /// sum over the chosen experts of weight * expert(z): [T, D]. Collective. `kept` receives intermediates where it is
-  /// not null.
+  /// sum over the chosen experts of weight * expert(z), or of expert(weight * z): [T, D]. Collective. `kept` receives
+  /// intermediates where it is not null.
   at::Tensor forward(const RoutingRecord& record, Dispatch sent, PassContext& pass, KeptExperts* kept = nullptr) const;
   /// Gradients in z and in the weights; those of adapters (or trained weights) are added to their parameters. `kept` as
   /// send() had it. Collective.
@@ -113,7 +111,7 @@ class RoutedExperts {
                            const KeptExperts* kept = nullptr) const;
 
   const ExpertPlacement& placement() const { return placement_; }
-  std::vector<GroupedLinear*> linears() const { return {gate_.get(), up_.get(), down_.get()}; }
+  std::vector<GroupedLinear*> linears() const { return mlp_.linears(); }
   /// Elements that a pass takes from the scratch.
   int64_t scratch_elements() const;
 
@@ -126,9 +124,8 @@ class RoutedExperts {
   RowFields receive(const RoutingRecord& record, size_t index, Dispatch& sent) const;
   /// Its rows by local expert.
   KeptExperts::Round grouped(const ExchangeRound& round, const RowFields& rows_Y) const;
-  bool drops(const StepRandom& random) const;
 
-  std::unique_ptr<GroupedLinear> gate_, up_, down_;
+  ExpertMlp mlp_;
   ExpertPlacement placement_;
   int64_t chunk_experts_;
   TokenExchange& exchange_;

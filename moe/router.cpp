@@ -2,29 +2,49 @@
 
 #include <limits>
 
+#include "parallel/base/error.h"
+
 namespace moetune {
 namespace {
 
 at::ScalarType score_dtype(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-// topk leaves the order of equal values open; a stable sort gives ties to the lower number, on every device.
+}  // namespace
+
+// topk leaves the order of equal values open; a stable sort does not.
 at::Tensor top_indices(const at::Tensor& values, int64_t count) {
   return std::get<1>(values.sort(/*stable=*/true, -1, /*descending=*/true)).narrow(-1, 0, count);
 }
 
-}  // namespace
+Router::Router(const RouterSpec& spec, RouterTensors tensors) : spec_(spec), tensors_(std::move(tensors)) {
+  MT_CHECK(tensors_.correction_E.defined() == spec_.correction_bias, "a router's correction bias");
+  MT_CHECK(tensors_.logit_bias_E.defined() == spec_.bias, "a router's bias");
+}
 
-at::Tensor Router::scores(const at::Tensor& x_TD) const {
+at::Tensor Router::scores(const at::Tensor& x_TD, const at::Tensor& token_T, const StepRandom& random) const {
   const at::ScalarType dtype = score_dtype(x_TD);
-  return at::linear(x_TD.to(dtype), weight_ED_.to(dtype)).sigmoid();
+  at::Tensor logit_TE = at::linear(x_TD.to(dtype), tensors_.weight_ED.to(dtype));
+  if (tensors_.logit_bias_E.defined()) logit_TE = logit_TE + tensors_.logit_bias_E.to(dtype);
+  if (const Adapter* adapter = tensors_.adapter.get()) {
+    const at::Tensor low_TR =
+        at::linear(adapter->drop(x_TD, token_T, random).to(dtype), adapter->a().working.to(dtype));
+    logit_TE = at::add(logit_TE, at::linear(low_TR, adapter->b().working.to(dtype)), adapter->scale());
+  }
+  switch (spec_.scores) {
+    case RouterSpec::Scores::kSigmoid: return logit_TE.sigmoid();
+    case RouterSpec::Scores::kSoftmax: return logit_TE.softmax(-1);
+    case RouterSpec::Scores::kSoftmaxOfChosen: break;
+  }
+  return logit_TE;
 }
 
 at::Tensor Router::choose(const at::Tensor& score_TE) const {
   at::NoGradGuard no_grad;
-  at::Tensor choice_TE = score_TE + bias_E_;
-  if (spec_.num_groups > 1) {
+  at::Tensor choice_TE = spec_.correction_bias ? score_TE + tensors_.correction_E : score_TE;
+  if (spec_.choice != RouterSpec::Choice::kGreedy && spec_.num_groups > 1) {
+    const bool by_max = spec_.choice == RouterSpec::Choice::kGroupsByMax;
     at::Tensor grouped = choice_TE.unflatten(-1, {spec_.num_groups, spec_.experts / spec_.num_groups});
-    at::Tensor group_score = std::get<0>(grouped.topk(2, -1)).sum(-1);
+    at::Tensor group_score = std::get<0>(grouped.topk(by_max ? 1 : 2, -1)).sum(-1);
     at::Tensor open =
         at::zeros_like(group_score, at::kBool).scatter_(-1, top_indices(group_score, spec_.top_groups), true);
     choice_TE =
@@ -35,30 +55,25 @@ at::Tensor Router::choose(const at::Tensor& score_TE) const {
 
 at::Tensor Router::weights(const at::Tensor& score_TE, const at::Tensor& expert_TK) const {
   at::Tensor weight_TK = score_TE.gather(-1, expert_TK.clamp_max(spec_.experts - 1));
-  if (spec_.normalise) weight_TK = weight_TK / (weight_TK.sum(-1, true) + spec_.normalise_eps);
+  if (spec_.scores == RouterSpec::Scores::kSoftmaxOfChosen) weight_TK = weight_TK.softmax(-1);
+  else if (spec_.normalise) weight_TK = weight_TK / (weight_TK.sum(-1, true) + spec_.normalise_eps);
   return weight_TK * spec_.scale;
 }
 
-at::Tensor Router::balance_loss(const at::Tensor& score_TE, const Slice& slice) const {
-  const int64_t documents = slice.num_documents;
-  at::Tensor length = slice.document_length.to(score_TE.scalar_type()).unsqueeze(-1);
-  // Rows of padding are summed as one more document, which is left out.
-  auto document_sums = [&](const at::Tensor& rows_TE) {
-    at::Tensor zeros = at::zeros({documents + 1, spec_.experts}, score_TE.options().requires_grad(false));
-    return zeros.index_add(0, slice.document_T, rows_TE).narrow(0, 0, documents);
-  };
-  at::Tensor chosen = at::zeros_like(score_TE).detach().scatter_(-1, top_indices(score_TE.detach(), spec_.top_k), 1.0);
-  at::Tensor times_chosen = document_sums(chosen);
-  axis_.sum(times_chosen);
-  at::Tensor fraction = times_chosen / length * (static_cast<double>(spec_.experts) / spec_.top_k);
-  at::Tensor probability = document_sums(score_TE / score_TE.sum(-1, true)) / length;
-  return (fraction * probability).sum();
+at::Tensor Router::probabilities(const at::Tensor& score_TE) const {
+  switch (spec_.scores) {
+    case RouterSpec::Scores::kSigmoid: break;
+    case RouterSpec::Scores::kSoftmax: return score_TE;
+    case RouterSpec::Scores::kSoftmaxOfChosen: return score_TE.softmax(-1);
+  }
+  return score_TE / score_TE.sum(-1, true);
 }
 
 void Router::update_bias(const at::Tensor& load_E, double rate) {
   at::NoGradGuard no_grad;
-  at::Tensor load = load_E.to(bias_E_.scalar_type());
-  bias_E_.add_((load.mean() - load).sign(), rate);
+  at::Tensor& bias_E = tensors_.correction_E;
+  at::Tensor load = load_E.to(bias_E.scalar_type());
+  bias_E.add_((load.mean() - load).sign(), rate);
 }
 
 }  // namespace moetune

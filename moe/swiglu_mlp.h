@@ -1,8 +1,10 @@
-// SwiGLU MLP (Shazeer 2020): down(silu(gate(x)) * up(x)); the dense layers' MLP and the shared expert.
+// SwiGLU MLP (Shazeer 2020): down(silu(gate(x)) * up(x)); the dense layers' MLP and the shared expert, whose output may
+// have a gate of its own, sigmoid(x . g) (Qwen2-MoE).
 //
 //   at::Tensor y_TD = mlp.forward(x_TD, slice, random);
 //
-// On a tensor axis each rank has its features of the hidden activation, for the rows of all ranks.
+// On a tensor axis each rank has its features of the hidden activation, for the rows of all ranks; g is whole on each
+// and multiplies its own rows.
 #pragma once
 
 #include <memory>
@@ -17,19 +19,25 @@ namespace moetune {
 class SwigluMlp {
  public:
   SwigluMlp(std::unique_ptr<Linear> gate, std::unique_ptr<Linear> up, std::unique_ptr<Linear> down,
-            const TensorAxis& axis)
-      : gate_(std::move(gate)), up_(std::move(up)), down_(std::move(down)), axis_(axis) {}
-  /// Collective over the axis.
+            const TensorAxis& axis, at::Tensor output_gate_1D = {})
+      : gate_(std::move(gate)),
+        up_(std::move(up)),
+        down_(std::move(down)),
+        output_gate_1D_(std::move(output_gate_1D)),
+        axis_(axis) {}
+  /// Differentiable in x, in g and in what else trains. Collective over the axis.
   at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const StepRandom& random) const {
     at::Tensor x_UD = axis_.gather_rows(x_TD, slice.num_all_rows);
     at::Tensor hidden_UF =
         at::silu(gate_->forward(x_UD, slice.token_U, random)) * up_->forward(x_UD, slice.token_U, random);
-    return axis_.reduce_scatter_rows(down_->forward(hidden_UF, slice.token_U, random));
+    at::Tensor y_TD = axis_.reduce_scatter_rows(down_->forward(hidden_UF, slice.token_U, random));
+    return output_gate_1D_.defined() ? at::linear(x_TD, output_gate_1D_).sigmoid() * y_TD : y_TD;
   }
   std::vector<Linear*> linears() const { return {gate_.get(), up_.get(), down_.get()}; }
 
  private:
   std::unique_ptr<Linear> gate_, up_, down_;
+  at::Tensor output_gate_1D_;  ///< g in compute dtype; undefined: none
   TensorAxis axis_;
 };
 

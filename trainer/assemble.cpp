@@ -6,10 +6,12 @@
 #include <chrono>
 #include <cstdlib>
 
+#include "moe/disk_layout.h"
 #include "moe/families/family.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
+#include "parallel/base/name_summary.h"
 #include "parallel/base/units.h"
 #include "parallel/device/device_memory.h"
 #include "parallel/device/host_memory.h"
@@ -57,6 +59,18 @@ std::string load_text(const WeightLoad& load, bool random) {
   return str(text, ", in ", duration_text(load.seconds));
 }
 
+/// Names what lies in the checkpoint and is not read, in a few lines.
+void log_unused(const WeightSource& source, const Blueprint& blueprint, bool with_mtp) {
+  constexpr size_t kLines = 6;
+  const std::vector<std::string> unused = unused_tensors(source, blueprint, with_mtp);
+  if (unused.empty()) return;
+  const std::vector<std::string> lines = summarise_names(unused);
+  std::string text;
+  for (size_t i = 0; i < std::min(lines.size(), kLines); ++i) text += "\n  " + lines[i];
+  if (lines.size() > kLines) text += str("\n  and ", lines.size() - kLines, " patterns more");
+  log_info(str("weights: ", unused.size(), " tensors of the checkpoint are not used:", text));
+}
+
 /// Says how far loading is, on rank 0, at most every two seconds.
 class LoadProgress {
  public:
@@ -91,6 +105,8 @@ class Assembler {
   Assembly assemble(std::unique_ptr<Mesh> mesh, std::optional<int64_t> rows) {
     Assembly run;
     run.blueprint = blueprint_;
+    require_correction_bias(recipe_, run.blueprint);
+    require_router_gradient(recipe_, run.blueprint);
     run.device = launch_.device();
     run.compute = scalar_type(recipe_.model.compute);
     run.slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(run.device));
@@ -107,8 +123,9 @@ class Assembler {
     run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, recipe_.mesh.shard);
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;
     auto source = random ? make_random_weights(run.blueprint, static_cast<uint64_t>(recipe_.run.seed), run.device)
-                         : open_pretrained(recipe_.model.path);
+                         : in_disk_layout(open_pretrained(recipe_.model.path), run.blueprint);
     require_tied_head(*source, run.blueprint);
+    if (speaks_) log_unused(*source, run.blueprint, recipe_.mtp.trains());
     run.cache = open_weight_cache(recipe_, run.blueprint, *source);
     run.slabs =
         std::make_unique<FrozenSlabs>(*run.store, slab_placement(run.plan.weights, *run.shards), run.cache.get());
@@ -119,6 +136,8 @@ class Assembler {
     options.base = recipe_.model.base;
     options.train_weights = !recipe_.adapter.has_value();
     options.targets = recipe_.adapter ? run.targets.get() : nullptr;
+    options.router_adapter = router_adapter(recipe_);
+    options.train_router = recipe_.adapter && recipe_.router.train == RouterTraining::kFull;
     const int64_t local_experts = run.blueprint.router.experts / shape.ep;
     options.placement = {run.mesh->here().ep * local_experts, local_experts, run.blueprint.router.experts};
     options.exchange = run.exchange.get();
@@ -141,7 +160,7 @@ class Assembler {
     run.sweep_options.keep_layers = num_kept_layers(recipe_.train.keep, static_cast<int64_t>(run.model->blocks.size()));
     run.sweep_options.stash_inputs = recipe_.offload.activations == ActivationTier::kHost;
     run.sweep_options.mtp_weight = recipe_.mtp.loss_weight;
-    run.sweep_options.balance_weight = recipe_.router.balance_loss;
+    run.sweep_options.balance = balance_spec(recipe_, run.blueprint);
     return run;
   }
 

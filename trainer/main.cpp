@@ -3,8 +3,10 @@
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <sstream>
@@ -18,6 +20,7 @@
 #include "parallel/comm/versions.h"
 #include "trainer/data/data_files.h"
 #include "trainer/data/dataset.h"
+#include "trainer/exports/evaluate.h"
 #include "trainer/exports/export.h"
 #include "trainer/exports/inspect.h"
 #include "trainer/exports/logits.h"
@@ -74,10 +77,23 @@ class CommandLine {
       std::ostringstream out, err;
       const bool asked = app_.exit(error, out, err) == 0;  // --help, --version
       std::cout << printable(out.str());
-      std::cerr << printable(err.str());
+      std::cerr << printable(unknown_command(argc, argv) + err.str());
       return asked ? 0 : static_cast<int>(ExitCode::kUserError);
     }
     return action_();
+  }
+  /// The first word that should have been a command and is none, in a line; empty if there is no such word.
+  std::string unknown_command(int argc, char** argv) {
+    CLI::App* parent = &app_;
+    for (int i = 1; i < argc && *argv[i] != '-'; ++i) {
+      const std::vector<CLI::App*> commands = parent->get_subcommands(nullptr);
+      if (commands.empty()) return "";
+      const auto named = std::find_if(commands.begin(), commands.end(),
+                                      [&](const CLI::App* command) { return command->get_name() == argv[i]; });
+      if (named == commands.end()) return str("error: '", argv[i], "' is no command\n");
+      parent = *named;
+    }
+    return "";
   }
   CLI::App* add(CLI::App& parent, const char* name, const char* what, std::function<int()> action) {
     CLI::App* command = parent.add_subcommand(name, what);
@@ -142,14 +158,12 @@ class CommandLine {
   void add_run_commands() {
     CLI::App* export_command =
         add_text(app_, "export", "Write the adapter, or with --base the weights that it was trained on", [this] {
-          return base_ ? export_base(run_, to_)
-                       : export_adapter(run_, to_, reader_ == "vllm" ? AdapterReader::kVllm : AdapterReader::kPeft,
-                                        base_name_);
+          return base_ ? export_base(run_, to_) : export_adapter(run_, to_, adapter_reader(reader_), base_name_);
         });
     takes_run(export_command);
     writes_folder(export_command);
     export_command->add_option("--for", reader_, "whose habits the adapter follows")
-        ->check(CLI::IsMember({"peft", "vllm"}));
+        ->check(CLI::IsMember({"peft", "peft3d", "vllm", "sglang"}));
     CLI::Option* base_name = export_command->add_option(
         "--base-name", base_name_, "base model that the adapter names; the recipe's model.path if not given");
     export_command
@@ -158,9 +172,11 @@ class CommandLine {
         ->excludes(base_name);
     CLI::App* merge_command =
         add_text(app_, "merge", "Write the original model with the adapter merged into its weights",
-                 [this] { return merge_adapter(run_, to_); });
+                 [this] { return merge_adapter(run_, to_, merge_format(format_)); });
     takes_run(merge_command);
     writes_folder(merge_command);
+    merge_command->add_option("--for", format_, "hf: bf16 where the model is in FP8 or MXFP4 blocks; hf-fp8: FP8 stays")
+        ->check(CLI::IsMember({"hf", "hf-fp8"}));
     CLI::App* logits_command =
         add_launched("logits", "Write the logits of some documents, to compare another reader of an export with",
                      [this](Launch& launch) {
@@ -171,6 +187,18 @@ class CommandLine {
     logits_command->add_option("DATA", data_, "JSONL file")->required();
     logits_command->add_option("--to", to_, "safetensors file to write")->required();
     logits_command->add_option("--documents", documents_, "the first so many")->check(CLI::Range(1, 10000));
+    CLI::App* evaluate_command =
+        add_launched("evaluate", "Say the held-out loss of a run's model, or of a model as it is; nothing trains",
+                     [this](Launch& launch) { return evaluate_model(run_, data_, overrides_, to_, launch); });
+    evaluate_command->add_option("RUN", run_, "run folder, one of its checkpoints, or a Hugging Face model's folder")
+        ->required();
+    evaluate_command->add_option("DATA", data_, "held-out data, as data.eval takes it")->required();
+    evaluate_command->add_option("--to", to_, "JSON lines file to write: the loss of each document");
+    evaluate_command
+        ->add_option("overrides", overrides_,
+                     "values that replace those of the run's recipe: model.base=bf16 says what the adapter is worth on "
+                     "other weights than it was trained on")
+        ->option_text("key.sub=value ...");
     CLI::App* inspect_command = add_text(app_, "inspect",
                                          "Say what a model, adapter, data file, run, checkpoint or cache of packed "
                                          "weights holds; with --mesh, draw who holds what",
@@ -217,10 +245,21 @@ class CommandLine {
   std::string inspect_mesh() {
     const PlannedMesh planned = plan_mesh(load_recipe(run_, overrides_), ranks_, ranks_per_host_);
     if (svg_option_->count() == 0) return draw_mesh(planned, run_);
+    require_replaceable(svg_);
     write_text_atomically(svg_, picture_ == "layer"     ? layer_picture(planned)
                                 : picture_ == "weights" ? weights_picture(planned)
                                                         : mesh_picture(planned));
     return str(svg_, ": picture of the ", picture_, " of ", run_, "\n");
+  }
+
+  /// A file that is there already must be a picture: a name given by mistake may be that of the recipe.
+  static void require_replaceable(const std::string& path) {
+    namespace fs = std::filesystem;
+    std::error_code ignored;
+    if (!fs::is_regular_file(path, ignored) || fs::file_size(path, ignored) == 0) return;
+    if (!read_text_file(path).starts_with("<svg")) {
+      throw UserError(str(path, ": is there already, and is no picture of an earlier call; name a new file"));
+    }
   }
 
   int prepare() {
@@ -244,7 +283,7 @@ class CommandLine {
       "moetune"};
   std::function<int()> action_;
   CLI::Option* svg_option_ = nullptr;
-  std::string recipe_, run_, data_, to_, name_, reader_ = "peft", base_name_, svg_, picture_ = "mesh";
+  std::string recipe_, run_, data_, to_, name_, reader_ = "peft", format_ = "hf", base_name_, svg_, picture_ = "mesh";
   std::vector<std::string> overrides_, layouts_;
   bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;
   bool gives_text_ = true;  ///< standard output is what the command is for

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "lora/adapters/counter_random.h"
 #include "parallel/base/error.h"
@@ -13,23 +14,50 @@ double adapter_scale(double alpha, int64_t rank, bool rslora) {
   return alpha / (rslora ? std::sqrt(wide_rank) : wide_rank);
 }
 
-std::optional<AdapterSpec> AdapterTargets::match(const std::string& leaf, const std::string& group) {
+int64_t AdapterSpec::adapted(int64_t total) const {
+  if (top_experts > 0) return std::min(top_experts, total);
+  return experts.empty() ? total : static_cast<int64_t>(experts.size());
+}
+
+int64_t AdapterSpec::adapted_of_rank(int64_t total, int64_t local) const {
+  if (experts.empty()) return std::min(adapted(total), local);
+  std::map<int64_t, int64_t> of_rank;
+  int64_t most = 0;
+  for (const int64_t expert : experts) most = std::max(most, ++of_rank[expert / local]);
+  return most;
+}
+
+AdapterTargets::AdapterTargets(Options options)
+    : options_(std::move(options)),
+      matches_(options_.targets.size()),
+      layer_matches_(options_.layers.ranges.size() + 1) {}
+
+std::optional<AdapterSpec> AdapterTargets::match(const std::string& leaf, const std::string& group, LayerId layer,
+                                                 int64_t stack) {
   if (options_.targets.empty()) return std::nullopt;
   if (std::find(seen_.begin(), seen_.end(), leaf) == seen_.end()) seen_.push_back(leaf);
+  if (!layer.is_mtp()) last_layer_ = std::max(last_layer_, layer.number());
   bool matched = false;
   for (size_t i = 0; i < options_.targets.size(); ++i) {
     const std::string& target = options_.targets[i];
-    if (target == leaf || target == group || target == "all_linear") {
-      ++matches_[i];
-      matched = true;
-    }
+    if (target != leaf && target != group && target != "all_linear") continue;
+    matched = true;
+    if (options_.layers.holds(layer)) ++matches_[i];
   }
   if (!matched) return std::nullopt;
+  const std::vector<NumberRange>& ranges = options_.layers.ranges;
+  for (size_t i = 0; i < ranges.size(); ++i) layer_matches_[i] += !layer.is_mtp() && ranges[i].holds(layer.number());
+  layer_matches_.back() += layer.is_mtp();
+  if (!options_.layers.holds(layer)) return std::nullopt;
   AdapterSpec spec{options_.rank, 0.0, options_.dropout};
   for (const auto& [name, rank] : options_.ranks) {
     if (name == leaf) spec.rank = rank;
   }
   spec.scale = adapter_scale(options_.alpha, spec.rank, options_.rslora);
+  if (stack == 0) return spec;
+  most_experts_ = std::max(most_experts_, stack);
+  if (options_.experts.kind == ExpertChoice::Kind::kListed) spec.experts = options_.experts.listed();
+  if (options_.experts.kind == ExpertChoice::Kind::kTop) spec.top_experts = options_.experts.top;
   return spec;
 }
 
@@ -38,10 +66,43 @@ void AdapterTargets::require_all_matched() const {
   for (size_t i = 0; i < matches_.size(); ++i) {
     if (matches_[i] == 0) missing += (missing.empty() ? "" : ", ") + options_.targets[i];
   }
-  if (missing.empty()) return;
-  std::string maps;
-  for (const std::string& name : seen_) maps += (maps.empty() ? "" : ", ") + name;
-  throw UserError(str("adapter.targets: no linear map of this model matches ", missing, "; it has ", maps));
+  // A layer that does not match anything is the nearer reason where layers are chosen.
+  std::string layers;
+  for (size_t i = 0; i < options_.layers.ranges.size(); ++i) {
+    if (layer_matches_[i] == 0) layers += (layers.empty() ? "" : ", ") + to_string(options_.layers.ranges[i]);
+  }
+  if (!options_.layers.all && options_.layers.mtp && layer_matches_.back() == 0) {
+    layers += layers.empty() ? "mtp" : ", mtp";
+  }
+  if (!layers.empty() && !seen_.empty()) {
+    throw UserError(str("adapter.layers: no linear map that adapter.targets names lies in ", layers,
+                        "; the model has layers 0 to ", last_layer_,
+                        options_.layers.mtp ? ", and the MTP module takes part where mtp.loss_weight is above 0" : ""));
+  }
+  if (!missing.empty()) {
+    std::string maps;
+    for (const std::string& name : seen_) maps += (maps.empty() ? "" : ", ") + name;
+    throw UserError(str("adapter.targets: no linear map of this model matches ", missing,
+                        options_.layers.all ? "" : " in the layers of adapter.layers", "; it has ", maps));
+  }
+  require_experts_matched();
+}
+
+void AdapterTargets::require_experts_matched() const {
+  const ExpertChoice& experts = options_.experts;
+  if (options_.targets.empty() || experts.kind == ExpertChoice::Kind::kAll) return;
+  if (most_experts_ == 0) {
+    throw UserError("adapter.experts: adapter.targets names no map of routed experts; add the target experts");
+  }
+  std::string missing;
+  for (const NumberRange& range : experts.ranges) {
+    if (range.last >= most_experts_) missing += (missing.empty() ? "" : ", ") + to_string(range);
+  }
+  if (experts.top > most_experts_) missing = str("top ", experts.top);
+  if (!missing.empty()) {
+    throw UserError(str("adapter.experts: ", missing, " is more than there is; a layer of the model has experts 0 to ",
+                        most_experts_ - 1));
+  }
 }
 
 std::string expert_name(const std::string& stack_name, int64_t expert) {
@@ -63,25 +124,44 @@ Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t loc
   ParameterInfo a_info = info;
   a_info.name = info.name + ".lora_A.weight";
   a_info.role = Role::kAdapterA;
+  if (!info.joint_name.empty()) a_info.joint_name = info.joint_name + ".lora_A.weight";
   ParameterInfo b_info = info;
   b_info.name = info.name + ".lora_B.weight";
   b_info.role = Role::kAdapterB;
+  if (!info.joint_name.empty()) b_info.joint_name = info.joint_name + ".lora_B.weight";
   const bool stacked = info.num_experts > 0;
+  if (stacked) {
+    const int64_t first = info.first_expert;
+    for (int64_t e = 0; e < local_experts; ++e) {
+      if (spec.experts.empty() || std::binary_search(spec.experts.begin(), spec.experts.end(), first + e)) {
+        experts_.push_back(e);
+      }
+    }
+    if (!spec.experts.empty()) {
+      const auto begin = std::lower_bound(spec.experts.begin(), spec.experts.end(), first);
+      for (ParameterInfo* own : {&a_info, &b_info}) {
+        own->experts = spec.experts;
+        own->num_experts = static_cast<int64_t>(spec.experts.size());
+        own->first_expert = begin - spec.experts.begin();
+      }
+    }
+  }
+  const auto rows = static_cast<int64_t>(experts_.size());
   const int64_t held_inputs = cut.inputs(inputs), held_outputs = cut.outputs(outputs);
   if (cut.cuts_inputs()) a_info.hold_part(stacked ? 2 : 1, first_input_, inputs);
   if (cut.cuts_outputs()) b_info.hold_part(stacked ? 1 : 0, cut.first_output(outputs), outputs);
   at::Tensor a;
   if (stacked) {
-    a = at::empty({local_experts, spec.rank, held_inputs});
-    for (int64_t e = 0; e < local_experts; ++e) {
-      a[e].copy_(initial_a(expert_name(a_info.name, info.first_expert + e)).narrow(1, first_input_, held_inputs));
+    a = at::empty({rows, spec.rank, held_inputs});
+    for (int64_t row = 0; row < rows; ++row) {
+      a[row].copy_(initial_a(expert_name(a_info.name, a_info.expert(row))).narrow(1, first_input_, held_inputs));
     }
   } else {
     a = initial_a(a_info.name).narrow(1, first_input_, held_inputs);
   }
   a_ = &parameters.add(a_info, a);
-  b_ = &parameters.add(
-      b_info, stacked ? at::zeros({local_experts, held_outputs, spec.rank}) : at::zeros({held_outputs, spec.rank}));
+  b_ = &parameters.add(b_info,
+                       stacked ? at::zeros({rows, held_outputs, spec.rank}) : at::zeros({held_outputs, spec.rank}));
 }
 
 at::Tensor Adapter::drop(const at::Tensor& x, const at::Tensor& global_token, const StepRandom& random) const {

@@ -1,6 +1,6 @@
 // A low-rank adapter of one linear map or of a stack of them (Hu et al. 2021, LoRA): delta y = s * B A dropout(x).
 //
-//   std::optional<AdapterSpec> spec = targets.match("model.layers.3.self_attn.q_a_proj", "attention");
+//   std::optional<AdapterSpec> spec = targets.match("q_a_proj", "attention", LayerId::block(3));
 //   if (spec) adapter = std::make_unique<Adapter>(*spec, place, ...);
 //
 // A starts as PEFT starts it, kaiming-uniform with a = sqrt(5), i.e. uniform in [-1/sqrt(I), 1/sqrt(I)); B starts at
@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "lora/adapters/narrowing.h"
 #include "lora/adapters/parameter.h"
 #include "lora/formats/matrix_cut.h"
 
@@ -22,8 +23,15 @@ double adapter_scale(double alpha, int64_t rank, bool rslora);
 
 struct AdapterSpec {
   int64_t rank = 0;
-  double scale = 1.0;    ///< adapter_scale()
-  double dropout = 0.0;  ///< probability that an input feature of the adapter is dropped
+  double scale = 1.0;                 ///< adapter_scale()
+  double dropout = 0.0;               ///< probability that an input feature of the adapter is dropped
+  std::vector<int64_t> experts = {};  ///< of a stack: those that have adapters, in order; empty: all
+  int64_t top_experts = 0;  ///< of a stack: how many will have them once loads have chosen them; 0: it is known
+
+  /// Of a stack of `total` experts those with adapters.
+  int64_t adapted(int64_t total) const;
+  /// Of them the most that any rank with `local` of these experts holds.
+  int64_t adapted_of_rank(int64_t total, int64_t local) const;
 };
 
 /// Which linear maps get an adapter, and which. Counts what it matched, so that a target without a match is an error.
@@ -37,19 +45,27 @@ class AdapterTargets {
     bool rslora = false;
     double dropout = 0.0;
     std::vector<std::pair<std::string, int64_t>> ranks;  ///< rank of single maps, by name
+    LayerChoice layers = {};
+    ExpertChoice experts = {};
   };
   AdapterTargets() = default;  ///< matches nothing
-  explicit AdapterTargets(Options options) : options_(std::move(options)), matches_(options_.targets.size()) {}
+  explicit AdapterTargets(Options options);
 
-  /// The adapter of the linear map named `leaf` ("q_a_proj"; "experts.gate_proj" for routed experts) in `group`.
-  std::optional<AdapterSpec> match(const std::string& leaf, const std::string& group);
-  /// Throws UserError that names each target that matched no map of the model, and the maps there are.
+  /// The adapter of the linear map named `leaf` ("q_a_proj"; "experts.gate_proj" for routed experts) in `group` and
+  /// `layer`; `stack`: experts of a stack, 0 of a plain map.
+  std::optional<AdapterSpec> match(const std::string& leaf, const std::string& group, LayerId layer, int64_t stack = 0);
+  /// Throws UserError that names each target, layer and expert that matched no map of the model, and what there is.
   void require_all_matched() const;
 
  private:
+  void require_experts_matched() const;
+
   Options options_;
-  std::vector<int64_t> matches_;
+  std::vector<int64_t> matches_;        // by target
+  std::vector<int64_t> layer_matches_;  // by range of layers, the MTP module's block last
   std::vector<std::string> seen_;
+  int64_t most_experts_ = 0;  // of a stack among the matches
+  int64_t last_layer_ = -1;
 };
 
 /// Where randomness and dropout of the step stand: masks are a function of (seed, step, name, token, feature).
@@ -59,7 +75,8 @@ struct StepRandom {
   bool training = false;  ///< false: no dropout
 };
 
-/// A [R, I] and B [O, R] of one linear map, or A [e, R, I] and B [e, O, R] of a stack of e experts. Of a map that is
+/// A [R, I] and B [O, R] of one linear map, or A [e, R, I] and B [e, O, R] of a stack of e experts: of those that the
+/// spec names the ones that lie here, none perhaps. Of a map that is
 /// cut, B has the outputs or A the inputs that this rank holds; the other is whole, and its gradient here that of this
 /// rank's part of the map.
 class Adapter {
@@ -83,11 +100,14 @@ class Adapter {
   Parameter& b() const { return *b_; }
   double scale() const { return spec_.scale; }
   int64_t rank() const { return spec_.rank; }
+  /// Of a stack: the experts of A and B, in order, numbered among those of this rank.
+  const std::vector<int64_t>& experts() const { return experts_; }
   bool drops(const StepRandom& random) const { return random.training && spec_.dropout > 0.0; }
 
  private:
   AdapterSpec spec_;
   std::string name_;
+  std::vector<int64_t> experts_;
   int64_t inputs_, first_input_;  // of the whole map; of the part held
   Parameter* a_;
   Parameter* b_;

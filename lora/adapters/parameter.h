@@ -63,11 +63,16 @@ struct ParameterInfo {
   LayerId layer = LayerId::block(0);  ///< whose way up completes the gradient
   Role role = Role::kWeight;
   Replicas replicas = Replicas::kEverywhere;
-  std::string group;         ///< for reports: "attention", "experts", ...
-  int64_t first_expert = 0;  ///< of a stack: the global number of its row 0
-  int64_t num_experts = 0;   ///< of a stack: experts of the whole layer; 0 for a plain tensor
-  TensorPart part;           ///< of the tensor called `name`
+  std::string group;             ///< for reports: "attention", "experts", ...
+  int64_t first_expert = 0;      ///< of a stack: the place of its row 0 in that of all ranks together
+  int64_t num_experts = 0;       ///< of a stack: its rows, all ranks together; 0 for a plain tensor
+  std::vector<int64_t> experts;  ///< of a stack over some experts: their global numbers, of all ranks; empty: all
+  TensorPart part;               ///< of the tensor called `name`
+  /// of a stack whose adapters PEFT keeps as one tensor for all experts: that tensor's key; empty: one an expert
+  std::string joint_name;
 
+  /// Global number of the expert of a row of a stack.
+  int64_t expert(int64_t row) const { return experts.empty() ? first_expert + row : experts[first_expert + row]; }
   /// Holds a part only: at the ranks of one place of the tensor axis. Of a stack, known by num_experts, the part of
   /// each expert.
   void hold_part(int64_t dim, int64_t first, int64_t total) {

@@ -30,7 +30,6 @@ constexpr Variant kVariants[] = {
     {"use_dora", "the magnitudes of DoRA"},
     {"fan_in_fan_out", "weights that lie transposed"},
     {"modules_to_save", "modules that were trained whole"},
-    {"target_parameters", "fused tensors of all experts"},
     {"exclude_modules", "modules that are left out"},
     {"layers_to_transform", "adapters on some layers only"},
     {"layer_replication", "layers that are there several times"},
@@ -162,8 +161,9 @@ bool only_tells(const Reader& reader, const std::string& key, const json& value)
 
 void check_other_keys(const Reader& reader, const std::string& path) {
   static constexpr std::string_view kRead[] = {
-      "peft_type",    "task_type",    "bias",          "init_lora_weights", "r", "lora_alpha", "use_rslora",
-      "lora_dropout", "rank_pattern", "alpha_pattern", "target_modules"};
+      "peft_type",      "task_type",        "bias",         "init_lora_weights", "r",
+      "lora_alpha",     "use_rslora",       "lora_dropout", "rank_pattern",      "alpha_pattern",
+      "target_modules", "target_parameters"};
   for (const auto& [key, value] : reader.file().items()) {
     if (std::find(std::begin(kRead), std::end(kRead), key) != std::end(kRead)) continue;
     if (only_tells(reader, key, value) || is_nothing(value)) continue;
@@ -220,6 +220,9 @@ PeftConfig read_peft_config(const std::filesystem::path& folder) {
   } else if (!targets.is_null()) {
     reader.fail("target_modules", "; want text or a list of texts");
   }
+  const json parameters = reader.value("target_parameters");
+  if (is_texts(parameters)) config.target_parameters = parameters.get<std::vector<std::string>>();
+  else if (!parameters.is_null()) reader.fail("target_parameters", "; want a list of texts");
   config.rank_pattern = reader.table<int64_t>(
       "rank_pattern", [&](const std::string& key, const json& value) { return reader.rank(key, value); });
   config.alpha_pattern = reader.table<double>(
@@ -238,7 +241,8 @@ void write_peft_config(const std::filesystem::path& folder, const PeftConfig& co
   else json["lora_alpha"] = config.alpha;
   json["lora_dropout"] = config.dropout;
   json["target_modules"] = config.target_modules;
-  json["target_parameters"] = nullptr;
+  json["target_parameters"] =
+      config.target_parameters.empty() ? ordered_json() : ordered_json(config.target_parameters);
   json["rank_pattern"] = ordered_json(config.rank_pattern);
   json["alpha_pattern"] = ordered_json(config.alpha_pattern);
   json["use_rslora"] = config.rslora;
@@ -250,7 +254,8 @@ void write_peft_config(const std::filesystem::path& folder, const PeftConfig& co
   json["modules_to_save"] = nullptr;
   json["layers_to_transform"] = nullptr;
   json["layers_pattern"] = nullptr;
-  write_text_atomically((folder / kConfigFile).string(), json.dump(2) + "\n");
+  write_text_atomically((folder / kConfigFile).string(),
+                        json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
 }
 
 }  // namespace moetune

@@ -23,6 +23,7 @@ struct PeftConfig {
   bool rslora = false;
   double dropout = 0.0;
   std::vector<std::string> target_modules;
+  std::vector<std::string> target_parameters;   ///< parameters of all experts of a layer together
   std::map<std::string, int64_t> rank_pattern;  ///< module name (a suffix) -> rank
   std::map<std::string, double> alpha_pattern;
   std::string base_model;

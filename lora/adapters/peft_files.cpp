@@ -1,6 +1,7 @@
 #include "lora/adapters/peft_files.h"
 
 #include <cmath>
+#include <map>
 #include <set>
 #include <string_view>
 #include <system_error>
@@ -15,7 +16,15 @@ namespace {
 
 constexpr const char* kConfigFile = "adapter_config.json";
 constexpr const char* kWeightsFile = "adapter_model.safetensors";
-constexpr std::string_view kLoraA = ".lora_A.weight";
+
+PeftConfig read_config(const std::filesystem::path& folder) {
+  PeftConfig config = read_peft_config(folder);
+  if (!config.alpha_pattern.empty()) {
+    throw UserError(str((folder / kConfigFile).string(), ": alpha_pattern gives ", config.alpha_pattern.begin()->first,
+                        " an alpha of its own; this program goes on from one alpha for all maps"));
+  }
+  return config;
+}
 
 }  // namespace
 
@@ -33,6 +42,11 @@ SafetensorsFile open_peft_weights(const std::filesystem::path& folder) {
   return SafetensorsFile(path.string());
 }
 
+void require_peft_adapter(const std::filesystem::path& folder) {
+  read_config(folder);
+  open_peft_weights(folder);
+}
+
 void require_adapter_dtype(const TensorInfo& info) {
   if (info.dtype == DType::kF32 || info.dtype == DType::kBF16 || info.dtype == DType::kF16 ||
       info.dtype == DType::kF64) {
@@ -44,14 +58,95 @@ void require_adapter_dtype(const TensorInfo& info) {
 
 std::string peft_key(const std::string& parameter_name) { return "base_model.model." + parameter_name; }
 
+namespace {
+
+/// The tensors of an adapter's file by the names of this program: with or without what a multimodal checkpoint puts in
+/// front of its text model's.
+class AdapterFile {
+ public:
+  AdapterFile(const std::filesystem::path& folder, const PeftConfig& config)
+      : config_path_((folder / kConfigFile).string()), config_(config), file_(open_peft_weights(folder)) {
+    for (const std::string& name : file_.names()) {
+      std::string plain = name;
+      for (const std::string_view part : {"language_model.model.", "model.language_model."}) {
+        const std::string with = peft_key(std::string(part));
+        if (name.starts_with(with)) plain = peft_key("model." + name.substr(with.size()));
+      }
+      names_.emplace(std::move(plain), name);
+    }
+  }
+
+  bool has(const std::string& name) const { return names_.count(peft_key(name)) > 0; }
+  void note_used(const std::string& name) { used_.insert(peft_key(name)); }
+  /// The tensor `name` of `wanted` shape. `rank`: what adapter_config.json must allow where it is an A; 0: no A.
+  at::Tensor read(const std::string& name, at::IntArrayRef wanted, int64_t rank) {
+    const auto found = names_.find(peft_key(name));
+    const std::string key = found == names_.end() ? peft_key(name) : found->second;
+    require_adapter_dtype(file_.at(key));
+    at::Tensor saved = read_tensor(file_, key);
+    if (saved.sizes() != wanted) {
+      throw UserError(
+          moetune::str(file_.path(), ": ", key, " has shape ", saved.sizes(), ", the recipe asks for ", wanted));
+    }
+    if (rank > 0 && !config_.allows_rank(rank)) {
+      throw UserError(moetune::str(config_path_, ": r is ", config_.rank, " and no rank_pattern has another, but ", key,
+                                   " has rank ", rank,
+                                   "; do adapter_config.json and adapter_model.safetensors belong together?"));
+    }
+    require_finite(saved, moetune::str(file_.path(), ": ", key));
+    note_used(name);
+    return saved;
+  }
+  void require_all_used() const {
+    for (const auto& [plain, name] : names_) {
+      if (used_.count(plain) == 0) {
+        throw UserError(str(file_.path(), ": holds ", name, ", which the recipe's adapter.targets leave out"));
+      }
+    }
+  }
+
+ private:
+  std::string config_path_;
+  const PeftConfig& config_;
+  SafetensorsFile file_;
+  std::map<std::string, std::string> names_;
+  std::set<std::string> used_;
+};
+
+int64_t rank_of_a(const ParameterInfo& info, int64_t rank) { return info.role == Role::kAdapterA ? rank : 0; }
+
+void read_one(AdapterFile& file, const ParameterInfo& info, const std::string& name, const at::Tensor& target,
+              const TensorPart& part) {
+  const at::Tensor saved = file.read(name, part.whole_shape(target.sizes()), rank_of_a(info, target.size(0)));
+  target.copy_(part.of(saved, target.sizes()));
+}
+
+// PEFT keeps all experts' A as [E R, I], an expert's rows together, and B as [O, R E], an expert's columns apart.
+void read_joint(AdapterFile& file, Parameter& parameter) {
+  const ParameterInfo& info = parameter.info();
+  const TensorPart part = info.part.of_row();
+  const bool is_a = info.role == Role::kAdapterA;
+  const int64_t E = info.num_experts;
+  const std::vector<int64_t> one = part.whole_shape(parameter.master().sizes().slice(1));
+  std::string name = info.joint_name;
+  // Alone, the first of two parameters is the only one that is wrapped.
+  constexpr std::string_view kFirst = ".base_layer";
+  const size_t first = name.find(kFirst);
+  if (first != std::string::npos && !file.has(name)) name.erase(first, kFirst.size());
+  const at::Tensor saved =
+      is_a ? file.read(name, {E * one[0], one[1]}, one[0]) : file.read(name, {one[0], one[1] * E}, 0);
+  const at::Tensor all = is_a ? saved.view({E, one[0], one[1]}) : saved.view({one[0], one[1], E}).permute({2, 0, 1});
+  for (int64_t e = 0; e < parameter.master().size(0); ++e) {
+    const at::Tensor target = parameter.master()[e];
+    target.copy_(part.of(all[info.first_expert + e], target.sizes()));
+  }
+}
+
+}  // namespace
+
 void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parameters, double alpha, bool rslora) {
   at::NoGradGuard no_grad;
-  const PeftConfig config = read_peft_config(folder);
-  if (!config.alpha_pattern.empty()) {
-    throw UserError(str((folder / kConfigFile).string(), ": alpha_pattern gives ", config.alpha_pattern.begin()->first,
-                        " an alpha of its own; this program "
-                        "goes on from one alpha for all maps"));
-  }
+  const PeftConfig config = read_config(folder);
   // Shapes are compared below, so a map has one rank on both sides; its scale must be one too.
   for (const Parameter& parameter : parameters.all()) {
     if (parameter.info().role != Role::kAdapterA) continue;
@@ -63,44 +158,32 @@ void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parame
                           " and adapter.rslora to ", config.rslora ? "true" : "false"));
     }
   }
-  const SafetensorsFile file = open_peft_weights(folder);
-  std::set<std::string> used;
-  auto read = [&](const std::string& name, at::Tensor target, const TensorPart& part) {
-    const std::string key = peft_key(name);
-    require_adapter_dtype(file.at(key));
-    at::Tensor saved = read_tensor(file, key);
-    const std::vector<int64_t> wanted = part.whole_shape(target.sizes());
-    if (saved.sizes() != at::IntArrayRef(wanted)) {
-      throw UserError(moetune::str(file.path(), ": ", key, " has shape ", saved.sizes(), ", the recipe asks for ",
-                                   at::IntArrayRef(wanted)));
-    }
-    if (name.ends_with(kLoraA) && !config.allows_rank(saved.size(0))) {
-      throw UserError(moetune::str((folder / kConfigFile).string(), ": r is ", config.rank,
-                                   " and no rank_pattern has another, but ", key, " has rank ", saved.size(0),
-                                   "; do adapter_config.json and adapter_model.safetensors belong together?"));
-    }
-    require_finite(saved, moetune::str(file.path(), ": ", key));
-    target.copy_(part.of(saved, target.sizes()));
-    used.insert(key);
-  };
+  AdapterFile file(folder, config);
+  bool joint = false;
   // Experts of other ranks are theirs to read: this rank only knows their names.
   for (Parameter& parameter : parameters.all()) {
     const ParameterInfo& info = parameter.info();
+    if (info.role == Role::kWeight) continue;  // a router that trains beside the adapter starts as the model has it
     if (info.num_experts == 0) {
-      read(info.name, parameter.master(), info.part);
+      read_one(file, info, info.name, parameter.master(), info.part);
+    } else if (!info.joint_name.empty()) {
+      joint = true;
+      read_joint(file, parameter);
     } else {
       for (int64_t e = 0; e < parameter.master().size(0); ++e) {
-        read(expert_name(info.name, info.first_expert + e), parameter.master()[e], info.part.of_row());
+        read_one(file, info, expert_name(info.name, info.expert(e)), parameter.master()[e], info.part.of_row());
       }
-      for (int64_t e = 0; e < info.num_experts; ++e) used.insert(peft_key(expert_name(info.name, e)));
+      for (int64_t i = 0; i < info.num_experts; ++i) {
+        file.note_used(expert_name(info.name, info.experts.empty() ? i : info.experts[i]));
+      }
     }
     parameter.refresh_working();
   }
-  for (const std::string& name : file.names()) {
-    if (used.count(name) == 0) {
-      throw UserError(str(file.path(), ": holds ", name, ", which the recipe's adapter.targets leave out"));
-    }
+  if (!config.target_parameters.empty() && !joint) {
+    throw UserError(str((folder / kConfigFile).string(), ": target_parameters names ", config.target_parameters.front(),
+                        ": tensors of all experts together; this family's experts have adapters of their own"));
   }
+  file.require_all_used();
 }
 
 }  // namespace moetune

@@ -23,6 +23,10 @@ SafetensorsFile open_peft_weights(const std::filesystem::path& folder);
 /// UserError unless the tensor is one of floats of 16 to 64 bits.
 void require_adapter_dtype(const TensorInfo& info);
 
+/// What can be said of an adapter before there are parameters to compare it with: that both files are there, and that
+/// load_peft_adapter takes such a configuration. UserError.
+void require_peft_adapter(const std::filesystem::path& folder);
+
 /// Sets masters and working copies from the adapter in `folder`. Every trained tensor must be there with its shape and
 /// finite, and nothing else; each map must be scaled alike, by alpha / R, or alpha / sqrt(R) with rsLoRA, of its own
 /// rank R, which must be one that adapter_config.json gives: UserError naming tensor, shapes or scales, and file

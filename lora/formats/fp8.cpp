@@ -1,10 +1,18 @@
 #include "lora/formats/fp8.h"
 
+#include <limits>
+
 #include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 #include "parallel/bytes/finite.h"
 
 namespace moetune {
+namespace {
+
+constexpr int64_t kBlock = 128;
+constexpr double kLargest = 448.0;  // of e4m3fn
+
+}  // namespace
 
 at::Tensor fp8_scales(const at::Tensor& stored, const std::string& place) {
   at::Tensor scales;
@@ -30,7 +38,6 @@ at::Tensor fp8_scales(const at::Tensor& stored, const std::string& place) {
 
 at::Tensor fp8_blocks_dequantise(const at::Tensor& weight, const at::Tensor& scale_inv, at::ScalarType dtype,
                                  int64_t first_row) {
-  constexpr int64_t kBlock = 128;
   MT_CHECK(weight.scalar_type() == at::kFloat8_e4m3fn && weight.dim() == 2, "weight is ", weight.toString(), " ",
            weight.sizes(), ", not e4m3fn [O, I]");
   MT_CHECK(first_row >= 0, "first_row ", first_row);
@@ -61,6 +68,22 @@ at::Tensor fp8_blocks_dequantise(const at::Tensor& weight, const at::Tensor& sca
   values.slice(1, 0, whole * kBlock).unflatten(1, {whole, kBlock}).mul_(scale_rows.slice(1, 0, whole).unsqueeze(-1));
   if (whole * kBlock < num_columns) values.slice(1, whole * kBlock).mul_(scale_rows.slice(1, whole));
   return values.to(dtype);
+}
+
+Fp8Blocks fp8_blocks_quantise(const at::Tensor& weight, bool powers_of_two) {
+  MT_CHECK(weight.dim() == 2, "weight is ", weight.sizes(), ", not [O, I]");
+  const int64_t O = weight.size(0), I = weight.size(1);
+  const int64_t rows = ceil_div(O, kBlock), columns = ceil_div(I, kBlock);
+  at::Tensor padded = at::zeros({rows * kBlock, columns * kBlock}, weight.options().dtype(at::kFloat));
+  padded.narrow(0, 0, O).narrow(1, 0, I).copy_(weight);
+  const at::Tensor blocks = padded.view({rows, kBlock, columns, kBlock});
+  at::Tensor scales = blocks.abs().amax({1, 3}).to(at::kDouble).div_(kLargest);
+  // In fp32 a scale below its smallest normal number would be rounded roughly.
+  scales.masked_fill_(scales.eq(0), 1.0).clamp_min_(std::numeric_limits<float>::min());
+  scales = (powers_of_two ? at::exp2(at::ceil(at::log2(scales))) : scales).to(at::kFloat);
+  // A scale that was rounded down would lift the largest weight above e4m3's largest number, which is NaN.
+  blocks.div_(scales.view({rows, 1, columns, 1})).clamp_(-kLargest, kLargest);
+  return {padded.narrow(0, 0, O).narrow(1, 0, I).to(at::kFloat8_e4m3fn).contiguous(), scales};
 }
 
 }  // namespace moetune

@@ -1,5 +1,5 @@
 // FP8 weights in blocks of 128 x 128, as DeepSeek-V3 ships them: read, scaled, and held in another format from there
-// on.
+// on; and written for programs that load such.
 //
 //   const at::Tensor scale_inv = fp8_scales(stored_scales, "model.safetensors: w_scale_inv");
 //   const at::Tensor weight_OI = fp8_blocks_dequantise(weight, scale_inv, at::kBFloat16);
@@ -27,5 +27,13 @@ at::Tensor fp8_scales(const at::Tensor& stored, const std::string& place);
 /// 0xff), or a scale is not finite.
 at::Tensor fp8_blocks_dequantise(const at::Tensor& weight, const at::Tensor& scale_inv, at::ScalarType dtype,
                                  int64_t first_row = 0);
+
+struct Fp8Blocks {
+  at::Tensor weight;     ///< float8_e4m3fn [O, I]
+  at::Tensor scale_inv;  ///< fp32 [ceil(O / 128), ceil(I / 128)]
+};
+/// weight: [O, I], finite. Each block's scale is its largest magnitude / 448, e4m3's largest number, so that none is
+/// cut off; 1 for a block of zeros. `powers_of_two`: the next one up, as F8_E8M0 and its bits can hold it.
+Fp8Blocks fp8_blocks_quantise(const at::Tensor& weight, bool powers_of_two);
 
 }  // namespace moetune

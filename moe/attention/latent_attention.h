@@ -11,9 +11,7 @@
 
 #include <memory>
 
-#include "lora/linear.h"
-#include "moe/attention/rope.h"
-#include "moe/attention/slice.h"
+#include "moe/attention/attention.h"
 #include "moe/blueprint.h"
 #include "parallel/comm/tensor_axis.h"
 
@@ -29,17 +27,14 @@ struct AttentionWeights {
   at::Tensor q_a_norm, kv_a_norm;
 };
 
-class LatentAttention {
+class LatentAttention final : public Attention {
  public:
   LatentAttention(const AttentionSpec& spec, AttentionWeights weights, const TensorAxis& axis)
       : spec_(spec), weights_(std::move(weights)), axis_(axis), heads_(spec.heads / axis.size()) {}
 
-  /// x_TD (already normed) -> y_TD, differentiable; the slice's documents do not see each other. `angles`: of all U
-  /// rows. Collective over the axis.
   at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
-                     const StepRandom& random) const;
-  /// Its linear maps that exist.
-  std::vector<Linear*> linears() const;
+                     const StepRandom& random) const override;
+  std::vector<Linear*> linears() const override;
 
  private:
   AttentionSpec spec_;
@@ -47,9 +42,5 @@ class LatentAttention {
   TensorAxis axis_;
   int64_t heads_;  // of this rank
 };
-
-/// Causal attention within each document of the slice: q_UHA, k_UHA [U, H, qk], v_UHA [U, H, value] -> [U, H, value].
-at::Tensor packed_causal_attention(const at::Tensor& q_UHA, const at::Tensor& k_UHA, const at::Tensor& v_UHA,
-                                   const Slice& slice, double softmax_scale);
 
 }  // namespace moetune

@@ -1,5 +1,6 @@
 #include "moe/families/config_reader.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <nlohmann/json.hpp>
@@ -50,8 +51,8 @@ void read_llama3(const ConfigReader& scaling, RotarySpec& rotary) {
   rotary.high_freq_factor = scaling.number("high_freq_factor");
   if (rotary.factor < 1.0) scaling.fail("factor", str("is ", rotary.factor, ", want at least 1"));
   if (rotary.original_max_positions <= 0.0) scaling.fail("original_max_position_embeddings", "is not above 0");
-  if (!(rotary.low_freq_factor > 0.0 && rotary.high_freq_factor > rotary.low_freq_factor)) {
-    scaling.fail("high_freq_factor", str("is ", rotary.high_freq_factor, ", want above low_freq_factor ",
+  if (!(rotary.low_freq_factor > 0.0 && rotary.high_freq_factor >= rotary.low_freq_factor)) {
+    scaling.fail("high_freq_factor", str("is ", rotary.high_freq_factor, ", want at least low_freq_factor ",
                                          rotary.low_freq_factor, ", which is above 0"));
   }
 }
@@ -192,19 +193,101 @@ void ConfigReader::fail(const std::string& key, const std::string& problem) cons
   throw UserError(str(place_, ": ", key, " ", problem));
 }
 
-void ConfigReader::read_common(Blueprint& blueprint) const {
+void ConfigReader::read_common(Blueprint& blueprint, bool mxfp4) const {
   blueprint.vocab = integer("vocab_size", 1, kMostVocabulary);
   blueprint.width = integer("hidden_size", 1, kMostWidth);
   blueprint.norm_eps = number_within("rms_norm_eps", 1e-6, 0.0, 1.0);
   blueprint.initializer_range = number_within("initializer_range", 0.02, 0.0, 1e6);
   blueprint.tied_embeddings = flag_or("tie_word_embeddings", false);
   blueprint.max_positions = integer_or("max_position_embeddings", 0, 0);
+  only("hidden_act", "silu");
+  blueprint.mxfp4_experts =
+      mxfp4 && has("quantization_config") && object("quantization_config").text_or("quant_method", "") == "mxfp4";
+  blueprint.fp8_blocks = !blueprint.mxfp4_experts && fp8_blocks();
   if (number_or("attention_dropout", 0.0) != 0.0) {
     fail("attention_dropout", "is not 0; attention is computed without dropout");
   }
 }
 
+void ConfigReader::read_router_sizes(RouterSpec& router, const char* key, const char* other) const {
+  router.experts = integer_of_either(key, other, 1, kMostExperts);
+  router.top_k = integer("num_experts_per_tok", 1, kMostExperts);
+  if (router.top_k > router.experts) fail("num_experts_per_tok", str("exceeds ", router.experts, " experts"));
+}
+
+void ConfigReader::read_router_groups(RouterSpec& router, RouterSpec::Choice choice) const {
+  router.num_groups = integer_or("n_group", 1, 1);
+  router.top_groups = integer_or("topk_group", router.num_groups, 1);
+  router.choice = router.num_groups > 1 ? choice : RouterSpec::Choice::kGreedy;
+  if (router.experts % router.num_groups != 0) fail("n_group", str("does not divide ", router.experts, " experts"));
+  const int64_t group_size = router.experts / router.num_groups;
+  if (router.top_groups > router.num_groups) fail("topk_group", str("exceeds n_group ", router.num_groups));
+  if (router.choice == RouterSpec::Choice::kGroupsByBestTwo && group_size < 2) {
+    fail("n_group", "leaves groups of one expert; a group's score is the sum of its two best");
+  }
+  if (router.top_k > router.top_groups * group_size) {
+    fail("num_experts_per_tok", "exceeds the experts of the chosen groups");
+  }
+}
+
+AttentionSpec ConfigReader::read_grouped_query(RotarySpec& rotary, int64_t max_positions, double rotated) const {
+  AttentionSpec attention;
+  attention.kind = AttentionSpec::Kind::kGroupedQuery;
+  attention.heads = integer("num_attention_heads", 1, kMostHeads);
+  attention.kv_heads = integer_or("num_key_value_heads", attention.heads, 1, attention.heads);
+  if (attention.heads % attention.kv_heads != 0) {
+    fail("num_key_value_heads",
+         str("is ", attention.kv_heads, ", which does not divide num_attention_heads ", attention.heads));
+  }
+  const int64_t width = integer("hidden_size", 1, kMostWidth);
+  if (!has("head_dim") && width % attention.heads != 0) {
+    fail("num_attention_heads", str("does not divide hidden_size ", width, ", and there is no head_dim"));
+  }
+  attention.value_dim = integer_or("head_dim", width / attention.heads, 1, kMostHeads);
+  const double turning = static_cast<double>(attention.value_dim) * partial_rotary_factor(rotated);
+  attention.rotary_dim = static_cast<int64_t>(turning);
+  if (attention.rotary_dim < 2 || attention.rotary_dim % 2 != 0 || attention.rotary_dim > attention.value_dim) {
+    fail("head_dim", str("of ", attention.value_dim, " leaves ", attention.rotary_dim,
+                         " rotary features, want an even number of at least 2 and at most head_dim"));
+  }
+  attention.nope_dim = attention.value_dim - attention.rotary_dim;
+  attention.softmax_scale = 1.0 / std::sqrt(static_cast<double>(attention.value_dim));
+  rotary.layout = RotarySpec::Layout::kHalves;
+  rotary.dim = attention.rotary_dim;
+  rotary = this->rotary(rotary, max_positions, /*partial=*/true);
+  return attention;
+}
+
 int64_t ConfigReader::num_layers() const { return integer("num_hidden_layers", 1, kMostLayers); }
+
+void ConfigReader::add_layers(Blueprint& blueprint, const LayerSpec& layer, int64_t dense_otherwise) const {
+  const int64_t num = num_layers();
+  const int64_t dense_width = integer("intermediate_size", 1, kMostFeatures);
+  const int64_t num_dense = std::min(integer_or("first_k_dense_replace", dense_otherwise, 0), num);
+  blueprint.layers.assign(num, layer);
+  for (int64_t i = 0; i < num_dense; ++i) blueprint.layers[i].dense_width = dense_width;
+  if (!has("mlp_layer_types")) return;
+  const std::vector<std::string> types = texts("mlp_layer_types");
+  if (static_cast<int64_t>(types.size()) != num) {
+    fail("mlp_layer_types", str("names ", types.size(), " layers, but num_hidden_layers is ", num));
+  }
+  for (int64_t i = 0; i < num; ++i) {
+    if (types[i] != "dense" && types[i] != "sparse") {
+      fail("mlp_layer_types", str("holds ", single_quoted(types[i]), ", want 'dense' or 'sparse'"));
+    }
+    const bool dense = types[i] == "dense";
+    if (has("first_k_dense_replace") && dense != (i < num_dense)) {
+      fail("mlp_layer_types", str("calls layer ", i, " ", types[i], ", but first_k_dense_replace is ", num_dense));
+    }
+    blueprint.layers[i].dense_width = dense ? dense_width : 0;
+  }
+}
+
+void ConfigReader::read_mtp(Blueprint& blueprint, const LayerSpec& layer) const {
+  if (!has("num_nextn_predict_layers") && !has("num_mtp_layers")) return;
+  blueprint.num_mtp_layers = integer_of_either("num_nextn_predict_layers", "num_mtp_layers", 0, kMostLayers);
+  blueprint.mtp_layer = layer;
+}
 
 RotarySpec ConfigReader::rotary(RotarySpec base, int64_t max_positions, bool partial) const {
   base.theta = number_or("rope_theta", base.theta);
@@ -218,6 +301,11 @@ RotarySpec ConfigReader::rotary(RotarySpec base, int64_t max_positions, bool par
     if (!has(key)) continue;
     const ConfigReader scaling = object(key);
     if (at(key).empty()) continue;
+    for (const auto& [name, value] : at(key).items()) {
+      if (value.is_object()) {
+        scaling.fail(name, str("is ", shown(value), "; one rotary scaling for all layers is computed"));
+      }
+    }
     const RotarySpec rotary = read_scaling(*this, scaling, base, max_positions, partial);
     if (found && !(*found == rotary)) {
       fail(key, str("says ", rotary_text(rotary), ", but ", found_under, " says ", rotary_text(*found),
@@ -227,6 +315,23 @@ RotarySpec ConfigReader::rotary(RotarySpec base, int64_t max_positions, bool par
     found_under = key;
   }
   return found.value_or(base);
+}
+
+double ConfigReader::partial_rotary_factor(double otherwise) const {
+  std::optional<double> found = optional_number("partial_rotary_factor");
+  for (const char* key : {"rope_parameters", "rope_scaling"}) {
+    if (!has(key) || !at(key).is_object()) continue;
+    const ConfigReader scaling = object(key);
+    const std::optional<double> factor = scaling.optional_number("partial_rotary_factor");
+    if (factor && found && *factor != *found) {
+      scaling.fail("partial_rotary_factor", str("is ", *factor, ", but elsewhere in the file it is ", *found));
+    }
+    if (factor) found = factor;
+  }
+  const double factor = found.value_or(otherwise);
+  if (!(factor > 0.0 && factor <= 1.0))
+    fail("partial_rotary_factor", str("is ", factor, ", want above 0 and at most 1"));
+  return factor;
 }
 
 bool ConfigReader::fp8_blocks() const {
@@ -242,7 +347,9 @@ bool ConfigReader::fp8_blocks() const {
     quantised.fail("weight_block_size", str("is ", shown(block), ", want [128, 128]"));
   }
   const std::string format = quantised.text_or("fmt", "e4m3");
-  if (format != "e4m3") quantised.fail("fmt", str("is ", single_quoted(format), "; only e4m3 is read"));
+  if (format != "e4m3" && format != "float8_e4m3fn") {
+    quantised.fail("fmt", str("is ", single_quoted(format), "; only e4m3 is read"));
+  }
   return true;
 }
 

@@ -58,13 +58,29 @@ class ConfigReader {
   [[noreturn]] void fail(const std::string& key, const std::string& problem) const;
   const std::string& place() const { return place_; }
 
-  /// vocab, width, norm_eps, initializer_range, tied_embeddings, max_positions: keys that all families have.
-  void read_common(Blueprint& blueprint) const;
+  /// vocab, width, norm_eps, initializer_range, tied_embeddings, max_positions, fp8_blocks: keys that all families
+  /// have; what no family computes (another activation than silu, dropout in attention) is refused. `mxfp4`: the
+  /// family's experts may lie in MXFP4 blocks, which sets mxfp4_experts.
+  void read_common(Blueprint& blueprint, bool mxfp4 = false) const;
+  /// Experts, top_k and what they must keep to each other. Keys of the number of experts: two spellings.
+  void read_router_sizes(RouterSpec& router, const char* key, const char* other) const;
+  /// Groups of experts of which some are open to a token (n_group, topk_group): all where there is one.
+  void read_router_groups(RouterSpec& router, RouterSpec::Choice choice) const;
+  /// Grouped-query attention: heads, kv_heads, widths of a head, its scale; rotary.dim and the scaling of its angles.
+  /// `rotated`: the part of a head's features that turns where partial_rotary_factor does not say.
+  AttentionSpec read_grouped_query(RotarySpec& rotary, int64_t max_positions, double rotated = 1.0) const;
   /// num_hidden_layers, bounded.
   int64_t num_layers() const;
+  /// Gives the blueprint its layers, each like `layer`, the first `first_k_dense_replace` (or those that
+  /// mlp_layer_types calls dense) with a dense MLP of intermediate_size.
+  void add_layers(Blueprint& blueprint, const LayerSpec& layer, int64_t dense_otherwise) const;
+  /// num_nextn_predict_layers or num_mtp_layers; the module's block is `layer`.
+  void read_mtp(Blueprint& blueprint, const LayerSpec& layer) const;
   /// Angles; `base` has dim and layout and, where the family has another, theta. partial_rotary_factor must be 1 unless
   /// `partial`: then the caller has put it into dim.
   RotarySpec rotary(RotarySpec base, int64_t max_positions, bool partial = false) const;
+  /// The part of a head's features that turns, at the top or beside the scaling of the angles.
+  double partial_rotary_factor(double otherwise) const;
   /// Whether the weights are FP8 in blocks; UserError for any other quantisation.
   bool fp8_blocks() const;
   /// Bounds that the sizes together must keep. `experts_key`: the family's key of the number of experts.

@@ -5,7 +5,16 @@
 
 #include <nlohmann/json.hpp>
 
+#include "moe/families/deepseek_v2.h"
 #include "moe/families/deepseek_v3.h"
+#include "moe/families/dots1.h"
+#include "moe/families/glm4_moe.h"
+#include "moe/families/gpt_oss.h"
+#include "moe/families/llama4.h"
+#include "moe/families/minimax_m2.h"
+#include "moe/families/mixtral.h"
+#include "moe/families/olmoe.h"
+#include "moe/families/qwen_moe.h"
 #include "parallel/base/error.h"
 #include "parallel/base/strict_json.h"
 
@@ -21,8 +30,22 @@ struct Family {
 
 /// By model_type, in the order of the alphabet.
 constexpr Family kFamilies[] = {
+    {"deepseek_v2", deepseek_v2},
     {"deepseek_v3", deepseek_v3},
+    {"deepseek_v32", sparse_latent},
+    {"dots1", dots1},
+    {"glm4_moe", glm4_moe},
+    {"glm4_moe_lite", latent_with_sigmoid_router},
+    {"glm_moe_dsa", sparse_latent},
+    {"gpt_oss", gpt_oss},
     {"kimi_k2", deepseek_v3},
+    {"llama4", llama4},
+    {"llama4_text", llama4_text},
+    {"minimax_m2", minimax_m2},
+    {"mixtral", mixtral},
+    {"olmoe", olmoe},
+    {"qwen2_moe", qwen2_moe},
+    {"qwen3_moe", qwen3_moe},
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "parallel/base/strict_json.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <unordered_set>
 #include <vector>
@@ -38,6 +39,17 @@ nlohmann::json parse_strict_json(std::string_view text, const std::string& where
   };
   try {
     return json::parse(text.begin(), text.end(), check);
+  } catch (const json::out_of_range& error) {
+    // The library says which number is too large, but not where it stands.
+    const std::string what = error.what();
+    const std::size_t open = what.find('\''), close = what.rfind('\'');
+    const std::string number = open < close ? what.substr(open + 1, close - open - 1) : "";
+    const std::size_t at = number.empty() ? std::string_view::npos : text.find(number);
+    if (at == std::string_view::npos) throw UserError(str(where, ": not valid JSON: ", what));
+    const std::string_view before = text.substr(0, at);
+    throw UserError(str(where, ": not valid JSON: at line ", 1 + std::count(before.begin(), before.end(), '\n'),
+                        ", column ", at - (before.rfind('\n') + 1) + 1, ": the number ", number.substr(0, 40),
+                        number.size() > 40 ? "..." : "", " is too large"));
   } catch (const json::exception& error) {
     // What it read last may be as long as the file.
     constexpr std::size_t kMost = 300;

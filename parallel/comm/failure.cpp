@@ -1,9 +1,11 @@
 #include "parallel/comm/failure.h"
 
 #include <c10/util/Exception.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdint>
 #include <cstring>
 #include <exception>
 #include <filesystem>
@@ -78,12 +80,51 @@ Failure of_json(const nlohmann::json::exception& error) {
   ::_exit(static_cast<int>(failure.code));
 }
 
-// Runs inside a signal: only what POSIX allows there.
-void end_at_lost_page(int) {
-  constexpr char kMessage[] =
-      "error: a file that was being read through memory became shorter, or its disk could not deliver it (SIGBUS); do "
-      "not replace files of a running job in place, and look at the disk (dmesg)\n";
-  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kMessage, sizeof kMessage - 1);
+// The file that is mapped at an address, from /proc/self/maps ("first-end rwxp offset device inode path"), or "".
+// Like what follows it runs inside a signal: only what POSIX allows there.
+const char* mapped_file_at(std::uintptr_t address, char* line, std::size_t capacity) {
+  const int maps = ::open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (maps < 0) return "";
+  std::size_t length = 0;
+  char byte = 0;
+  while (::read(maps, &byte, 1) == 1) {
+    if (byte != '\n') {
+      if (length + 1 < capacity) line[length++] = byte;
+      continue;
+    }
+    line[length] = '\0';
+    length = 0;
+    char* at = line;
+    const auto number = [&] {
+      std::uintptr_t value = 0;
+      for (; (*at >= '0' && *at <= '9') || (*at >= 'a' && *at <= 'f'); ++at) {
+        value = value * 16 + static_cast<std::uintptr_t>(*at <= '9' ? *at - '0' : *at - 'a' + 10);
+      }
+      ++at;
+      return value;
+    };
+    const std::uintptr_t first = number(), end = number();
+    if (address < first || address >= end) continue;
+    ::close(maps);
+    while (*at != '\0' && *at != '/') ++at;
+    for (char* c = at; *c != '\0'; ++c) {
+      if (static_cast<unsigned char>(*c) < ' ' || *c == 0x7f) *c = '?';
+    }
+    return at;
+  }
+  ::close(maps);
+  return "";
+}
+
+void end_at_lost_page(int, siginfo_t* info, void*) {
+  static char line[8192];
+  const char* file = mapped_file_at(reinterpret_cast<std::uintptr_t>(info->si_addr), line, sizeof line);
+  const char* parts[] = {"error: ", *file == '\0' ? "a file" : file,
+                         ": it was being read through memory and became shorter, or its disk could not deliver it "
+                         "(SIGBUS); do not replace files of a running job in place, and look at the disk (dmesg)\n"};
+  for (const char* part : parts) {
+    [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, part, std::strlen(part));
+  }
   ::_exit(static_cast<int>(ExitCode::kUserError));
 }
 
@@ -121,7 +162,8 @@ Failure current_failure() {
 void end_without_signals() {
   std::set_terminate(end_process);
   struct sigaction action{};
-  action.sa_handler = end_at_lost_page;
+  action.sa_sigaction = end_at_lost_page;
+  action.sa_flags = SA_SIGINFO;
   ::sigaction(SIGBUS, &action, nullptr);
 }
 

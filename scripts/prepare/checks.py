@@ -5,6 +5,8 @@ check_text(value, "tools")              # no half of a surrogate pair in any str
 check_weight(0.5, "weight")
 """
 
+import math
+
 from prepare.errors import printable
 from prepare.sample import BadLine
 
@@ -22,7 +24,8 @@ def _check_surrogates(text, what):
 
 
 def check_text(value, what):
-    """Every string of a JSON value must be Unicode text, which half of a surrogate pair is not. Returns the value."""
+    """Every string of a JSON value must be Unicode text, which half of a surrogate pair is not, and every number one
+    that can be written again. Returns the value."""
     open_values = [value]
     while open_values:
         value_ = open_values.pop()
@@ -32,6 +35,8 @@ def check_text(value, what):
             open_values += [*value_.keys(), *value_.values()]
         elif isinstance(value_, list):
             open_values += value_
+        elif isinstance(value_, float) and not math.isfinite(value_):
+            raise BadLine("a number that is too large", "write it as text, or below 1.8e308", f"in {what}")
     return value
 
 

@@ -217,7 +217,7 @@ def _prepare(path, encoders, options):
     for note in json.loads(metadata["notes"]):
         _say(f"note: {note}")
     counts = {k: int(metadata[k]) for k in ("documents", "tokens", "target_tokens")}
-    return {"cache": str(cached), **counts, "format": name, "reused": reused}, encoder.model
+    return {"cache": cached, **counts, "format": name, "reused": reused}, encoder.model
 
 
 def run(options):
@@ -234,6 +234,9 @@ def run(options):
         to_show -= shown
         for text in samples(summary["cache"], model and model.tokenizer, shown, sys.stdout.isatty()) if shown else ():
             print(text)
+    for summary in summaries:
+        # A path may hold bytes that are no text; its last name is plain.
+        summary["cache"] = os.fsencode(summary["cache"]).decode("utf-8", "replace")
     print(json.dumps(summaries[0] if len(summaries) == 1 else {"files": summaries}))
 
 

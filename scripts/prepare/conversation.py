@@ -11,8 +11,10 @@ as the model will write it: behind the generation prompt, whole, with the templa
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 
 from prepare.errors import printable
+from prepare.faithful import changed_message
 from prepare.fit import RESERVED, fit
 from prepare.messages import THOUGHTS
 from prepare.sample import BadLine, Text
@@ -33,9 +35,10 @@ class Rendered:
 
 def _check_characters(sample):
     for i, message in enumerate(sample.messages):
-        if any(isinstance(v, str) and NONCHARACTERS.search(v) for v in message.values()) or (
-            "tool_calls" in message and NONCHARACTERS.search(json.dumps(message["tool_calls"], ensure_ascii=False))
-        ):
+        texts = [v for v in message.values() if isinstance(v, str)]
+        if "tool_calls" in message:
+            texts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+        if any([not t.isascii() and NONCHARACTERS.search(t) for t in texts]):
             raise BadLine(
                 "content holds U+FDD0..U+FDEF",
                 "Unicode reserves these for internal use, and so does moetune: remove them",
@@ -58,9 +61,9 @@ def _strings_of(value):
 
 def _check_tools(sample, may_be_special):
     """Special-token text in tools and calls could not be told from the template's own."""
-    hidden = [sample.tools or [], sample.variables, [m.get("tool_calls", []) for m in sample.messages]]
-    hidden += [[m[k] for k in ("name", "tool_call_id", "role") if k in m] for m in sample.messages]
-    for text in _strings_of(hidden):
+    hidden = [sample.tools or [], sample.variables, [m["tool_calls"] for m in sample.messages if "tool_calls" in m]]
+    names = [m[k] for m in sample.messages for k in ("name", "tool_call_id", "role") if k in m]
+    for text in chain(_strings_of(hidden), dict.fromkeys(names)):
         if may_be_special(text):
             raise BadLine(
                 "special-token text in tools, calls or names",
@@ -97,6 +100,13 @@ def _render(template, sample, rules, may_be_special):
             "the chat template takes thoughts out of trained answers",
             'data.thoughts: keep trains those of the last turn; or set "train": false, or take the thoughts out',
             f'message {trained_cut[0] + 1}: "{printable(cut[trained_cut[0]], 60)}"',
+        )
+    changed = changed_message(located, messages, weights)
+    if changed is not None and changed not in trained_cut:
+        raise BadLine(
+            "the chat template changes a trained message: it takes characters out, or replaces them",
+            'set "train": false in it, or give such lines as prompt/completion',
+            f"message {changed + 1}, role {printable(messages[changed]['role'], 40)}",
         )
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     kept = trained_cut[-1:] if trained_cut and trained_cut[-1] == answers[-1] else []

@@ -17,6 +17,7 @@ from prepare.template import TemplateRefused
 from prepare.tools import arguments_as
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
+_THOUGHTS = frozenset(THOUGHTS)
 _RESULT_ROLES = ("tool", "observation", "function", "ipython")
 
 
@@ -76,8 +77,10 @@ def _fit_calls(template, calls):
 
 def _fit_thoughts(template, message):
     """The message with its thoughts under the name that the template looks for, and those it has no name for."""
-    given = next((k for k in THOUGHTS if k in message), None)
-    if given is None or template.names(given):
+    if _THOUGHTS.isdisjoint(message):
+        return message, None
+    given = next(k for k in THOUGHTS if k in message)
+    if template.names(given):
         return message, None
     known = next((k for k in THOUGHTS if template.names(k)), None)
     rest = {k: v for k, v in message.items() if k != given}
@@ -124,6 +127,12 @@ def fit(template, sample, chat_kwargs):
         problem = variable_problem(template, name)
         if problem:
             raise BadLine(problem, "take it out of chat_template_kwargs", f"chat_template_kwargs {quoted(name)}")
+    for name in sample.unused:
+        if template.reads(name) and name not in RESERVED:
+            raise BadLine(
+                f"the key {quoted(name)} stands beside the conversation, and the chat template reads it",
+                f'write "chat_template_kwargs": {{{quoted(name)}: ...}}, or name it in data.ignore_keys: [{name}]',
+            )
     if sample.tools and not template.reads("tools"):
         raise BadLine(
             "the chat template knows no tools",

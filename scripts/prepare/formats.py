@@ -25,6 +25,7 @@ FORMATS = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
+_KEYS = {name: frozenset(keys) for name, keys in FORMATS.items()}
 CHAT_FORMATS = ("messages", "sharegpt", "prompt/completion messages")  # nothing without a chat template
 FORMAT_HELP = (
     '{"messages": [{"role", "content"}...]}, {"prompt", "completion"}, {"instruction", "input"?, "output"}, '
@@ -37,10 +38,19 @@ _ALPACA_ASKS = ". Write a response that appropriately completes the request.\n\n
 
 def detect(value):
     """The format of a line by its keys, or None."""
-    name = next((name for name, keys in FORMATS.items() if all(k in value for k in keys)), None)
+    given = value.keys()
+    name = next((name for name, keys in _KEYS.items() if keys <= given), None)
     if name == "prompt/completion" and isinstance(value["prompt"], list) and isinstance(value["completion"], list):
         return "prompt/completion messages"
     return name
+
+
+def needed_keys(name):
+    """The keys of which a line of this format, and its messages, consist: they cannot be ignored."""
+    if name == "prompt/completion messages":
+        return {"prompt", "completion", "role", "content"}
+    inner = {"messages": {"role", "content"}, "sharegpt": {"from", "value"}}
+    return {*FORMATS[name], *inner.get(name, ())}
 
 
 def _alpaca_text(value, rules, weight):
@@ -95,8 +105,9 @@ def _tools(value):
 
 def convert(name, value, line, has_template, rules):
     """A line of the named format as a Sample."""
-    needed = {"prompt/completion messages": ("prompt", "completion")}.get(name) or FORMATS[name]
-    value = {k: v for k, v in value.items() if k not in rules.ignore_keys or k in needed}
+    needed = needed_keys(name)
+    if rules.ignore_keys:
+        value = {k: v for k, v in value.items() if k not in rules.ignore_keys or k in needed}
     sample = Sample(line, value.get("id"), unused=check_line(name, value))
     if name == "input_ids/labels":
         sample.tokens, sample.labels = read_ids(value)

@@ -44,6 +44,14 @@ def _deeper_than(value, limit):
     return True
 
 
+def value_of(text):
+    """The value of JSON text that stands inside a line, as strict as the line: ValueError, DuplicateKey."""
+    value = _decoder.decode(text)
+    if text.count("[") + text.count("{") > MAX_DEPTH and _deeper_than([value], MAX_DEPTH):
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
 def parse(raw, line, problems):
     """The object of one line (bytes, or text that was decoded already), or None after a note to problems."""
     try:

@@ -15,6 +15,7 @@ from prepare.sample import BadLine
 from prepare.tools import parse_call_text, parse_calls
 
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # what templates of different families call the same thing
+_PLAIN = {"role", "content"}  # the keys of most messages, beside which there is nothing to look for
 RESULTS = {"tool": "tool", "function": "tool", "observation": "tool"}  # roles of what a tool gave back
 SHAREGPT_ROLES = {
     "human": "user",
@@ -120,7 +121,8 @@ def read_messages(turns, rules, first_target=0):
         raise BadLine('"messages" is not a list of messages', 'give a list of {"role": ..., "content": ...}')
     messages, weights = [], []
     for number, m in enumerate(turns):
-        m = {k: v for k, v in m.items() if k not in rules.ignore_keys or k in ("role", "content")}
+        if rules.ignore_keys:
+            m = {k: v for k, v in m.items() if k not in rules.ignore_keys or k in ("role", "content")}
         has_calls = not is_absent(m.get("tool_calls")) or not is_absent(m.get("function_call"))
         if "role" not in m or ("content" not in m and not has_calls):
             raise BadLine(
@@ -128,6 +130,11 @@ def read_messages(turns, rules, first_target=0):
                 'give both; sharegpt lines have "conversations", "from", "value"',
                 "keys " + ", ".join(list(m)[:6]),
             )
+        if m.keys() == _PLAIN and isinstance(m["content"], str):
+            role, content = check_string(m["role"], "role", may_be_empty=False), check_string(m["content"], "content")
+            messages.append({"role": RESULTS.get(role, role), "content": content})
+            weights.append(float(rules.train_all or (role == "assistant" and number >= first_target)))
+            continue
         check_message(m)
         role = check_string(m["role"], "role", may_be_empty=False)
         messages.append(_message(m, role))

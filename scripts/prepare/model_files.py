@@ -10,6 +10,7 @@ model.asks_for_bos   # "add_bos_token": true
 """
 
 import json
+import os
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -40,11 +41,18 @@ def _read(path, limit):
         raise UserError(f"{path}: cannot be read: {e.strerror}\n  fix: check its permissions") from None
 
 
+def _is_no_file(path):
+    """What stands in the place of a file. A link that leads nowhere is no file that was left out."""
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {printable(os.readlink(path), 200)}, which is not there\n  fix: download it again"
+    return "is no file\n  fix: download it again"
+
+
 def _read_json(path):
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     if not path.is_file():
-        raise UserError(f"{path}: is no file\n  fix: download it again")
+        raise UserError(f"{path}: {_is_no_file(path)}")
     try:
         value = json.loads(_read(path, MAX_CONFIG_BYTES))
     except (ValueError, RecursionError) as e:
@@ -77,6 +85,8 @@ class ModelFiles:
     def __init__(self, folder):
         self.folder = Path(folder)
         path = self.folder / "tokenizer.json"
+        if os.path.lexists(path) and not path.is_file():
+            raise UserError(f"{path}: {_is_no_file(path)}")
         if not path.is_file():
             other = next((n for n in OTHER_TOKENIZERS if (self.folder / n).is_file()), None)
             raise UserError(
@@ -121,6 +131,8 @@ class ModelFiles:
     def _templates(self, where):
         """The chat template and the one for lines with tools, which transformers takes where it is named tool_use."""
         file = self.folder / "chat_template.jinja"
+        if os.path.lexists(file) and not file.is_file():
+            raise UserError(f"{file}: {_is_no_file(file)}")
         if file.is_file():
             return _read(file, MAX_TEMPLATE_BYTES) or None, None
         template, tool_use = self.config.get("chat_template"), None

@@ -14,11 +14,13 @@ import numpy as np
 from prepare.conversation import render_sample
 from prepare.errors import MAX_PROBLEMS, Problems, UserError, printable
 from prepare.fit import variable_problem
-from prepare.formats import CHAT_FORMATS, FORMAT_HELP, IGNORED, BadLine, convert, detect
+from prepare.formats import CHAT_FORMATS, FORMAT_HELP, IGNORED, BadLine, convert, detect, needed_keys
 from prepare.progress import Progress
-from prepare.template import ChatTemplate, limited_memory
+from prepare.template import ChatTemplate, limits
 from prepare.tokenise import Tokeniser
 from prepare.workers import in_order
+
+WORDS_BYTES = 1 << 20  # of a file from which on it is worth while to look into how the tokenizer splits text
 
 
 @dataclass
@@ -160,7 +162,7 @@ class _Blocks:
         if samples[0].tokens is not None:
             return samples, _arrays(samples)
         kept, texts = [], []
-        with limited_memory():
+        with limits():
             for sample in samples:
                 try:
                     texts.append(self._text(sample))
@@ -196,6 +198,8 @@ def prepare_file(reader, encoder, name, num_workers, sink):
     model, path = encoder.model, reader.path
     problems, result = Problems(path, reader.unit), Result(name)
     process = _Blocks(encoder, name, _templates(model, name, encoder.rules))
+    if encoder.tokeniser and reader.size >= WORDS_BYTES:
+        encoder.tokeniser.remember_words()
     counts, unused, highest = Counter(), Counter(), -1
     with Progress(path) as progress:
         for part in in_order(process, reader.blocks(), num_workers):
@@ -213,17 +217,16 @@ def prepare_file(reader, encoder, name, num_workers, sink):
             progress.show(result.documents, result.tokens, reader.done())
     problems.raise_if_any()
     result.vocab_size = encoder.tokeniser.vocab_size if model else highest + 1
-    limits = (
-        [n for n in (model.model_vocab, encoder.tokeniser.vocab_size if name == "input_ids/labels" else None) if n]
-        if model
-        else []
-    )
-    if limits and highest >= min(limits):
+    limit = model and (model.model_vocab or (result.vocab_size if name == "input_ids/labels" else None))
+    if limit and highest >= limit:
         raise UserError(
-            f"{path}: token {highest} lies beyond the vocabulary of {min(limits)} in {model.folder}\n"
+            f"{path}: token {highest} lies beyond the vocabulary of {limit} in {model.folder}\n"
             "  fix: tokenizer.json, config.json and the data must belong to one model"
         )
-    result.notes = _notes(counts, unused)
+    result.notes = _notes(counts, unused) + [
+        f'data.ignore_keys: "{printable(key, 40)}" is not ignored: lines of this format consist of it'
+        for key in sorted(encoder.rules.ignore_keys & needed_keys(name))
+    ]
     return result
 
 

@@ -17,21 +17,23 @@ its text, which must stand in the render exactly once. What is still not found i
 is trained, or if it could hold text of special tokens. What the template drops has no place and is listed.
 """
 
+import functools
 import re
 from dataclasses import dataclass, field
 
+from prepare.faithful import THINK_TAG, keeps_all
 from prepare.messages import THOUGHTS
 from prepare.sample import BadLine, Span
 from prepare.template import TemplateRefused
 
 _OPEN, _CLOSE = "\ufdee", "\ufdef"
 _DIGITS = "".join(chr(0xFDD0 + d) for d in range(10))
-_MARK = re.compile(f"([{_OPEN}{_CLOSE}])([{_DIGITS}]+)\ufded")
+_MARK = re.compile(f"([{_OPEN}{_CLOSE}][{_DIGITS}]+)\ufded")
 NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 _TO_DIGITS = str.maketrans("0123456789", _DIGITS)
 _TO_ASCII = str.maketrans(_DIGITS, "0123456789")
 
-_THINK_TAG = re.compile(r"(</?think>)")
+_THINK_TAGS = ("<think>", "</think>")
 _THINK_OPENS = re.compile(r"<think>\s*\Z")
 _FIELDS = (*THOUGHTS, "content")  # in the order in which templates write them
 CALL = "call"  # the field of an anchor
@@ -78,6 +80,16 @@ class Located:
     missing: list = field(default_factory=list)  # parts of which the template leaves nothing
 
 
+@functools.lru_cache(1 << 12)
+def _digits(number):
+    return str(number).translate(_TO_DIGITS)
+
+
+@functools.lru_cache(1 << 12)
+def _number(digits):
+    return int(digits.translate(_TO_ASCII))
+
+
 class _Marker:
     """Copies of messages with sentinels around their text; parts are numbered in the order of marking."""
 
@@ -87,18 +99,15 @@ class _Marker:
 
     def message(self, number, message):
         marked = dict(message)
+        in_pieces = not self.whole and message["role"] == "assistant"
         for key in _FIELDS:
             text = message.get(key)
             if not isinstance(text, str):
                 continue
-            pieces = [text] if self.whole or message["role"] != "assistant" else _THINK_TAG.split(text)
-            closed = max((i for i, p in enumerate(pieces) if p == "</think>"), default=-1)
-            marked[key] = "".join(
-                p
-                if _THINK_TAG.fullmatch(p)
-                else self._mark(Part(number, key, i, p, is_thought=key != "content" or i < closed))
-                for i, p in enumerate(pieces)
-            )
+            if in_pieces and "think>" in text:
+                marked[key] = self._pieces(number, key, text)
+            elif text not in _THINK_TAGS:
+                marked[key] = self._mark(Part(number, key, 0, text, is_thought=key != "content"))
         if "tool_calls" in message:
             marked["tool_calls"] = [
                 {**c, "function": {**c["function"], "name": self._wrap(Part(number, CALL, i, c["function"]["name"]))}}
@@ -106,10 +115,18 @@ class _Marker:
             ]
         return marked
 
+    def _pieces(self, number, key, text):
+        pieces = THINK_TAG.split(text)
+        closed = max((i for i, p in enumerate(pieces) if p == "</think>"), default=-1)
+        return "".join(
+            p if p in _THINK_TAGS else self._mark(Part(number, key, i, p, is_thought=key != "content" or i < closed))
+            for i, p in enumerate(pieces)
+        )
+
     def _wrap(self, part):
-        number = str(len(self.parts)).translate(_TO_DIGITS) + "\ufded"
+        number = _digits(len(self.parts))
         self.parts.append(part)
-        return f"{_OPEN}{number}{part.text}{_CLOSE}{number}"
+        return f"{_OPEN}{number}\ufded{part.text}{_CLOSE}{number}\ufded"
 
     def _mark(self, part):
         if self.whole:
@@ -126,21 +143,20 @@ class _Marker:
 
 def _unmark(marked):
     """(text without sentinels, [(part, start, end)]), or (None, None) where sentinels are not in matching pairs."""
-    places, out, at, opened, length = [], [], 0, None, 0
-    for m in _MARK.finditer(marked):
-        out.append(marked[at : m.start()])
-        length += m.start() - at
-        at = m.end()
-        number = int(m[2].translate(_TO_ASCII))
-        if (m[1] == _OPEN) != (opened is None) or (opened is not None and opened[0] != number):
+    pieces = _MARK.split(marked)
+    texts, marks = pieces[::2], pieces[1::2]
+    if len(marks) % 2:
+        return None, None
+    places, start = [], 0
+    for k in range(0, len(marks), 2):
+        opening, closing = marks[k], marks[k + 1]
+        if opening[0] != _OPEN or closing[0] != _CLOSE or opening[1:] != closing[1:]:
             return None, None
-        if opened is None:
-            opened = (number, length)
-        else:
-            places.append((number, opened[1], length))
-            opened = None
-    out.append(marked[at:])
-    return ("".join(out), places) if opened is None else (None, None)
+        start += len(texts[k])
+        end = start + len(texts[k + 1])
+        places.append((_number(opening[1:]), start, end))
+        start = end
+    return "".join(texts), places
 
 
 def _render_marked(render, messages, numbers, marker):
@@ -234,11 +250,11 @@ def locate(render, messages, matters):
     TemplateRefused where the template takes the conversation as it is not."""
     text = render(messages)
     everyone = range(len(messages))
-    return (
-        _try(render, messages, text, everyone, True)
-        or _try(render, messages, text, everyone, False)
-        or _one_by_one(render, messages, text, matters)
-    )
+    whole = _try(render, messages, text, everyone, True)
+    if whole and keeps_all(whole):
+        return whole
+    # Marks around all of a content also survive where the template takes thoughts out of its middle: cores tell.
+    return _try(render, messages, text, everyone, False) or whole or _one_by_one(render, messages, text, matters)
 
 
 def spans_of(located, messages, weights, regions):

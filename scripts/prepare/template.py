@@ -1,7 +1,7 @@
 """The model's own chat template, rendered as transformers renders it, but as the untrusted program that it is.
 
     template = ChatTemplate(source, bos="<s>", eos="</s>")
-    with limited_memory():
+    with limits():
         text = template.render(messages)       # TemplateRefused: the template calls raise_exception, or breaks a limit
     template.reads("tools")                    # whether this variable makes a difference to it
     template.names("reasoning_content")        # whether it looks for a part of a message that has this name
@@ -77,7 +77,7 @@ def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
 
 
 @contextlib.contextmanager
-def limited_memory():
+def _limited_memory():
     """A template's repetition of a string then ends in MemoryError instead of the machine's last byte."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm", encoding="ascii") as f:
@@ -92,28 +92,60 @@ def limited_memory():
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-class _TooSlow(BaseException):
+class TooSlow(BaseException):
     """Not an Exception, so that nothing on the way takes it for an error of an expression."""
 
 
 def _too_slow(signum, frame):
-    raise _TooSlow
+    raise TooSlow
+
+
+_alarm_is_heard = False
 
 
 @contextlib.contextmanager
-def _limited_time():
-    """Raises _TooSlow after RENDER_SECONDS. Signals reach the main thread only; elsewhere the other limits hold
+def _heard_alarm():
+    """The alarm of _limited_time raises TooSlow. Signals reach the main thread only; elsewhere the other limits hold
     alone."""
-    if threading.current_thread() is not threading.main_thread():
+    global _alarm_is_heard
+    if _alarm_is_heard or threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGALRM, _too_slow)
-    signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    _alarm_is_heard = True
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _alarm_is_heard = False
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def limits():
+    """What every render runs under. Setting them up takes longer than to render a short conversation: it is done once for
+    many."""
+    with _limited_memory(), _heard_alarm():
+        yield
+
+
+class _LimitedTime:
+    """Raises TooSlow after RENDER_SECONDS, in the main thread and under limits. A class, since one enters and leaves it
+    in a third of the time that a generator takes."""
+
+    def __enter__(self):
+        if _alarm_is_heard:
+            signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+
+    def __exit__(self, *_):
+        if _alarm_is_heard:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextlib.contextmanager
+def limited_time():
+    """The same for other programs of a model, where they are one or few: raises TooSlow."""
+    with _heard_alarm(), _LimitedTime():
+        yield
 
 
 class ChatTemplate:
@@ -130,8 +162,10 @@ class ChatTemplate:
         self.tokens = {k: v for k, v in (("bos_token", bos), ("eos_token", eos)) if v is not None}
         fix = "\n  fix: compare chat_template.jinja or tokenizer_config.json with the model's original"
         try:
-            with limited_memory(), _limited_time():  # Jinja computes constant expressions while it compiles
+            with limits(), _LimitedTime():  # Jinja computes constant expressions while it compiles
                 self.template = environment.from_string(source)
+                # A copy for each render is made of them, which of Jinja's own chain of dictionaries takes long.
+                self.template.globals = dict(self.template.globals)
                 tree = environment.parse(source)
                 self._variables = jinja2.meta.find_undeclared_variables(tree)
                 self._names = {n.attr for n in tree.find_all(nodes.Getattr)}
@@ -142,7 +176,7 @@ class ChatTemplate:
             raise UserError(
                 f"the chat template does not compile: {type(e).__name__}, it is nested too deep or too large{fix}"
             ) from None
-        except _TooSlow:
+        except TooSlow:
             raise UserError(f"the chat template does not compile within {RENDER_SECONDS} s{fix}") from None
 
     def reads(self, variable):
@@ -152,9 +186,9 @@ class ChatTemplate:
         return part in self._names
 
     def render(self, messages, tools=None, variables=None, add_generation_prompt=False):
-        """The text of one conversation. Call it under limited_memory."""
+        """The text of one conversation. Call it under limits."""
         try:
-            with _limited_time():
+            with _LimitedTime():
                 text = self.template.render(
                     **self.tokens
                     | (variables or {})
@@ -165,7 +199,7 @@ class ChatTemplate:
                         "add_generation_prompt": add_generation_prompt,
                     }
                 )
-        except _TooSlow:
+        except TooSlow:
             raise TemplateRefused(f"it ran for more than {RENDER_SECONDS} s") from None
         except MemoryError:
             raise TemplateRefused(f"it asked for more than {RENDER_BYTES >> 30} GiB of memory") from None

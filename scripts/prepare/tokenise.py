@@ -26,15 +26,16 @@ import contextlib
 import json
 import re
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, processors
 
 from prepare.errors import UserError, is_panic, printable
+from prepare.literals import one_of
 from prepare.sample import IGNORED, BadLine, Text
 from prepare.spans import NONCHARACTERS
-from prepare.template import OUTPUT_BYTES
+from prepare.template import OUTPUT_BYTES, TooSlow, limited_time
+from prepare.words import Encoded, Words
 
 MAX_VOCAB = 1 << 24
 REASONING_TAGS = ("<think>", "</think>")
@@ -101,14 +102,13 @@ class _AsText:
         )
         for token_id, token in added.items():
             self.ids[self.tokenizer.token_to_id(self.names[token.content])] = token_id
-        longest_first = sorted((n for n in self.names if not n.isspace()), key=len, reverse=True)
-        self.pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self.pattern = one_of(n for n in self.names if not n.isspace())
         tags = [t for t in REASONING_TAGS if t in self.names]
         self.tags = re.compile("|".join(tags)) if tags else None
         self.controls = {i for i, t in added.items() if not t.content.isspace()}
 
     def encode(self, document):
-        """Ids, offsets and the renamed document."""
+        """An Encoded, and the renamed document."""
         if NONCHARACTERS.search(document.text):
             raise BadLine(
                 "content holds U+FDD0..U+FDEF",
@@ -121,7 +121,9 @@ class _AsText:
                 "special-token text that this vocabulary cannot spell as text",
                 f"remove it from the content, or use {_ALLOW}",
             )
-        return [self.ids.get(i, i) for i in encoding.ids], encoding.offsets, replace(document, text=text, spans=spans)
+        encoded = Encoded.of(encoding)
+        encoded.ids = np.array([self.ids.get(i, i) for i in encoding.ids], dtype=np.int32)
+        return encoded, replace(document, text=text, spans=spans)
 
 
 class Tokeniser:
@@ -137,7 +139,7 @@ class Tokeniser:
         # The post-processor adds nothing to ids here, but some trim white space off the offsets that the mask is made
         # from.
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.words = tokenizer, None
         self.added = tokenizer.get_added_tokens_decoder()
         self.vocab_size = (
             max(max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), *self.added, -1) + 1
@@ -161,6 +163,12 @@ class Tokeniser:
         templates = (model.template or "") + (model.tool_template or "")
         self.frame = {t.content for t in self.added.values() if t.content in templates} | {model.bos, model.eos}
 
+    def remember_words(self):
+        """Makes much text faster; little of it is done in the time that this takes."""
+        if self.words is None:
+            with contextlib.suppress(BadLine, TooSlow), limited_time(), _refusing():
+                self.words = Words.of(self.tokenizer)
+
     def _prefix(self, tokenizer, add_bos):
         """What goes in front of a text: what tokenizer.json puts there, with or without bos as the user says."""
         framed, bare = _encode_one(tokenizer, "a", True), _encode_one(tokenizer, "a", False)
@@ -177,16 +185,14 @@ class Tokeniser:
     def may_be_special(self, text):
         """Whether a string holds the text of an added token."""
         if self._special_text is None:
-            names = sorted((t.content for t in self.added.values() if not t.content.isspace()), key=len, reverse=True)
-            self._special_text = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+            self._special_text = one_of(t.content for t in self.added.values() if not t.content.isspace())
         return self.special != "allow" and self._special_text.search(text) is not None
 
-    def _specials_in_content(self, document, ids, offsets):
+    def _specials_in_content(self, document, encoded):
         """The contents of added tokens that came out of (or reach into) content."""
         found = []
-        for i, (start, end) in zip(ids, offsets):
-            if not self.is_control[i]:
-                continue
+        for k in np.flatnonzero(self.is_control[encoded.ids]).tolist():
+            i, start, end = int(encoded.ids[k]), int(encoded.starts[k]), int(encoded.ends[k])
             piece = document.text[start:end]  # a token may swallow white space around it; that harms nobody
             start, end = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
             if any(
@@ -207,13 +213,11 @@ class Tokeniser:
         if not documents:
             return np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int64), None
         documents = [self._bounded(d, text, on_bad) for d, text in enumerate(documents)]
-        encodings = self._encode_all(documents, on_bad)
-        ids = [np.array(e.ids, dtype=np.int32) for e in encodings]
-        offsets = [e.offsets for e in encodings]
+        encoded = self._encode_all(documents, on_bad)
         if self.special != "allow":
-            for d in self._with_control_in_content(documents, ids, offsets):
+            for d in self._with_control_in_content(documents, encoded):
                 try:
-                    found = self._specials_in_content(documents[d], ids[d].tolist(), offsets[d])
+                    found = self._specials_in_content(documents[d], encoded[d])
                     if found and self.special == "reject":
                         raise BadLine(
                             "special-token text in content",
@@ -230,13 +234,12 @@ class Tokeniser:
                     if found:
                         with _refusing():
                             self.as_text = self.as_text or _AsText(self.model.tokenizer_text, self.added)
-                            new_ids, offsets[d], documents[d] = self.as_text.encode(documents[d])
-                        ids[d] = np.array(new_ids, dtype=np.int32)
+                            encoded[d], documents[d] = self.as_text.encode(documents[d])
                         self.kept_as_text += 1
                 except BadLine as e:
                     on_bad(d, e)
-                    ids[d], offsets[d], documents[d] = np.zeros(0, np.int32), [], Text("", [])
-        return self._label(documents, ids, offsets)
+                    encoded[d], documents[d] = Encoded.empty(), Text("", [])
+        return self._label(documents, encoded)
 
     @staticmethod
     def _bounded(number, document, on_bad):
@@ -252,57 +255,66 @@ class Tokeniser:
         return Text("", [])
 
     def _encode_all(self, documents, on_bad):
-        """Encodings of all documents; one on which the tokenizer fails becomes an empty text."""
-        texts, out = [d.text for d in documents], []
+        """An Encoded of each document; one on which the tokenizer fails becomes an empty text."""
+        texts = [d.text for d in documents]
+        out = [None] * len(texts)
+        if self.words:
+            # The package's patterns end after so many steps, Python's do not: what takes too long here is left to it.
+            try:
+                with contextlib.suppress(BadLine), limited_time(), _refusing():
+                    out = self.words.encode(texts)
+            except TooSlow:
+                self.words = None
+        rest = [d for d, encoded in enumerate(out) if encoded is None]
         with contextlib.suppress(BadLine), _refusing():
-            return self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        for number, text in enumerate(texts):
+            for d, encoding in zip(
+                rest, self.tokenizer.encode_batch([texts[d] for d in rest], add_special_tokens=False)
+            ):
+                out[d] = Encoded.of(encoding)
+            return out
+        for d in rest:
             try:
                 with _refusing():
-                    out.append(self.tokenizer.encode(text, add_special_tokens=False))
+                    out[d] = Encoded.of(self.tokenizer.encode(texts[d], add_special_tokens=False))
             except BadLine as e:
-                on_bad(number, e)
-                documents[number] = Text("", [])
-                out.append(self.tokenizer.encode("", add_special_tokens=False))
+                on_bad(d, e)
+                documents[d], out[d] = Text("", []), Encoded.empty()
         return out
 
     @staticmethod
-    def _flat(documents, ids, offsets):
+    def _flat(documents, encoded):
         """Tokens' starts and ends and the spans, over all documents as if they were one text."""
-        lengths = np.array([len(i) for i in ids], dtype=np.int64)
+        lengths = np.array([len(e.ids) for e in encoded], dtype=np.int64)
         base = np.cumsum([0] + [len(d.text) + 1 for d in documents])
-        count = int(lengths.sum())
-        flat = np.fromiter(chain.from_iterable(chain.from_iterable(offsets)), dtype=np.int64, count=2 * count).reshape(
-            -1, 2
-        )
         shift = np.repeat(base[:-1], lengths)
-        starts = flat[:, 0] + shift
-        ends = flat[:, 1] + shift
+        starts = np.concatenate([e.starts for e in encoded]) + shift
+        ends = np.concatenate([e.ends for e in encoded]) + shift
         spans = [(b + s.start, b + s.end, s.content) for b, d in zip(base.tolist(), documents) for s in d.spans]
         spans = np.array(spans, dtype=np.int64).reshape(-1, 3)
         return lengths, starts, ends, spans
 
-    def _with_control_in_content(self, documents, ids, offsets):
+    def _with_control_in_content(self, documents, encoded):
         """Documents in which a control token touches a span (some only with swallowed white space)."""
-        lengths, starts, ends, spans = self._flat(documents, ids, offsets)
+        lengths, starts, ends, spans = self._flat(documents, encoded)
         spans = spans[spans[:, 2] > 0]
         if not len(spans) or not len(starts):
             return []
-        tokens = np.flatnonzero(self.is_control[np.concatenate(ids)])
+        tokens = np.flatnonzero(self.is_control[np.concatenate([e.ids for e in encoded])])
         nearest = np.minimum(np.searchsorted(spans[:, 1], starts[tokens], side="right"), len(spans) - 1)
         touching = tokens[(spans[nearest, 0] < ends[tokens]) & (starts[tokens] < spans[nearest, 1])]
         return np.unique(np.searchsorted(np.cumsum(lengths), touching, side="right")).tolist()
 
-    def _label(self, documents, ids, offsets):
-        lengths, starts, ends, spans = self._flat(documents, ids, offsets)
-        tokens = np.concatenate(ids)
+    def _label(self, documents, encoded):
+        lengths, starts, ends, spans = self._flat(documents, encoded)
+        tokens = np.concatenate([e.ids for e in encoded])
         usual = np.array([d.weight if self.train_all else 0.0 for d in documents], dtype=np.float32)
         weights = np.repeat(usual, lengths)
         first = np.searchsorted(ends, spans[:, 0], side="right").tolist()
         behind = np.searchsorted(starts, spans[:, 1], side="left").tolist()
         flags = [s for d in documents for s in d.spans]
         # The greatest last: a token on the border of two spans is trained if one is.
-        for k in sorted(range(len(flags)), key=lambda k: flags[k].weight):
+        counting = [k for k, span in enumerate(flags) if span.weight or self.train_all]  # the others change nothing
+        for k in sorted(counting, key=lambda k: flags[k].weight):
             weights[first[k] : behind[k]] = flags[k].weight
         control = self.is_control[tokens]
         token_end = np.cumsum(lengths).tolist()
@@ -312,7 +324,7 @@ class Tokeniser:
                 if span.ends_turn and not (not span.content and self.is_special[tokens[behind[k] - 1]]):
                     limit = document.spans[i + 1].start if i + 1 < len(document.spans) else len(document.text)
                     end = self._end_of_turn(
-                        control, document, offsets[d], token_end[d] - int(lengths[d]), behind[k], limit
+                        control, document, encoded[d], token_end[d] - int(lengths[d]), behind[k], limit
                     )
                     weights[behind[k] : end] = span.weight
                 k += 1
@@ -324,12 +336,12 @@ class Tokeniser:
         plain = not np.any((weights != 0) & (weights != 1))
         return tokens, labels, lengths, None if plain else weights
 
-    def _end_of_turn(self, control, document, offsets, token_start, behind, limit):
+    def _end_of_turn(self, control, document, encoded, token_start, behind, limit):
         """Behind the special token that ends a turn, if nothing but white space stands before it; otherwise
         `behind`."""
         self.turns += 1
-        for j in range(behind - token_start, len(offsets)):
-            start, end = offsets[j]
+        for j in range(behind - token_start, len(encoded.ids)):
+            start, end = int(encoded.starts[j]), int(encoded.ends[j])
             if start >= limit and limit < len(document.text):
                 break
             if control[token_start + j]:

@@ -4,6 +4,7 @@ tokens, labels = read_ids({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]})
 """
 
 from prepare.errors import printable
+from prepare.keys import is_absent
 from prepare.sample import IGNORED, BadLine
 
 
@@ -23,12 +24,12 @@ def _check_list(value, key, least):
 
 def _check_plain(value, length):
     """Mask and positions may be there where they say nothing but what holds without them."""
-    if "attention_mask" in value and value["attention_mask"] != [1] * length:
+    if not is_absent(value.get("attention_mask")) and value["attention_mask"] != [1] * length:
         raise BadLine(
             '"attention_mask" is not 1 for each token',
             "leave padding out of the line, and give each document a line of its own",
         )
-    if "position_ids" in value and value["position_ids"] != list(range(length)):
+    if not is_absent(value.get("position_ids")) and value["position_ids"] != list(range(length)):
         raise BadLine('"position_ids" do not count from 0', "give each document a line of its own; moetune packs them")
 
 
@@ -46,7 +47,7 @@ def read_ids(value):
             '"input_ids" and "labels" differ in length', "give one label a token", f"{len(tokens)} and {len(labels)}"
         )
     for key in ("attention_mask", "position_ids"):
-        if key in value and not _is_int_list(value[key]):
+        if not is_absent(value.get(key)) and not _is_int_list(value[key]):
             raise BadLine(f'"{key}" is not a list of whole numbers', "take it out; it is not needed")
     _check_plain(value, len(tokens))
     targets = [i for i, label in enumerate(labels) if label != IGNORED]

@@ -9,6 +9,7 @@ OpenAI's older "function_call" and "functions" are the same things without their
 
 import json
 
+from prepare import jsonl
 from prepare.checks import check_text
 from prepare.errors import printable
 from prepare.keys import is_absent, quoted
@@ -17,14 +18,12 @@ from prepare.sample import BadLine
 CALL_FIX = 'a call is {"type": "function", "function": {"name": ..., "arguments": ...}}'
 
 
-def _not_json(name):
-    raise ValueError(f"{name} is not JSON")
-
-
 def parse_json(text, kind, fix):
     """The value of JSON text inside a line, as strict as the line itself."""
     try:
-        value = json.loads(text, parse_constant=_not_json)
+        value = jsonl.value_of(text)
+    except jsonl.DuplicateKey as e:
+        raise BadLine(kind, fix, f"the key {quoted(str(e))} stands twice in one object") from None
     except (ValueError, RecursionError) as e:
         raise BadLine(kind, fix, printable(str(e), 120)) from None
     check_text(value, kind)

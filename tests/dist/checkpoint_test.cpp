@@ -18,12 +18,14 @@ namespace {
 
 /// A model of this rank on a mesh of its own, with the state to save.
 struct Run {
-  explicit Run(const MeshShape& shape)
+  explicit Run(const MeshShape& shape, const Blueprint& blueprint = tiny_blueprint(3),
+               BaseFormat base = BaseFormat::kFp32)
       : mesh(test_launch(), shape),
-        tiny(tiny_blueprint(3),
-             {.base = BaseFormat::kFp32,
+        tiny(blueprint,
+             {.base = base,
               .compute = at::kBFloat16,
-              .targets = {"q_a_proj", "q_b_proj", "o_proj", "experts.up_proj", "experts.down_proj"}},
+              .targets = {"q_a_proj", "q_b_proj", "o_proj", "dense_mlp", "shared_expert", "experts.up_proj",
+                          "experts.down_proj"}},
              &mesh),
         partition(tiny.model->parameters, mesh),
         optimizer(partition, {}),
@@ -75,15 +77,15 @@ struct SharedFolder {
 
 }  // namespace
 
-TEST_CASE("a checkpoint of one mesh is that of another, number by number", "[checkpoint]") {
-  if (test_launch().device().is_cuda()) return;  // the tiny model is built on the CPU
+namespace {
+
+/// What each mesh saves each reads.
+void require_exchange(const std::vector<MeshShape>& shapes, const Blueprint& blueprint, BaseFormat base) {
   const int64_t P = test_launch().world_size();
-  const std::vector<MeshShape> shapes = {{1, P, 1, 1},     {1, 1, P, 1},        {1, P / 2, 2, 1},
-                                         {1, 1, P / 2, 2}, {1, 1, P / 2, 2, 2}, {1, P / 2, 1, 2, 2}};
   for (const MeshShape& from : shapes) {
     SharedFolder folder;
     {
-      Run saved(from);
+      Run saved(from, blueprint, base);
       saved.for_each_run([](at::Tensor held, const at::Tensor& numbers) { held.copy_(numbers); });
       for (int64_t block = 1; block < 3; ++block) {
         saved.tiny.model->blocks[block].router()->bias().fill_(static_cast<double>(block));
@@ -94,7 +96,7 @@ TEST_CASE("a checkpoint of one mesh is that of another, number by number", "[che
     }
     for (const MeshShape& to : shapes) {
       INFO("from " << to_string(from) << " to " << to_string(to));
-      Run loaded(to);
+      Run loaded(to, blueprint, base);
       CHECK(Checkpoints(folder.path, loaded.mesh).load_latest(loaded.state) == 6);
       CHECK(loaded.optimizer.steps_taken() == 6);
       loaded.for_each_run([](const at::Tensor& held, const at::Tensor& numbers) { CHECK(at::equal(held, numbers)); });
@@ -107,6 +109,29 @@ TEST_CASE("a checkpoint of one mesh is that of another, number by number", "[che
     }
     folder.wait_for_all();
   }
+}
+
+}  // namespace
+
+TEST_CASE("a checkpoint of one mesh is that of another, number by number", "[checkpoint]") {
+  if (test_launch().device().is_cuda()) return;  // the tiny model is built on the CPU
+  const int64_t P = test_launch().world_size();
+  require_exchange(
+      {{1, P, 1, 1}, {1, 1, P, 1}, {1, P / 2, 2, 1}, {1, 1, P / 2, 2}, {1, 1, P / 2, 2, 2}, {1, P / 2, 1, 2, 2}},
+      tiny_blueprint(3), BaseFormat::kFp32);
+}
+
+TEST_CASE("so it is where MLPs are cut into parts of unequal size, some of them empty", "[checkpoint]") {
+  if (test_launch().device().is_cuda()) return;
+  const int64_t P = test_launch().world_size();
+  Blueprint blueprint = tiny_blueprint(3);
+  for (LayerSpec& layer : blueprint.layers) layer.attention.heads = layer.attention.kv_heads = 4;
+  blueprint.layers[0].dense_width = 320;
+  blueprint.experts.width = 192;
+  blueprint.experts.shared_width = 96;
+  std::vector<MeshShape> shapes = {{1, 1, P, 1}, {1, 1, P / 2, 2}, {1, P / 2, 1, 2, 2}};
+  if (P % 4 == 0) shapes.insert(shapes.end(), {{1, 1, P / 4, 4}, {1, P / 4, 1, 4, 4}});
+  require_exchange(shapes, blueprint, BaseFormat::kNf4);
 }
 
 TEST_CASE("what one rank finds damaged is damaged for all", "[checkpoint]") {

@@ -173,3 +173,24 @@ TEST_CASE("one of many is told by those it stands against", "[replica_check]") {
   CHECK(contains(message_of<InternalError>([&] { require_equal_replicas(other, mesh, "now", "so"); }),
                  str("ranks hold the same part, group stage has ", P)));
 }
+
+TEST_CASE("parts of unequal size, empty ones and whole packed maps are not taken for copies",
+          "[replica_check][ranks8]") {
+  const int64_t P = test_launch().world_size();
+  Blueprint blueprint = tiny_blueprint(2);
+  for (LayerSpec& layer : blueprint.layers) layer.attention.heads = layer.attention.kv_heads = 4;
+  blueprint.layers[0].dense_width = 320;
+  blueprint.experts.width = 128;
+  blueprint.experts.shared_width = 96;
+  for (const int64_t tp : {2, 4}) {
+    for (const int64_t expert_tp : {int64_t{1}, tp}) {
+      if (P % tp != 0) continue;
+      Mesh mesh(test_launch(), {1, P / tp, 1, tp, expert_tp});
+      const TinyOptions options{
+          .base = BaseFormat::kNf4Double, .compute = at::kBFloat16, .device = test_launch().device()};
+      TinyModel tiny(blueprint, options, &mesh);
+      INFO("tp " << tp << ", expert tp " << expert_tp);
+      CHECK(message(*tiny.model, mesh) == kNone);
+    }
+  }
+}

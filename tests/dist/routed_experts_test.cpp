@@ -16,11 +16,30 @@ namespace {
 constexpr int64_t D = 8, F = 12, E = 8, K = 3, R = 2;
 constexpr int64_t kEmptyExpert = 3;
 
-/// A rank's experts with adapters, or with weights that train.
+enum class Form {
+  kAdapters,
+  kTrained,
+  kJoint,    ///< adapters; gate and up one map, biases that train, the clamped activation
+  kAtInput,  ///< adapters; the routing weight acts on the input
+};
+
+ExpertSpec spec_of(Form form) {
+  ExpertSpec spec;
+  if (form == Form::kAtInput) spec.weight_acts = ExpertSpec::WeightActs::kInput;
+  if (form != Form::kJoint) return spec;
+  spec.activation = ExpertSpec::Activation::kClampedSwiglu;
+  spec.activation_limit = 0.6;
+  spec.activation_alpha = 1.702;
+  spec.layout = ExpertSpec::Layout::kInterleaved;
+  return spec;
+}
+
+/// A rank's experts.
 struct Experts {
-  Experts(int64_t first, int64_t count, const TensorAxis& axis, std::unique_ptr<TokenExchange> rows, bool train)
+  Experts(int64_t first, int64_t count, const TensorAxis& axis, std::unique_ptr<TokenExchange> rows, Form form)
       : exchange(std::move(rows)) {
     const at::Device device = test_launch().device();
+    const bool train = form == Form::kTrained;
     auto map = [&](const char* leaf, int64_t outputs, int64_t inputs, MatrixCut::Dim dim, uint64_t seed) {
       const MatrixCut cut{dim, axis.index(), axis.size()};
       const at::Tensor weight = random_normal({E, outputs, inputs}, seed, at::kFloat) * 0.5;
@@ -45,13 +64,28 @@ struct Experts {
       b.master().copy_(
           b.info().part.of(random_normal({E, outputs, R}, seed + 100).narrow(0, first, count), b.master().sizes()));
       b.refresh_working();
-      return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter));
+      GroupedBias bias;
+      if (form == Form::kJoint) {
+        info.name += ".bias";
+        if (cut.cuts_outputs()) info.hold_part(1, cut.first_output(outputs), outputs);
+        bias = GroupedBias(parameters.add(info, random_normal({E, outputs}, seed + 200)
+                                                    .narrow(0, first, count)
+                                                    .narrow(1, cut.first_output(outputs), cut.outputs(outputs))));
+      }
+      return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter), bias);
     };
-    auto gate = map("gate_proj", F, D, MatrixCut::Dim::kOutputs, 1),
-         up = map("up_proj", F, D, MatrixCut::Dim::kOutputs, 2),
-         down = map("down_proj", D, F, MatrixCut::Dim::kInputs, 3);
-    experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down),
-                                              ExpertPlacement{first, count, E}, 2, *exchange, axis);
+    const auto mlp = [&]() -> ExpertMlp {
+      if (form == Form::kJoint) {
+        auto gate_up = map("gate_up_proj", 2 * F, D, MatrixCut::Dim::kOutputs, 1),
+             down = map("down_proj", D, F, MatrixCut::Dim::kInputs, 3);
+        return {spec_of(form), std::move(gate_up), std::move(down)};
+      }
+      auto gate = map("gate_proj", F, D, MatrixCut::Dim::kOutputs, 1),
+           up = map("up_proj", F, D, MatrixCut::Dim::kOutputs, 2),
+           down = map("down_proj", D, F, MatrixCut::Dim::kInputs, 3);
+      return {spec_of(form), std::move(gate), std::move(up), std::move(down)};
+    };
+    experts = std::make_unique<RoutedExperts>(mlp(), ExpertPlacement{first, count, E}, 2, *exchange, axis);
     scratch.reserve(experts->scratch_elements());
   }
 
@@ -119,8 +153,8 @@ Passed pass_through(Experts& held, const Rows& rows, bool keep) {
   return passed;
 }
 
-void check_layout(const MeshShape& shape, int64_t buffer_rows, bool train, bool keep) {
-  INFO(to_string(shape) << ", buffer of " << buffer_rows << ", weights train " << train << ", kept " << keep);
+void check_layout(const MeshShape& shape, int64_t buffer_rows, Form form, bool keep) {
+  INFO(to_string(shape) << ", buffer of " << buffer_rows << ", form " << static_cast<int>(form) << ", kept " << keep);
   Mesh mesh(test_launch(), shape);
   // The first of several places of the expert axis has one row a rank.
   std::vector<Rows> places;
@@ -129,18 +163,21 @@ void check_layout(const MeshShape& shape, int64_t buffer_rows, bool train, bool 
     places.push_back(Rows::of_place(place, shape.tp * (shape.ep == 1 ? 7 : 1 + 4 * place)));
     begins.push_back(begins.back() + places.back().token_T.size(0));
   }
-  Experts whole(0, E, TensorAxis(), make_local_exchange(), train);
+  Experts whole(0, E, TensorAxis(), make_local_exchange(), form);
   const Passed expected = pass_through(whole, Rows::joined(places), false);
 
   const int64_t own = E / shape.ep, first = mesh.here().ep * own, here = mesh.here().ep;
   const TensorAxis axis = expert_axis(mesh);
   Experts part(first, own, axis, shape.ep == 1 ? make_local_exchange() : make_token_exchange(mesh.ep(), buffer_rows),
-               train);
+               form);
   const int64_t count = (begins[here + 1] - begins[here]) / shape.tp, begin = begins[here] + mesh.here().tp * count;
   const int64_t before = mesh.tp().bytes_sent();
   const Passed passed = pass_through(part, places[here].narrow(mesh.here().tp * count, count), keep);
   // docs/parallelism.md: numbers of experts, then down, then up, in fp64; tokens where there is dropout.
-  const int64_t down = (2 * D + K) * 8, up = (keep ? 2 * D + K : 3 * D + 2 * K) * 8, tokens = train ? 0 : keep ? 8 : 16;
+  const int64_t down = (2 * D + K) * 8, up = (keep ? 2 * D + K : 3 * D + 2 * K) * 8,
+                tokens = form == Form::kTrained ? 0
+                         : keep                 ? 8
+                                                : 16;
   CHECK(mesh.tp().bytes_sent() - before == (axis.size() - 1) * count * (2 * K + down + up + tokens));
   const auto same = [](const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>() < 1e-11; };
   CHECK(same(passed.routed_TD, expected.routed_TD.narrow(0, begin, count)));
@@ -168,8 +205,9 @@ TEST_CASE("experts shared by a tensor axis compute what whole ones do", "[routed
   if (P == 4) shapes.insert(shapes.end(), {{1, 1, 2, 2, 2}, {1, 1, 2, 2, 1}});
   for (const MeshShape& shape : shapes) {
     for (const int64_t buffer_rows : {0, 5}) {
-      for (const bool train : {false, true}) {
-        check_layout(shape, buffer_rows, train, /*keep=*/train == (buffer_rows > 0));
+      for (const Form form : {Form::kAdapters, Form::kTrained, Form::kJoint, Form::kAtInput}) {
+        const bool odd = form == Form::kTrained || form == Form::kAtInput;
+        check_layout(shape, buffer_rows, form, /*keep=*/odd == (buffer_rows > 0));
       }
     }
   }

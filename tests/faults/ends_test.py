@@ -103,6 +103,8 @@ class EndsTest(unittest.TestCase):
             ["train", "\x1b[31mred", "--\x1b[31m"],
         )
         self.check_all((arguments, "") for arguments in words)
+        self.check(["trian", self.recipe], "error: 'trian' is no command")
+        self.check(["recipes", "nonsense"], "error: 'nonsense' is no command")
 
     def test_help_and_version(self):
         self.assertIn("LibTorch 2.", self.check(["--version"], "moetune", codes=(0,)))
@@ -192,6 +194,64 @@ class EndsTest(unittest.TestCase):
         rows.append((self.training("data.train=two\nlines\x1b"), "\\u001b"))
         rows.append((self.training("\x1b[31m=\x1b"), "\\u001b"))
         self.check_all(rows)
+
+    def test_paths_that_are_no_utf8(self):
+        """Any byte may stand in a path: names of data, caches, models and adapters are taken as they are."""
+        odd = os.fsencode(self.folder) + b"/odd \xff\x80"
+        os.mkdir(odd)
+        data, model = odd + b"/d.jsonl.txt", odd + b"/model"
+        tiny = self.folder / "tiny"
+        with open(data, "wb") as file:  # an array goes through a cache
+            lines = (tiny / "train.jsonl").read_text().splitlines()
+            file.write(("[" + ",".join(lines[:20]) + "]").encode())
+        shutil.copytree(os.fsencode(tiny / "model"), model)
+        plain = odd + b"/plain.jsonl"
+        shutil.copy(tiny / "train.jsonl", plain)
+        run = odd + b"/run"
+        for number, overrides in enumerate(
+            (
+                [b"data.train=" + data],
+                [b"data.train=" + data, b"data.cache=" + odd + b"/cache"],
+                [b"data.train=" + plain, b"data.eval=" + data, b"data.cache=" + odd + b"/cache"],
+                [b"model.path=" + model, b"model.cache=" + odd + b"/packed"],
+            )
+        ):
+            to = run + str(number).encode()
+            self.check(["train", self.recipe, b"run.dir=" + to, b"train.steps=1", *overrides], "done", codes=(0,))
+        self.check(["export", run + b"3", "--to", odd + b"/adapter"], "adapter of step 1", codes=(0,))
+        self.check(["inspect", odd + b"/adapter"], "rank", codes=(0,))
+        self.check(
+            [
+                "train",
+                self.recipe,
+                b"run.dir=" + run + b"from",
+                b"adapter.from=" + odd + b"/adapter",
+                "train.steps=1",
+                "mtp.loss_weight=0",
+            ],
+            "",
+            codes=(0, 2),
+        )
+        self.check(["merge", run + b"3", "--to", odd + b"/merged"], "", codes=(0, 2))
+
+    def test_files_of_the_user_are_not_replaced(self):
+        """By a command that was given a wrong name to write to."""
+        mine, data = self.folder / "mine.txt", self.folder / "tiny" / "train.jsonl"
+        mine.write_text("mine")
+        before = data.read_bytes()
+        for path in (mine, data, self.recipe, self.folder / "tiny" / "model" / "config.json"):
+            held = pathlib.Path(path).read_bytes()
+            self.check(["logits", str(self.run_folder), str(data), "--to", str(path)], "is there already")
+            self.check(["inspect", "--mesh", self.recipe, "--svg", str(path)], "is there already")
+            self.assertEqual(pathlib.Path(path).read_bytes(), held)
+        self.assertEqual(data.read_bytes(), before)
+        for again in range(2):
+            self.check(["inspect", "--mesh", self.recipe, "--svg", str(self.folder / "m.svg")], "picture", codes=(0,))
+
+    def test_mistakes_are_told_before_weights_are_read(self):
+        for override in ("adapter.from=none", "data.eval=none"):
+            output = self.check(self.training(override), "none")
+            self.assertNotIn("weights:", output)
 
     def test_files_that_are_no_text(self):
         """Hostile text where JSON or YAML is due."""

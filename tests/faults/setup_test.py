@@ -83,6 +83,7 @@ class SetupTest(unittest.TestCase):
         output = self.call("scripts/setup", expect=0)
         rows = self.rows(output)
         self.assertEqual(rows["ccache"], "missing: only helps", output)
+        self.assertIn("pyarrow", rows, output)
         self.assertRegex(rows["torch"], r"^2\.11\.0 in /")
         for part in ("g++", "openmpi-bin", "nvcc", "cmake", "NCCL"):
             self.assertRegex(rows[part], r"^/|^\.venv|^2\.", part)

@@ -190,6 +190,7 @@ FuzzTarget manifest() {
           // damaged, which the exports must find as well
         }
         export_adapter(folder, to, AdapterReader::kPeft);
+        export_adapter(folder, to, AdapterReader::kPeft3d);
         export_adapter(folder, to, AdapterReader::kVllm);
       }};
 }

@@ -15,6 +15,7 @@ import cases
 import compare
 import program
 import reference
+from families import FAMILIES, case
 from fixture import ParityCase
 
 TOLERANCE = 1e-5
@@ -93,6 +94,22 @@ class DeepseekV3Test(ParityCase):
             with self.subTest("adapter" if adapter else "full"):
                 self.check(cases.config(self.model("groups"), adapter, balance_loss=0.05))
 
+    def test_balance_losses_of_the_step(self):
+        """Loads of the whole step, whatever the slices and ranks are, and whether graphs are kept."""
+        adapter = self.adapter("groups", ["attention", "experts"])
+        for kind in ("switch", "pooled"):
+            for settings in (
+                dict(),
+                dict(slice_tokens=28),
+                dict(keep=1, slice_tokens=56),
+                dict(mesh=dict(dp=2, ep=1)),
+                dict(mesh=dict(dp=1, ep=1, tp=2)),
+            ):
+                with self.subTest(kind=kind, **settings):
+                    self.check(cases.config(self.model("groups"), adapter, balance_loss=0.05, balance=kind, **settings))
+            with self.subTest(kind=kind, full=True):
+                self.check(cases.config(self.model("groups"), None, balance_loss=0.05, balance=kind))
+
     def test_router_bias_update(self):
         for rate in (0.001, 0.05):
             with self.subTest(rate=rate):
@@ -156,6 +173,12 @@ class DeepseekV3Test(ParityCase):
                 self.assertEqual(losses.shape, expected.shape)
                 self.assertLess(((losses - expected) / expected).abs().max().item(), BF16_TOLERANCE)
                 self.assertLess(losses[-1].item(), losses[0].item())
+
+
+class DeepseekV3FamilyTest(case.FamilyParity):
+    """What every family is held to, against an oracle that looks at one document at a time."""
+
+    family = FAMILIES["deepseek_v3"]
 
 
 if __name__ == "__main__":

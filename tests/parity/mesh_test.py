@@ -6,10 +6,13 @@ Gradients, losses, and after several steps adapters, weights and router biases, 
 """
 
 import unittest
+from dataclasses import replace
 
 import cases
 import compare
 import program
+from families import FAMILIES, checkpoint
+from families.family import Shape
 from fixture import ParityCase
 
 TOLERANCE = 1e-9
@@ -25,7 +28,8 @@ class MeshTest(ParityCase):
         for mesh in meshes:
             dp, ep, tp = (*mesh, 1)[:3]
             with self.subTest(dp=dp, ep=ep, tp=tp, **changes):
-                actual = program.run(config | changes | {"mesh": {"dp": dp, "ep": ep, "tp": tp}})
+                mesh_changes = changes | ({"expert_tp": tp} if changes.get("expert_tp") is True else {})
+                actual = program.run(config | mesh_changes | {"mesh": {"dp": dp, "ep": ep, "tp": tp}})
                 compare.assert_close(self, actual, expected, TOLERANCE)
 
     def config(self, model, adapter, **changes):
@@ -93,6 +97,37 @@ class MeshTest(ParityCase):
             with self.subTest(base=base):
                 self.check(self.config("blocks", adapter, base=base, steps=2), [(1, 2), (1, 1, 2)])
                 self.check(self.config("blocks", adapter, base=base, steps=2), [(2, 1, 2)], shard="all")
+
+    def test_quantised_in_uneven_parts(self):
+        """Features of MLPs and experts are dealt out by NF4 blocks: some ranks hold more than others, some nothing;
+        where no cut suits the blocks each holds the packed matrix whole. The digest is that of one rank."""
+        for model in ("half_blocks", "uneven"):
+            adapter = self.adapter(model, ["all_linear"]) | {"dropout": 0.2}
+            for base in ("nf4", "nf4_double"):
+                with self.subTest(model=model, base=base):
+                    config = self.config(model, adapter, base=base, steps=2)
+                    self.check(config, [(1, 1, 2), (1, 1, 4), (1, 2, 2)])
+                    self.check(config, [(1, 1, 2), (1, 1, 4), (2, 1, 2)], expert_tp=True)
+                    self.check(config, [(2, 1, 2)], expert_tp=True, shard="all", offload="all")
+        # Without blocks, four ranks cut these widths by runs of eight features.
+        for adapter in (self.adapter("half_blocks", ["all_linear"]), None):
+            self.check(self.config("half_blocks", adapter, steps=2), [(1, 1, 2), (1, 1, 4)], expert_tp=True)
+
+    def test_families_in_uneven_parts(self):
+        """Joint maps of gate and up with biases in NF4; two key heads for four ranks, with biases, normed head by head
+        and all together."""
+        for name in ("gpt_oss", "qwen3_moe", "olmoe"):
+            width = "moe_intermediate_size" if name == "qwen3_moe" else "intermediate_size"
+            shape = Shape(seed=5, config={width: 192, "num_key_value_heads": 2, "num_hidden_layers": 2})
+            if name == "gpt_oss":
+                shape.config["layer_types"] = ["sliding_attention", "full_attention"]
+            family = replace(FAMILIES[name], shapes={"uneven": shape})
+            folder = checkpoint.write(family, "uneven", self.folder / name)
+            adapter = {"targets": ["all_linear"], "rank": 4, "alpha": 6.0}
+            for adapter, base in ((adapter, "nf4_double"), (None, "fp32")):
+                with self.subTest(family=name, base=base):
+                    config = cases.config(folder, adapter, base=base, compute="fp64", steps=3, invariants=True)
+                    self.check(config, [(1, 1, 2), (1, 1, 4)], expert_tp=True)
 
     def test_full_training(self):
         config = self.config("groups", None, documents=cases.documents(lengths=LENGTHS), batch=ROWS)

@@ -94,6 +94,14 @@ SHAPES = {
     ),
     # Two ranks of a tensor axis cut its matrices at borders of NF4 blocks.
     "blocks": Shape(seed=6, config=dict(intermediate_size=128, moe_intermediate_size=64, v_head_dim=32)),
+    # Widths of three blocks, and of no whole number of them: ranks cut the one unevenly, the other not between blocks.
+    "uneven": Shape(
+        seed=9,
+        config=dict(intermediate_size=192, moe_intermediate_size=192, n_shared_experts=1, v_head_dim=32),
+    ),
+    "half_blocks": Shape(
+        seed=10, config=dict(intermediate_size=150, moe_intermediate_size=90, n_shared_experts=1, num_hidden_layers=2)
+    ),
     "mtp": Shape(seed=3, config=dict(num_hidden_layers=2, num_nextn_predict_layers=1, rope_scaling=YARN)),
     "mtp_own_head": Shape(
         seed=4, mtp_copies=False, config=dict(num_hidden_layers=2, num_nextn_predict_layers=1, q_lora_rank=None)
@@ -220,10 +228,11 @@ def mtp_extras(tensors, layer, generator, shape):
     return {f"model.layers.{layer}.{name}": tensor.to(shape.dtype) for name, tensor in extras.items()}
 
 
-def quantise_fp8(tensors, e8m0=False):
-    """Replaces the projections in `tensors` by e4m3 and returns their `weight_scale_inv` tensors."""
+def quantise_fp8(tensors, e8m0=False, names=None):
+    """Replaces the projections in `tensors`, or those called `names`, by e4m3 and returns their `weight_scale_inv`
+    tensors."""
     scales = {}
-    for name in [name for name in tensors if "_proj" in name and "eh_proj" not in name]:
+    for name in names or [name for name in tensors if "_proj" in name and "eh_proj" not in name]:
         weight_OI = tensors[name].float()
         rows, columns = (math.ceil(size / FP8_BLOCK) for size in weight_OI.shape)
         scale = torch.empty(rows, columns)

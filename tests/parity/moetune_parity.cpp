@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "lora/adapters/peft_files.h"
+#include "moe/disk_layout.h"
 #include "moe/families/family.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
@@ -99,8 +100,14 @@ int run(const std::string& path, Launch& launch) {
     wanted.dropout = adapter.value("dropout", 0.0);
     targets = AdapterTargets(wanted);
     options.targets = &targets;
+    const std::string router = config.value("router_train", "none");
+    options.train_router = router == "full";
+    if (router == "lora") {
+      options.router_adapter =
+          AdapterSpec{wanted.rank, adapter_scale(wanted.alpha, wanted.rank, wanted.rslora), wanted.dropout};
+    }
   }
-  auto source = open_pretrained(folder);
+  auto source = in_disk_layout(open_pretrained(folder), blueprint);
   auto model = build_model(blueprint, *source, options);
   if (!adapter.is_null() && !adapter.value("from", json()).is_null()) {
     load_peft_adapter(adapter.at("from").get<std::string>(), model->parameters, adapter.at("alpha"),
@@ -127,18 +134,24 @@ int run(const std::string& path, Launch& launch) {
                               : keep == "none" ? 0
                                                : keep.get<int64_t>();
   sweep_options.mtp_weight = config.value("mtp_loss_weight", 0.0);
-  sweep_options.balance_weight = config.value("balance_loss", 0.0);
+  sweep_options.balance = {BalanceKind::kSequence, config.value("balance_loss", 0.0)};
+  const std::string balance = config.value("balance", "sequence");
+  for (const BalanceKind kind : {BalanceKind::kSwitch, BalanceKind::kPooled, BalanceKind::kDeepseekV2}) {
+    if (to_string(kind) == balance) sweep_options.balance.kind = kind;
+  }
   sweep_options.poison_released = true;
   sweep_options.stash_inputs = config.value("stash", false);
   OptimizerOptions optimizer_options;
   optimizer_options.lr_b_ratio = config.value("lr_b_ratio", 1.0);
+  optimizer_options.eps = config.value("eps", optimizer_options.eps);
   optimizer_options.weight_decay = config.value("weight_decay", 0.0);
   const Partition partition(model->parameters, mesh);
   GradientReducer reducer(partition, mesh);
   Optimizer optimizer(partition, optimizer_options);
   Sweep sweep(*model, sweep_options,
               {.before = [&](LayerId layer) { optimizer.before_layer(layer); },
-               .done = [&](LayerId layer) { reducer.reduce(layer); }});
+               .done = [&](LayerId layer) { reducer.reduce(layer); },
+               .sum_over_documents = [&](const at::Tensor& sum) { mesh.data().all_reduce_sum(sum); }});
   const std::string digest = frozen_digest(*model, mesh);
 
   Output output;
@@ -207,7 +220,8 @@ int run(const std::string& path, Launch& launch) {
     add_parameters(output, options.train_weights ? "weight/" : "adapter/", partition, masters, mesh);
   }
   for (size_t block = 0; block < model->blocks.size(); ++block) {
-    if (model->blocks[block].is_moe()) output.add(str("router_bias/", block), model->blocks[block].router()->bias());
+    if (model->blocks[block].has_correction_bias())
+      output.add(str("router_bias/", block), model->blocks[block].router()->bias());
   }
   if (diagnostics || invariants) output.add("grad_norms", at::tensor(norms, at::kDouble));
   if (diagnostics) {

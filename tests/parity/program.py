@@ -27,6 +27,10 @@ def choose_build():
         sys.exit(f"{build}/moetune_parity does not exist: give the build folder as first argument or in MOETUNE_BUILD")
 
 
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
 def run(config):
     """{name: tensor} that moetune_parity wrote for `config` (README.md says which); raises with its output when it
     fails."""
@@ -46,7 +50,7 @@ def run(config):
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=environment(),
         )
         if done.returncode != 0:
             said = (done.stdout + done.stderr)[-4000:]

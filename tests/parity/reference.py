@@ -43,8 +43,13 @@ def keep_angles_narrow(rotary):
 
     def narrow(x, position_ids):
         with torch._C.DisableTorchFunction():  # Widen included
-            cos, sin = forward(x.float(), position_ids=position_ids)
-            return cos.to(x.dtype), sin.to(x.dtype)
+            angles = forward(x.float(), position_ids=position_ids)
+            if not torch.is_tensor(angles):
+                return tuple(part.to(x.dtype) for part in angles)
+            # One complex tensor where a family turns pairs; what is multiplied with it widens it. torch.polar makes it
+            # of other cosines and sines in the last bit than torch.cos and torch.sin.
+            turns = position_ids[..., None].float() * rotary.inv_freq.float()
+            return torch.complex(turns.cos(), turns.sin()) * rotary.attention_scaling
 
     rotary.forward = narrow
 
@@ -214,12 +219,18 @@ class Reference:
             result["mtp_loss"] = mean_nll(mtp_TV, labels, 2)
             result["total"] = result["total"] + self.config["mtp_loss_weight"] * result["mtp_loss"]
         if self.config.get("balance_loss", 0.0) > 0:
-            result["balance_loss"] = balance_loss(
-                [routed[name][0] for name in self.trunk_routers()],
-                [len(document) for document in tokens],
-                self.network.config.num_experts_per_tok,
-                self.config["balance_loss"],
-            )
+            routers = [routed[name] for name in self.trunk_routers()]
+            if self.config.get("balance", "sequence") == "sequence":
+                result["balance_loss"] = balance_loss(
+                    [logits_TE for logits_TE, *_ in routers],
+                    [len(document) for document in tokens],
+                    self.network.config.num_experts_per_tok,
+                    self.config["balance_loss"],
+                )
+            else:
+                result["balance_loss"] = self.config["balance_loss"] * step_balance_loss(
+                    routers, self.config["balance"]
+                )
             result["total"] = result["total"] + result["balance_loss"]
         return result
 
@@ -272,15 +283,31 @@ def balance_loss(router_logits, lengths, top_k, alpha):
     return alpha * sum(terms) / len(lengths)
 
 
-def run(config):
-    """Every tensor that moetune_parity writes for `config`.
+def step_balance_loss(routers, kind):
+    """E sum_i f_i P_i over the tokens of the whole step, f_i being the choices of expert i a token, all K counted: one a
+    layer and summed (switch; Fedus et al. 2021, eq. 4-6), or one over all layers' tokens together (pooled; transformers'
+    load_balancing_loss_func)."""
+    together = [zip(*routers)] if kind == "pooled" else [[[tensor] for tensor in router] for router in routers]
+    loss = 0.0
+    for logits, _, chosen in together:
+        scores_TE, chosen_TK = torch.cat(list(logits)).sigmoid(), torch.cat(list(chosen))
+        T, E = scores_TE.shape
+        f_E = torch.bincount(chosen_TK.flatten(), minlength=E).to(scores_TE.dtype) / T
+        loss = loss + E * (f_E * (scores_TE / scores_TE.sum(-1, keepdim=True)).mean(0)).sum()
+    return loss
+
+
+def run(config, kind=Reference):
+    """Every tensor that moetune_parity writes for `config`; `kind` makes the object with `leaves` and `losses`.
 
     `logits`, the losses and `grad/` belong to the parameters at the start (gradients before clipping), `losses` to each
     of `steps` AdamW steps on the same batch, `adapter/` (or `weight/`) and `router_bias/` to the state after them.
     """
-    reference = Reference(config)
+    reference = kind(config)
     documents, leaves = config["documents"], reference.leaves
-    optimizer = torch.optim.AdamW(leaves.values(), lr=config.get("lr", 0.0), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        leaves.values(), lr=config.get("lr", 0.0), eps=config.get("eps", 1e-8), weight_decay=0.0
+    )
     result, losses = {}, []
     for step in range(max(1, config.get("steps", 0))):
         optimizer.zero_grad()

@@ -273,6 +273,13 @@ class Formats(unittest.TestCase):
         ):
             self.bad([line], message, model=None)
         self.bad([{"input_ids": [1, 99999], "labels": [1, 99999]}], "token 99999 lies beyond the vocabulary")
+        # A model's embedding may have more rows than its tokenizer has tokens.
+        config = self.root / "chat" / "config.json"
+        config.write_text('{"vocab_size": 2000}')
+        self.addCleanup(config.unlink)
+        _, ((tokens, _),) = self.good([{"input_ids": [1, 1999], "labels": [1, 1999]}])
+        self.assertEqual(tokens, [1, 1999])
+        self.bad([{"input_ids": [1, 2000], "labels": [1, 2000]}], "token 2000 lies beyond the vocabulary of 2000")
 
     # mistakes in the model's files and options
 

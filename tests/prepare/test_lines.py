@@ -286,17 +286,62 @@ class Lines(unittest.TestCase):
                 "documents",
                 "reasoning",
                 "Thinking",
+                "loss-mask",
+                "lossMask",
+                " Weight",
+                "is_trained",
+                "trainable",
+                "labels",
+                "kto_tag",
+                "suffix",
             ):
                 self.bad({**line, key: ["x"]}, f'the key "{key}" is not honoured in a line of format', "ignore_keys")
                 self.good({**line, key: ["x"]}, "--ignore-keys", json.dumps([key]))
+            self.bad({**line, "label": False}, 'the key "label" is not honoured')
+            self.good({**line, "label": 1})
         for key in ("tools", "chat_template_kwargs", "history", "functions"):
             self.bad({"text": "a", key: {"a": 1}}, f'the key "{key}" is not honoured')
+        for line in ({"instruction": "a", "output": "b"}, {"prompt": "a", "completion": "b"}):
+            for key in ("context", "query", "response"):
+                self.bad({**line, key: "c"}, f'the key "{key}" is not honoured')
+
+    def test_ignored_keys_of_which_a_line_consists(self):
+        for line, names in (
+            ({"messages": HELLO}, ["messages", "content"]),
+            ({"messages": HELLO}, ["role", "x"]),
+            ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, ["value"]),
+            ({"text": "a"}, ["text"]),
+            ({"prompt": "a", "completion": "b"}, ["completion"]),
+            ({"input_ids": [1, 2], "labels": [1, 2]}, ["input_ids"]),
+        ):
+            code, _, _, err = self.call([line], "--ignore-keys", json.dumps(names))
+            self.assertEqual(code, 0, err)
+            for name in names:
+                told = f'data.ignore_keys: "{name}" is not ignored: lines of this format consist of it'
+                (self.assertNotIn if name == "x" else self.assertIn)(told, err)
+        _, err = self.good({"messages": HELLO, "text": "a"}, "--ignore-keys", '["text"]')
+        self.assertNotIn("is not ignored", err)
+
+    def test_keys_of_lines_that_the_template_reads(self):
+        for key, value in (("loud", True), ("style", "x")):
+            self.bad(
+                {"messages": HELLO, key: value},
+                f'the key "{key}" stands beside the conversation, and the chat template reads it',
+                f'"chat_template_kwargs": {{"{key}": ...}}',
+            )
+            self.good({"messages": HELLO, key: value}, "--ignore-keys", json.dumps([key]))
+            self.good({"messages": HELLO, key: None})
 
     # lines that are tokenised already
 
     def test_tokenised_lines(self):
         ids = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
-        for more in ({"attention_mask": [1, 1, 1]}, {"position_ids": [0, 1, 2], "attention_mask": [1, 1, 1]}):
+        for more in (
+            {"attention_mask": [1, 1, 1]},
+            {"position_ids": [0, 1, 2], "attention_mask": [1, 1, 1]},
+            {"attention_mask": None, "position_ids": []},
+            {"token_type_ids": [], "weight": None, "source": "", "id": 3},
+        ):
             code, summary, _, err = self.call([{**ids, **more}])
             self.assertEqual(code, 0, err)
             self.assertEqual(documents(summary), [([5, 6, 7], [-100, 6, 7])])
@@ -304,7 +349,7 @@ class Lines(unittest.TestCase):
             ({"attention_mask": [1, 1, 0]}, '"attention_mask" is not 1 for each token'),
             ({"attention_mask": [1, 1]}, '"attention_mask" is not 1 for each token'),
             ({"attention_mask": [1, 1, True]}, '"attention_mask" is not a list of whole numbers'),
-            ({"attention_mask": None}, '"attention_mask" is not a list of whole numbers'),
+            ({"attention_mask": 1}, '"attention_mask" is not a list of whole numbers'),
             ({"position_ids": [0, 1, 0]}, '"position_ids" do not count from 0'),
             ({"position_ids": [0, 1, 2, 3]}, '"position_ids" do not count from 0'),
             ({"token_type_ids": [0, 0, 0]}, 'the key "token_type_ids" is not honoured'),

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from support import documents, model_folder, prepare, small_tokenizer, write_lines
 
 from prepare import template as template_module
-from prepare.template import ChatTemplate, TemplateRefused, limited_memory
+from prepare.template import ChatTemplate, TemplateRefused, limits
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -56,6 +56,23 @@ class Sources(unittest.TestCase):
         self.assertEqual(code, 2)
         self.assertIn('none of its chat templates is named "default", only rag', err)
 
+    def test_what_stands_in_the_place_of_a_file(self):
+        """A link that leads nowhere, or a folder, is not as if the file had been left out."""
+        template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+        for name in ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"):
+            model = model_folder(self.root / f"in {name}", small_tokenizer(("</s>",)), None, "</s>", template)
+            (model / name).unlink(missing_ok=True)
+            for put, told in (
+                (lambda path: path.symlink_to("../blobs/gone"), "is a link to ../blobs/gone, which is not there"),
+                (lambda path: path.mkdir(), "is no file"),
+            ):
+                put(model / name)
+                code, _, _, err = prepare(self.data, "--model", model, "--cache", self.root / "cache")
+                self.assertEqual(code, 2, err)
+                self.assertIn(f"{name}: {told}", err)
+                self.assertIn("fix:", err)
+                (model / name).rmdir() if (model / name).is_dir() else (model / name).unlink()
+
     def test_refusals_name_the_line_and_the_templates_words(self):
         model = model_folder(
             self.root / "m", small_tokenizer(("</s>",)), None, "</s>", "{{ raise_exception('roles must alternate') }}"
@@ -81,7 +98,7 @@ class Sources(unittest.TestCase):
 class Limits(unittest.TestCase):
     def render(self, source):
         template = ChatTemplate(source, "<s>", None)
-        with limited_memory():
+        with limits():
             return template.render(TALK)
 
     def refused(self, source, words):

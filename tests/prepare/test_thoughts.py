@@ -155,6 +155,48 @@ class Thoughts(unittest.TestCase):
         self.assertIn("stayed ordinary text in 1 documents", err)
         self.assertEqual(self.good(self.v3, line, *KEEP, "--train-on", "all")[0].count(EOS), 2)
 
+    def test_taken_out_of_the_middle(self):
+        """Marks around the whole content survive these; the content between them does not."""
+        for number, (answer, content, found) in enumerate(
+            (
+                ("m.content.split('<think>')[0] + m.content.split('</think>')[-1]", THOUGHT, "takes thoughts out"),
+                (
+                    "m.content.split('<think>')[0] + m.content.split('</think>')[-1]",
+                    "So " + THOUGHT,
+                    "takes thoughts out",
+                ),
+                ("m.content | replace('THOUGHTS', '')", THOUGHT, "changes a trained message"),
+                ("m.content | replace('THOUGHTS', '...')", THOUGHT, "changes a trained message"),
+                ("m.content | replace('<think>', '') | replace('</think>', '')", THOUGHT, "changes a trained message"),
+                ("m.content | replace('<think>', '')", THOUGHT, "changes a trained message"),
+                ("m.content | striptags", THOUGHT, "changes a trained message"),
+                ("m.content | striptags", "<b>4</b>", "changes a trained message"),
+                ("m.content | upper", "four", "changes a trained message"),
+                ("m.content | escape", "2 < 4", "changes a trained message"),
+            )
+        ):
+            template = support.CHATML_TEMPLATE.replace(
+                "{{ m.content + '<|im_end|>' }}", f"{{{{ ({answer}) + '<|im_end|>' }}}}"
+            )
+            self.assertIn(answer, template)
+            model = model_folder(self.root / f"middle-{number}", small_tokenizer(CHATML), None, "<|im_end|>", template)
+            self.bad(model, talk("2 + 2?", content), found, "message 2")
+            self.good(model, talk("2 + 2?", "4"))
+            self.good(
+                model,
+                talk("2 + 2?", content, train=False)
+                | {"messages": [*talk("2 + 2?", content, train=False)["messages"], *talk("5?", "6")["messages"]]},
+            )
+        # What only adds, or moves white space, changes nothing.
+        for number, answer in enumerate(
+            ("m.content | indent(2)", "m.content.splitlines() | join(' ')", "m.content | tojson", "m.content | trim")
+        ):
+            template = support.CHATML_TEMPLATE.replace(
+                "{{ m.content + '<|im_end|>' }}", f"{{{{ ({answer}) + '<|im_end|>' }}}}"
+            )
+            model = model_folder(self.root / f"added-{number}", small_tokenizer(CHATML), None, "<|im_end|>", template)
+            self.good(model, talk("q", 'a "b"\n c\n\n' + THOUGHT + " "))
+
     def test_taken_out_where_marks_do_not_survive(self):
         looks = model_folder(
             self.root / "looks",

@@ -306,9 +306,19 @@ class Tools(unittest.TestCase):
             (self.objects, line(asks(call("add", "[2]"), content="")), "the arguments of a call are not JSON"),
             (self.objects, line(asks(call("add", '{"a": ' + "1" * 5000 + "}"), content="")), "are not JSON"),
             (self.glm, line(asks(call("add", "[" * 100_000))), "are not JSON"),
+            # JSON text in a line is as strict as the line.
+            (self.chatml, line(tools='[{"name": "a", "name": "b"}]'), 'the key "name" stands twice'),
+            (self.chatml, line(tools='[{"name": ' + "[" * 70 + "]" * 70 + "}]"), "nested deeper than 64 levels"),
+            (self.chatml, line(tools='[{"name": NaN}]'), "NaN is not JSON"),
+            (self.objects, line(asks(call("add", '{"a": 1, "a": 2}'), content="")), 'the key "a" stands twice'),
+            # Numbers that the template would write as Infinity.
+            (self.chatml, line(tools=[{"name": "a", "most": float("inf")}]), "a number that is too large"),
+            (self.chatml, line(tools='[{"name": "a", "most": -1e400}]'), "a number that is too large"),
+            (self.chatml, line(asks(call("add", {"a": float("inf")}))), "a number that is too large"),
+            (self.objects, line(asks(call("add", '{"a": 1e999}'), content="")), "a number that is too large"),
         ):
             file = self.root / "data.jsonl"
-            file.write_text(json.dumps(value))
+            file.write_text(json.dumps(value).replace("Infinity", "1e999"))
             code, _, _, err = prepare(file, "--model", model, "--cache", self.root / "cache")
             self.assertEqual(code, 2, (value, err))
             self.assertIn(message, err)

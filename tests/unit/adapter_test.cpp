@@ -148,32 +148,112 @@ TEST_CASE("dropout zeroes its share and keeps the mean, in bf16 too", "[adapter]
 
 TEST_CASE("targets select by group, by name, or all", "[adapter]") {
   AdapterTargets groups({{"attention", "experts"}, 8, 16.0, false, 0.1, {}});
-  REQUIRE(groups.match("q_a_proj", "attention"));
-  CHECK(groups.match("q_a_proj", "attention")->scale == 2.0);
-  CHECK(groups.match("q_a_proj", "attention")->dropout == 0.1);
-  CHECK(groups.match("experts.gate_proj", "experts"));
-  CHECK(!groups.match("gate_proj", "dense_mlp"));
+  REQUIRE(groups.match("q_a_proj", "attention", LayerId::block(0)));
+  CHECK(groups.match("q_a_proj", "attention", LayerId::block(0))->scale == 2.0);
+  CHECK(groups.match("q_a_proj", "attention", LayerId::block(0))->dropout == 0.1);
+  CHECK(groups.match("experts.gate_proj", "experts", LayerId::block(0)));
+  CHECK(!groups.match("gate_proj", "dense_mlp", LayerId::block(0)));
   groups.require_all_matched();
 
   AdapterTargets names({{"gate_proj", "experts.up_proj"}, 8, 16.0, true, 0.0, {{"gate_proj", 4}}});
-  CHECK(names.match("gate_proj", "dense_mlp")->rank == 4);
-  CHECK(names.match("gate_proj", "shared_expert")->scale == 8.0);  // 16 / sqrt(4)
-  CHECK(names.match("experts.up_proj", "experts")->rank == 8);
-  CHECK(names.match("experts.up_proj", "experts")->scale == Approx(16.0 / std::sqrt(8.0)));
-  CHECK(!names.match("experts.gate_proj", "experts"));
-  CHECK(!names.match("up_proj", "dense_mlp"));
+  CHECK(names.match("gate_proj", "dense_mlp", LayerId::block(0))->rank == 4);
+  CHECK(names.match("gate_proj", "shared_expert", LayerId::block(0))->scale == 8.0);  // 16 / sqrt(4)
+  CHECK(names.match("experts.up_proj", "experts", LayerId::block(0))->rank == 8);
+  CHECK(names.match("experts.up_proj", "experts", LayerId::block(0))->scale == Approx(16.0 / std::sqrt(8.0)));
+  CHECK(!names.match("experts.gate_proj", "experts", LayerId::block(0)));
+  CHECK(!names.match("up_proj", "dense_mlp", LayerId::block(0)));
 
   AdapterTargets all({{"all_linear"}, 8, 16.0, false, 0.0, {}});
-  CHECK(all.match("o_proj", "attention"));
-  CHECK(all.match("experts.down_proj", "experts"));
-  CHECK(!AdapterTargets().match("o_proj", "attention"));
+  CHECK(all.match("o_proj", "attention", LayerId::block(0)));
+  CHECK(all.match("experts.down_proj", "experts", LayerId::block(0)));
+  CHECK(!AdapterTargets().match("o_proj", "attention", LayerId::block(0)));
 }
 
 TEST_CASE("targets that match nothing are named, with the maps there are", "[adapter]") {
   AdapterTargets targets({{"q_proj", "attention", "experts"}, 8, 16.0, false, 0.0, {}});
-  targets.match("q_a_proj", "attention");
-  targets.match("gate_proj", "dense_mlp");
-  targets.match("q_a_proj", "attention");
+  targets.match("q_a_proj", "attention", LayerId::block(0));
+  targets.match("gate_proj", "dense_mlp", LayerId::block(0));
+  targets.match("q_a_proj", "attention", LayerId::block(0));
   CHECK(message_of<UserError>([&] { targets.require_all_matched(); }) ==
         "adapter.targets: no linear map of this model matches q_proj, experts; it has q_a_proj, gate_proj");
+}
+
+TEST_CASE("adapters of some experts start as those experts do among all", "[adapter]") {
+  AdapterSpec spec{R, 1.0, 0.0};
+  spec.experts = {1, 4, 5};
+  ParameterSet parameters(at::kCPU, at::kFloat);
+  const OneAdapter all("m.experts.*.up_proj", 0.0, 17, 0, 6, 6);
+  // Ranks of two experts each hold none, one and two of the three.
+  const std::vector<std::vector<int64_t>> held = {{1}, {}, {0, 1}};
+  const std::vector<int64_t> first_rows = {0, 1, 1};
+  for (int64_t rank = 0; rank < 3; ++rank) {
+    const Adapter part(spec, OneAdapter::info_of("m.experts.*.up_proj", 2 * rank, 6), 2, O, I, 17, parameters);
+    CHECK(part.experts() == held[rank]);
+    const ParameterInfo& info = part.a().info();
+    CHECK(info.num_experts == 3);
+    CHECK(info.first_expert == first_rows[rank]);
+    CHECK(info.experts == spec.experts);
+    CHECK(part.b().master().sizes() == at::IntArrayRef({static_cast<int64_t>(held[rank].size()), O, R}));
+    for (size_t row = 0; row < held[rank].size(); ++row) {
+      const int64_t expert = 2 * rank + held[rank][row];
+      CHECK(info.expert(static_cast<int64_t>(row)) == expert);
+      CHECK(at::equal(part.a().master()[static_cast<int64_t>(row)], all.adapter.a().master()[expert]));
+    }
+  }
+  CHECK(spec.adapted(6) == 3);
+  CHECK(spec.adapted_of_rank(6, 2) == 2);
+  CHECK(AdapterSpec{R}.adapted_of_rank(6, 2) == 2);
+  AdapterSpec open{R};
+  open.top_experts = 4;
+  CHECK(open.adapted(6) == 4);
+  CHECK(open.adapted_of_rank(6, 2) == 2);
+}
+
+TEST_CASE("layers narrow the targets", "[adapter]") {
+  AdapterTargets targets({{"attention"}, 8, 16.0, false, 0.0, {}, {false, {{0, 0}, {2, 3}}, false}});
+  const LayerId mtp = LayerId::mtp(5);
+  for (int64_t layer = 0; layer < 5; ++layer) {
+    INFO(layer);
+    CHECK(targets.match("o_proj", "attention", LayerId::block(layer)).has_value() == (layer != 1 && layer != 4));
+  }
+  CHECK(!targets.match("o_proj", "attention", mtp));
+  targets.require_all_matched();
+  AdapterTargets of_mtp({{"attention"}, 8, 16.0, false, 0.0, {}, {false, {}, true}});
+  CHECK(!of_mtp.match("o_proj", "attention", LayerId::block(0)));
+  CHECK(of_mtp.match("o_proj", "attention", mtp));
+  of_mtp.require_all_matched();
+}
+
+TEST_CASE("layers and experts that match nothing are named", "[adapter]") {
+  const auto refusal = [](const LayerChoice& layers, const ExpertChoice& experts) {
+    AdapterTargets targets({{"experts"}, 8, 16.0, false, 0.0, {}, layers, experts});
+    targets.match("gate_proj", "dense_mlp", LayerId::block(0));
+    targets.match("experts.up_proj", "experts", LayerId::block(1), 4);
+    return message_of<UserError>([&] { targets.require_all_matched(); });
+  };
+  using Kind = ExpertChoice::Kind;
+  const std::string kNothing = message_of<UserError>([] {});
+  CHECK(refusal({}, {}) == kNothing);
+  CHECK(refusal({false, {{0, 0}, {1, 1}, {7, 9}}, false}, {}) ==
+        "adapter.layers: no linear map that adapter.targets names lies in 0, 7-9; the model has layers 0 to 1");
+  CHECK(
+      refusal({false, {{1, 1}}, true}, {}) ==
+      "adapter.layers: no linear map that adapter.targets names lies in mtp; the model has layers 0 to 1, and the MTP "
+      "module takes part where mtp.loss_weight is above 0");
+  CHECK(refusal({}, {Kind::kListed, {{0, 3}}, 0}) == kNothing);
+  CHECK(refusal({}, {Kind::kListed, {{0, 0}, {2, 4}}, 0}) ==
+        "adapter.experts: 2-4 is more than there is; a layer of the model has experts 0 to 3");
+  CHECK(refusal({}, {Kind::kTop, {}, 5}) ==
+        "adapter.experts: top 5 is more than there is; a layer of the model has experts 0 to 3");
+  AdapterTargets dense({{"dense_mlp"}, 8, 16.0, false, 0.0, {}, {}, {Kind::kTop, {}, 2}});
+  CHECK(!dense.match("experts.up_proj", "experts", LayerId::block(1), 4));
+  CHECK(dense.match("gate_proj", "dense_mlp", LayerId::block(0)));
+  CHECK(message_of<UserError>([&] { dense.require_all_matched(); }) ==
+        "adapter.experts: adapter.targets names no map of routed experts; add the target experts");
+}
+
+TEST_CASE("the greatest loads, of equal ones the lower number", "[adapter]") {
+  CHECK(greatest_loads({3, 9, 0, 3, 7}, 3) == std::vector<int64_t>{0, 1, 4});
+  CHECK(greatest_loads({0, 0, 0}, 2) == std::vector<int64_t>{0, 1});
+  CHECK(ExpertChoice{ExpertChoice::Kind::kListed, {{5, 7}, {1, 1}}, 0}.listed() == std::vector<int64_t>{1, 5, 6, 7});
 }

@@ -20,6 +20,11 @@ class Recorder final : public WeightSource {
     reads[name] = shape.vec();
     return source_->read(name, shape);
   }
+  at::Tensor read_row(const std::string& name, int64_t row, at::IntArrayRef shape) override {
+    return source_->read_row(name, row, shape);
+  }
+  std::vector<StoredTensor> tensors() const override { return {}; }
+  void require_weight(const std::string&) const override {}
   bool has(const std::string&) const override { return true; }
   int64_t bytes_read() const override { return 0; }
   std::string identity() const override { return source_->identity(); }

@@ -75,26 +75,69 @@ TEST_CASE("masks and positions that say nothing new may stand in a tokenised lin
   CHECK(refusal_of(with("\"position_ids\": [0, 1, 2], \"attention_mask\": [1, 1, 1]")) == "");
   CHECK(contains(refusal_of(with("\"attention_mask\": [1, 1, 0]")), "an attention_mask that is not 1"));
   CHECK(contains(refusal_of(with("\"attention_mask\": [1, 1]")), "an attention_mask that is not 1"));
-  CHECK(contains(refusal_of(with("\"attention_mask\": []")), "an attention_mask that is not 1"));
   CHECK(contains(refusal_of(with("\"position_ids\": [0, 1, 0]")), "position_ids that do not count from 0"));
   CHECK(contains(refusal_of(with("\"position_ids\": [0, 1, 2, 3]")), "position_ids that do not count from 0"));
   CHECK(contains(refusal_of(with("\"attention_mask\": 1")), "the number 1 in the place of a list"));
   CHECK(contains(refusal_of(with("\"token_type_ids\": [0, 0, 0]")), "the key \"token_type_ids\""));
 }
 
+TEST_CASE("keys of a tokenised line that hold nothing are as if they were not there", "[documents]") {
+  const auto with = [](const std::string& more) {
+    return refusal_of("{\"input_ids\": [5, 6, 7], " + more + ", \"labels\": [-100, 6, 7]}\n");
+  };
+  for (const char* nothing : {"null", "\"\"", "[]", "{}", "[ ]"}) {
+    INFO(nothing);
+    for (const char* key : {"token_type_ids", "source", "id", "weight", ""}) {
+      CHECK(with(str("\"", key, "\": ", nothing)) == "");
+    }
+  }
+  for (const char* nothing : {"null", "[]"}) {
+    CHECK(with(str("\"attention_mask\": ", nothing, ", \"position_ids\": ", nothing)) == "");
+    CHECK(contains(refusal_of(str("{\"input_ids\": [1], \"labels\": ", nothing, "}\n")), "document"));
+  }
+  CHECK(with("\"id\": {\"a\": [1]}") == "");
+  for (const char* something : {"0", "false", "0.5", "\" \"", "[0]", "[[]]", "[null]", "{\"a\": null}"}) {
+    CHECK(contains(with(str("\"weight\": ", something)), "the key \"weight\""));
+  }
+  CHECK(contains(with("\"attention_mask\": null, \"attention_mask\": [0]"), "the key \"attention_mask\" twice"));
+  CHECK(contains(with("\"note\": null, \"note\": null"), "the key \"note\" twice"));
+}
+
+TEST_CASE("labels that are shifted already are refused", "[documents]") {
+  const auto labels = [](const std::string& list) {
+    return refusal_of("{\"input_ids\": [1, 2, 3, 4], \"labels\": " + list + "}\n");
+  };
+  for (const char* shifted : {"[2, 3, 4, -100]", "[-100, 3, 4, -100]", "[2, 3, 4, 9]"}) {
+    CHECK(contains(labels(shifted), "labels that are shifted"));
+  }
+  for (const char* plain : {"[1, 2, 3, 4]", "[-100, -100, 4, -100]", "[-100, 3, 3, 4]"}) CHECK(labels(plain) == "");
+  CHECK(refusal_of("{\"input_ids\": [7, 7, 7], \"labels\": [7, 7, -100]}\n") == "");
+}
+
+TEST_CASE("bytes around a tokenised line", "[documents]") {
+  const std::string line = "{\"input_ids\": [1, 2], \"labels\": [1, 2]}";
+  const std::string at_nul = str("no valid JSON at byte ", line.size() + 1);
+  CHECK(refusal_of("\xef\xbb\xbf" + line + "\r\n\v\f\n" + line) == "");
+  CHECK(contains(refusal_of(line + "\n\xef\xbb\xbf" + line + "\n"), "no valid JSON at byte 1"));
+  CHECK(contains(refusal_of(line + std::string(1, '\0') + "\n"), at_nul));
+  CHECK(contains(refusal_of(line + std::string(1, '\0') + line + "\n"), at_nul));
+}
+
 TEST_CASE("ignored keys of a tokenised line may hold anything", "[documents]") {
   const TemporaryFile file(
       "{\"id\": {\"labels\": [[1], {}], \"x\": null}, \"input_ids\": [5, 6], \"note\": [1, \"a\", [2.5]], "
       "\"labels\": [-100, 6]}\n");
-  const Documents documents = Documents::from_jsonl(file.path, 100, {"id", "note"});
+  const Documents documents = Documents::from_jsonl(file.path, 100, {"id", "note", "input_ids"});
   CHECK(values(documents.doc(0).tokens) == Ids{5, 6});
   CHECK(values(documents.doc(0).labels) == Ids{-100, 6});
-  CHECK(contains(message_of<UserError>([&] { Documents::from_jsonl(file.path, 100, {"note"}); }), "the key \"id\""));
+  CHECK(contains(message_of<UserError>([&] { Documents::from_jsonl(file.path, 100, {"id"}); }), "the key \"note\""));
 }
 
 TEST_CASE("a tokenised file is recognised by its first line", "[documents]") {
   CHECK(Documents::is_tokenised_jsonl(TemporaryFile("\n{\"input_ids\": [], \"labels\": []}\n").path));
   CHECK_FALSE(Documents::is_tokenised_jsonl(TemporaryFile("{\"text\": \"input_ids\"}\n").path));
+  CHECK_FALSE(Documents::is_tokenised_jsonl(TemporaryFile("{\"input_ids\": [], \"messages\": []}\n").path));
+  CHECK_FALSE(Documents::is_tokenised_jsonl(TemporaryFile("{\"input_ids\": [], \"conversations\": 1}\n").path));
   CHECK_FALSE(Documents::is_tokenised_jsonl(TemporaryFile("[\"input_ids\"]\n").path));
   CHECK_FALSE(Documents::is_tokenised_jsonl(TemporaryFile("").path));
 }
@@ -108,7 +151,7 @@ TEST_CASE("every mistake of a tokenised file is counted and placed in one messag
                                          "{\"input_ids\": [1, 100], \"labels\": [-100, 1]}\n" +   // 5 vocabulary
                                          "{\"input_ids\": [1, 2], \"labels\": [1, -100]}\n" +     // 6 masked: label 0
                                          good +                                                   //
-                                         "{\"input_ids\": [1], \"labels\": [1], \"id\": 3}\n");   // 8 unknown key
+                                         "{\"input_ids\": [1], \"labels\": [1], \"no\": 3}\n");   // 8 unknown key
   CHECK(contains(message, "of 8 lines"));
   CHECK(contains(message, "2 lines are not {\"input_ids\": [integers], \"labels\": [integers]}: line 4, 8"));
   CHECK(contains(

@@ -72,7 +72,7 @@ TEST_CASE("a rank without documents walks the same way and adds nothing", "[econ
   for (const int64_t keep : {0, 4}) {
     SweepOptions options;
     options.mtp_weight = 0.3;
-    options.balance_weight = 0.1;
+    options.balance = {BalanceKind::kSequence, 0.1};
     options.keep_layers = keep;
     std::vector<LayerId> done;
     Sweep sweep(*tiny.model, options, {.done = [&](LayerId layer) { done.push_back(layer); }});
@@ -125,4 +125,19 @@ TEST_CASE("up stops below the lowest thing that trains", "[economy]") {
   sweep.train(tiny.batch({5, 9}, 8), {17, 0, true});
   // Layer 0 is dense.
   CHECK(done == std::vector<LayerId>{LayerId::turn(4), LayerId::block(3), LayerId::block(2), LayerId::block(1)});
+}
+
+TEST_CASE("a pass that only routes counts what a step counts, the MTP module's block last", "[sweep]") {
+  const TinyModel tiny(tiny_blueprint(3), {.with_mtp = true});
+  SweepOptions options;
+  options.mtp_weight = 0.3;
+  Sweep sweep(*tiny.model, options);
+  const StepBatch batch = tiny.batch({5, 9, 2}, 8);
+  const at::Tensor counted = sweep.route(batch).load_LE, of_step = sweep.train(batch, {17, 0, true}).load_LE;
+  CHECK(at::equal(counted, of_step));
+  CHECK(counted.size(0) == 3);
+  CHECK(at::equal(counted.sum(1), at::tensor({2 * 16, 2 * 16, 2 * 13}, at::kLong)));
+  const SweepResult held_out = sweep.evaluate(batch);
+  CHECK(held_out.loss_n.size(0) == 13);
+  CHECK(held_out.loss_n.sum().item<double>() == Approx(held_out.loss_sum.item<double>()));
 }

@@ -104,8 +104,9 @@ TEST_CASE("ranks of single maps, dense maps and biases are said", "[export]") {
   const std::string report = export_adapter(run.folder(), run.to("out"), AdapterReader::kPeft);
   const PeftConfig config = read_peft_config(run.to("out"));
   CHECK(config.rank == 2);
-  CHECK(config.rank_pattern ==
-        std::map<std::string, int64_t>{{"o_proj", 3}, {"mlp\\.gate_proj", 4}, {"shared_experts\\.gate_proj", 4}});
+  CHECK(config.rank_pattern == std::map<std::string, int64_t>{{"self_attn\\.o_proj", 3},
+                                                              {"mlp\\.gate_proj", 4},
+                                                              {"mlp\\.shared_experts\\.gate_proj", 4}});
   CHECK(contains(report, "drops these"));
   CHECK(contains(report, "model.layers.0.mlp.gate_proj"));
   CHECK(contains(report, "model.layers.1.mlp.shared_experts.gate_proj"));
@@ -141,6 +142,48 @@ TEST_CASE("an adapter for vLLM has one rank, a scale of one and whole experts", 
   CHECK(tensors.at(untrained + ".lora_A.weight").sizes() == at::IntArrayRef({4, 16}));
   CHECK(tensors.at(untrained + ".lora_B.weight").sizes() == at::IntArrayRef({8, 4}));
   CHECK(tensors.at(untrained + ".lora_A.weight").count_nonzero().item<int64_t>() == 0);
+}
+
+TEST_CASE("what reads adapters is known of every family, and a reader that is not known is refused", "[export]") {
+  for (const std::string& type : known_model_types()) CHECK(readers_of(type).model_type == type);
+  Blueprint blueprint = parse_blueprint(tiny_config(), "tiny");
+  for (const std::string_view word : words_of(AdapterReader::kPeft)) {
+    require_reader(blueprint, adapter_reader(std::string(word)));
+  }
+  blueprint.model_type = "olmoe";
+  require_reader(blueprint, AdapterReader::kVllm);
+  CHECK(
+      contains(message_of<UserError>([&] { require_reader(blueprint, AdapterReader::kSglang); }), "experts of olmoe"));
+  CHECK(contains(message_of<UserError>([&] { adapter_reader("ggml"); }), "--for ggml"));
+  CHECK(vllm_max_rank(1) == 1);
+  CHECK(vllm_max_rank(9) == 16);
+  CHECK(vllm_max_rank(512) == 512);
+  CHECK(contains(message_of<UserError>([&] { vllm_max_rank(513); }), "rank 513"));
+}
+
+TEST_CASE("an adapter in transformers' fused form has gate and up as one pair", "[export]") {
+  const TinyRun run;  // gate and up of rank 2, four experts of width 8
+  export_adapter(run.folder(), run.to("out"), AdapterReader::kPeft3d);
+  const PeftConfig config = read_peft_config(run.to("out"));
+  CHECK(config.target_parameters == std::vector<std::string>{"mlp.experts.gate_up_proj"});
+  CHECK(config.target_modules == std::vector<std::string>{"kv_b_proj", "o_proj"});
+  CHECK(config.alpha == static_cast<double>(config.rank));
+  CHECK(config.rank_pattern == std::map<std::string, int64_t>{{"mlp\\.experts\\.gate_up_proj", 4}});
+  CHECK(config.alpha_pattern == std::map<std::string, double>{{"mlp\\.experts\\.gate_up_proj", 4.0}});
+  const auto tensors = read_all(run.to("out") + "/adapter_model.safetensors");
+  const std::string stack = kPrefix + "model.layers.1.mlp.experts";
+  const at::Tensor a = tensors.at(stack + ".lora_A.weight").view({4, 4, 16});
+  const at::Tensor b = tensors.at(stack + ".lora_B.weight").view({16, 4, 4});
+  for (int64_t e = 0; e < 4; ++e) {
+    const at::Tensor delta = at::mm(b.select(2, e).to(at::kDouble), a[e].to(at::kDouble));
+    for (const auto& [leaf, first] : std::vector<std::pair<std::string, int64_t>>{{"gate_proj", 0}, {"up_proj", 8}}) {
+      const std::string path = str("model.layers.1.mlp.experts.", e, ".", leaf);
+      const at::Tensor expected = at::mm(run.trained.at(path + ".lora_B.weight").to(at::kDouble),
+                                         run.trained.at(path + ".lora_A.weight").to(at::kDouble)) *
+                                  3.0;
+      CHECK(at::allclose(delta.narrow(0, first, 8), expected, 1e-6, 1e-6));
+    }
+  }
 }
 
 TEST_CASE("a base leaves as it was trained on", "[export]") {

@@ -1,6 +1,10 @@
 #include "parallel/comm/failure.h"
 
 #include <c10/util/Exception.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <functional>
@@ -12,6 +16,7 @@
 
 #include "parallel/base/files.h"
 #include "tests/support/catch.h"
+#include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
 
 using namespace moetune;
@@ -29,6 +34,33 @@ Failure failure_of(const std::function<void()>& program) {
 }
 
 }  // namespace
+
+TEST_CASE("a page of a mapped file that is gone ends with the file's name", "[failure]") {
+  const TemporaryFolder folder;
+  const std::string file = folder / "mapped file";
+  write_text_atomically(file, std::string(8192, 'x'));
+  int ends[2];
+  REQUIRE(::pipe(ends) == 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::dup2(ends[1], STDERR_FILENO);
+    end_without_signals();
+    const int opened = ::open(file.c_str(), O_RDONLY);
+    const auto* bytes = static_cast<const volatile char*>(::mmap(nullptr, 8192, PROT_READ, MAP_SHARED, opened, 0));
+    if (::truncate(file.c_str(), 0) != 0) ::_exit(9);
+    ::_exit(bytes[4096] == 'x' ? 8 : 7);
+  }
+  ::close(ends[1]);
+  std::string told;
+  char buffer[1024];
+  for (ssize_t got; (got = ::read(ends[0], buffer, sizeof buffer)) > 0;) told.append(buffer, static_cast<size_t>(got));
+  ::close(ends[0]);
+  int status = 0;
+  ::waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 2);
+  CHECK(contains(told, "error: " + file + ": it was being read through memory and became shorter"));
+}
 
 TEST_CASE("exceptions of libraries end as what they mean for the user", "[failure]") {
   const TemporaryFolder folder;

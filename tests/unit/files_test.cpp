@@ -163,6 +163,7 @@ TEST_CASE("JSON that two readers could understand differently is refused", "[fil
   };
   CHECK(parse_strict_json(R"({"a": {"b": [1, "x"]}, "c": {"b": 2}} )", "here", 3)["c"]["b"] == 2);
   CHECK(parse_strict_json("7", "here", 0) == 7);
+  CHECK(contains(refusal("{\"a\": 1,\n \"b\": 1e400}"), "here: not valid JSON: at line 2, column 7: the number 1e400"));
   CHECK(contains(refusal(R"({"a": 1, "b": 2, "a": 1})"), "key \"a\" is given twice"));
   CHECK(contains(refusal(R"({"x": [{"a": 1}, {"a": 1, "\u0061": 2}]})"), "key \"a\" is given twice"));
   CHECK(contains(refusal(std::string("{}\0{}", 5)), "NUL"));

@@ -2,6 +2,8 @@
 // blocks.
 #include "tests/support/catch.h"
 
+#include <cmath>
+
 #include "lora/formats/fp8.h"
 #include "parallel/base/error.h"
 #include "parallel/bytes/tensor_io.h"
@@ -85,5 +87,40 @@ TEST_CASE("FP8 scales: floats are numbers, e8m0 and its bits powers of two, all 
                           at::kUInt16, at::kComplexFloat}) {
     INFO(c10::toString(type));
     CHECK(said(at::zeros({2}, type)).find("which is no scale of FP8 blocks") != std::string::npos);
+  }
+}
+
+TEST_CASE("weights become FP8 blocks whose largest is e4m3's largest", "[fp8]") {
+  at::Tensor weight = fixture("fp32").clone();
+  weight.slice(0, 128, 256).slice(1, 0, 128).zero_();
+  for (const bool powers_of_two : {false, true}) {
+    const Fp8Blocks blocks = fp8_blocks_quantise(weight, powers_of_two);
+    REQUIRE(blocks.weight.scalar_type() == at::kFloat8_e4m3fn);
+    REQUIRE(blocks.weight.sizes() == weight.sizes());
+    REQUIRE(blocks.scale_inv.sizes() == at::IntArrayRef({3, 2}));
+    const at::Tensor back = fp8_blocks_dequantise(blocks.weight, blocks.scale_inv, at::kFloat);
+    for (int64_t row = 0; row < 3; ++row) {
+      for (int64_t column = 0; column < 2; ++column) {
+        const auto block = [&](const at::Tensor& whole) {
+          return whole.slice(0, 128 * row, 128 * row + 128).slice(1, 128 * column, 128 * column + 128);
+        };
+        const double largest = block(weight).abs().max().item<double>();
+        const double scale = blocks.scale_inv[row][column].item<double>();
+        INFO("block " << row << " " << column << ", largest " << largest << ", scale " << scale);
+        if (largest == 0.0) {
+          CHECK(scale == 1.0);
+        } else if (powers_of_two) {
+          CHECK(std::exp2(std::round(std::log2(scale))) == scale);
+          CHECK(scale >= largest / 448 * 0.999999);
+          CHECK(scale <= largest / 448 * 2.000001);
+        } else {
+          CHECK(std::abs(scale * 448 / largest - 1) < 1e-6);
+          CHECK(block(blocks.weight).to(at::kFloat).abs().max().item<double>() == 448.0);
+        }
+        // Three bits behind the point, steps of 2^-9 below the smallest normal number.
+        const at::Tensor error = (block(back) - block(weight)).abs();
+        CHECK(error.le(block(weight).abs() * (1.001 / 16) + scale * std::exp2(-10) * 1.001).all().item<bool>());
+      }
+    }
   }
 }

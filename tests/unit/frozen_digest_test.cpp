@@ -106,6 +106,35 @@ TEST_CASE("what ranks keep of a slab adds up to the same digest, however experts
   }
 }
 
+TEST_CASE("uneven parts, empty ones, and those of which each rank packs the whole add up to the same digest",
+          "[frozen_digest]") {
+  constexpr int64_t E = 3, O = 192, I = 320;
+  const at::Tensor stack = random_normal({E, O, I}, 1, at::kFloat);
+  struct Case {
+    MatrixCut::Dim dim;
+    int64_t parts, granule, inputs;
+  };
+  const auto by_outputs = MatrixCut::Dim::kOutputs, by_inputs = MatrixCut::Dim::kInputs;
+  for (const Case& one : {Case{by_outputs, 2, 64, I}, Case{by_outputs, 4, 64, I}, Case{by_inputs, 2, 64, I},
+                          Case{by_inputs, 7, 64, I}, Case{by_inputs, 2, 64, 96}, Case{by_outputs, 3, 1, 20}}) {
+    const at::Tensor used = stack.narrow(2, 0, one.inputs).contiguous();
+    for (const BaseFormat format : {BaseFormat::kNf4, BaseFormat::kNf4Double, BaseFormat::kBf16, BaseFormat::kFp32}) {
+      const uint64_t whole = digest_of_part(format, used, 0, E, {}, 0, 1);
+      for (const int ranks : {1, 4}) {
+        INFO(to_string(format) << ", " << one.inputs << " inputs cut " << static_cast<int>(one.dim) << " in "
+                               << one.parts << ", " << ranks << " shards");
+        uint64_t sum = 0;
+        for (int64_t part = 0; part < one.parts; ++part) {
+          for (int rank = 0; rank < ranks; ++rank) {
+            sum += digest_of_part(format, used, 0, E, {one.dim, part, one.parts, one.granule}, rank, ranks);
+          }
+        }
+        CHECK(sum == whole);
+      }
+    }
+  }
+}
+
 TEST_CASE("the model's digest sees each frozen tensor and no trained one", "[frozen_digest]") {
   Launch launch;
   Mesh mesh(launch, {1, 1, 1, 1});

@@ -108,15 +108,62 @@ TEST_CASE("the parts of a cut weight are those of the whole, in every format", "
       }
     }
   }
-  const auto refused = [](const FrozenShape& shape) {
-    return message_of<UserError>([&] { FrozenWeight(shape, at::kCPU, at::kFloat); });
-  };
-  CHECK(contains(refused({BaseFormat::kNf4, 1, 4, 96, {MatrixCut::Dim::kInputs, 0, 2}}),
-                 "would cut NF4 blocks of 64 numbers"));
-  CHECK(contains(refused({BaseFormat::kNf4, 1, 3, 96, {MatrixCut::Dim::kOutputs, 0, 3}}),
-                 "would cut NF4 blocks of 64 numbers"));
-  CHECK(contains(refused({BaseFormat::kFp32, 1, 5, 96, {MatrixCut::Dim::kOutputs, 0, 2}}),
+  CHECK(contains(message_of<UserError>([&] {
+                   FrozenWeight({BaseFormat::kFp32, 1, 5, 96, {MatrixCut::Dim::kOutputs, 0, 2}}, at::kCPU, at::kFloat);
+                 }),
                  "cannot be cut into 2 equal parts by its outputs"));
+}
+
+TEST_CASE("parts of unequal size are those of the whole, and of what no cut suits the whole is packed",
+          "[frozen_weight]") {
+  using Dim = MatrixCut::Dim;
+  struct Case {
+    int64_t units, outputs, inputs;
+    Dim dim;
+    int64_t parts, granule;
+    bool packs_whole;
+  };
+  const Case cases[] = {
+      {2, 320, 64, Dim::kOutputs, 2, 64, false}, {2, 320, 48, Dim::kOutputs, 4, 64, false},
+      {1, 320, 7, Dim::kOutputs, 3, 64, false},  {1, 100, 7, Dim::kOutputs, 2, 64, false},
+      {2, 128, 64, Dim::kOutputs, 4, 64, false},  // the last two have nothing
+      {2, 48, 320, Dim::kInputs, 2, 64, false},  {2, 48, 320, Dim::kInputs, 4, 64, false},
+      {2, 5, 704, Dim::kInputs, 3, 64, false},   {2, 48, 128, Dim::kInputs, 4, 64, false},
+      {2, 32, 96, Dim::kInputs, 2, 64, true},    {2, 32, 96, Dim::kInputs, 4, 64, true},
+      {1, 5, 171, Dim::kInputs, 2, 64, true},    {1, 4, 96, Dim::kInputs, 2, 0, true},
+      {1, 3, 96, Dim::kOutputs, 3, 0, true},     {2, 640, 20, Dim::kOutputs, 3, 24, true},
+  };
+  DequantCounters counters;
+  for (const Case& one : cases) {
+    const at::Tensor stack = random_normal({one.units, one.outputs, one.inputs}, 1, at::kFloat) *
+                             at::arange(1, one.outputs + 1).view({one.outputs, 1});
+    for (const BaseFormat format : kFormats) {
+      Scratch scratch(at::kCPU, at::kBFloat16);
+      scratch.reserve(4 * stack.numel());
+      FrozenWeight whole({format, one.units, one.outputs, one.inputs}, at::kCPU, at::kBFloat16);
+      for (int64_t e = 0; e < one.units; ++e) whole.set(e, stack[e]);
+      const at::Tensor dense = whole.dense_units(0, one.units, scratch, counters).clone();
+      int64_t held = 0;
+      for (int64_t index = 0; index < one.parts; ++index) {
+        INFO(to_string(format) << ", " << one.outputs << " x " << one.inputs << ", part " << index << " of "
+                               << one.parts << (one.dim == Dim::kOutputs ? " by outputs" : " by inputs"));
+        const FrozenShape shape{format, one.units, one.outputs, one.inputs, {one.dim, index, one.parts, one.granule}};
+        CHECK(shape.packs_whole() == (one.packs_whole && is_quantised(format)));
+        if (shape.packs_whole()) CHECK(shape.unit_bytes() == whole.shape().unit_bytes());
+        FrozenWeight part(shape, at::kCPU, at::kBFloat16);
+        for (int64_t e = 0; e < one.units; ++e) part.set(e, stack[e]);
+        scratch.reset();
+        const at::Tensor own = part.dense_units(0, one.units, scratch, counters);
+        CHECK(own.is_contiguous());
+        CHECK(scratch.mark() >= part.scratch_elements());
+        CHECK(scratch.mark() < part.scratch_elements() + 2 * 64);  // two pieces at the most, each rounded up
+        for (int64_t e = 0; e < one.units; ++e) CHECK(at::equal(own[e], shape.cut.part_of(dense[e])));
+        CHECK(at::equal(part.dense_units(one.units - 1, 1, scratch, counters)[0], own[one.units - 1]));
+        held += own.numel();
+      }
+      CHECK(held == stack.numel());
+    }
+  }
 }
 
 TEST_CASE("one unit is a matrix, odd sizes too; what does not fit is refused", "[frozen_weight]") {

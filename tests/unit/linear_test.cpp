@@ -95,3 +95,38 @@ TEST_CASE("a linear map that trains is a plain linear map", "[linear]") {
   const at::Tensor d_y = random_normal({T, O}, 3);
   CHECK(distance(torch::autograd::grad({y}, {weight.working}, {d_y})[0], d_y.t().matmul(x)) < 1e-13);
 }
+
+TEST_CASE("a bias is added once, and trains where it is a leaf", "[linear]") {
+  const at::Tensor x = leaf(random_normal({T, I}, 2)), d_y = random_normal({T, O}, 3);
+  const at::Tensor bias = leaf(random_normal({O}, 5));
+  const auto check = [&](const Linear& linear, const at::Tensor& expected) {
+    const at::Tensor y = linear.forward(x, at::arange(T, at::kLong), StepRandom{});
+    CHECK(at::equal(linear.bias(), bias));
+    CHECK(distance(y, expected) < 1e-14);
+    const auto got = torch::autograd::grad({y}, {x, bias}, {d_y}),
+               wanted = torch::autograd::grad({expected}, {x, bias}, {d_y});
+    for (size_t i = 0; i < 2; ++i) CHECK(distance(got[i], wanted[i]) < 1e-13);
+  };
+  Frozen plain, adapted;
+  plain.use();
+  check(Linear(std::move(plain.weight), nullptr, bias), x.matmul(plain.values.t()) + bias);
+
+  ParameterSet parameters(at::kCPU, at::kDouble);
+  auto adapter = std::make_unique<Adapter>(AdapterSpec{3, 0.5, 0.0}, ParameterInfo{}, 0, O, I, 1, parameters);
+  const Adapter& a = *adapter;
+  a.b().master().copy_(random_normal({O, 3}, 4));
+  a.b().refresh_working();
+  adapted.use();
+  check(Linear(std::move(adapted.weight), std::move(adapter), bias),
+        x.matmul(adapted.values.t()) + bias + 0.5 * x.matmul(a.a().working.t()).matmul(a.b().working.t()));
+
+  Parameter& weight = parameters.add({}, random_normal({O, I}, 1));
+  check(Linear(weight, bias), x.matmul(weight.working.t()) + bias);
+
+  // Frozen, it leaves the gradient of x alone.
+  Frozen again;
+  again.use();
+  const Linear frozen(std::move(again.weight), nullptr, bias.detach());
+  const at::Tensor y = frozen.forward(x, at::arange(T, at::kLong), StepRandom{});
+  CHECK(distance(torch::autograd::grad({y}, {x}, {d_y})[0], d_y.matmul(again.values)) < 1e-14);
+}

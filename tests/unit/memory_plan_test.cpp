@@ -79,6 +79,8 @@ struct Built {
     options.base = recipe.model.base;
     options.train_weights = !recipe.adapter;
     options.targets = recipe.adapter ? &targets : nullptr;
+    options.router_adapter = router_adapter(recipe);
+    options.train_router = recipe.router.train == RouterTraining::kFull;
     options.placement = {0, config.router.experts / ep, config.router.experts};
     options.exchange = exchange.get();
     options.axis = TensorAxis(group);
@@ -164,6 +166,35 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
        2,
        2,
        2},
+      // Parts of unequal size, of which the first rank has the largest; where none suits the blocks, whole packed maps.
+      {{"adapter.targets=[all_linear]", "model.base=nf4_double", "mesh.tp=4", "mesh.expert_tp=4"},
+       {{"moe_intermediate_size", 320}, {"v_head_dim", 32}, {"intermediate_size", 384}},
+       1,
+       4,
+       4},
+      {{"adapter.targets=[all_linear]", "model.base=nf4", "mesh.tp=2", "mesh.expert_tp=2"},
+       {{"moe_intermediate_size", 96}, {"intermediate_size", 160}},
+       1,
+       2,
+       2},
+      {{"adapter=none", "model.base=bf16", "model.compute=fp32", "mesh.tp=4"}, {{"intermediate_size", 102}}, 1, 4},
+      // Two key heads on four ranks: one each, adapters of both.
+      {{"adapter.targets=[all_linear]", "model.base=nf4", "mesh.tp=4"},
+       {{"model_type", "qwen3_moe"},
+        {"num_experts", 8},
+        {"head_dim", 16},
+        {"num_key_value_heads", 2},
+        {"decoder_sparse_step", 1},
+        {"mlp_only_layers", json::array()}},
+       1,
+       4},
+      // Layer 1 of three alone; of eight experts three, of which the first of two ranks holds most; routers.
+      {{"adapter.targets=[all_linear]", "adapter.layers=[1]", "adapter.experts=[0, 2, 5]", "mesh.ep=2"}, {}, 2},
+      {{"adapter.targets=[all_linear]", "adapter.layers=[0, mtp]", "adapter.experts=[1-6]", "mtp.loss_weight=0.3"},
+       {},
+       1},
+      {{"adapter.targets=[experts]", "adapter.experts=[3]", "router.train=lora", "adapter.rank=3"}, {}, 1},
+      {{"adapter.targets=[attention]", "adapter.layers=2", "router.train=full", "mesh.ep=2"}, {}, 2},
       {{"adapter=none", "model.base=bf16", "model.compute=bf16", "mesh.ep=2", "mesh.tp=2", "mesh.expert_tp=2"},
        {},
        2,
@@ -184,7 +215,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     const int64_t frozen = model.slabs->kept_bytes();
     for (const PlainTensor& tensor : model.plain) plain += static_cast<int64_t>(tensor.held.nbytes());
     for (const Block& block : model.blocks) {
-      if (block.is_moe()) plain += static_cast<int64_t>(block.router()->bias().nbytes());
+      if (block.has_correction_bias()) plain += static_cast<int64_t>(block.router()->bias().nbytes());
     }
     // By layer: gradients that exist at a time, and a rank's shards of each kind (dp is 1).
     std::map<LayerId, int64_t> by_layer;
@@ -192,7 +223,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     for (Parameter& parameter : model.parameters.all()) {
       trained += parameter.numel();
       working += static_cast<int64_t>(parameter.working.nbytes());
-      if (parameter.info().group != "norms" && parameter.info().group != "router") {
+      if (recipe.adapter || (parameter.info().group != "norms" && parameter.info().group != "router")) {
         by_layer[parameter.info().layer] += static_cast<int64_t>(parameter.gradient().nbytes());
       }
       by_replicas[parameter.info().replicas] += parameter.numel();
@@ -254,6 +285,8 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
       {"model.compute=fp32", "adapter.targets=[experts]", "train.slice_tokens=200"},
       {"model.compute=fp32", "adapter.targets=[all_linear]", "train.keep=all"},
       {"model.compute=fp32", "adapter.targets=[all_linear]", "mtp.loss_weight=0.3"},
+      {"model.compute=fp32", "adapter.targets=[experts]", "adapter.experts=[1, 4-5]", "router.train=lora"},
+      {"model.compute=bf16", "adapter.targets=[experts]", "adapter.layers=[3]", "router.train=full"},
       {"model.compute=fp32", "adapter=none", "model.base=fp32", "train.slice_tokens=200"},
       {"model.compute=fp32", "adapter.targets=[all_linear]", "mesh.tp=2", "mesh.expert_tp=2", "train.slice_tokens=200"},
   };
@@ -304,6 +337,30 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     CHECK(ratio > 0.95);
     CHECK(ratio < 1.2);
   }
+}
+
+TEST_CASE("memory plan: experts that loads will choose are counted, on a rank at their most") {
+  const Blueprint config = parse_blueprint(kTiny, "config.json");
+  const Recipe recipe = recipe_of({"adapter.targets=[experts.up_proj]", "adapter.experts=top 3", "adapter.rank=4"});
+  const int64_t an_expert = 4 * (64 + 32);
+  for (const int64_t ep : {1, 4}) {
+    const MemoryPlan plan = plan_memory(config, recipe, {1, 1, ep, 1}, {at::kCPU});
+    CHECK(plan.trained_by_group == std::vector<std::pair<std::string, int64_t>>{{"experts", 2 * 3 * an_expert}});
+    CHECK(plan.trained_numbers == 2 * (ep == 1 ? 3 : 2) * an_expert);
+  }
+}
+
+TEST_CASE("a router that no loss reaches does not train") {
+  json object = kTiny;
+  object["num_experts_per_tok"] = 1;
+  const Blueprint one = parse_blueprint(object, "config.json"), two = parse_blueprint(kTiny, "config.json");
+  require_router_gradient(recipe_of({"router.train=lora"}), two);
+  require_router_gradient(recipe_of({}), one);
+  require_router_gradient(recipe_of({"router.train=lora", "router.balance.kind=switch"}), one);
+  object["norm_topk_prob"] = false;
+  require_router_gradient(recipe_of({"router.train=full"}), parse_blueprint(object, "config.json"));
+  CHECK(contains(message_of<UserError>([&] { require_router_gradient(recipe_of({"router.train=full"}), one); }),
+                 "command line: router.train: full: the router of deepseek_v3 here chooses one expert"));
 }
 
 TEST_CASE("memory plan: DeepSeek-V3") {

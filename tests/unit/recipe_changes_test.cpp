@@ -42,6 +42,9 @@ TEST_CASE("what a resumed run must keep, and what it may change") {
            {"adapter.targets=[experts]", "adapter.targets", "[attention]", "[experts]", kSame},
            {"adapter.from=x", "adapter.from", "null", "x", kSame},
            {"adapter.ranks={q_proj: 4}", "adapter.ranks", "{}", "{q_proj: 4}", kSame},
+           {"adapter.layers=[0, 2-4]", "adapter.layers", "all", "[0, 2-4]", kSame},
+           {"adapter.experts=top 4", "adapter.experts", "all", "top 4", kSame},
+           {"router.train=lora", "router.train", "none", "lora", kSame},
            {"model.weights=random", "model.weights", "pretrained", "random", kSame},
            {"model.base=bf16", "model.base", "nf4", "bf16", kSame},
            {"model.compute=fp32", "model.compute", "bf16", "fp32", kSame},
@@ -85,8 +88,16 @@ TEST_CASE("what a resumed run must keep, and what it may change") {
 TEST_CASE("values are compared, not how they are written") {
   CHECK(changes({}).empty());
   CHECK(changes({"train.optimizer.lr=2e-4", "adapter.alpha=8", "data.packing=true"}).empty());
-  CHECK(changes({"adapter.targets=[o_proj, kv_b_proj, kv_a_proj_with_mqa, q_proj, q_b_proj, q_a_proj]"}).empty());
+  CHECK(changes({"adapter.targets=[o_proj, v_proj, k_proj, kv_b_proj, kv_a_proj_with_mqa, q_proj, q_b_proj, q_a_proj]"})
+            .empty());
   CHECK(changes({"adapter.targets=[o_proj, kv_b_proj]"}).size() == 1);
+  const auto narrowed = [](const std::string& then, const std::string& now) {
+    return recipe_changes(parse_recipe(kBase, "then", {then}), parse_recipe(kBase, "now", {now}));
+  };
+  CHECK(narrowed("adapter.layers=[2-4, 0, mtp]", "adapter.layers=[mtp, 0, 2, 3, 4]").empty());
+  CHECK(narrowed("adapter.layers=[2-4, mtp]", "adapter.layers=[2-4]").size() == 1);
+  CHECK(narrowed("adapter.experts=[2-4, 0]", "adapter.experts=[0, 2, 3-4]").empty());
+  CHECK(narrowed("adapter.experts=[2-4]", "adapter.experts=[2, 4]").size() == 1);
   CHECK(changes({"adapter.alpha=16", "adapter.rank=16"}).size() == 2);
   // Keys of a section that one of the two lacks are said of the section.
   const std::vector<RecipeChange> section = changes({"adapter=none", "model.base=bf16"});

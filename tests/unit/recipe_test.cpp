@@ -11,6 +11,8 @@
 
 #include "parallel/base/error.h"
 #include "tests/support/catch.h"
+#include "tests/support/message_of.h"
+#include "trainer/recipe/recipe_meaning.h"
 
 using namespace moetune;
 
@@ -42,7 +44,8 @@ bool same_values(const Recipe& a, const Recipe& b) {
 constexpr const char* kTargetNames =
     "attention, dense_mlp, shared_expert, experts, all_linear, q_a_proj, q_b_proj, q_proj, kv_a_proj_with_mqa, "
     "kv_b_proj, "
-    "o_proj, gate_proj, up_proj, down_proj, experts.gate_proj, experts.up_proj or experts.down_proj";
+    "k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, experts.gate_proj, experts.up_proj, experts.down_proj, "
+    "experts.gate_up_proj, experts.w1, experts.w3 or experts.w2";
 
 }  // namespace
 
@@ -83,6 +86,8 @@ adapter:
   rslora: true
   targets: [attention, experts.up_proj]
   ranks: {o_proj: 8, experts.up_proj: 4}
+  layers: [0, 3-7, mtp]
+  experts: top 8
   from: old
 data:
   train: data/train.jsonl
@@ -108,7 +113,7 @@ train:
 mesh: {pp: 1, dp: 2, ep: 8, tp: 1, expert_tp: 4, shard: node}
 offload: {frozen: 1536MiB, activations: host}
 exchange: {buffer_rows: 1000}
-router: {bias: update, bias_rate: 0.002, balance_loss: 0.01}
+router: {train: lora, bias: update, bias_rate: 0.002, balance_loss: 0.01}
 mtp: {loss_weight: 0.3}
 checkpoint: {every_steps: 100, every_minutes: 30, keep_last: 3}
 eval: {every_steps: 50, at_start: true, max_sequences: 9}
@@ -119,9 +124,15 @@ deterministic: true
   CHECK(recipe.model == ModelRecipe{"/models/DeepSeek-V3", WeightOrigin::kRandom, BaseFormat::kNf4Double,
                                     ComputeType::kFp64, "/nvme/packed"});
   REQUIRE(recipe.adapter);
-  CHECK(*recipe.adapter ==
-        AdapterRecipe{
-            32, 64.0, 0.1, true, {"attention", "experts.up_proj"}, {{"o_proj", 8}, {"experts.up_proj", 4}}, "old"});
+  CHECK(*recipe.adapter == AdapterRecipe{32,
+                                         64.0,
+                                         0.1,
+                                         true,
+                                         {"attention", "experts.up_proj"},
+                                         {{"o_proj", 8}, {"experts.up_proj", 4}},
+                                         {false, {{0, 0}, {3, 7}}, true},
+                                         {ExpertChoice::Kind::kTop, {}, 8},
+                                         "old"});
   CHECK(recipe.data == DataRecipe{DataFiles::of("data/train.jsonl"),
                                   DataFiles::of("data/heldout.jsonl"),
                                   0.0,
@@ -151,7 +162,7 @@ deterministic: true
   CHECK(recipe.mesh == MeshRecipe{1, 2, 8, 1, 4, ShardScope::kNode});
   CHECK(recipe.offload == OffloadRecipe{{OffloadFrozen::Kind::kBytes, int64_t{1536} << 20}, ActivationTier::kHost});
   CHECK(recipe.exchange == ExchangeRecipe{1000});
-  CHECK(recipe.router == RouterRecipe{RouterBias::kUpdate, 0.002, 0.01});
+  CHECK(recipe.router == RouterRecipe{RouterTraining::kLora, RouterBias::kUpdate, 0.002, 0.01, {}});
   CHECK(recipe.mtp == MtpRecipe{0.3});
   CHECK(recipe.checkpoint == CheckpointRecipe{100, 30.0, 3});
   CHECK(recipe.eval == EvalRecipe{50, true, 9});
@@ -214,7 +225,8 @@ TEST_CASE("recipe: each mistake has its message") {
        "r.yaml:5:27: adapter.ranks: o_proj: '0' is not allowed; allowed: whole number from 1 to 1024"},
       {"adapter: {ranks: {attention: 4}}\n",
        "r.yaml:5:30: adapter.ranks: unknown name 'attention'; allowed: q_a_proj, q_b_proj, q_proj, kv_a_proj_with_mqa, "
-       "kv_b_proj, o_proj, gate_proj, up_proj, down_proj, experts.gate_proj, experts.up_proj, experts.down_proj"},
+       "kv_b_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, experts.gate_proj, experts.up_proj, "
+       "experts.down_proj, experts.gate_up_proj, experts.w1, experts.w3, experts.w2"},
       {"adapter: {ranks: {up_proj: 4}}\n",
        "r.yaml:5:18: adapter.ranks: up_proj has a rank but is not selected by adapter.targets"},
       {"adapter: none\n",
@@ -485,6 +497,42 @@ TEST_CASE("recipe: data files") {
   CHECK(mistakes_of(head + "data: {train: a, eval_split: 0.1}\neval: {every_steps: 5, at_start: true}\n").empty());
 }
 
+TEST_CASE("recipe: the balance loss") {
+  const std::string head = "run: {dir: r}\nmodel: {path: m}\ndata: {train: t}\ntrain: {steps: 5}\n";
+  Blueprint v3;
+  v3.model_type = "deepseek_v3";
+  v3.router.correction_bias = true;
+  const auto spec = [&](const std::string& router) {
+    return balance_spec(parse_recipe(head + "router: {" + router + "}\n", "r.yaml"), v3);
+  };
+  CHECK(!spec("bias: update").is_on());
+  CHECK(spec("balance_loss: 0.3") == BalanceSpec{BalanceKind::kSequence, 0.3});
+  CHECK(spec("balance: {kind: auto}") == BalanceSpec{BalanceKind::kSequence, 1e-4});
+  CHECK(spec("balance: {kind: switch}") == BalanceSpec{BalanceKind::kSwitch, 0.01});
+  CHECK(spec("balance: {kind: pooled, weight: 0.2}") == BalanceSpec{BalanceKind::kPooled, 0.2});
+  CHECK(spec("balance: {kind: switch, weight: auto}") == BalanceSpec{BalanceKind::kSwitch, 0.01});
+  CHECK(contains(message_of<UserError>([&] { spec("balance: {kind: deepseek_v2}"); }),
+                 "r.yaml:5: router.balance.kind is deepseek_v2, whose losses are of softmax scores"));
+  const std::vector<std::pair<std::string, std::string>> mistakes = {
+      {"balance_loss: 0.1, balance: {kind: switch}",
+       "r.yaml:5:24: router.balance_loss: given together with router.balance; give one of the two"},
+      {"balance: {weight: 0.1}",
+       "r.yaml:5:28: router.balance.weight: of no loss: router.balance.kind is none; name a kind (auto is the "
+       "family's own), or take the weight out"},
+      {"balance: {kind: shazeer}",
+       "r.yaml:5:26: router.balance.kind: 'shazeer' is not allowed; allowed: auto, none, sequence, switch, pooled or "
+       "deepseek_v2"},
+      {"balance: {kind: switch, weight: 0}",
+       "r.yaml:5:42: router.balance.weight: '0' is not allowed; allowed: auto or number above 0 and at most 100"}};
+  for (const auto& [router, told] : mistakes) CHECK(mistakes_of(head + "router: {" + router + "}\n") == told);
+
+  const Recipe moves = parse_recipe(head + "router: {bias: update}\n", "r.yaml");
+  require_correction_bias(moves, v3);
+  v3.router.correction_bias = false;
+  CHECK(contains(message_of<UserError>([&] { require_correction_bias(moves, v3); }),
+                 "r.yaml:5: router.bias: update moves a correction bias"));
+}
+
 TEST_CASE("recipe: files") {
   try {
     load_recipe("/nowhere/r.yaml");
@@ -503,9 +551,51 @@ TEST_CASE("recipe: files") {
 
 TEST_CASE("recipe: targets") {
   CHECK(target_leaves("shared_expert") == std::vector<std::string>{"gate_proj", "up_proj", "down_proj"});
-  CHECK(target_leaves("experts") ==
-        std::vector<std::string>{"experts.gate_proj", "experts.up_proj", "experts.down_proj"});
+  CHECK(target_leaves("experts") == std::vector<std::string>{"experts.gate_proj", "experts.up_proj",
+                                                             "experts.down_proj", "experts.gate_up_proj", "experts.w1",
+                                                             "experts.w3", "experts.w2"});
   CHECK(target_leaves("q_a_proj") == std::vector<std::string>{"q_a_proj"});
-  CHECK(target_leaves("all_linear").size() == 12);
+  CHECK(target_leaves("all_linear").size() == 18);
   CHECK(target_leaves("embed_tokens").empty());
+}
+
+TEST_CASE("recipe: layers and experts") {
+  const auto adapter = [](const std::string& text) { return *parse_recipe(kSmall + text, "r.yaml").adapter; };
+  CHECK(adapter("").layers == LayerChoice{});
+  CHECK(adapter("adapter: {layers: all, experts: all}\n") == adapter(""));
+  CHECK(adapter("adapter: {layers: 10-20}\n").layers == LayerChoice{false, {{10, 20}}, false});
+  CHECK(adapter("adapter: {layers: 4}\n").layers == LayerChoice{false, {{4, 4}}, false});
+  CHECK(adapter("adapter: {layers: mtp}\n").layers == LayerChoice{false, {}, true});
+  using Kind = ExpertChoice::Kind;
+  CHECK(adapter("adapter: {experts: [0, 2-3]}\n").experts == ExpertChoice{Kind::kListed, {{0, 0}, {2, 3}}, 0});
+  CHECK(adapter("adapter: {experts: top 3}\n").experts == ExpertChoice{Kind::kTop, {}, 3});
+  for (const std::string text : {"adapter: {layers: [0, 2-3, mtp], experts: [1, 4-6]}\n", "adapter: {layers: mtp}\n"}) {
+    const Recipe recipe = parse_recipe(kSmall + text, "r.yaml");
+    CHECK(same_values(parse_recipe(dump_resolved(recipe), "dump.yaml"), recipe));
+  }
+  CHECK(parse_recipe(kSmall, "r.yaml", {"adapter.layers=[1, 3-4]"}).adapter->layers ==
+        LayerChoice{false, {{1, 1}, {3, 4}}, false});
+  const std::string layers = "; allowed: all, or numbers and ranges N-M, or mtp from 0 to 65535",
+                    experts = "; allowed: all, numbers and ranges N-M, or top N from 0 to 65535";
+  for (const std::string item : {"-1", "3-2", "3-", "x", "65536", "'3'", "1.5", "[1]"}) {
+    INFO(item);
+    const std::string shown = item == "[1]" ? "a list" : item == "'3'" ? item : "'" + item + "'";
+    CHECK(mistakes_of(kSmall + "adapter: {layers: [" + item + "]}\n") ==
+          "r.yaml:5:20: adapter.layers: " + shown + " is not allowed" + layers);
+  }
+  CHECK(mistakes_of(kSmall + "adapter: {layers: [1-4, 3]}\n") == "r.yaml:5:25: adapter.layers: '3' is listed twice");
+  CHECK(mistakes_of(kSmall + "adapter: {layers: []}\n") ==
+        "r.yaml:5:19: adapter.layers: a list is not allowed" + layers);
+  for (const std::string item : {"top 0", "top", "top -2", "top 2.5", "mtp", "some"}) {
+    INFO(item);
+    CHECK(mistakes_of(kSmall + "adapter: {experts: " + item + "}\n") ==
+          "r.yaml:5:20: adapter.experts: '" + item + "' is not allowed" + experts);
+  }
+}
+
+TEST_CASE("recipe: routers beside weights that train themselves") {
+  CHECK(
+      mistakes_of(kSmall + "adapter: none\nrouter: {train: full}\n", {"model.base=bf16"}) ==
+      "r.yaml:6:17: router.train: the weights themselves train (adapter: none), the routers' among them; take it out");
+  CHECK(parse_recipe(kSmall + "router: {train: full}\n", "r.yaml").router.train == RouterTraining::kFull);
 }

@@ -89,3 +89,48 @@ TEST_CASE("rotation turns interleaved pairs as complex numbers", "[rope]") {
     }
   }
 }
+
+TEST_CASE("rotation of halves turns feature i with feature i + dim / 2", "[rope]") {
+  RotarySpec spec;
+  spec.dim = 8;
+  const at::Tensor position = long_tensor({0, 1, 7, 300}), x = random_normal({4, 2, 8}, 1);
+  const RopeAngles pairs = Rope(spec, at::kCPU).angles(position, at::kDouble);
+  spec.layout = RotarySpec::Layout::kHalves;
+  const RopeAngles halves = Rope(spec, at::kCPU).angles(position, at::kDouble);
+  const at::Tensor rotated = rotate(x, halves);
+  for (int64_t t = 0; t < 4; ++t) {
+    for (int64_t i = 0; i < 4; ++i) {
+      const std::complex<double> pair(x[t][1][i].item<double>(), x[t][1][i + 4].item<double>());
+      const std::complex<double> turned =
+          pair * std::polar(1.0, position[t].item<double>() * std::pow(10000.0, -static_cast<double>(i) / 4));
+      CHECK(rotated[t][1][i].item<double>() == Approx(turned.real()).margin(1e-4));
+      CHECK(rotated[t][1][4 + i].item<double>() == Approx(turned.imag()).margin(1e-4));
+    }
+  }
+  // Interleaved numbers in pairs and the same numbers in halves turn alike.
+  CHECK(at::equal(rotate(x.unflatten(-1, {2, 4}).transpose(-1, -2).flatten(-2), pairs), rotated));
+}
+
+TEST_CASE("Llama 3's scaling keeps short waves, stretches long ones and ramps between", "[rope]") {
+  RotarySpec spec;  // Llama 3.1's
+  spec.scaling = RotarySpec::Scaling::kLlama3;
+  spec.dim = 128;
+  spec.theta = 5e5;
+  spec.factor = 8;
+  spec.original_max_positions = 8192;
+  const Rope rope(spec, at::kCPU);
+  int64_t kept = 0, divided = 0;
+  for (int64_t i = 0; i < 64; ++i) {
+    INFO("pair " << i);
+    const double plain = std::pow(5e5, -static_cast<double>(i) / 64), turns = 8192 * plain / (2 * M_PI);
+    const double kept_share = std::min(1.0, std::max(0.0, (turns - 1) / 3));
+    kept += kept_share == 1.0;
+    divided += kept_share == 0.0;
+    CHECK(rope.inverse_frequencies()[i].item<double>() ==
+          Approx(plain * (kept_share + (1 - kept_share) / 8)).epsilon(1e-6));
+  }
+  // Waves shorter than 2,048 positions: i < 64 ln(2048 / 2 pi) / ln 5e5 = 28.2; longer than 8,192: i > 34.98.
+  CHECK(kept == 29);
+  CHECK(divided == 29);
+  CHECK(rope.angles(long_tensor({0}), at::kDouble).cos_TA[0][0].item<double>() == 1.0);
+}

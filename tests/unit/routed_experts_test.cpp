@@ -7,6 +7,7 @@
 
 #include "moe/routed_experts.h"
 #include "tests/support/numbers.h"
+#include "tests/support/stand_in_group.h"
 
 using namespace moetune;
 
@@ -27,10 +28,18 @@ at::Tensor choice() {
 }
 
 struct Case {
-  enum class Kind { kAdapters, kTrained };
+  /// kJoint: gate and up one map, biases everywhere, the clamped activation; kAtInput: the weight acts on the input.
+  enum class Kind { kAdapters, kTrained, kJoint, kAtInput };
 
   Case(Kind kind, int64_t chunk_experts, double dropout)
-      : scratch(at::kCPU, at::kDouble), pass{scratch, counters, {5, 2, true}} {
+      : kind(kind), scratch(at::kCPU, at::kDouble), pass{scratch, counters, {5, 2, true}} {
+    if (kind == Kind::kJoint) {
+      spec.activation = ExpertSpec::Activation::kClampedSwiglu;
+      spec.activation_limit = 0.6;
+      spec.activation_alpha = 1.702;
+      spec.layout = ExpertSpec::Layout::kInterleaved;
+    }
+    if (kind == Kind::kAtInput) spec.weight_acts = ExpertSpec::WeightActs::kInput;
     auto map = [&](const std::string& leaf_name, int64_t outputs, int64_t inputs, uint64_t seed) {
       // Rounded to fp32, as the weight is held.
       const at::Tensor weight = random_normal({E, outputs, inputs}, seed, at::kFloat).to(at::kDouble) * 0.5;
@@ -50,11 +59,18 @@ struct Case {
       adapter->b().master().copy_(random_normal({E, outputs, 2}, seed + 100));
       adapter->b().refresh_working();
       adapters.push_back(adapter.get());
-      return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter));
+      biases.push_back(kind == Kind::kJoint ? random_normal({E, outputs}, seed + 200) : at::Tensor());
+      return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter), GroupedBias(biases.back()));
     };
-    auto gate = map("gate_proj", F, D, 1), up = map("up_proj", F, D, 2), down = map("down_proj", D, F, 3);
-    experts = std::make_unique<RoutedExperts>(std::move(gate), std::move(up), std::move(down), ExpertPlacement{0, E, E},
-                                              chunk_experts, *exchange);
+    const auto mlp = [&] {
+      if (kind == Kind::kJoint) {
+        auto gate_up = map("gate_up_proj", 2 * F, D, 1), down = map("down_proj", D, F, 3);
+        return ExpertMlp(spec, std::move(gate_up), std::move(down));
+      }
+      auto gate = map("gate_proj", F, D, 1), up = map("up_proj", F, D, 2), down = map("down_proj", D, F, 3);
+      return ExpertMlp(spec, std::move(gate), std::move(up), std::move(down));
+    };
+    experts = std::make_unique<RoutedExperts>(mlp(), ExpertPlacement{0, E, E}, chunk_experts, *exchange);
     scratch.reserve(experts->scratch_elements());
     scratch.poison_released(true);
   }
@@ -68,8 +84,10 @@ struct Case {
     return found;
   }
 
+  Kind kind;
+  ExpertSpec spec;
   ParameterSet parameters{at::kCPU, at::kDouble};
-  std::vector<at::Tensor> weights;
+  std::vector<at::Tensor> weights, biases;
   std::vector<Adapter*> adapters;
   std::vector<Parameter*> trained;
   std::unique_ptr<TokenExchange> exchange = make_local_exchange();
@@ -86,8 +104,16 @@ at::Tensor plain_sum(const Case& c, const at::Tensor& z_TD, const at::Tensor& we
     if (!c.trained.empty()) return x.matmul(c.trained[i]->working[e].t());
     const Adapter& adapter = *c.adapters[i];
     const at::Tensor dropped = adapter.drop(x, token, c.pass.random);
-    return x.matmul(c.weights[i][e].t()) +
-           1.5 * dropped.matmul(adapter.a().working[e].t()).matmul(adapter.b().working[e].t());
+    const at::Tensor y = x.matmul(c.weights[i][e].t()) +
+                         1.5 * dropped.matmul(adapter.a().working[e].t()).matmul(adapter.b().working[e].t());
+    return c.biases[i].defined() ? y + c.biases[i][e] : y;
+  };
+  const auto expert = [&](int64_t e, const at::Tensor& x, const at::Tensor& token) {
+    if (c.kind != Case::Kind::kJoint) return map(2, e, at::silu(map(0, e, x, token)) * map(1, e, x, token), token);
+    const at::Tensor pairs = map(0, e, x, token).view({F, 2}), limit = at::full({F}, 0.6, at::kDouble);
+    const at::Tensor g = at::minimum(pairs.select(1, 0), limit),
+                     u = at::maximum(at::minimum(pairs.select(1, 1), limit), -limit);
+    return map(1, e, ((u + 1) * g * (1.702 * g).sigmoid()).view({1, F}), token);
   };
   std::vector<at::Tensor> rows;
   for (int64_t t = 0; t < T; ++t) {
@@ -96,7 +122,8 @@ at::Tensor plain_sum(const Case& c, const at::Tensor& z_TD, const at::Tensor& we
     for (int64_t k = 0; k < K; ++k) {
       const int64_t e = expert_TK[t][k].item<int64_t>();
       if (e == E) continue;
-      sum = sum + weight_TK[t][k] * map(2, e, at::silu(map(0, e, z, token)) * map(1, e, z, token), token);
+      const at::Tensor& w = weight_TK[t][k];
+      sum = sum + (c.kind == Case::Kind::kAtInput ? expert(e, w * z, token) : w * expert(e, z, token));
     }
     rows.push_back(sum);
   }
@@ -109,10 +136,11 @@ TEST_CASE("routed experts equal a loop over tokens, forward and backward", "[rou
   const at::Tensor z_TD = leaf(random_normal({T, D}, 10)), weight_TK = leaf(random_normal({T, K}, 11).abs());
   const at::Tensor expert_TK = choice(), token_T = at::arange(100, 100 + T, at::kLong),
                    d_TD = random_normal({T, D}, 12);
-  for (const auto kind : {Case::Kind::kAdapters, Case::Kind::kTrained}) {
+  using Kind = Case::Kind;
+  for (const auto kind : {Kind::kAdapters, Kind::kTrained, Kind::kJoint, Kind::kAtInput}) {
     for (const int64_t chunk : {1, 2, 5, 50}) {
       const double dropout = chunk == 2 ? 0.4 : 0.0;
-      INFO("trained " << (kind == Case::Kind::kTrained) << ", experts a chunk " << chunk << ", dropout " << dropout);
+      INFO("kind " << static_cast<int>(kind) << ", experts a chunk " << chunk << ", dropout " << dropout);
       Case c(kind, chunk, dropout);
       const RoutingRecord record = c.experts->route(expert_TK);
       const std::vector<int64_t>& loads = record.rounds.at(0).rows_of_expert;
@@ -163,5 +191,22 @@ TEST_CASE("each expert is made dense once a way, whatever the rows", "[routed_ex
         c.experts->backward(record, c.experts->send(record, {z, weight, token, routed}, c.pass), c.pass);
     CHECK(got.d_weight_TK.sizes() == at::IntArrayRef({rows, K}));
     CHECK(c.counters.elements == 2 * E * 3 * D * F);
+  }
+}
+
+TEST_CASE("of ranks that share experts the first alone adds the bias of down", "[routed_experts]") {
+  for (const int rank : {0, 1}) {
+    StandInGroup group(rank, 2);
+    ParameterSet parameters{at::kCPU, at::kDouble};
+    const auto map = [&](int64_t outputs, int64_t inputs) {
+      ParameterInfo info;
+      info.num_experts = E;
+      return std::make_unique<GroupedLinear>(parameters.add(info, at::zeros({E, outputs, inputs}, at::kDouble)),
+                                             GroupedBias(at::zeros({E, outputs}, at::kDouble)));
+    };
+    const auto exchange = make_local_exchange();
+    const RoutedExperts experts(ExpertMlp({}, map(F, D), map(F, D), map(D, F)), {0, E, E}, E, *exchange,
+                                TensorAxis(group));
+    for (size_t i = 0; i < 3; ++i) CHECK(experts.linears()[i]->adds_bias() == (rank == 0 || i < 2));
   }
 }

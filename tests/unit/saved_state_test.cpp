@@ -21,8 +21,13 @@ class Writer {
     for (size_t d = 0; d < box.at.size(); ++d) part = part.narrow(static_cast<int64_t>(d), box.at[d], box.shape[d]);
     part = part.flatten().contiguous();
     int64_t first = 0;
+    ParameterInfo info;
+    info.group = "experts";
+    info.layer = LayerId::block(3);
+    info.experts = experts;
+    info.joint_name = "joint";
     for (const int64_t end : ends) {
-      add_run(name, part.slice(0, first, end).contiguous(), run_metadata(box, first));
+      add_run(name, part.slice(0, first, end).contiguous(), run_metadata(box, first, info));
       first = end;
     }
   }
@@ -37,6 +42,7 @@ class Writer {
     manifest_.files[file] = {std::string(64, '0'), 0};
     write_manifest(folder_.path(), manifest_);
   }
+  std::vector<int64_t> experts;  ///< of stacks over some experts
   SavedState open() const { return SavedState(folder_.path()); }
 
  private:
@@ -64,6 +70,9 @@ TEST_CASE("a tensor cut by experts and by tensor parallelism comes back in any o
   const SavedState saved = writer.open();
   CHECK(saved.names() == std::vector<std::string>{"w"});
   CHECK(saved.shape("w") == std::vector<int64_t>{4, 6, 5});
+  CHECK(saved.group("w") == "experts");
+  CHECK(saved.layer("w") == 3);
+  CHECK(saved.joint("w") == "joint");
   const std::vector<TensorBlock> boxes = {{{4, 6, 5}, {0, 0, 0}, {4, 6, 5}},
                                           {{4, 6, 5}, {2, 3, 0}, {2, 3, 5}},
                                           {{4, 6, 5}, {1, 2, 1}, {3, 2, 3}},
@@ -110,4 +119,27 @@ TEST_CASE("a tensor that is not there in full, or twice, is named", "[saved_stat
     expected = "metadata of w";
   }
   CHECK(contains(message_of<UserError>([&] { writer.open(); }), expected));
+}
+
+TEST_CASE("a stack over some experts says which, and a rank with none of them reads nothing", "[saved_state]") {
+  const at::Tensor whole = at::arange(3 * 2 * 2, at::kFloat).view({3, 2, 2});
+  Writer writer;
+  writer.experts = {1, 4, 5};
+  writer.add("m.*.w", whole, {{3, 2, 2}, {0, 0, 0}, {1, 2, 2}}, {4});
+  writer.add("m.*.w", whole, {{3, 2, 2}, {1, 0, 0}, {2, 2, 2}}, {8});
+  const SavedState saved = writer.open();
+  CHECK(saved.experts("m.*.w") == writer.experts);
+  CHECK(saved.chosen_experts() == ExpertsOfLayers{{3, {1, 4, 5}}});
+  CHECK(saved.read(SavedKind::kMaster, "m.*.w", {{3, 2, 2}, {1, 0, 0}, {0, 2, 2}}).sizes() ==
+        at::IntArrayRef({0, 2, 2}));
+}
+
+TEST_CASE("experts that are not those of a stack's rows are refused", "[saved_state]") {
+  for (const std::vector<int64_t>& experts :
+       std::vector<std::vector<int64_t>>{{1, 4}, {4, 1, 5}, {1, 1, 5}, {-1, 4, 5}}) {
+    Writer writer;
+    writer.experts = experts;
+    writer.add("m.*.w", at::zeros({3, 2, 2}), {{3, 2, 2}, {0, 0, 0}, {3, 2, 2}}, {12});
+    CHECK(contains(message_of<UserError>([&] { writer.open(); }), "metadata of m.*.w names experts"));
+  }
 }

@@ -1,11 +1,8 @@
-// Slices of packed documents, and attention over them against each document alone.
+// Slices of packed documents.
 #include "tests/support/catch.h"
-
-#include <torch/csrc/autograd/autograd.h>
 
 #include <numeric>
 
-#include "moe/attention/latent_attention.h"
 #include "moe/attention/slice.h"
 #include "tests/support/numbers.h"
 #include "tests/support/stand_in_group.h"
@@ -23,14 +20,6 @@ std::vector<Slice> slices_of(const std::vector<int64_t>& lengths, int64_t slice_
     }
   }
   return make_slices(lengths, positions, tokens, slice_tokens, at::kCPU);
-}
-
-/// softmax(q k^T * scale under the causal mask) v of one document, written out.
-at::Tensor document_attention(const at::Tensor& q_THA, const at::Tensor& k_THA, const at::Tensor& v_THA, double scale) {
-  const int64_t length = q_THA.size(0);
-  const at::Tensor future = at::ones({length, length}, at::kBool).triu(1);
-  const at::Tensor score = at::einsum("ihd,jhd->hij", {q_THA, k_THA}) * scale;
-  return at::einsum("hij,jhd->ihd", {score.masked_fill(future, -INFINITY).softmax(-1), v_THA});
 }
 
 }  // namespace
@@ -110,34 +99,4 @@ TEST_CASE("every row has one place in a bucket, every other place is padding", "
   CHECK(visits.eq(1).all().item<bool>());
   // Documents of one length need no gathering.
   CHECK(slices_of({6, 6, 6}, 100).at(0).in_order);
-}
-
-TEST_CASE("attention of packed documents is that of each document alone", "[slice]") {
-  constexpr int64_t kHeads = 2, kWidth = 6;
-  const std::vector<std::vector<int64_t>> cases{{5, 3, 9, 1, 20, 5}, {4, 4, 4}, {7}, {}};
-  for (const std::vector<int64_t>& lengths : cases) {
-    for (const int64_t value_width : {4, 6}) {
-      const int64_t rows = std::accumulate(lengths.begin(), lengths.end(), int64_t{0});
-      INFO(lengths.size() << " documents, " << rows << " rows, values of " << value_width);
-      const at::Tensor q = leaf(random_normal({rows, kHeads, kWidth}, 1)),
-                       k = leaf(random_normal({rows, kHeads, kWidth}, 2));
-      const at::Tensor v = leaf(random_normal({rows, kHeads, value_width}, 3)),
-                       d = random_normal({rows, kHeads, value_width}, 4);
-      const at::Tensor packed = packed_causal_attention(q, k, v, slices_of(lengths, 1000).at(0), 0.3);
-      REQUIRE(packed.sizes() == d.sizes());
-      if (rows == 0) continue;
-      std::vector<at::Tensor> alone;
-      int64_t begin = 0;
-      for (const int64_t length : lengths) {
-        alone.push_back(document_attention(q.narrow(0, begin, length), k.narrow(0, begin, length),
-                                           v.narrow(0, begin, length), 0.3));
-        begin += length;
-      }
-      const at::Tensor expected = at::cat(alone);
-      CHECK(distance(packed, expected) < 1e-13);
-      const auto got = torch::autograd::grad({packed}, {q, k, v}, {d}),
-                 wanted = torch::autograd::grad({expected}, {q, k, v}, {d});
-      for (size_t i = 0; i < 3; ++i) CHECK(distance(got[i], wanted[i]) < 1e-13);
-    }
-  }
 }

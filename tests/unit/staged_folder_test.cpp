@@ -4,9 +4,9 @@
 
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
+#include "parallel/base/name_summary.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
-#include "trainer/exports/name_summary.h"
 #include "trainer/exports/staged_folder.h"
 
 using namespace moetune;
@@ -31,14 +31,14 @@ TEST_CASE("an export appears whole and replaces an earlier one", "[export]") {
   const TemporaryFolder root;
   const fs::path to = root / "a/b";
   {
-    StagedFolder out(to);
+    StagedFolder out(to, "adapter");
     fill(out, {"config.json", "model-1.safetensors"}, "old");
     CHECK_FALSE(fs::exists(to / "config.json"));
     out.commit({{"step", 1}});
   }
   CHECK(names_in(to) == std::vector<std::string>{"config.json", "model-1.safetensors", kExportFile});
   {
-    StagedFolder out(to);
+    StagedFolder out(to, "adapter");
     fill(out, {"config.json", "model.safetensors"}, "new");
     out.commit({{"step", 2}});
   }
@@ -49,21 +49,34 @@ TEST_CASE("an export appears whole and replaces an earlier one", "[export]") {
   CHECK(marker.at("complete") == true);
 }
 
+TEST_CASE("an export of another kind is not replaced", "[export]") {
+  const TemporaryFolder root;
+  const fs::path to = root / "a";
+  for (int again = 0; again < 2; ++again) {
+    StagedFolder out(to, "merged");
+    fill(out, {"config.json"}, "merged");
+    out.commit({{"step", 1}});
+  }
+  CHECK(contains(message_of<UserError>([&] { StagedFolder out(to, "adapter"); }),
+                 "holds an export of another kind (merged, not adapter)"));
+  CHECK(read_text_file((to / "config.json").string()) == "merged");
+}
+
 TEST_CASE("an export given up leaves the folder as it was", "[export]") {
   const TemporaryFolder root;
   const fs::path to = root / "a";
   {
-    StagedFolder out(to);
+    StagedFolder out(to, "adapter");
     fill(out, {"config.json"}, "x");
   }
   CHECK_FALSE(fs::exists(to));
   {
-    StagedFolder out(to);
+    StagedFolder out(to, "adapter");
     fill(out, {"config.json"}, "first");
-    out.commit({{"kind", "test"}});
+    out.commit({{"step", 3}});
   }
   {
-    StagedFolder out(to);
+    StagedFolder out(to, "adapter");
     fill(out, {"config.json"}, "second");
   }
   CHECK(read_text_file((to / "config.json").string()) == "first");
@@ -74,32 +87,33 @@ TEST_CASE("an export never writes over what it did not write", "[export]") {
   const TemporaryFolder root;
   fs::create_directories(root / "model");
   write_text_atomically(root / "model/config.json", "{}");
-  CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "model"); }), "config.json"));
+  CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "model", "adapter"); }), "config.json"));
   CHECK(names_in(root / "model") == std::vector<std::string>{"config.json"});
   {
-    StagedFolder out(root / "export");
+    StagedFolder out(root / "export", "adapter");
     fill(out, {"config.json"}, "x");
-    out.commit({{"kind", "test"}});
+    out.commit({{"step", 3}});
   }
   write_text_atomically(root / "export/notes.txt", "mine");
-  CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "export"); }), "notes.txt"));
-  CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "model/config.json"); }), "is no folder"));
+  CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "export", "adapter"); }), "notes.txt"));
+  CHECK(contains(message_of<UserError>([&] { StagedFolder out(root / "model/config.json", "adapter"); }),
+                 "is no folder"));
 }
 
 TEST_CASE("an export killed while its files were moved is replaced", "[export]") {
   const TemporaryFolder root;
   {
-    StagedFolder out(root / "e");
+    StagedFolder out(root / "e", "adapter");
     fill(out, {"config.json", "model.safetensors"}, "x");
-    out.commit({{"kind", "test"}});
+    out.commit({{"step", 3}});
   }
   fs::remove(root / "e/config.json");
   fs::create_directories(root / "e/.unfinished");
   write_text_atomically(root / "e/.unfinished/config.json", "x");
   {
-    StagedFolder out(root / "e");
+    StagedFolder out(root / "e", "adapter");
     fill(out, {"config.json"}, "y");
-    out.commit({{"kind", "test"}});
+    out.commit({{"step", 3}});
   }
   CHECK(names_in(root / "e") == std::vector<std::string>{"config.json", kExportFile});
 }

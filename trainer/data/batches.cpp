@@ -232,6 +232,7 @@ RankBatch Batches::local(std::int64_t step, std::int64_t data_rank, std::int64_t
       if (weighted) mine.target_weights.push_back(0.0F);
       std::iota(mine.positions.begin() + begin, mine.positions.begin() + end, 0);
       std::iota(mine.global_tokens.begin() + begin, mine.global_tokens.begin() + end, global_token);
+      mine.documents.push_back(i);
       mine.document_begins.push_back(end);
       global_token += end - begin;
     }

@@ -64,6 +64,7 @@ struct RankBatch {
   std::vector<float> target_weights;          ///< [T] shifted likewise; empty where each target counts 1
   std::vector<std::int32_t> positions;        ///< [T] from 0 in every document
   std::vector<std::int64_t> global_tokens;    ///< [T] index in the global batch of the step, the same on every mesh
+  std::vector<std::int64_t> documents;        ///< which each is of the data's
   std::vector<std::int64_t> document_begins;  ///< [documents + 1] in tokens of this rank; the last is T
   std::vector<std::int64_t> sequence_begins;  ///< [sequences + 1] likewise
   BatchTotals global;                         ///< of the step over all ranks

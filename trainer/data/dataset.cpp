@@ -128,7 +128,8 @@ bool is_read_directly(const std::string& path) {
   return fs::file_size(path) <= kMostReadDirectly && Documents::is_tokenised_jsonl(path);
 }
 
-/// JSON of the files: [{"path", "weight", "cache": "" for those that ranks read themselves}].
+/// MessagePack, which takes paths of any bytes, of the files: [{"path", "weight", "cache": "" for those that ranks read
+/// themselves}].
 std::string prepared(const Recipe& recipe, const std::string& key, const DataFiles& files,
                      const PreparationTools& tools) {
   const DataSelection selection = select_files(recipe, key, files);
@@ -146,7 +147,9 @@ std::string prepared(const Recipe& recipe, const std::string& key, const DataFil
     const DataFile& file = selection.files[i];
     list.push_back({{"path", file.path}, {"weight", file.weight}, {"cache", direct[i] ? "" : caches[next++]}});
   }
-  return list.dump();
+  std::string bytes;
+  nlohmann::json::to_msgpack(list, bytes);
+  return bytes;
 }
 
 }  // namespace
@@ -174,7 +177,10 @@ std::vector<std::string> prepare_tokens(const Recipe& recipe, const std::vector<
              "preparation wrote: ", output);
     if (line > 0) log_info(output.substr(0, line - 1));
     for (const auto& file : result["files"]) {
-      caches.push_back(file.at("cache").get<std::string>());
+      const auto said = file.at("cache").get<std::string>();
+      // Bytes of the folder's name that are no text were lost in JSON.
+      const bool lossy = said.find("\xef\xbf\xbd") != std::string::npos;
+      caches.push_back(lossy ? (fs::path(cache) / fs::path(said).filename()).string() : said);
       show -= std::min(show, file.value("documents", int64_t{0}));
     }
     begin = end;
@@ -184,8 +190,8 @@ std::vector<std::string> prepare_tokens(const Recipe& recipe, const std::vector<
 
 Documents load_documents(const Recipe& recipe, const std::string& key, const DataFiles& files, int64_t vocab,
                          Launch& launch, const PreparationTools& tools) {
-  const auto list =
-      nlohmann::json::parse(launch.broadcast_string(launch.rank() == 0 ? prepared(recipe, key, files, tools) : ""));
+  const auto list = nlohmann::json::from_msgpack(
+      launch.broadcast_string(launch.rank() == 0 ? prepared(recipe, key, files, tools) : ""));
   std::vector<Documents> parts;
   std::vector<double> weights;
   std::string faults;

@@ -50,7 +50,8 @@ class Documents {
  public:
   /// Reads lines {"input_ids": [...], "labels": [...]}: both lists present, equally long, ids within
   /// 0 .. vocab_size-1, labels likewise or -100. `attention_mask` may be there if it is 1 throughout, `position_ids` if
-  /// they count from 0, and what `ignored_keys` names; nothing else. Blank lines are skipped. A line may have 64 MiB.
+  /// they count from 0, `id`, what holds nothing (null, "", [], {}) and what `ignored_keys` names; nothing else. Labels
+  /// that are shifted are refused. Blank lines are skipped. A line may have 64 MiB.
   /// scripts/prepare/tokenised.py accepts the same.
   /// Throws one UserError that counts every kind of mistake of the whole file and names the first lines of each.
   static Documents from_jsonl(const std::string& path, std::int64_t vocab_size,
@@ -64,8 +65,9 @@ class Documents {
   /// document weights[part] times.
   static Documents joined(const std::string& name, std::vector<Documents> parts, const std::vector<double>& weights);
 
-  /// Whether the first line of a JSONL file that is not blank is an object with the key "input_ids": such a file needs
-  /// no tokenizer. Looks at the first 64 MiB at most. Throws UserError when the file cannot be read.
+  /// Whether the first line of a JSONL file that is not blank is an object with the key "input_ids" and none that
+  /// makes it a conversation: such a file needs no tokenizer. Looks at the first 64 MiB at most. Throws UserError when
+  /// the file cannot be read.
   static bool is_tokenised_jsonl(const std::string& path);
 
   /// Takes over the documents tokens[offsets[i] .. offsets[i + 1]] of a source called `path` in messages. `lines` holds

@@ -1,20 +1,14 @@
 #include "trainer/exports/base_model.h"
 
-#include <algorithm>
 #include <filesystem>
-#include <tuple>
 #include <unordered_map>
 
 #include "moe/families/family.h"
 #include "parallel/base/error.h"
-#include "parallel/bytes/tensor_io.h"
 
 namespace moetune {
-namespace {
 
-constexpr std::string_view kScale = "_scale_inv";
-
-Blueprint config_of(const Recipe& recipe) {
+Blueprint blueprint_of(const Recipe& recipe) {
   const std::filesystem::path folder = recipe.model.path;
   if (!std::filesystem::exists(folder / "config.json")) {
     throw UserError(
@@ -24,11 +18,19 @@ Blueprint config_of(const Recipe& recipe) {
   return load_blueprint(folder);
 }
 
-}  // namespace
+std::string router_bias_name(const Blueprint& blueprint, int64_t layer) {
+  const LayerId block = layer == blueprint.num_layers() ? blueprint.mtp() : LayerId::block(layer);
+  for (const TensorSpec& tensor : blueprint.block_tensors(block)) {
+    if (tensor.role == TensorRole::kCorrectionBias) return disk_place(blueprint, tensor, /*expert=*/-1).name;
+  }
+  throw UserError(str("the router of layer ", layer, " has a saved correction bias, but ", blueprint.model_type,
+                      " has none there; is it the model of the run?"));
+}
 
 BaseModel::BaseModel(const Recipe& recipe)
-    : blueprint_(config_of(recipe)), used_(disk_tensors(blueprint_, recipe.mtp.trains())) {
+    : blueprint_(blueprint_of(recipe)), used_(disk_tensors(blueprint_, recipe.mtp.trains())) {
   if (recipe.model.weights == WeightOrigin::kRandom) {
+    drawn_ = true;
     source_ = make_random_weights(blueprint_, static_cast<uint64_t>(recipe.run.seed), at::kCPU);
     list_random();
   } else {
@@ -38,27 +40,23 @@ BaseModel::BaseModel(const Recipe& recipe)
   }
 }
 
-void BaseModel::list_pretrained(const std::string& path) {
-  const SafetensorsFolder folder(path);
+void BaseModel::list_pretrained(const std::string& folder) {
   std::unordered_map<std::string, const DiskTensor*> used;
   for (const DiskTensor& tensor : used_) {
     used[tensor.name] = &tensor;
-    if (!tensor.may_be_shared) folder.at(tensor.name);
+    if (!tensor.may_be_shared && !source_->has(tensor.name)) {
+      throw UserError(str(folder, ": there is no tensor ", tensor.name, ", which the run used"));
+    }
   }
-  std::vector<const TensorInfo*> infos;
-  for (const std::string& name : folder.names()) {
-    if (name.ends_with(kScale) && folder.find(name.substr(0, name.size() - kScale.size())) != nullptr) continue;
-    infos.push_back(&folder.at(name));
-  }
-  std::sort(infos.begin(), infos.end(), [](const TensorInfo* a, const TensorInfo* b) {
-    return std::tie(a->file, a->begin) < std::tie(b->file, b->begin);
-  });
-  for (const TensorInfo* info : infos) {
-    require_weight_dtype(folder, *info);
-    const auto found = used.find(info->name);
-    tensors_.push_back({info->name, info->shape,
-                        info->dtype == DType::kF8E4M3 ? at::kBFloat16 : *scalar_type_of(info->dtype),
-                        found == used.end() ? nullptr : found->second});
+  for (const StoredTensor& tensor : source_->tensors()) {
+    source_->require_weight(tensor.name);
+    const auto found = used.find(tensor.name);
+    if (found != used.end() && found->second->shape != tensor.shape) {
+      throw UserError(moetune::str(tensor.file, ": ", tensor.name, " has shape ", at::IntArrayRef(tensor.shape),
+                                   "; config.json asks for ", at::IntArrayRef(found->second->shape),
+                                   "; is it the model of the run?"));
+    }
+    tensors_.push_back({tensor.name, tensor.shape, tensor.dtype, found == used.end() ? nullptr : found->second});
   }
 }
 
@@ -66,6 +64,32 @@ void BaseModel::list_random() {
   for (const DiskTensor& tensor : used_) {
     tensors_.push_back({tensor.name, tensor.shape, tensor.shape.size() == 1 ? at::kFloat : at::kBFloat16, &tensor});
   }
+}
+
+at::Tensor BaseModel::read(const BaseTensor& tensor) {
+  // Weights are drawn under the blueprint's names.
+  if (drawn_ && tensor.used != nullptr && tensor.used->lies_in_pieces()) {
+    at::Tensor stack = at::empty(tensor.shape, tensor.dtype);
+    for (const DiskPiece& piece : tensor.used->pieces) {
+      piece.place.part(stack[piece.place.expert], piece.shape).copy_(source_->read(piece.name, piece.shape));
+    }
+    return stack;
+  }
+  return source_->read(tensor.name, tensor.shape).contiguous();
+}
+
+at::Tensor changed_by_piece(const BaseTensor& tensor, const at::Tensor& stored, at::ScalarType dtype,
+                            const std::function<at::Tensor(const DiskPiece& piece, const at::Tensor& stored)>& change) {
+  MT_CHECK(tensor.used != nullptr && !tensor.used->pieces.empty(), tensor.name, " holds nothing of the model");
+  const std::vector<DiskPiece>& pieces = tensor.used->pieces;
+  if (!tensor.used->lies_in_pieces()) return change(pieces[0], stored);
+  at::Tensor result = at::empty(stored.sizes(), stored.options().dtype(dtype));
+  for (const DiskPiece& piece : pieces) {
+    const int64_t row = piece.place.expert;
+    piece.place.part(result[row], piece.shape)
+        .copy_(change(piece, piece.place.part(stored[row], piece.shape).contiguous()));
+  }
+  return result;
 }
 
 }  // namespace moetune

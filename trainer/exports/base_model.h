@@ -9,6 +9,7 @@
 
 #include <torch/types.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,11 @@
 #include "trainer/recipe/recipe.h"
 
 namespace moetune {
+
+/// Of config.json in the recipe's model.path. UserError where there is none.
+Blueprint blueprint_of(const Recipe& recipe);
+/// Name on disk of the correction bias of the router of `layer`, a block or the MTP module's.
+std::string router_bias_name(const Blueprint& blueprint, int64_t layer);
 
 struct BaseTensor {
   std::string name;
@@ -34,7 +40,7 @@ class BaseModel {
 
   const Blueprint& blueprint() const { return blueprint_; }
   const std::vector<BaseTensor>& tensors() const { return tensors_; }
-  at::Tensor read(const BaseTensor& tensor) { return source_->read(tensor.name, tensor.shape).contiguous(); }
+  at::Tensor read(const BaseTensor& tensor);
 
  private:
   void list_pretrained(const std::string& folder);
@@ -43,7 +49,12 @@ class BaseModel {
   Blueprint blueprint_;
   std::vector<DiskTensor> used_;
   std::unique_ptr<WeightSource> source_;
+  bool drawn_ = false;
   std::vector<BaseTensor> tensors_;
 };
+
+/// The stored tensor with each tensor of the model that it holds as `change` makes it of that part of it, in `dtype`.
+at::Tensor changed_by_piece(const BaseTensor& tensor, const at::Tensor& stored, at::ScalarType dtype,
+                            const std::function<at::Tensor(const DiskPiece& piece, const at::Tensor& stored)>& change);
 
 }  // namespace moetune

@@ -2,17 +2,21 @@
 
 #include <algorithm>
 #include <functional>
+#include <iomanip>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
 
+#include "lora/adapters/adapter.h"
 #include "lora/adapters/peft_files.h"
 #include "parallel/base/error.h"
+#include "parallel/base/name_summary.h"
 #include "parallel/base/units.h"
 #include "parallel/bytes/tensor_io.h"
-#include "trainer/exports/name_summary.h"
+#include "trainer/exports/base_model.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
 
@@ -21,39 +25,76 @@ namespace {
 
 namespace fs = std::filesystem;
 using Spec = SafetensorsWriter::Spec;
+using PeftExperts = FamilyReaders::PeftExperts;
 
-const std::vector<std::string> kExpertLeaves = {"down_proj", "gate_proj", "up_proj"};
-
-/// One tensor of the file, and how to make it.
+/// One tensor of the file; `fill` puts values where zeros are.
 struct AdapterTensor {
   Spec spec;
-  std::string source;   // name in the checkpoint; empty: zeros
-  double factor = 1.0;  // of the values
+  std::function<void(at::Tensor& zeros)> fill;
 };
 
-// "(.*\.)?KEY$" is how PEFT matches the keys of rank_pattern to module paths; a leaf name alone would match other
-// groups too.
-std::string pattern_key(const SavedAdapter& adapter) {
-  if (adapter.group == "experts") return "experts\\.\\d+\\." + adapter.leaf;
-  if (adapter.group == "shared_expert") return "shared_experts\\." + adapter.leaf;
-  if (adapter.group == "dense_mlp") return "mlp\\." + adapter.leaf;
-  return adapter.leaf;
+/// "mlp.experts.*.gate_proj" of "model.layers.3.mlp.experts.*.gate_proj".
+std::string path_in_layer(const std::string& module, int64_t layer) {
+  const std::string front = str("model.layers.", layer, ".");
+  MT_CHECK(module.starts_with(front), module, " is not in layer ", layer);
+  return module.substr(front.size());
 }
+
+/// As PEFT matches a key of rank_pattern, "(.*\.)?KEY$", to the paths of modules and parameters.
+std::string pattern_key(const std::string& path) {
+  std::string key;
+  for (const char c : path) {
+    if (c == '.') key += "\\.";
+    else if (c == '*') key += "\\d+";
+    else key += c;
+  }
+  return key;
+}
+
+bool is_down(TensorRole role) { return role == TensorRole::kDown; }
+
+/// The experts of one layer of which PEFT keeps one tensor: gate and up, or down.
+struct Stack {
+  std::string parameter;  ///< as target_parameters names it: "mlp.experts.gate_up_proj"
+  bool down = false;
+  int64_t experts = 0, rank = 0, inputs = 0, outputs = 0;
+  /// Their part of the stack's rank and outputs: gate and up stand beside each other, one pair of twice the rank with a
+  /// B that is zero outside two blocks.
+  struct Piece {
+    const SavedAdapter* adapter;
+    int64_t first_rank, first_output;
+  };
+  std::vector<Piece> pieces;
+};
 
 /// What one export of adapters consists of.
 class AdapterExport {
  public:
   AdapterExport(const SavedRun& saved, AdapterReader reader)
-      : saved_(saved), recipe_(*saved.recipe().adapter), vllm_(reader == AdapterReader::kVllm) {
+      : saved_(saved),
+        recipe_(*saved.recipe().adapter),
+        blueprint_(blueprint_of(saved.recipe())),
+        readers_(readers_of(blueprint_.model_type)),
+        reader_(reader),
+        serves_(reader == AdapterReader::kVllm || reader == AdapterReader::kSglang),
+        folds_(reader != AdapterReader::kPeft) {
+    require_reader(blueprint_, reader);
+    for (const TensorSpec& tensor : blueprint_.tensors(saved.mtp_layer() >= 0)) {
+      const bool is_map = tensor.held == Held::kLinear || tensor.role == TensorRole::kRouter;
+      if (!tensor.bias && is_map) maps_.emplace(tensor.module(), tensor);
+    }
     for (const SavedAdapter& adapter : saved.adapters()) {
-      // vLLM does not load an adapter with a module it does not know.
-      if (vllm_ && adapter.layer == saved.mtp_layer()) left_out_.push_back(adapter.path);
+      require_map(adapter);
+      // These do not load an adapter with a module that they do not know.
+      if (folds_ && adapter.group == "router") left_out_routers_.push_back(adapter.path);
+      else if (folds_ && adapter.layer == saved.mtp_layer()) left_out_.push_back(adapter.path);
       else adapters_.push_back(adapter);
     }
     if (adapters_.empty()) {
-      throw UserError(str(saved.checkpoint().string(),
-                          ": only the MTP module has adapters, and vLLM reads none of those; export with --for peft"));
+      throw UserError(str(saved.checkpoint().string(), ": only the MTP module and routers have adapters, and ",
+                          reader_name(), " reads none of those; export with --for peft"));
     }
+    require_packs();
     choose_rank();
     plan();
   }
@@ -61,15 +102,15 @@ class AdapterExport {
   PeftConfig config(const std::string& base_name) const {
     PeftConfig config;
     config.rank = rank_;
-    config.alpha = vllm_ ? static_cast<double>(rank_) : recipe_.alpha;
-    config.rslora = !vllm_ && recipe_.rslora;
-    config.dropout = recipe_.dropout;
-    std::set<std::string> leaves;
-    for (const SavedAdapter& adapter : adapters_) leaves.insert(adapter.leaf);
-    if (num_zero_maps_ > 0) leaves.insert(kExpertLeaves.begin(), kExpertLeaves.end());
-    config.target_modules.assign(leaves.begin(), leaves.end());
-    for (const SavedAdapter& adapter : adapters_) {
-      if (!vllm_ && adapter.rank != rank_) config.rank_pattern[pattern_key(adapter)] = adapter.rank;
+    config.alpha = folds_ ? static_cast<double>(rank_) : recipe_.alpha;
+    config.rslora = !folds_ && recipe_.rslora;
+    // PEFT wraps no parameter where there is dropout, which acts in training alone.
+    config.dropout = parameters_.empty() ? recipe_.dropout : 0.0;
+    config.target_modules.assign(leaves_.begin(), leaves_.end());
+    config.target_parameters.assign(parameters_.begin(), parameters_.end());
+    config.rank_pattern = rank_pattern_;
+    if (reader_ == AdapterReader::kPeft3d) {
+      for (const auto& [key, rank] : rank_pattern_) config.alpha_pattern[key] = static_cast<double>(rank);
     }
     config.base_model = base_name.empty() ? saved_.recipe().model.path : base_name;
     return config;
@@ -81,19 +122,13 @@ class AdapterExport {
     SafetensorsWriter writer((folder / "adapter_model.safetensors").string(), specs, {});
     for (const AdapterTensor& tensor : tensors_) {
       at::Tensor out = at::zeros(tensor.spec.shape, at::kFloat);
-      if (!tensor.source.empty()) {
-        const at::Tensor saved = saved_.read(tensor.source);
-        // A smaller rank leaves zeros: rows of A, columns of B.
-        out.narrow(0, 0, saved.size(0))
-            .narrow(1, 0, saved.size(1))
-            .copy_(tensor.factor == 1.0 ? saved : saved.to(at::kDouble) * tensor.factor);
-      }
+      if (tensor.fill) tensor.fill(out);
       writer.append(tensor.spec.name, out.const_data_ptr(), out.nbytes());
     }
     writer.commit();
   }
 
-  std::string report() const {
+  std::string report(const std::string& base, const fs::path& to) const {
     struct Sums {
       int64_t maps = 0, parameters = 0;
     };
@@ -108,13 +143,51 @@ class AdapterExport {
       text += str("  ", group, ": ", sums.maps, " linear maps, ", 2 * sums.maps, " tensors, ", sums.parameters,
                   " parameters\n");
     }
-    if (num_zero_maps_ > 0) {
-      text += str("  zeros for ", num_zero_maps_, " projections of experts that were not trained\n");
+    if (num_zero_maps_ > 0) text += str("  zeros for ", num_zero_maps_, " maps that were not trained\n");
+    if (reader_ == AdapterReader::kPeft) text += table();
+    text += notes();
+    const std::string name = to.has_filename() ? to.filename().string() : to.parent_path().filename().string();
+    if (reader_ == AdapterReader::kVllm) {
+      text += str("  start vLLM with: vllm serve ", base, " --enable-lora --max-lora-rank ", vllm_max_rank(rank_),
+                  " --lora-modules ", name, "=", to.string(), "\n");
+    } else if (reader_ == AdapterReader::kSglang) {
+      text += str("  start SGLang with: python -m sglang.launch_server --model-path ", base,
+                  " --enable-lora --max-lora-rank ", rank_, " --lora-paths ", name, "=", to.string(), "\n");
     }
-    return text + notes();
+    return text;
   }
 
+  const Blueprint& blueprint() const { return blueprint_; }
+
  private:
+  using PathSet = std::set<std::string>;
+
+  std::string reader_name() const {
+    return reader_ == AdapterReader::kVllm ? "vLLM" : reader_ == AdapterReader::kSglang ? "SGLang" : "transformers";
+  }
+
+  void require_map(const SavedAdapter& adapter) const {
+    const auto map = maps_.find(adapter.module);
+    if (map == maps_.end() || map->second.shape != std::vector<int64_t>{adapter.outputs, adapter.inputs}) {
+      throw UserError(str(saved_.recipe().model.path, ": has no map of the right shape for the adapter of ",
+                          adapter.path, " in ", saved_.checkpoint().string(), "; is it the model of the run?"));
+    }
+  }
+
+  // SGLang packs q_proj with k_proj and v_proj, and kv_a_proj_with_mqa with q_a_proj.
+  void require_packs() const {
+    const AttentionSpec& attention = blueprint_.attention();
+    if (reader_ != AdapterReader::kSglang || attention.kind != AttentionSpec::Kind::kLatent || attention.q_lora) return;
+    for (const SavedAdapter& adapter : adapters_) {
+      if (adapter.group != "attention" || adapter.leaf == "o_proj" || adapter.leaf == "kv_b_proj") continue;
+      throw UserError(str("--for sglang: ", adapter.path,
+                          ": SGLang loads adapters of latent attention only where queries have a latent of their own "
+                          "(q_lora_rank); export with --for vllm, or merge"));
+    }
+  }
+
+  TensorRole role_of(const SavedAdapter& adapter) const { return maps_.at(adapter.module).role; }
+
   void choose_rank() {
     rank_ = recipe_.rank;
     std::set<int64_t> expert_ranks, ranks;
@@ -122,46 +195,190 @@ class AdapterExport {
       ranks.insert(adapter.rank);
       if (adapter.group == "experts") expert_ranks.insert(adapter.rank);
     }
-    // PEFT gives fused experts the rank r whatever rank_pattern says.
+    // PEFT gives experts that it fuses the rank r whatever rank_pattern says.
     if (expert_ranks.size() == 1) rank_ = *expert_ranks.begin();
-    if (vllm_) rank_ = *ranks.rbegin();
+    if (serves_) rank_ = *ranks.rbegin();
     same_expert_rank_ = expert_ranks.size() <= 1;
     same_rank_ = ranks.size() == 1;
   }
 
   void plan() {
-    for (const SavedAdapter& adapter : adapters_) add(adapter, adapter.path, true);
-    if (vllm_) add_zero_experts();
+    for (const SavedAdapter& adapter : adapters_) {
+      const bool fused = reader_ == AdapterReader::kPeft3d && adapter.group == "experts";
+      if (fused || !adapter.joint.empty()) continue;
+      add(adapter);
+    }
+    if (serves_) complete_packs();
+    add_stacks();
     std::sort(tensors_.begin(), tensors_.end(),
               [](const AdapterTensor& a, const AdapterTensor& b) { return a.spec.name < b.spec.name; });
   }
 
-  void add(const SavedAdapter& adapter, const std::string& path, bool trained) {
-    const int64_t rank = vllm_ ? rank_ : adapter.rank;
-    const std::string a = path + ".lora_A.weight", b = path + ".lora_B.weight";
-    tensors_.push_back({{peft_key(a), DType::kF32, {rank, adapter.inputs}}, trained ? a : "", 1.0});
-    tensors_.push_back(
-        {{peft_key(b), DType::kF32, {adapter.outputs, rank}}, trained ? b : "", vllm_ ? adapter.scale : 1.0});
+  std::string key(const std::string& path, const char* part) const {
+    // vLLM knows the modules of a multimodal model by their whole path.
+    return peft_key(str(reader_ == AdapterReader::kVllm ? blueprint_.naming.prefix : "", path, part));
   }
 
-  // vLLM packs the three projections of all experts of a layer together and takes no layer in part.
-  void add_zero_experts() {
-    std::set<std::string> paths;
-    std::map<std::string, SavedAdapter> first_of_layer;  // by "...mlp.experts.N"
-    for (const SavedAdapter& adapter : adapters_) {
-      if (adapter.group != "experts") continue;
-      paths.insert(adapter.path);
-      first_of_layer.emplace(adapter.path.substr(0, adapter.path.rfind('.')), adapter);
+  void target(const SavedAdapter& adapter) {
+    const std::string path = path_in_layer(adapter.module, adapter.layer);
+    // PEFT on transformers 5 takes the leaf names of experts for those of experts wherever they stand, but not the
+    // parameters of single maps.
+    if (reader_ == AdapterReader::kPeft3d && adapter.group != "attention") {
+      parameters_.insert(path + ".weight");
+      if (adapter.rank != rank_) rank_pattern_[pattern_key(path + ".weight")] = adapter.rank;
+      return;
     }
-    for (const auto& [expert, adapter] : first_of_layer) {
-      for (const std::string& leaf : kExpertLeaves) {
-        if (paths.count(expert + "." + leaf) > 0) continue;
-        SavedAdapter zero = adapter;
-        if ((leaf == "down_proj") != (adapter.leaf == "down_proj")) std::swap(zero.inputs, zero.outputs);
-        add(zero, expert + "." + leaf, false);
-        ++num_zero_maps_;
+    // PEFT would take a router's name for a linear map's and refuse it: its tensors are there, its name is not.
+    if (adapter.group == "router") return;
+    leaves_.insert(adapter.leaf);
+    if (!serves_ && adapter.rank != rank_) rank_pattern_[pattern_key(path)] = adapter.rank;
+  }
+
+  void add(const SavedAdapter& adapter) {
+    target(adapter);
+    const int64_t rank = serves_ ? rank_ : adapter.rank;
+    const double scale = folds_ ? adapter.scale : 1.0;
+    // A smaller rank leaves zeros: rows of A, columns of B.
+    tensors_.push_back({{key(adapter.path, ".lora_A.weight"), DType::kF32, {rank, adapter.inputs}},
+                        [this, adapter](at::Tensor& out) { out.narrow(0, 0, adapter.rank).copy_(a_of(adapter)); }});
+    tensors_.push_back(
+        {{key(adapter.path, ".lora_B.weight"), DType::kF32, {adapter.outputs, rank}},
+         [this, adapter, scale](at::Tensor& out) { out.narrow(1, 0, adapter.rank).copy_(b_of(adapter, scale)); }});
+  }
+
+  at::Tensor a_of(const SavedAdapter& adapter) const { return saved_.read(adapter.path + ".lora_A.weight"); }
+  at::Tensor b_of(const SavedAdapter& adapter, double scale) const {
+    const at::Tensor b = saved_.read(adapter.path + ".lora_B.weight");
+    return scale == 1.0 ? b : b.to(at::kDouble) * scale;
+  }
+
+  void add_zeros(const TensorSpec& map, int64_t expert) {
+    const std::string path = expert < 0 ? map.module() : expert_name(map.module(), expert);
+    leaves_.insert(path.substr(path.rfind('.') + 1));
+    tensors_.push_back({{key(path, ".lora_A.weight"), DType::kF32, {rank_, map.shape[1]}}, {}});
+    tensors_.push_back({{key(path, ".lora_B.weight"), DType::kF32, {map.shape[0], rank_}}, {}});
+    ++num_zero_maps_;
+  }
+
+  // vLLM packs the three maps of all experts of a layer together and takes no layer in part. SGLang does, and packs
+  // maps elsewhere that read the same input.
+  void complete_packs() {
+    std::set<std::string> trained;
+    std::set<std::pair<int64_t, std::string>> packs;  // layer, name of the pack
+    for (const SavedAdapter& adapter : adapters_) {
+      if (!adapter.joint.empty()) continue;
+      trained.insert(adapter.path);
+      packs.emplace(adapter.layer, pack_of(maps_.at(adapter.module)));
+    }
+    for (const auto& [module, map] : maps_) {
+      if (!map.joint_module.empty() || packs.count({map.layer.number(), pack_of(map)}) == 0) continue;
+      for (int64_t expert = map.stack > 0 ? 0 : -1; expert < map.stack; ++expert) {
+        if (trained.count(expert < 0 ? module : expert_name(module, expert)) == 0) add_zeros(map, expert);
+        if (expert < 0) break;
       }
     }
+  }
+
+  std::string pack_of(const TensorSpec& map) const {
+    if (map.stack > 0) return "experts";
+    if (reader_ == AdapterReader::kSglang) {
+      switch (map.role) {
+        case TensorRole::kQ:
+        case TensorRole::kK:
+        case TensorRole::kV: return "qkv";
+        case TensorRole::kQA:
+        case TensorRole::kKvA: return "qkv_a";
+        case TensorRole::kGate:
+        case TensorRole::kUp: return map.group + ".gate_up";
+        default: break;
+      }
+    }
+    return map.module();
+  }
+
+  /// Adapters that leave as one tensor for all experts.
+  void add_stacks() {
+    std::map<std::pair<int64_t, bool>, std::vector<const SavedAdapter*>> by_layer;  // layer, down
+    for (const SavedAdapter& adapter : adapters_) {
+      const bool fused = reader_ == AdapterReader::kPeft3d && adapter.group == "experts";
+      if (fused || !adapter.joint.empty()) by_layer[{adapter.layer, is_down(role_of(adapter))}].push_back(&adapter);
+    }
+    bool any[2] = {false, false};
+    for (const auto& [place, adapters] : by_layer) any[place.second ? 1 : 0] = true;
+    std::set<int64_t> layers;
+    for (const auto& [place, adapters] : by_layer) {
+      layers.insert(place.first);
+      add_stack(stack_of(place.first, place.second, adapters), place.first, /*both=*/serves_ || (any[0] && any[1]));
+    }
+    if (!serves_) return;
+    for (const int64_t layer : layers) {  // vLLM wants both
+      for (const bool down : {false, true}) {
+        if (by_layer.count({layer, down}) > 0) continue;
+        Stack zero = stack_of(layer, down, {});
+        num_zero_maps_ += zero.experts;
+        add_stack(zero, layer, /*both=*/true);
+      }
+    }
+  }
+
+  Stack stack_of(int64_t layer, bool down, const std::vector<const SavedAdapter*>& adapters) const {
+    Stack stack;
+    stack.down = down;
+    stack.parameter = str(readers_.sparse, ".experts.", down ? "down_proj" : "gate_up_proj");
+    std::map<std::string, std::pair<int64_t, int64_t>> first;  // by module: of the ranks, of the outputs
+    std::map<std::string, int64_t> ranks;
+    for (const SavedAdapter* adapter : adapters) ranks[adapter->module] = adapter->rank;
+    const LayerId block = layer == blueprint_.num_layers() ? blueprint_.mtp() : LayerId::block(layer);
+    for (const TensorSpec& map : blueprint_.block_tensors(block)) {
+      if (map.stack == 0 || map.bias || is_down(map.role) != down) continue;
+      first[map.module()] = {stack.rank, stack.outputs};
+      stack.experts = map.stack;
+      stack.inputs = map.shape[1];
+      stack.outputs += map.shape[0];
+      const auto rank = ranks.find(map.module());
+      if (rank != ranks.end()) stack.rank += rank->second;
+    }
+    if (serves_) stack.rank = rank_;
+    for (const SavedAdapter* adapter : adapters) {
+      stack.pieces.push_back({adapter, first.at(adapter->module).first, first.at(adapter->module).second});
+    }
+    return stack;
+  }
+
+  /// `both`: PEFT wraps both parameters of the module, gate and up first, so that these lie in the wrapper's base
+  /// layer.
+  void add_stack(const Stack& stack, int64_t layer, bool both) {
+    parameters_.insert(stack.parameter);
+    if (!serves_ && stack.rank != rank_) rank_pattern_[pattern_key(stack.parameter)] = stack.rank;
+    const std::string path =
+        str("model.layers.", layer, ".", readers_.sparse, ".experts", both && !stack.down ? ".base_layer" : "");
+    const int64_t E = stack.experts, R = stack.rank;
+    const auto fill_a = [this, stack, E, R](at::Tensor out) {  // [E, R, I]
+      for (const Stack::Piece& piece : stack.pieces) {
+        out[piece.adapter->expert].narrow(0, piece.first_rank, piece.adapter->rank).copy_(a_of(*piece.adapter));
+      }
+    };
+    const auto fill_b = [this, stack](at::Tensor out) {  // [E, O, R]
+      for (const Stack::Piece& piece : stack.pieces) {
+        const SavedAdapter& adapter = *piece.adapter;
+        out[adapter.expert]
+            .narrow(0, piece.first_output, adapter.outputs)
+            .narrow(1, piece.first_rank, adapter.rank)
+            .copy_(b_of(adapter, folds_ ? adapter.scale : 1.0));
+      }
+    };
+    // PEFT has an expert's rows of A together, and its columns of B apart.
+    if (readers_.outputs_for_inputs) {
+      tensors_.push_back({{key(path, ".lora_A.weight"), DType::kF32, {E * R, stack.outputs}},
+                          [=](at::Tensor& out) { fill_b(out.view({E, R, stack.outputs}).transpose(1, 2)); }});
+      tensors_.push_back({{key(path, ".lora_B.weight"), DType::kF32, {stack.inputs, R * E}},
+                          [=](at::Tensor& out) { fill_a(out.view({stack.inputs, R, E}).permute({2, 1, 0})); }});
+      return;
+    }
+    tensors_.push_back({{key(path, ".lora_A.weight"), DType::kF32, {E * R, stack.inputs}},
+                        [=](at::Tensor& out) { fill_a(out.view({E, R, stack.inputs})); }});
+    tensors_.push_back({{key(path, ".lora_B.weight"), DType::kF32, {stack.outputs, R * E}},
+                        [=](at::Tensor& out) { fill_b(out.view({stack.outputs, R, E}).permute({2, 0, 1})); }});
   }
 
   std::string listed(const std::function<bool(const SavedAdapter&)>& wanted) const {
@@ -176,84 +393,185 @@ class AdapterExport {
     for (const std::string& line : summarise_names(paths)) text += "      " + line + "\n";
     return text;
   }
+  bool any(const std::function<bool(const SavedAdapter&)>& wanted) const {
+    return std::any_of(adapters_.begin(), adapters_.end(), wanted);
+  }
+  static std::function<bool(const SavedAdapter&)> of_group(const char* group) {
+    return [group](const SavedAdapter& adapter) { return adapter.group == group; };
+  }
 
-  // Sources: peft 0.21 utils/transformers_weight_conversion.py, run against transformers 5; vllm/lora.
+  PathSet expert_leaves() const {
+    PathSet leaves;
+    for (const SavedAdapter& adapter : adapters_) {
+      if (adapter.group == "experts") leaves.insert(adapter.leaf);
+    }
+    return leaves;
+  }
+  size_t num_expert_leaves() const { return blueprint_.experts.joint_gate_up() ? 2 : 3; }
+
+  // PEFT takes maps with the leaf names of experts for experts'.
+  bool dropped_by_peft(const SavedAdapter& adapter) const {
+    if (adapter.group == "experts") return readers_.peft_experts == PeftExperts::kDropped;
+    const Naming& naming = blueprint_.naming;
+    return readers_.peft_experts == PeftExperts::kFused &&
+           (adapter.leaf == naming.gate || adapter.leaf == naming.up || adapter.leaf == naming.down);
+  }
+
+  /// Whether a server takes the experts' adapters as they are.
+  bool served_as_trained() const {
+    return expert_leaves().size() == num_expert_leaves() && same_rank_ && !recipe_.rslora;
+  }
+
+  /// What becomes of the file in each reader's hands, group by group.
+  std::string table() const {
+    std::set<std::string> groups;
+    for (const SavedAdapter& adapter : adapters_) groups.insert(adapter.group);
+    std::ostringstream text;
+    const auto row = [&](const std::string& group, const std::string& peft, const std::string& vllm,
+                         const std::string& sglang) {
+      text << "    " << std::left << std::setw(16) << group << std::setw(22) << peft << std::setw(26) << vllm << sglang
+           << "\n";
+    };
+    text << "  what readers make of it:\n";
+    row("", "PEFT, transformers 5", "vLLM", "SGLang");
+    for (const std::string& group : groups) {
+      const auto in_group = [&](const SavedAdapter& adapter) { return adapter.group == group; };
+      const bool drops =
+          any([&](const SavedAdapter& adapter) { return in_group(adapter) && dropped_by_peft(adapter); });
+      const bool inert =
+          any([&](const SavedAdapter& adapter) { return in_group(adapter) && adapter.leaf == "kv_b_proj"; });
+      const bool as_trained = group == "experts" ? served_as_trained() : same_rank_;
+      row(group,
+          drops                                         ? "drops it"
+          : group == "experts" && !peft_reads_experts() ? "not as it is"
+                                                        : "reads it",
+          !as_trained ? "needs --for vllm"
+          : inert     ? "all but kv_b_proj"
+                      : "reads it",
+          !readers_.sglang ? "does not read it" : "needs --for sglang");
+    }
+    return text.str();
+  }
+
+  bool peft_reads_experts() const {
+    if (readers_.peft_experts != PeftExperts::kFused) return true;
+    return expert_leaves().size() == num_expert_leaves() && same_expert_rank_ && !recipe_.rslora;
+  }
+
   std::string notes() const {
     std::string text;
-    auto note = [&](const std::string& what, const std::string& which) {
+    const auto note = [&](const std::string& what, const std::string& which) {
       if (!which.empty()) text += "  note: " + what + "\n" + which;
     };
-    auto of_group = [](const char* group) {
-      return [group](const SavedAdapter& adapter) { return adapter.group == group; };
-    };
-    std::set<std::string> leaves, expert_leaves;
-    for (const SavedAdapter& adapter : adapters_) {
-      leaves.insert(adapter.leaf);
-      if (adapter.group == "experts") expert_leaves.insert(adapter.leaf);
+    note(str("left out, since ", reader_name(), " does not load an adapter of the MTP module:"), listed(left_out_));
+    note(str("left out, since ", reader_name(), " does not load an adapter of a router; merge instead:"),
+         listed(left_out_routers_));
+    note("PEFT on transformers 5 has no place for an adapter of a router and ignores these; merge instead:",
+         listed([](const SavedAdapter& adapter) { return adapter.group == "router"; }));
+    if (recipe_.experts.kind != ExpertChoice::Kind::kAll && reader_ == AdapterReader::kPeft) {
+      note("PEFT on transformers 5 and vLLM want adapters of all experts of a layer; export with --for vllm:",
+           listed([](const SavedAdapter& adapter) { return adapter.group == "experts"; }));
     }
-    const bool experts = !expert_leaves.empty();
+    if (reader_ == AdapterReader::kPeft) peft_notes(note);
+    if (reader_ == AdapterReader::kPeft || reader_ == AdapterReader::kVllm) {
+      note("vLLM loads these and ignores them, since it absorbs kv_b_proj into its attention; merge instead:",
+           listed([](const SavedAdapter& adapter) { return adapter.leaf == "kv_b_proj"; }));
+    }
+    if (reader_ == AdapterReader::kPeft) vllm_notes(note);
+    if (!parameters_.empty() && recipe_.dropout > 0.0) {
+      text += "  note: lora_dropout is written as 0, since PEFT wraps no parameter where there is dropout\n";
+    }
+    return text;
+  }
+
+  using Note = std::function<void(const std::string& what, const std::string& which)>;
+
+  void peft_notes(const Note& note) const {
+    const Naming& naming = blueprint_.naming;
     note(
         "PEFT on transformers 5 (seen with 0.21) drops these without a word, as it takes their names for those of "
-        "experts; merge instead:",
-        listed([](const SavedAdapter& adapter) {
-          return adapter.group == "dense_mlp" || adapter.group == "shared_expert";
-        }));
+        "experts; export with --for peft3d, or merge instead:",
+        listed([&](const SavedAdapter& adapter) { return adapter.group != "experts" && dropped_by_peft(adapter); }));
+    note(
+        "PEFT on transformers 5 (seen with 0.21) drops adapters of single experts of this family without a word; "
+        "export with --for peft3d, or merge instead:",
+        listed([&](const SavedAdapter& adapter) { return adapter.group == "experts" && dropped_by_peft(adapter); }));
     if (saved_.mtp_layer() >= 0) {
       note("transformers does not know the MTP module and ignores its adapters:",
            listed([&](const SavedAdapter& adapter) { return adapter.layer == saved_.mtp_layer(); }));
     }
-    note("left out, since vLLM does not load an adapter of the MTP module:", listed(left_out_));
-    note("vLLM loads these and ignores them, since it absorbs kv_b_proj into its attention; merge instead:",
-         listed([](const SavedAdapter& adapter) { return adapter.leaf == "kv_b_proj"; }));
-    if (vllm_) return text + str("  note: start vLLM with --max-lora-rank of at least ", rank_, "\n");
-    const std::string instead = "export with --for vllm, whose files PEFT reads too:";
-    if (leaves.count("gate_proj") != leaves.count("up_proj")) {
-      note(
-          "PEFT on transformers 5 refuses to load an adapter of only one of gate_proj and up_proj; " +
-              (experts ? instead : "merge instead:"),
-          listed([](const SavedAdapter& adapter) { return adapter.leaf == "gate_proj" || adapter.leaf == "up_proj"; }));
+    if (readers_.peft_experts != PeftExperts::kFused) return;
+    PathSet leaves;
+    for (const SavedAdapter& adapter : adapters_) leaves.insert(adapter.leaf);
+    const PathSet of_experts = expert_leaves();
+    const std::string instead = "export with --for peft3d, or with --for vllm, whose files PEFT reads too:";
+    if (leaves.count(naming.gate) != leaves.count(naming.up)) {
+      note(str("PEFT on transformers 5 refuses to load an adapter of only one of ", naming.gate, " and ", naming.up,
+               "; ", of_experts.empty() ? "export with --for peft3d, or merge instead:" : instead),
+           listed(
+               [&](const SavedAdapter& adapter) { return adapter.leaf == naming.gate || adapter.leaf == naming.up; }));
     }
-    if (expert_leaves == std::set<std::string>{"gate_proj", "up_proj"}) {
-      note(
-          "PEFT on transformers 5 (seen with 0.21) does not use adapters of gate_proj and up_proj of experts without "
-          "those of down_proj; " +
-              instead,
-          listed(of_group("experts")));
+    if (of_experts == PathSet{naming.gate, naming.up}) {
+      note(str("PEFT on transformers 5 (seen with 0.21) does not use adapters of ", naming.gate, " and ", naming.up,
+               " of experts without those of ", naming.down, "; ", instead),
+           listed(of_group("experts")));
     }
-    if (experts && expert_leaves.size() < 3) {
-      note("vLLM wants all three projections of every expert; " + instead, listed(of_group("experts")));
-    }
-    if (experts && recipe_.rslora) {
-      note(
-          "the scale of rsLoRA on experts is wrong in PEFT on transformers 5 (by sqrt 2, where gate_proj and up_proj "
-          "are fused) and in vLLM; " +
-              instead,
-          listed(of_group("experts")));
+    if (!of_experts.empty() && recipe_.rslora) {
+      note(str("the scale of rsLoRA on experts is wrong in PEFT on transformers 5 (by sqrt 2, where ", naming.gate,
+               " and ", naming.up, " are fused) and in vLLM; ", instead),
+           listed(of_group("experts")));
     }
     if (!same_expert_rank_) {
       note("PEFT on transformers 5 wants one rank for all projections of experts; " + instead,
            listed(of_group("experts")));
     }
+  }
+
+  void vllm_notes(const Note& note) const {
+    const size_t num_leaves = expert_leaves().size();
+    if (num_leaves > 0 && num_leaves < num_expert_leaves()) {
+      note(str("vLLM wants all ", num_expert_leaves() == 3 ? "three projections" : "maps",
+               " of every expert; export with --for vllm:"),
+           listed(of_group("experts")));
+    }
+    if (num_leaves > 0 && recipe_.rslora && readers_.peft_experts == PeftExperts::kDropped) {
+      note("the scale of rsLoRA on experts is wrong in vLLM; export with --for vllm:", listed(of_group("experts")));
+    }
     if (!same_rank_) {
-      note("vLLM ignores rank_pattern; " + instead,
+      note("vLLM ignores rank_pattern; export with --for vllm:",
            listed([&](const SavedAdapter& adapter) { return adapter.rank != rank_; }));
     }
-    return text;
   }
 
   const SavedRun& saved_;
   const AdapterRecipe& recipe_;
-  bool vllm_;
+  Blueprint blueprint_;
+  const FamilyReaders& readers_;
+  AdapterReader reader_;
+  bool serves_;                             ///< for a server: one rank, packs complete
+  bool folds_;                              ///< scales are in B
+  std::map<std::string, TensorSpec> maps_;  ///< what an adapter may be of, by module
   std::vector<SavedAdapter> adapters_;
-  std::vector<std::string> left_out_;
+  std::vector<std::string> left_out_, left_out_routers_;
   std::vector<AdapterTensor> tensors_;
+  PathSet leaves_, parameters_;  ///< target_modules, target_parameters
+  std::map<std::string, int64_t> rank_pattern_;
   int64_t rank_ = 0, num_zero_maps_ = 0;
   bool same_rank_ = true, same_expert_rank_ = true;
 };
 
-void write_router_bias(const SavedRun& saved, const fs::path& folder) {
+/// The routers that trained beside the adapter, which has no place for them.
+void write_routers(const SavedRun& saved, const fs::path& folder) {
+  std::vector<std::pair<std::string, at::Tensor>> routers;
+  for (const std::string& name : saved.trained_routers()) routers.emplace_back(name, saved.read(name));
+  write_tensors((folder / "router.safetensors").string(), routers, {});
+}
+
+void write_router_bias(const SavedRun& saved, const Blueprint& blueprint, const fs::path& folder) {
   std::vector<std::pair<std::string, at::Tensor>> biases;
-  for (int64_t layer : saved.router_layers()) biases.emplace_back(router_bias_name(layer), saved.router_bias(layer));
+  for (int64_t layer : saved.router_layers()) {
+    biases.emplace_back(router_bias_name(blueprint, layer), saved.router_bias(layer));
+  }
   write_tensors((folder / "router_bias.safetensors").string(), biases, {});
 }
 
@@ -268,21 +586,26 @@ std::string export_adapter(const fs::path& run, const fs::path& to, AdapterReade
   }
   const AdapterExport adapter(saved, reader);
   const PeftConfig config = adapter.config(base_name);
-  StagedFolder out(to);
+  StagedFolder out(to, "adapter");
   adapter.write(out.path());
   write_peft_config(out.path(), config);
+  const bool routers = !saved.trained_routers().empty();
+  if (routers) write_routers(saved, out.path());
   const bool biases = saved.router_bias_moved() && !saved.router_layers().empty();
-  if (biases) write_router_bias(saved, out.path());
+  if (biases) write_router_bias(saved, adapter.blueprint(), out.path());
   const auto bytes = static_cast<int64_t>(fs::file_size(out.path() / "adapter_model.safetensors"));
-  out.commit({{"kind", "adapter"},
-              {"checkpoint", saved.origin()},
-              {"step", saved.step()},
-              {"for", reader == AdapterReader::kPeft ? "peft" : "vllm"}});
+  out.commit({{"checkpoint", saved.origin()}, {"step", saved.step()}, {"for", to_string(reader)}});
   std::string text =
       str("adapter of step ", saved.step(), " -> ", to.string(), "\n  from ", saved.checkpoint().string(), "\n  rank ",
           config.rank, ", alpha ", config.alpha, config.rslora ? ", rsLoRA" : "", ", base ", config.base_model,
           ", adapter_model.safetensors: ", bytes_text(bytes), " in fp32\n");
-  text += adapter.report();
+  text += adapter.report(config.base_model, to);
+  if (routers) {
+    text +=
+        "  note: the routers trained too, which PEFT has no place for: they are in router.safetensors under their "
+        "Hugging Face names and belong\n"
+        "        into the base model; moetune merge and moetune export --base put them there\n";
+  }
   if (biases) {
     text +=
         "  note: training moved the routers' correction biases, which PEFT has no place for: they are in "

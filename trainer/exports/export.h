@@ -12,18 +12,14 @@
 #include <filesystem>
 #include <string>
 
-namespace moetune {
+#include "trainer/exports/readers.h"
 
-/// Whose habits an adapter is written for. Both read per-expert keys with two-dimensional tensors.
-enum class AdapterReader {
-  kPeft,  ///< as trained: each map its rank, alpha, rsLoRA as the recipe says
-  /// one rank for all maps, the scale folded into B and lora_alpha = r, zeros for untrained projections of experts
-  kVllm,
-};
+namespace moetune {
 
 /// Writes adapter_config.json and adapter_model.safetensors (fp32, tensors streamed), and router_bias.safetensors where
 /// training moved the biases. `base_name` is what the config names as base model; empty: the recipe's model.path.
-/// UserError for a run without adapter.
+/// UserError for a run without adapter, for a reader that is not known to load adapters of the family, and for adapters
+/// that the model has no map for.
 std::string export_adapter(const std::filesystem::path& run, const std::filesystem::path& to, AdapterReader reader,
                            const std::string& base_name = "");
 

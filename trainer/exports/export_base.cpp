@@ -7,13 +7,13 @@
 
 #include "lora/frozen_weight.h"
 #include "parallel/base/error.h"
+#include "parallel/base/name_summary.h"
 #include "parallel/base/units.h"
 #include "parallel/bytes/tensor_io.h"
 #include "trainer/assemble.h"
 #include "trainer/exports/base_model.h"
 #include "trainer/exports/export.h"
 #include "trainer/exports/model_writer.h"
-#include "trainer/exports/name_summary.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
 
@@ -59,18 +59,29 @@ class HeldBase {
       return base_.read(tensor);
     }
     if (tensor.used->held == Held::kBias) {
-      const int64_t layer = layer_of_name(tensor.name);
-      return saved_.router_bias_moved() ? saved_.router_bias(layer) : base_.read(tensor).to(at::kFloat);
+      return saved_.router_bias_moved() ? saved_.router_bias(tensor.used->layer.number())
+                                        : base_.read(tensor).to(at::kFloat);
     }
-    if (trains_weights_) return saved_.read(trained_name(tensor)).to(out_);
     const at::Tensor stored = base_.read(tensor);
+    if (trains_weights_) {
+      return changed_by_piece(tensor, stored, out_, [&](const DiskPiece& piece, const at::Tensor&) {
+        return saved_.read(trained_name(piece.name, tensor)).to(out_);
+      });
+    }
     switch (tensor.used->held) {
-      case Held::kLinear: return compared(tensor.name, stored, through_frozen(stored, format_, compute_).to(out_));
+      case Held::kLinear:
+        return changed_by_piece(tensor, stored, out_, [&](const DiskPiece& piece, const at::Tensor& part) {
+          return compared(piece.name, part, through_frozen(part, format_, compute_).to(out_));
+        });
       case Held::kJoint:
         return through_frozen(stored, format_ == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16, compute_)
             .to(out_);
       case Held::kCompute: return stored.to(compute_).to(out_);
-      case Held::kStored: return stored;
+      case Held::kStored:
+        // An adapter cannot carry what a router became.
+        return changed_by_piece(tensor, stored, tensor.dtype, [&](const DiskPiece& piece, const at::Tensor& part) {
+          return saved_.has(piece.name) ? saved_.read(piece.name).to(tensor.dtype) : part;
+        });
       case Held::kBias: break;  // read above
     }
     throw InternalError(str(tensor.name, ": held in no known way"));
@@ -82,6 +93,7 @@ class HeldBase {
       text += str("  largest relative difference of a linear weight, ", to_string(format_),
                   " to the original: ", worst_, " in ", worst_name_, "\n");
     }
+    if (!saved_.trained_routers().empty()) text += "  routers: as training left them\n";
     if (saved_.router_bias_moved()) text += "  correction biases of the routers: as training left them\n";
     if (!copied_.empty()) {
       text += "  copied from the source, since the run had no use for them:\n";
@@ -101,9 +113,9 @@ class HeldBase {
   }
 
   // Where weights train, embedding and head of the MTP module are those of the trunk.
-  std::string trained_name(const BaseTensor& tensor) const {
-    if (!tensor.used->may_be_shared || saved_.has(tensor.name)) return tensor.name;
-    return tensor.name.ends_with(".embed_tokens.weight") ? "model.embed_tokens.weight" : "lm_head.weight";
+  std::string trained_name(const std::string& name, const BaseTensor& tensor) const {
+    if (!tensor.used->may_be_shared || saved_.has(name)) return name;
+    return name.ends_with(".embed_tokens.weight") ? "model.embed_tokens.weight" : "lm_head.weight";
   }
 
   at::Tensor compared(const std::string& name, const at::Tensor& stored, at::Tensor held) {
@@ -136,13 +148,11 @@ std::string export_base(const fs::path& run, const fs::path& to) {
   const SavedRun saved(run);
   HeldBase base(saved);
   const fs::path source = saved.recipe().model.path;
-  StagedFolder out(to);
+  StagedFolder out(to, base.trains_weights() ? "trained weights" : "base");
   const WrittenModel written = write_model(out.path(), base.specs(), [&](const Spec& spec) { return base.make(spec); });
   copy_companions(source, out.path());
   write_model_config(source, out.path(), base.specs());
-  out.commit({{"kind", base.trains_weights() ? "trained weights" : "base"},
-              {"checkpoint", saved.origin()},
-              {"step", saved.step()}});
+  out.commit({{"checkpoint", saved.origin()}, {"step", saved.step()}});
   const std::string what = base.trains_weights()
                                ? str("trained weights of step ", saved.step())
                                : str("frozen weights as trained on (", base.format_name(), ", dense again)");

@@ -106,7 +106,9 @@ void add_config(Text& out, const fs::path& folder) {
     out.line("  rotary ", rotary_text(model.rotary));
     out.line("  multi-token prediction: ",
              model.num_mtp_layers == 0 ? "none" : str(model.num_mtp_layers, " layer in config.json"),
-             model.fp8_blocks ? "; weights in FP8 blocks of 128 x 128" : "");
+             model.mxfp4_experts ? "; experts in MXFP4 blocks of 32"
+             : model.fp8_blocks  ? "; weights in FP8 blocks of 128 x 128"
+                                 : "");
   } catch (const UserError& error) {
     out.line("  family ", in_quotes(text_of(read_json(folder / "config.json"), "model_type")),
              ": not one that moetune trains: ", error.what());

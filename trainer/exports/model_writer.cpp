@@ -104,8 +104,17 @@ void write_model_config(const fs::path& source, const fs::path& folder, const st
                      })->first;
   config.erase("quantization_config");
   // transformers 5 spells the key "dtype", earlier ones "torch_dtype".
-  config[config.contains("dtype") ? "dtype" : "torch_dtype"] = config_dtype_name(most);
+  const auto set_dtype = [&](ordered_json& section) {
+    section[section.contains("dtype") ? "dtype" : "torch_dtype"] = config_dtype_name(most);
+  };
+  set_dtype(config);
+  // Of a multimodal model the text has a section of its own.
+  if (config.contains("text_config") && config["text_config"].is_object()) set_dtype(config["text_config"]);
   write_text_atomically((folder / "config.json").string(), config.dump(2) + "\n");
+}
+
+void copy_model_config(const fs::path& source, const fs::path& folder) {
+  write_text_atomically((folder / "config.json").string(), read_text_file((source / "config.json").string()));
 }
 
 std::vector<std::string> copy_companions(const fs::path& source, const fs::path& folder) {

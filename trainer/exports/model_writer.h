@@ -35,6 +35,9 @@ WrittenModel write_model(const std::filesystem::path& folder, const std::vector<
 void write_model_config(const std::filesystem::path& source, const std::filesystem::path& folder,
                         const std::vector<SafetensorsWriter::Spec>& specs);
 
+/// config.json of `source` as it is, quantization_config included.
+void copy_model_config(const std::filesystem::path& source, const std::filesystem::path& folder);
+
 /// Copies what belongs to a model beside config.json and weights: tokenizer, chat template, generation_config.json, the
 /// code that config.json may name, licences. Returns the names.
 std::vector<std::string> copy_companions(const std::filesystem::path& source, const std::filesystem::path& folder);

@@ -47,12 +47,10 @@ fs::path whole_checkpoint(const fs::path& path) {
 
 }  // namespace
 
-std::string router_bias_name(int64_t layer) { return str("model.layers.", layer, ".mlp.gate.e_score_correction_bias"); }
-
 std::string adapter_group(const std::string& path) {
   if (path.find(".self_attn.") != std::string::npos) return "attention";
-  if (path.find(".mlp.experts.") != std::string::npos) return "experts";
-  if (path.find(".mlp.shared_experts.") != std::string::npos) return "shared_expert";
+  if (path.find(".experts.") != std::string::npos) return "experts";
+  if (path.find(".shared_expert") != std::string::npos) return "shared_expert";
   return "dense_mlp";
 }
 
@@ -85,8 +83,9 @@ void SavedRun::index_tensors() {
       continue;
     }
     block.shape[0] = 1;
-    for (int64_t& expert = block.at[0]; expert < block.whole[0]; ++expert) {
-      places_[expert_name(name, expert)] = {name, block};
+    const std::vector<int64_t>& experts = state_.experts(name);
+    for (int64_t& row = block.at[0]; row < block.whole[0]; ++row) {
+      places_[expert_name(name, experts.empty() ? row : experts[row])] = {name, block};
     }
   }
 }
@@ -97,9 +96,14 @@ void SavedRun::index_adapters() {
     if (name.size() <= kLoraA.size() || name.compare(name.size() - kLoraA.size(), kLoraA.size(), kLoraA) != 0) continue;
     SavedAdapter adapter;
     adapter.path = name.substr(0, name.size() - kLoraA.size());
-    adapter.group = adapter_group(adapter.path);
+    adapter.module = place.saved_name.substr(0, place.saved_name.size() - kLoraA.size());
+    if (place.saved_name != name) adapter.expert = place.block.at[0];
+    const std::string& joint = state_.joint(place.saved_name);
+    if (!joint.empty()) adapter.joint = joint.substr(0, joint.size() - kLoraA.size());
+    const std::string& group = state_.group(place.saved_name);
+    adapter.group = group.empty() ? adapter_group(adapter.path) : group;
     adapter.leaf = adapter.path.substr(adapter.path.rfind('.') + 1);
-    adapter.layer = layer_of_name(adapter.path);
+    adapter.layer = state_.layer(place.saved_name).value_or(layer_of_name(adapter.path));
     const std::vector<int64_t> a_shape = shape(name);
     adapter.rank = a_shape.at(0);
     adapter.inputs = a_shape.at(1);
@@ -112,6 +116,15 @@ void SavedRun::index_adapters() {
 std::vector<std::string> SavedRun::names() const {
   std::vector<std::string> names;
   for (const auto& [name, place] : places_) names.push_back(name);
+  return names;
+}
+
+std::vector<std::string> SavedRun::trained_routers() const {
+  std::vector<std::string> names;
+  if (!recipe_.adapter || recipe_.router.train != RouterTraining::kFull) return names;
+  for (const std::string& name : state_.names()) {
+    if (state_.group(name) == "router") names.push_back(name);
+  }
   return names;
 }
 

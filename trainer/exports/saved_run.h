@@ -19,9 +19,13 @@ namespace moetune {
 
 /// One linear map with an adapter.
 struct SavedAdapter {
-  std::string path;   ///< of the module: "model.layers.3.mlp.experts.17.gate_proj"
-  std::string group;  ///< attention, dense_mlp, shared_expert, experts
-  std::string leaf;   ///< "gate_proj"
+  std::string path;     ///< of the module: "model.layers.3.mlp.experts.17.gate_proj"
+  std::string module;   ///< the same with '*' for the expert of a stack, as the blueprint has it
+  int64_t expert = -1;  ///< of a stack
+  std::string group;    ///< attention, dense_mlp, shared_expert, experts, router
+  std::string leaf;     ///< "gate_proj"
+  /// of a stack whose adapters PEFT keeps as one tensor for all experts: the module that it names it after
+  std::string joint;
   int64_t layer = 0;
   int64_t rank = 0, inputs = 0, outputs = 0;  ///< A is [rank, inputs], B is [outputs, rank]
   double scale = 0.0;                         ///< delta W = scale * B A
@@ -47,6 +51,8 @@ class SavedRun {
 
   /// All adapters, sorted by path; empty for `adapter: none`.
   const std::vector<SavedAdapter>& adapters() const { return adapters_; }
+  /// Names of the routers' tensors that trained beside adapters (router.train: full), sorted.
+  std::vector<std::string> trained_routers() const;
   /// Layers with a saved router, the MTP module's last.
   std::vector<int64_t> router_layers() const { return state_.router_blocks(); }
   /// Correction bias of the router of `layer`: fp32 [E].
@@ -75,11 +81,9 @@ class SavedRun {
   std::vector<SavedAdapter> adapters_;
 };
 
-/// "model.layers.3.mlp.gate.e_score_correction_bias".
-std::string router_bias_name(int64_t layer);
-/// The group of the linear map at `path`, as recipes name it.
+/// The group of the linear map at `path`, as recipes name it: for adapters of which nothing but names is there.
 std::string adapter_group(const std::string& path);
-/// N of "...model.layers.N...."; -1 without one.
+/// N of "...model.layers.N...."; -1 without one. For checkpoints of versions that did not save it.
 int64_t layer_of_name(const std::string& name);
 
 }  // namespace moetune

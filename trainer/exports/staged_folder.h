@@ -1,9 +1,9 @@
 // A folder that is filled whole or not at all: files are written to a place inside it that no reader looks at, then
 // moved.
 //
-//   StagedFolder out("exports/v3");                       // refuses a folder that holds anything but an earlier export
+//   StagedFolder out("exports/v3", "adapter");  // refuses a folder that holds anything but an earlier export
 //   write_tensors((out.path() / "adapter_model.safetensors").string(), ...);
-//   out.commit({{"kind", "adapter"}, {"step", 100}});
+//   out.commit({{"step", 100}});
 //
 // An export carries moetune_export.json: what it was made from, and its files. By it the next export knows what it may
 // replace, so that no command line, however mistaken, writes over a model. Killed while files are moved, the folder
@@ -23,8 +23,9 @@ inline constexpr const char* kExportFile = "moetune_export.json";
 
 class StagedFolder {
  public:
-  /// Creates `to` if need be. UserError if it is no folder, or holds files that no earlier export put there.
-  explicit StagedFolder(const std::filesystem::path& to);
+  /// Creates `to` if need be. UserError if it is no folder, or holds files that no earlier export of this kind put
+  /// there: an adapter would be a small thing in the place of a merged model.
+  StagedFolder(const std::filesystem::path& to, const std::string& kind);
   /// Removes what was written unless committed, and `to` too if it was created for it.
   ~StagedFolder();
   StagedFolder(const StagedFolder&) = delete;
@@ -38,6 +39,7 @@ class StagedFolder {
 
  private:
   std::filesystem::path to_, staging_;
+  std::string kind_;
   std::vector<std::string> earlier_;  // files of the earlier export
   bool created_ = false;
 };

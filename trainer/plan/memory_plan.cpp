@@ -51,7 +51,7 @@ class Planner {
         trains_weights_(!recipe.adapter),
         local_experts_(blueprint.router.experts / mesh.ep),
         data_ranks_(mesh.dp * mesh.ep),
-        parts_{mesh.tp, mesh.expert_tp} {
+        parts_{mesh.tp, mesh.expert_tp, recipe.model.base} {
     plan_.device = machine.device;
     plan_.rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
     plan_.held_rows = ceil_div(plan_.rows, mesh.tp);
@@ -100,7 +100,8 @@ class Planner {
       by_layer_[{blueprint_.turn(), vocabulary}] = plain.head;
       spread_numbers_ = plain.norms + plain.router;
     } else {
-      plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ + plain.router * 2;
+      plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ +
+                           (recipe_.router.train == RouterTraining::kFull ? 0 : plain.router * 2);
     }
     add("plain tensors", plan_.plain_bytes,
         trains_weights_
@@ -140,27 +141,31 @@ class Planner {
   }
 
   void add_trained() {
-    for_each_map([&](const LinearMap& map, const LinearMap& held) {
+    for_each_map([&](const LinearMap& map, const LinearMap&) {
       auto numbers = [&](const LinearMap& shape, int64_t experts) {
-        const int64_t units = map.units(experts);
-        if (trains_weights_) return units * shape.outputs * shape.inputs;
-        return map.adapter ? Adapter::numbers(map.adapter->rank, units, shape.outputs, shape.inputs) : 0;
+        if (trains_weights_) return map.units(experts) * shape.outputs * shape.inputs;
+        return map.adapter
+                   ? Adapter::numbers(map.adapter->rank, adapted_units(map, experts), shape.outputs, shape.inputs)
+                   : 0;
       };
       if (numbers(map, blueprint_.router.experts) == 0) return;
       trained_.add(map.group, numbers(map, blueprint_.router.experts));
+      const MatrixCut cut = parts_.cut_without_copies(map);
+      const LinearMap held = map.part(cut);
       plan_.trained_numbers += numbers(held, local_experts_);
       const LayerId layer = map.group == "mtp" ? blueprint_.turn() : map.layer;
-      const int64_t units = map.units(local_experts_);
-      auto add_numbers = [&](bool cut, int64_t count) {
-        by_layer_[{layer, replicas_of(map.stack > 0, cut && parts_.of(map) > 1)}] += units * count;
+      const int64_t units = trains_weights_ ? map.units(local_experts_) : adapted_units(map, local_experts_);
+      auto add_numbers = [&](bool is_cut, int64_t count) {
+        by_layer_[{layer, replicas_of(map.stack > 0, is_cut)}] += units * count;
       };
       if (trains_weights_) {
-        add_numbers(map.cut != MatrixCut::Dim::kNone, held.outputs * held.inputs);
+        add_numbers(cut.cuts_outputs() || cut.cuts_inputs(), held.outputs * held.inputs);
       } else {
-        add_numbers(map.cut == MatrixCut::Dim::kInputs, map.adapter->rank * held.inputs);
-        add_numbers(map.cut == MatrixCut::Dim::kOutputs, map.adapter->rank * held.outputs);
+        add_numbers(cut.cuts_inputs(), map.adapter->rank * held.inputs);
+        add_numbers(cut.cuts_outputs(), map.adapter->rank * held.outputs);
       }
     });
+    add_trained_routers();
     plan_.trained_by_group = trained_.all();
     const std::string numbers =
         str(count_text(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
@@ -179,19 +184,39 @@ class Planner {
          str(count_text(shards), " of ", numbers, ", ", Optimizer::host_bytes(1, compute_), " B each")});
   }
 
+  /// Maps of a stack with adapters on the rank that has most of them, or, of all `experts`, in all.
+  int64_t adapted_units(const LinearMap& map, int64_t experts) const {
+    if (map.stack == 0) return 1;
+    return experts == blueprint_.router.experts ? map.adapter->adapted(map.stack)
+                                                : map.adapter->adapted_of_rank(map.stack, experts);
+  }
+
+  /// Beside adapters elsewhere; where the weights train, routers are among them.
+  void add_trained_routers() {
+    if (trains_weights_ || recipe_.router.train == RouterTraining::kNone) return;
+    const std::optional<AdapterSpec> adapter = router_adapter(recipe_);
+    for (const LayerId layer : blueprint_.blocks(with_mtp_)) {
+      for (const TensorSpec& tensor : blueprint_.block_tensors(layer)) {
+        if (tensor.role != TensorRole::kRouter || (adapter && tensor.bias)) continue;
+        const int64_t numbers =
+            adapter ? Adapter::numbers(adapter->rank, 1, tensor.shape.at(0), tensor.shape.at(1)) : tensor.numel();
+        trained_.add(tensor.group, numbers);
+        plan_.trained_numbers += numbers;
+        by_layer_[{layer, Replicas::kEverywhere}] += numbers;
+      }
+    }
+  }
+
   void add_scratch() {
-    chunk_experts_ =
-        experts_at_a_time(blueprint_, compute_, ModelOptions().expert_chunk_bytes, local_experts_, parts_.experts);
+    chunk_experts_ = experts_at_a_time(blueprint_, compute_, ModelOptions().expert_chunk_bytes, local_experts_, parts_);
     if (!trains_weights_) {
       for (const auto& maps : blocks_) {
-        std::vector<LinearMap> held;
-        for (const LinearMap& map : maps) held.push_back(map.part(parts_));
         plan_.scratch_elements =
-            std::max(plan_.scratch_elements, block_scratch_elements(held, base_, compute_, chunk_experts_));
+            std::max(plan_.scratch_elements, block_scratch_elements(maps, parts_, compute_, chunk_experts_));
       }
       if (with_mtp_) {
         plan_.scratch_elements =
-            std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(blueprint_)}, base_, compute_, 0));
+            std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(blueprint_)}, parts_, compute_, 0));
       }
     }
     add("dense weights in use", Scratch::bytes(plan_.scratch_elements, compute_),
@@ -231,7 +256,14 @@ class Planner {
           {"kept block inputs", inputs, true, Span::kRun, str(kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
     }
 
-    PassTraits traits{compute_, plan_.device, trains_weights_, mesh_.ep > 1, recipe_.router.balance_loss > 0.0, parts_};
+    const bool balances = balance_spec(recipe_, blueprint_).is_on();
+    PassTraits traits{compute_,
+                      plan_.device,
+                      trains_weights_,
+                      mesh_.ep > 1,
+                      balances,
+                      parts_,
+                      recipe_.router.train != RouterTraining::kNone};
     // Tokens whose rows are at the experts at a time, and the rows they make here if experts are chosen evenly.
     int64_t tokens = routed;
     const int64_t buffer = recipe_.exchange.buffer_rows.value_or(0);
@@ -257,7 +289,9 @@ class Planner {
       mixing = std::max(mixing, slice_rows * row.mixing);
       if (row.expert == 0) continue;
       const int64_t outer =
-          trains_weights_ ? chunk_experts_ * (blueprint_.experts.width / parts_.experts) * D * size_ : 0;
+          trains_weights_
+              ? chunk_experts_ * parts_.expert_features(blueprint_).outputs(blueprint_.experts.width) * D * size_
+              : 0;
       experts = std::max(experts, gathered + received * row.received + chunk_rows * row.expert + outer);
     }
     add("kept graphs", kept_bytes, str("of the last ", kept, " blocks"));
@@ -294,6 +328,9 @@ class Planner {
     for (const auto& maps : blocks_) {
       for (const LinearMap& map : maps) {
         if (map.adapter) return map.layer.number();
+      }
+      if (recipe_.router.train != RouterTraining::kNone && blueprint_.has_experts(maps.at(0).layer)) {
+        return maps.at(0).layer.number();
       }
     }
     return static_cast<int64_t>(blocks_.size());

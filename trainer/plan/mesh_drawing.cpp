@@ -19,8 +19,8 @@ std::string padded(std::string text, size_t columns) {
 
 class Drawing {
  public:
-  Drawing(const Blueprint& blueprint, const MeshShape& shape, const MemoryPlan& plan)
-      : blueprint_(blueprint), shape_(shape), plan_(plan) {}
+  explicit Drawing(const PlannedMesh& mesh)
+      : mesh_(mesh), blueprint_(mesh.blueprint), shape_(mesh.shape), plan_(mesh.plan) {}
 
   std::string text() const { return grid() + "\n" + groups() + weights(); }
 
@@ -31,12 +31,10 @@ class Drawing {
     const auto heads_of = [&](int64_t tp) {
       return str("heads ", run_of(tp, shape_.tp, blueprint_.attention().heads));
     };
-    const auto features_of = [&](int64_t tp) {
-      return str("features ", run_of(tp, shape_.tp, blueprint_.experts.width));
-    };
-    const size_t cell = std::max({str("rank ", shape_.num_ranks() - 1).size(), heads_of(shape_.tp - 1).size(),
-                                  parts ? features_of(shape_.tp - 1).size() : 0}) +
-                        2;
+    const auto features_of = [&](int64_t tp) { return str("features ", expert_features_of(mesh_, tp)); };
+    size_t cell = std::max(str("rank ", shape_.num_ranks() - 1).size(), heads_of(shape_.tp - 1).size());
+    for (int64_t tp = 0; parts && tp < shape_.tp; ++tp) cell = std::max(cell, features_of(tp).size());
+    cell += 2;
     std::string header = padded("", 16), heads = padded("", 16), features = padded("", 16), rows;
     for (int64_t tp = 0; tp < shape_.tp; ++tp) {
       header += padded(str("tp ", tp), cell);
@@ -104,6 +102,7 @@ class Drawing {
     return text;
   }
 
+  const PlannedMesh& mesh_;
   const Blueprint& blueprint_;
   const MeshShape& shape_;
   const MemoryPlan& plan_;
@@ -115,7 +114,7 @@ std::string draw_mesh(const PlannedMesh& mesh, const std::string& recipe_path) {
   const int64_t num_ranks = mesh.shape.num_ranks();
   return banner_line("recipe", recipe_path) +
          banner_line("mesh", str(to_string(mesh.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks")) + "\n" +
-         Drawing(mesh.blueprint, mesh.shape, mesh.plan).text();
+         Drawing(mesh).text();
 }
 
 }  // namespace moetune

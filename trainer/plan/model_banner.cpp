@@ -36,6 +36,26 @@ std::string experts_text(const Blueprint& blueprint) {
   return str(router.experts, " routed, the top ", router.top_k, groups, experts.shared_width > 0 ? shared : "");
 }
 
+std::string ranges_text(const std::vector<NumberRange>& ranges) {
+  std::string text;
+  for (const NumberRange& range : ranges) text += (text.empty() ? "" : ", ") + to_string(range);
+  return text;
+}
+
+std::string layers_text(const LayerChoice& layers) {
+  const std::string ranges = ranges_text(layers.ranges);
+  return layers.mtp ? str(ranges, ranges.empty() ? "" : ", ", "mtp") : ranges;
+}
+
+std::string experts_text(const ExpertChoice& experts) {
+  switch (experts.kind) {
+    case ExpertChoice::Kind::kAll: return "";
+    case ExpertChoice::Kind::kListed: return str(", of the experts ", ranges_text(experts.ranges));
+    case ExpertChoice::Kind::kTop: return str(", of each layer's experts the ", experts.top, " with the greatest load");
+  }
+  return "";
+}
+
 std::string adapter_text(const Recipe& recipe) {
   if (!recipe.adapter) return "none: the weights themselves train";
   const AdapterRecipe& adapter = *recipe.adapter;
@@ -46,6 +66,10 @@ std::string adapter_text(const Recipe& recipe) {
   return str("LoRA of rank ", adapter.rank, ranks, ", alpha ", number("%g", adapter.alpha),
              adapter.rslora ? " (rsLoRA)" : "",
              adapter.dropout > 0.0 ? str(", dropout ", number("%g", adapter.dropout)) : "", " on ", targets,
+             adapter.layers.all ? "" : str(" of layers ", layers_text(adapter.layers)), experts_text(adapter.experts),
+             recipe.router.train == RouterTraining::kLora   ? ", and on the routers"
+             : recipe.router.train == RouterTraining::kFull ? "; the routers' weights train too"
+                                                            : "",
              adapter.from ? str(", from ", *adapter.from) : "");
 }
 

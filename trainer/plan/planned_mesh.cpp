@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "moe/families/family.h"
+#include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/device/device_memory.h"
 #include "trainer/recipe/recipe_meaning.h"
@@ -12,6 +13,10 @@ namespace {
 
 constexpr int64_t kRanksPerHost = 8;  // GPUs of a node, as they are sold
 
+std::string run_text(int64_t first, int64_t count) {
+  return count == 0 ? "none" : count == 1 ? str(first) : str(first, "-", first + count - 1);
+}
+
 }  // namespace
 
 PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_per_host) {
@@ -20,6 +25,7 @@ PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_pe
   mesh.blueprint = load_blueprint(recipe.model.path);
   mesh.shape = mesh_shape(recipe, mesh.blueprint, world_size);
   mesh.ranks_per_host = std::min(world_size, ranks_per_host > 0 ? ranks_per_host : kRanksPerHost);
+  mesh.base = recipe.model.base;
   mesh.compute_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.model.compute)));
   mesh.plan = plan_memory(mesh.blueprint, recipe, mesh.shape,
                           {device_type(recipe), device_memory_bytes(device_type(recipe)), mesh.ranks_per_host});
@@ -27,8 +33,13 @@ PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_pe
 }
 
 std::string run_of(int64_t index, int64_t parts, int64_t total) {
-  const int64_t count = total / parts, first = index * count;
-  return count == 1 ? str(first) : str(first, "-", first + count - 1);
+  return run_text(index * (total / parts), total / parts);
+}
+
+std::string expert_features_of(const PlannedMesh& mesh, int64_t tp) {
+  const int64_t width = mesh.blueprint.experts.width;
+  const MatrixCut cut = TensorParts{mesh.shape.tp, mesh.shape.expert_tp, mesh.base}.expert_features(mesh.blueprint, tp);
+  return run_text(cut.first_output(width), cut.outputs(width));
 }
 
 }  // namespace moetune

@@ -18,6 +18,7 @@ struct PlannedMesh {
   Blueprint blueprint;
   MeshShape shape;
   int64_t ranks_per_host = 1;
+  BaseFormat base = BaseFormat::kNf4;
   int64_t compute_bytes = 2;  ///< of a number in compute dtype
   MemoryPlan plan;
 };
@@ -26,7 +27,9 @@ struct PlannedMesh {
 /// auto. `ranks_per_host` 0: eight. Throws UserError where mesh, ranks and model do not go together.
 PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_per_host);
 
-/// "0-63", or "5" for a run of one: the index-th of `parts` equal runs of `total`.
+/// "0-63", "5" for a run of one, "none": the index-th of `parts` equal runs of `total`.
 std::string run_of(int64_t index, int64_t parts, int64_t total);
+/// The same of the features of an expert that the rank at `tp` of the tensor axis holds.
+std::string expert_features_of(const PlannedMesh& mesh, int64_t tp);
 
 }  // namespace moetune

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <vector>
 
 #include "lora/adapters/peft_files.h"
@@ -51,27 +52,27 @@ constexpr uint64_t kCheapBytes = 1 << 20;
 /// All tensors of the model are in the checkpoint with the shapes that config.json gives and dtypes that are weights;
 /// the small ones hold finite numbers.
 void check_tensors(const Blueprint& blueprint, const std::string& folder_path, bool with_mtp) {
-  const SafetensorsFolder folder(folder_path);
-  const std::string projection = mtp_projection(blueprint).name;
-  if (with_mtp && folder.find(projection) == nullptr) {
+  const auto source = open_pretrained(folder_path);
+  const std::string projection = blueprint.naming.prefix + mtp_projection(blueprint).name;
+  if (with_mtp && !source->has(projection)) {
     throw UserError(str(folder_path, ": mtp.loss_weight is above 0, but the checkpoint has no MTP module (", projection,
                         "); set it to 0"));
   }
+  std::map<std::string, StoredTensor> stored;
+  for (StoredTensor& tensor : source->tensors()) stored.emplace(tensor.name, tensor);
   for (const DiskTensor& tensor : disk_tensors(blueprint, with_mtp)) {
-    if (tensor.may_be_shared && folder.find(tensor.name) == nullptr) continue;
-    const TensorInfo& info = folder.at(tensor.name);
-    if (info.shape != tensor.shape) {
-      throw UserError(moetune::str(info.file, ": ", info.name, " has shape ", at::IntArrayRef(info.shape),
-                                   "; config.json asks for ", at::IntArrayRef(tensor.shape)));
+    const auto found = stored.find(tensor.name);
+    if (tensor.may_be_shared && found == stored.end()) continue;
+    if (found == stored.end()) throw UserError(str(folder_path, ": there is no tensor ", tensor.name));
+    if (found->second.shape != tensor.shape) {
+      throw UserError(moetune::str(found->second.file, ": ", tensor.name, " has shape ",
+                                   at::IntArrayRef(found->second.shape), "; config.json asks for ",
+                                   at::IntArrayRef(tensor.shape)));
     }
-    require_weight_dtype(folder, info);
-    if (tensor.shape.size() == 1 && info.bytes <= kCheapBytes) {
-      require_finite(read_tensor(folder, info.name), str(info.file, ": ", info.name));
-    }
+    source->require_weight(tensor.name);
+    if (tensor.shape.size() == 1 && found->second.bytes <= kCheapBytes) source->read(tensor.name, tensor.shape);
   }
-  if (blueprint.tied_embeddings && folder.find("lm_head.weight") != nullptr) {
-    require_tied_head(*open_pretrained(folder_path), blueprint);
-  }
+  require_tied_head(*source, blueprint);
 }
 
 /// The adapter's configuration, and the header of its tensors; their numbers where they are few.
@@ -130,6 +131,9 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
     linear_maps(blueprint, with_mtp, &targets);
     targets.require_all_matched();
   });
+  findings.attempt("", [&] { balance_spec(recipe, blueprint); });
+  findings.attempt("", [&] { require_correction_bias(recipe, blueprint); });
+  findings.attempt("", [&] { require_router_gradient(recipe, blueprint); });
   MeshShape mesh;
   findings.attempt("", [&] { mesh = mesh_shape(recipe, blueprint, world_size); });
   findings.raise_if_any();

@@ -27,7 +27,7 @@ class Placer {
                ShardGroups::expert_ranks(mesh, recipe.mesh.shard, per_host)};
     const BaseFormat base = recipe.model.base;
     const int64_t local_experts = blueprint.router.experts / mesh.ep;
-    const TensorParts parts{mesh.tp, mesh.expert_tp};
+    const TensorParts parts{mesh.tp, mesh.expert_tp, base};
     AdapterTargets targets = adapter_targets(recipe);
     lowest_layer_ = blueprint.turn();
     auto add = [&](LayerId layer, const std::vector<LinearMap>& maps) {
@@ -35,8 +35,7 @@ class Placer {
       for (const LinearMap& map : maps) {
         const int64_t units = map.units(local_experts);
         bytes[map.stack > 0] +=
-            units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, {map.cut, 0, parts.of(map)}}
-                        .unit_bytes();
+            units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, parts.cut_of(map)}.unit_bytes();
         if (map.adapter) lowest_layer_ = std::min(lowest_layer_, layer);
       }
       for (const int lane : {0, 1}) {

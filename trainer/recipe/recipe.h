@@ -19,14 +19,16 @@
 #include <variant>
 #include <vector>
 
+#include "lora/adapters/narrowing.h"
 #include "lora/formats/base_format.h"
+#include "moe/blueprint.h"
 #include "parallel/base/choice.h"
 #include "parallel/comm/shard_scope.h"
 #include "trainer/recipe/recipe_targets.h"
 
 namespace moetune {
 
-// Choices (parallel/base/choice.h). BaseFormat and ShardScope are those of the parts that they are told.
+// Choices (parallel/base/choice.h). BaseFormat, BalanceKind and ShardScope are those of the parts that they are told.
 
 enum class DeviceChoice { kAuto, kCpu, kCuda };
 constexpr std::array<std::string_view, 3> words_of(DeviceChoice) { return {"auto", "cpu", "cuda"}; }
@@ -54,6 +56,9 @@ constexpr std::array<std::string_view, 3> words_of(ScheduleKind) { return {"cosi
 
 enum class RouterBias { kFrozen, kUpdate };
 constexpr std::array<std::string_view, 2> words_of(RouterBias) { return {"frozen", "update"}; }
+
+enum class RouterTraining { kNone, kLora, kFull };
+constexpr std::array<std::string_view, 3> words_of(RouterTraining) { return {"none", "lora", "full"}; }
 
 enum class ActivationTier { kNone, kHost };
 constexpr std::array<std::string_view, 2> words_of(ActivationTier) { return {"none", "host"}; }
@@ -119,7 +124,9 @@ struct AdapterRecipe {
   bool rslora = false;
   std::vector<std::string> targets = {"attention"};  ///< groups and leaf names, checked: see target_leaves
   std::map<std::string, int64_t> ranks;              ///< leaf name -> rank, overrides `rank`
-  std::optional<std::string> from;                   ///< null: fresh adapters
+  LayerChoice layers;
+  ExpertChoice experts;
+  std::optional<std::string> from;  ///< null: fresh adapters
   bool operator==(const AdapterRecipe&) const = default;
 };
 
@@ -189,10 +196,18 @@ struct ExchangeRecipe {
   bool operator==(const ExchangeRecipe&) const = default;
 };
 
+struct BalanceRecipe {
+  BalanceKind kind = BalanceKind::kNone;
+  std::optional<double> weight;  ///< empty: auto
+  bool operator==(const BalanceRecipe&) const = default;
+};
+
 struct RouterRecipe {
+  RouterTraining train = RouterTraining::kNone;
   RouterBias bias = RouterBias::kFrozen;
   double bias_rate = 0.001;
   double balance_loss = 0.0;
+  BalanceRecipe balance;
   bool operator==(const RouterRecipe&) const = default;
 };
 

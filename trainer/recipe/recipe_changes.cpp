@@ -54,7 +54,22 @@ class ValueLister {
         return leaves;
       }
     }
+    // A range is as good as its numbers.
+    if constexpr (std::is_same_v<Value, LayerChoice>) {
+      if (!value.all) return numbers_text(value.ranges) + (value.mtp ? "mtp" : "");
+    }
+    if constexpr (std::is_same_v<Value, ExpertChoice>) {
+      if (value.kind == ExpertChoice::Kind::kListed) return numbers_text(value.ranges);
+    }
     return text;
+  }
+
+  static std::string numbers_text(const std::vector<NumberRange>& ranges) {
+    std::string numbers;
+    for (const int64_t number : ExpertChoice{ExpertChoice::Kind::kListed, ranges, 0}.listed()) {
+      numbers += std::to_string(number) + " ";
+    }
+    return numbers;
   }
 
   std::string prefix_;

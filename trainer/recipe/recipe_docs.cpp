@@ -53,6 +53,10 @@ constexpr const char* kRules = R"(
 - `train.schedule.warmup_steps` is at most `train.steps`.
 - `adapter: none` needs `model.base: bf16` or `fp32`: quantised weights cannot be trained themselves.
 - Each name in `adapter.ranks` is one that `adapter.targets` selects.
+- `router.balance_loss` and `router.balance` exclude each other; `router.balance.weight` is that of a named kind.
+- Each number in `adapter.layers` is a layer with a map that `adapter.targets` selects, each in `adapter.experts` an
+  expert of the model.
+- `router.train` other than `none` stands beside adapters: with `adapter: none` the routers train as all weights do.
 - `eval.every_steps` above 0 and `eval.at_start` need `data.eval` or `data.eval_split`; these two exclude each other.
 - `checkpoint.keep_best` needs held-out data (`data.eval` or `data.eval_split`) and `eval.every_steps` above 0.
 

@@ -223,6 +223,20 @@ void check_together(const Recipe& recipe, Loader& loader) {
       loader.broken({"adapter.ranks"}, str(leaf, " has a rank but is not selected by adapter.targets"));
     }
   }
+  if (!recipe.adapter && recipe.router.train != RouterTraining::kNone && loader.sound({"router.train"})) {
+    loader.broken({"router.train"},
+                  "the weights themselves train (adapter: none), the routers' among them; take it out");
+  }
+  if (recipe.router.balance_loss > 0.0 && recipe.router.balance.kind != BalanceKind::kNone &&
+      loader.sound({"router.balance_loss", "router.balance.kind"})) {
+    loader.broken({"router.balance_loss"}, "given together with router.balance; give one of the two");
+  }
+  if (recipe.router.balance.weight && recipe.router.balance.kind == BalanceKind::kNone &&
+      loader.sound({"router.balance.weight", "router.balance.kind"})) {
+    loader.broken({"router.balance.weight"},
+                  "of no loss: router.balance.kind is none; name a kind (auto is the "
+                  "family's own), or take the weight out");
+  }
   if (recipe.data.eval && recipe.data.eval_split > 0.0 && loader.sound({"data.eval", "data.eval_split"})) {
     loader.broken({"data.eval_split"}, "given together with data.eval; give one of the two");
   }

@@ -23,7 +23,15 @@ AdapterTargets adapter_targets(const Recipe& recipe) {
   const AdapterRecipe& adapter = *recipe.adapter;
   AdapterTargets::Options options{adapter.targets, adapter.rank, adapter.alpha, adapter.rslora, adapter.dropout, {}};
   options.ranks.assign(adapter.ranks.begin(), adapter.ranks.end());
+  options.layers = adapter.layers;
+  options.experts = adapter.experts;
   return AdapterTargets(options);
+}
+
+std::optional<AdapterSpec> router_adapter(const Recipe& recipe) {
+  if (!recipe.adapter || recipe.router.train != RouterTraining::kLora) return std::nullopt;
+  const AdapterRecipe& adapter = *recipe.adapter;
+  return AdapterSpec{adapter.rank, adapter_scale(adapter.alpha, adapter.rank, adapter.rslora), adapter.dropout};
 }
 
 MeshShape mesh_shape(const Recipe& recipe, const Blueprint& blueprint, int64_t world_size) {
@@ -32,7 +40,7 @@ MeshShape mesh_shape(const Recipe& recipe, const Blueprint& blueprint, int64_t w
     mistakes.push_back(str(recipe.origin("mesh.ep"), ": mesh.ep: ", recipe.mesh.ep, " ranks do not divide the model's ",
                            blueprint.router.experts, " routed experts"));
   }
-  for (const std::string& mistake : cut_mistakes(blueprint, recipe.model.base, recipe.mesh.tp)) {
+  for (const std::string& mistake : cut_mistakes(blueprint, recipe.mesh.tp)) {
     mistakes.push_back(str(recipe.origin("mesh.tp"), ": mesh.tp: ", mistake));
   }
   const int64_t tp = recipe.mesh.tp, expert_tp = recipe.mesh.expert_tp;
@@ -41,13 +49,37 @@ MeshShape mesh_shape(const Recipe& recipe, const Blueprint& blueprint, int64_t w
     mistakes.push_back(
         str(expert_place, expert_tp,
             tp > 1 ? str("; allowed is 1, or mesh.tp, which is ", tp) : str("; allowed is 1 where mesh.tp is 1")));
-  } else {
-    for (const std::string& mistake : expert_cut_mistakes(blueprint, recipe.model.base, expert_tp)) {
-      mistakes.push_back(expert_place + mistake);
-    }
   }
   return resolve_mesh({recipe.mesh.pp, recipe.mesh.dp.value_or(0), recipe.mesh.ep, tp, expert_tp}, world_size,
                       std::move(mistakes));
+}
+
+BalanceSpec balance_spec(const Recipe& recipe, const Blueprint& blueprint) {
+  const RouterRecipe& router = recipe.router;
+  if (router.balance_loss > 0.0) return {BalanceKind::kSequence, router.balance_loss};
+  try {
+    return balance_of(router.balance.kind, router.balance.weight, blueprint.router);
+  } catch (const UserError& error) {
+    throw UserError(str(recipe.origin("router.balance.kind"), ": ", error.what()));
+  }
+}
+
+void require_correction_bias(const Recipe& recipe, const Blueprint& blueprint) {
+  if (recipe.router.bias != RouterBias::kUpdate || blueprint.router.correction_bias) return;
+  throw UserError(str(recipe.origin("router.bias"),
+                      ": router.bias: update moves a correction bias, which the router of ", blueprint.model_type,
+                      " does not have; allowed here: frozen"));
+}
+
+void require_router_gradient(const Recipe& recipe, const Blueprint& blueprint) {
+  const RouterSpec& router = blueprint.router;
+  const bool constant =
+      router.top_k == 1 && (router.normalise || router.scores == RouterSpec::Scores::kSoftmaxOfChosen);
+  if (recipe.router.train == RouterTraining::kNone || !constant || balance_spec(recipe, blueprint).is_on()) return;
+  throw UserError(str(recipe.origin("router.train"), ": router.train: ", to_string(recipe.router.train),
+                      ": the router of ", blueprint.model_type,
+                      " here chooses one expert and normalises its weight to 1, so that no loss but a balance loss "
+                      "reaches it; allowed here: none, or a router.balance beside it"));
 }
 
 at::DeviceType device_type(const Recipe& recipe) {

@@ -7,8 +7,10 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "lora/adapters/adapter.h"
+#include "moe/balance.h"
 #include "moe/blueprint.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/recipe/recipe.h"
@@ -19,9 +21,18 @@ namespace moetune {
 at::ScalarType scalar_type(ComputeType compute);
 /// What the recipe asks of adapters; matches nothing for `adapter: none`.
 AdapterTargets adapter_targets(const Recipe& recipe);
+/// What it asks of the routers' maps: the rank and scale of other adapters; none: no adapter.
+std::optional<AdapterSpec> router_adapter(const Recipe& recipe);
 /// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the
 /// experts, heads and matrices: all mistakes in one.
 MeshShape mesh_shape(const Recipe& recipe, const Blueprint& blueprint, int64_t world_size);
+/// The balance loss that the recipe asks for of this model's router. Throws UserError for one that it cannot have.
+BalanceSpec balance_spec(const Recipe& recipe, const Blueprint& blueprint);
+/// Throws UserError where the recipe moves a correction bias that the model does not have.
+void require_correction_bias(const Recipe& recipe, const Blueprint& blueprint);
+/// Throws UserError where the recipe trains routers whose gradient is nothing: of one chosen expert a normalised weight
+/// is 1 whatever the scores are, and no balance loss reads these.
+void require_router_gradient(const Recipe& recipe, const Blueprint& blueprint);
 /// What the recipe computes on, as this machine is.
 at::DeviceType device_type(const Recipe& recipe);
 /// Blocks, counted from the last, that keep their graph.

@@ -136,6 +136,19 @@ void visit_keys(Visitor& v, S& adapter) {
            .range = kRank,
            .words = target_leaf_words(),
            .on_resume = OnResume::kSame});
+  v.field(
+      "layers", adapter.layers,
+      {.doc = "Layers whose maps get adapters, by number: `[0, 3, 10-20]` or `10-20`. Where some are named, the MTP "
+              "module's block is one if `mtp` is among them.",
+       .range = {0, 65535},
+       .on_resume = OnResume::kSame});
+  v.field(
+      "experts", adapter.experts,
+      {.doc = "Routed experts whose maps get adapters: the same numbers in every layer, as for `layers`, or `top N`: "
+              "of each layer the N with the greatest load on the training data, which is counted in a pass before "
+              "training, written to `experts.json` and saved (expert-specialised tuning, ESFT).",
+       .range = {0, 65535},
+       .on_resume = OnResume::kSame});
   v.field("from", adapter.from,
           {.doc = "Folder of a PEFT adapter to go on from.", .path = true, .on_resume = OnResume::kSame});
 }
@@ -326,8 +339,29 @@ void visit_keys(Visitor& v, S& exchange) {
        .on_resume = OnResume::kFree});
 }
 
+template <typename Visitor, SectionOf<BalanceRecipe> S>
+void visit_keys(Visitor& v, S& balance) {
+  v.field("kind", balance.kind,
+          {.doc = "`sequence`: document by document (DeepSeek-V3). `switch`: one a layer over the step (Switch "
+                  "Transformer). `pooled`: one over all layers together, as transformers has it. `deepseek_v2`: over "
+                  "experts, devices and what they are sent. `auto`: the family's own. What config.json says of such a "
+                  "loss turns none on.",
+           .on_resume = OnResume::kSame});
+  v.field("weight", balance.weight,
+          {.doc = "Its weight. `auto`: 0.0001 of `sequence`, 0.01 of `switch`, 0.001 of `pooled`; 1 of `deepseek_v2`, "
+                  "whose three losses have 0.003, 0.05 and 0.02 of their own.",
+           .range = {.min = 0, .max = 100, .above_min = true},
+           .empty_word = "auto",
+           .on_resume = OnResume::kSame});
+}
+
 template <typename Visitor, SectionOf<RouterRecipe> S>
 void visit_keys(Visitor& v, S& router) {
+  v.field(
+      "train", router.train,
+      {.doc = "What trains of the routers beside the adapters: nothing, adapters of `adapter.rank` on their maps, or "
+              "their weights themselves.",
+       .on_resume = OnResume::kSame});
   v.field("bias", router.bias,
           {.doc = "The correction bias of the router: as loaded, or moved after each step against the load.",
            .on_resume = OnResume::kSame});
@@ -336,9 +370,10 @@ void visit_keys(Visitor& v, S& router) {
            .range = {0, 1},
            .on_resume = OnResume::kSame});
   v.field("balance_loss", router.balance_loss,
-          {.doc = "Weight of the auxiliary loss that balances the experts.",
+          {.doc = "Weight of DeepSeek-V3's sequence-wise balance loss: short for `balance` of kind `sequence`.",
            .range = {0, 100},
            .on_resume = OnResume::kSame});
+  v.section("balance", "An auxiliary loss that spreads tokens over the experts.", router.balance);
 }
 
 template <typename Visitor, SectionOf<MtpRecipe> S>

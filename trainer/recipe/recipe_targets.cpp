@@ -7,10 +7,12 @@ namespace moetune {
 namespace {
 
 const std::vector<std::pair<std::string, std::vector<std::string>>>& target_groups() {
-  static const std::vector<std::string> kAttention = {"q_a_proj",           "q_b_proj",  "q_proj",
-                                                      "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"};
+  static const std::vector<std::string> kAttention = {"q_a_proj",  "q_b_proj", "q_proj", "kv_a_proj_with_mqa",
+                                                      "kv_b_proj", "k_proj",   "v_proj", "o_proj"};
   static const std::vector<std::string> kDense = {"gate_proj", "up_proj", "down_proj"};
-  static const std::vector<std::string> kExperts = {"experts.gate_proj", "experts.up_proj", "experts.down_proj"};
+  static const std::vector<std::string> kExperts = {
+      "experts.gate_proj", "experts.up_proj", "experts.down_proj", "experts.gate_up_proj",
+      "experts.w1",        "experts.w3",      "experts.w2"};
   static const auto all = [] {
     std::vector<std::string> leaves = kAttention;
     leaves.insert(leaves.end(), kDense.begin(), kDense.end());

@@ -1,8 +1,9 @@
 // The names of the linear maps that a recipe can give adapters: groups, and leaf names as Hugging Face writes them.
 //
-//   target_leaves("attention") == {"q_a_proj", "q_b_proj", "q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
-//   target_leaves("experts")   == {"experts.gate_proj", "experts.up_proj", "experts.down_proj"}
+//   target_leaves("attention") == {"q_a_proj", "q_b_proj", "q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "k_proj", ...}
+//   target_leaves("experts")   == {"experts.gate_proj", "experts.up_proj", "experts.down_proj", "experts.w1", ...}
 //
+// Families differ: a group stands for the names of all of them, of which a model has some (moe/blueprint.h).
 // gate_proj, up_proj and down_proj alone are those of dense MLPs and shared experts, never of routed experts.
 #pragma once
 

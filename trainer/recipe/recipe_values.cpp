@@ -250,6 +250,17 @@ std::string type_name(const std::optional<int64_t>&, const FieldSpec& spec) {
 }
 std::string type_limits(const std::optional<int64_t>&, const FieldSpec& spec) { return type_limits(int64_t{}, spec); }
 
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<double>& value) {
+  return read_optional(node, spec, value);
+}
+std::string write_value(const std::optional<double>& value, const FieldSpec& spec) {
+  return write_optional(value, spec);
+}
+std::string type_name(const std::optional<double>&, const FieldSpec& spec) {
+  return str(spec.empty_word, " or ", type_name(double{}, spec));
+}
+std::string type_limits(const std::optional<double>&, const FieldSpec& spec) { return type_limits(double{}, spec); }
+
 // text
 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::string& value) {
@@ -492,6 +503,100 @@ std::string type_name(const WordCounts&, const FieldSpec&) { return "map from na
 std::string type_limits(const WordCounts&, const FieldSpec& spec) {
   return str(range_limits(spec.range), ", names among ", join_or(spec.words));
 }
+
+// all | 10-20 | [0, 3, 10-20, mtp] | top 8
+
+namespace {
+
+/// "3" or "10-20", within the schema's range.
+std::optional<NumberRange> parse_range(const std::string& text, const FieldSpec& spec) {
+  const size_t dash = text.find('-');
+  const std::optional<int64_t> first = parse_integer(text.substr(0, dash)),
+                               last = dash == std::string::npos ? first : parse_integer(text.substr(dash + 1));
+  if (!first || !last || *last < *first || !contains(spec.range, static_cast<double>(*first)) ||
+      !contains(spec.range, static_cast<double>(*last))) {
+    return std::nullopt;
+  }
+  return NumberRange{*first, *last};
+}
+
+/// Numbers and ranges of a list, or of a scalar; `take` has words that are none, and says whether it knows them.
+template <typename Take>
+ValueProblems read_ranges(const YamlNode& node, const FieldSpec& spec, std::vector<NumberRange>& ranges,
+                          const Take& take) {
+  std::vector<const YamlNode*> items;
+  for (const YamlNode& item : node.items) items.push_back(&item);
+  if (node.kind != Kind::kList) items = {&node};
+  if (items.empty()) return not_allowed(node);
+  ValueProblems problems;
+  for (const YamlNode* const entry : items) {
+    const YamlNode& item = *entry;
+    const auto range = is_plain(item) ? parse_range(item.text, spec) : std::nullopt;
+    if (!range && is_plain(item) && take(item.text)) continue;
+    const bool twice = range && std::any_of(ranges.begin(), ranges.end(), [&](const NumberRange& other) {
+                         return range->first <= other.last && other.first <= range->last;
+                       });
+    if (range && !twice) {
+      ranges.push_back(*range);
+      continue;
+    }
+    for (ValueProblem& p : twice ? problem(item, str(shown(item), " is listed twice")) : not_allowed(item)) {
+      problems.push_back(std::move(p));
+    }
+  }
+  return problems;
+}
+
+}  // namespace
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, LayerChoice& value) {
+  if (is_word(node, "all")) {
+    value = {};
+    return {};
+  }
+  LayerChoice read{.all = false};
+  ValueProblems problems = read_ranges(node, spec, read.ranges, [&](const std::string& word) {
+    const bool knows = word == "mtp" && !read.mtp;
+    read.mtp |= knows;
+    return knows;
+  });
+  if (problems.empty()) value = read;
+  return problems;
+}
+std::string write_value(const LayerChoice& value, const FieldSpec&) {
+  if (value.all) return "all";
+  const std::string ranges = join(value.ranges, ", ", [](const NumberRange& range) { return to_string(range); });
+  return str("[", ranges, value.mtp ? ranges.empty() ? "mtp" : ", mtp" : "", "]");
+}
+std::string type_name(const LayerChoice&, const FieldSpec&) { return "all, or numbers and ranges N-M, or mtp"; }
+std::string type_limits(const LayerChoice&, const FieldSpec& spec) { return range_limits(spec.range); }
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, ExpertChoice& value) {
+  constexpr std::string_view kTop = "top ";
+  ExpertChoice read;
+  if (is_plain(node) && node.text.starts_with(kTop)) {
+    const std::optional<int64_t> top = parse_integer(node.text.substr(kTop.size()));
+    if (!top || *top < 1 || !contains(spec.range, static_cast<double>(*top))) return not_allowed(node);
+    read.kind = ExpertChoice::Kind::kTop;
+    read.top = *top;
+  } else if (!is_word(node, "all")) {
+    read.kind = ExpertChoice::Kind::kListed;
+    ValueProblems problems = read_ranges(node, spec, read.ranges, [](const std::string&) { return false; });
+    if (!problems.empty()) return problems;
+  }
+  value = read;
+  return {};
+}
+std::string write_value(const ExpertChoice& value, const FieldSpec&) {
+  switch (value.kind) {
+    case ExpertChoice::Kind::kAll: return "all";
+    case ExpertChoice::Kind::kTop: return str("top ", value.top);
+    case ExpertChoice::Kind::kListed: break;
+  }
+  return str("[", join(value.ranges, ", ", [](const NumberRange& range) { return to_string(range); }), "]");
+}
+std::string type_name(const ExpertChoice&, const FieldSpec&) { return "all, numbers and ranges N-M, or top N"; }
+std::string type_limits(const ExpertChoice&, const FieldSpec& spec) { return range_limits(spec.range); }
 
 // true | 17 | 0.5 | text
 

@@ -17,6 +17,7 @@
 #include "trainer/assemble.h"
 #include "trainer/data/dataset.h"
 #include "trainer/recipe/recipe_dump.h"
+#include "trainer/run/expert_choice.h"
 #include "trainer/run/reporter.h"
 #include "trainer/run/run_folder.h"
 #include "trainer/run/signals.h"
@@ -31,6 +32,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+/// What the weights of the data must draw in an epoch: a step goes through epochs until it has its sequences.
+constexpr double kFewestDocuments = 0.01;
+
 /// Everything of one run, made in the order in which it is needed.
 class Run {
  public:
@@ -41,6 +45,7 @@ class Run {
         folder_(recipe.run.dir),
         own_folder_(launch.rank() == 0 ? std::make_unique<RunFolder>(recipe, options.resume) : nullptr),
         token_(launch.broadcast_string(own_folder_ ? own_folder_->token() : "")),
+        resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
         blueprint_(load_blueprint(recipe.model.path)),
         tools_(PreparationTools::from_environment()),
         train_documents_(load_train_documents()),
@@ -48,13 +53,10 @@ class Run {
                                     recipe.data.packing, recipe.data.shuffle, recipe.train.epochs.value_or(0)}),
         num_steps_(count_steps()),
         peak_(batches_.fullest_step(num_steps_, data_ranks())),
-        resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
-        run_(start_of_training(recipe, launch, peak_.tokens, resumes_)),
+        run_(assemble(recipe, launch, peak_.tokens)),
+        experts_(choose_experts()),
         stepper_(recipe, run_, &launch.progress()),
         checkpoints_(folder_ / "checkpoints", *run_.mesh, token_) {
-    if (recipe.data.eval) {
-      eval_documents_.emplace(load_documents(recipe, "data.eval", *recipe.data.eval, blueprint_.vocab, launch, tools_));
-    }
     if (eval_documents_) {
       eval_batches_.emplace(*eval_documents_,
                             BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, 1});
@@ -88,6 +90,7 @@ class Run {
     if (own_folder_) {
       own_folder_->require_held();
       own_folder_->write_recipe(state.recipe_text);
+      if (!experts_.empty()) write_text_atomically((folder_ / "experts.json").string(), experts_);
       reporter_->start(data, own_folder_->changes());
     }
     if (!resumed && recipe_.eval.at_start) evaluate(0, state.best);
@@ -129,13 +132,34 @@ class Run {
     RankFigures ranks;
   };
 
-  /// What data.eval_split holds out of them goes to eval_documents_.
+  /// What is held out goes to eval_documents_: that of data.eval, or what data.eval_split takes off.
   Documents load_train_documents() {
+    if (recipe_.adapter && recipe_.adapter->from && !resumes_) require_peft_adapter(*recipe_.adapter->from);
     Documents documents = load_documents(recipe_, "data.train", recipe_.data.train, blueprint_.vocab, launch_, tools_);
+    if (recipe_.data.eval) {
+      eval_documents_.emplace(
+          load_documents(recipe_, "data.eval", *recipe_.data.eval, blueprint_.vocab, launch_, tools_));
+    }
+    require_exact(documents, "data.train");
+    if (eval_documents_) require_exact(*eval_documents_, "data.eval");
     if (recipe_.data.eval_split > 0.0) {
       eval_documents_.emplace(documents.split_off(recipe_.data.eval_split, static_cast<uint64_t>(recipe_.run.seed)));
     }
     return documents;
+  }
+
+  /// UserError for a document of which the model's attention would not see all (Blueprint::longest_document).
+  void require_exact(const Documents& documents, const std::string& key) const {
+    const int64_t longest = blueprint_.longest_document;
+    if (longest == 0 || recipe_.data.max_tokens <= longest) return;
+    for (int64_t i = 0; i < documents.size(); ++i) {
+      if (documents.length(i) <= longest) continue;
+      throw UserError(str(recipe_.origin(key), ": ", key, ": document ", i + 1, " has ", documents.length(i),
+                          " tokens; beyond ", longest, " this model (", blueprint_.model_type,
+                          ") attends to the tokens that its indexer keeps (index_topk), which is not computed. Shorten "
+                          "such documents, or set data.max_tokens to ",
+                          longest));
+    }
   }
 
   int64_t count_steps() {
@@ -147,7 +171,17 @@ class Run {
                    sequences == 1 ? " sequence" : " sequences", ": a step takes documents several times; ",
                    "lower it to ", std::max<int64_t>(1, sequences), " or less, or add data"));
     }
-    if (recipe_.train.steps) return *recipe_.train.steps;
+    if (recipe_.train.steps) {
+      double documents = 0.0;
+      for (const Share& share : train_documents_.shares()) {
+        documents += share.weight * static_cast<double>(share.end - share.begin);
+      }
+      if (documents < kFewestDocuments) {
+        throw UserError(str(recipe_.origin("data.train"), ": data.train: the weights draw ", documents,
+                            " documents an epoch; raise them until that is at least ", kFewestDocuments));
+      }
+      return *recipe_.train.steps;
+    }
     const int64_t steps = batches_.steps_of_epochs(*recipe_.train.epochs);
     if (steps == 0) {
       throw UserError(str(recipe_.origin("data.train"), ": data.train: the weights draw no document in ",
@@ -161,14 +195,31 @@ class Run {
     return shape.dp * shape.ep;
   }
 
-  /// The model with the masters that training starts from: they leave for the optimizer next, and a resumed run's come
-  /// from there.
-  static Assembly start_of_training(const Recipe& recipe, Launch& launch, int64_t most_tokens, bool resumes) {
-    Assembly run = assemble(recipe, launch, most_tokens);
-    if (!resumes && recipe.adapter && recipe.adapter->from) {
-      load_peft_adapter(*recipe.adapter->from, run.model->parameters, recipe.adapter->alpha, recipe.adapter->rslora);
+  /// Completes the model with the masters that training starts from, which leave for the optimizer next; a resumed
+  /// run's come from there. With adapter.experts: top N the experts that have adapters are those that the checkpoint
+  /// names, or are chosen now; empty text otherwise.
+  std::string choose_experts() {
+    std::string text;
+    if (!run_.model->open_adapters.empty()) {
+      ChosenExperts chosen;
+      if (resumes_) {
+        const std::string saved =
+            launch_.rank() == 0 ? to_json(ChosenExperts{saved_experts(folder_ / "checkpoints")}) : "";
+        chosen = parse_chosen_experts(launch_.broadcast_string(saved));
+      } else {
+        const RankProgress::Place place = watched("count of the experts' loads");
+        const int64_t steps = std::min(num_steps_, batches_.steps_of_epochs(1));
+        chosen = experts_by_load(run_, batches_, steps, recipe_.adapter->experts.top, &launch_.progress());
+        for (const std::string& line : chosen.lines()) log_info(line);
+        text = to_json(chosen);
+      }
+      run_.model->adapt_experts(chosen.experts);
     }
-    return run;
+    if (!resumes_ && recipe_.adapter && recipe_.adapter->from) {
+      load_peft_adapter(*recipe_.adapter->from, run_.model->parameters, recipe_.adapter->alpha,
+                        recipe_.adapter->rslora);
+    }
+    return text;
   }
 
   DataSummary summary() {
@@ -212,20 +263,10 @@ class Run {
   /// Whether the checkpoint of this step is to be kept as the best so far, which `best` then says.
   bool evaluate(int64_t done, std::optional<BestStep>& best) {
     const RankProgress::Place place = watched(str("evaluation after step ", done));
-    double loss_sum = 0.0, divisor = 0.0;
-    int64_t targets = 0, sequences = 0;
-    const int64_t most = recipe_.eval.max_sequences;
-    for (int64_t step = 0; most == 0 || sequences < most; ++step) {
-      const auto [sum, totals] = stepper_.evaluate(*eval_batches_, step);
-      if (totals.sequences == 0) break;
-      loss_sum += sum;
-      divisor += totals.divisor();
-      targets += totals.targets;
-      sequences += totals.sequences;
-    }
+    const Evaluation held_out = stepper_.evaluate(*eval_batches_, recipe_.eval.max_sequences);
     meter_.take();  // the figures of a step are its own
-    const double loss = divisor > 0.0 ? loss_sum / divisor : 0.0;
-    reporter_->evaluation(done, loss, targets);
+    const double loss = held_out.loss();
+    reporter_->evaluation(done, loss, held_out.targets);
     if (!recipe_.checkpoint.keep_best || done == 0) return false;
     // One rank decides: a sum may differ in its last bits between ranks.
     const bool better = std::isfinite(loss) && (!best || loss < best->loss);
@@ -293,6 +334,7 @@ class Run {
   fs::path folder_;
   std::unique_ptr<RunFolder> own_folder_;  ///< on the rank that writes there
   std::string token_;                      ///< of this run, on all ranks
+  bool resumes_;                           ///< goes on from a checkpoint
   Blueprint blueprint_;
   PreparationTools tools_;
   std::optional<Documents> eval_documents_;
@@ -300,8 +342,8 @@ class Run {
   Batches batches_;
   int64_t num_steps_;
   Batches::Peak peak_;
-  bool resumes_;  ///< goes on from a checkpoint
   Assembly run_;
+  std::string experts_;  ///< for experts.json; empty: none were chosen here
   Stepper stepper_;
   RankMeter meter_{run_};
   Checkpoints checkpoints_;

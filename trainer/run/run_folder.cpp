@@ -72,13 +72,17 @@ void RunFolder::refuse_foreign_files() const {
     std::error_code error;
     if (is_there(path_ / name) && !fs::is_directory(path_ / name, error)) refuse(name, "is no folder");
   }
-  for (const char* name : {"log.jsonl", "recipe.yaml"}) {
+  for (const char* name : {"log.jsonl", "recipe.yaml", "experts.json"}) {
     const fs::file_type type = type_of(path_ / name);
     if (type == fs::file_type::symlink) refuse(name, "is a symbolic link");
     if (type != fs::file_type::regular && type != fs::file_type::not_found) refuse(name, "is no regular file");
   }
   if (is_there(path_ / "log.jsonl") && !is_own_log((path_ / "log.jsonl").string())) {
     refuse("log.jsonl", "is no log of a run");
+  }
+  const bool chooses = recipe_.adapter && recipe_.adapter->experts.kind == ExpertChoice::Kind::kTop;
+  if (chooses && is_there(path_ / "experts.json") && !is_there(path_ / "log.jsonl")) {
+    refuse("experts.json", "is of no run that is here");
   }
   if (!is_there(path_ / "recipe.yaml")) return;
   std::error_code error;

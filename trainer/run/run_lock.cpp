@@ -15,6 +15,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/host_name.h"
@@ -41,7 +42,7 @@ constexpr milliseconds kUntilWritten{2000}, kUntilRenewed{200};
 int64_t steady_ms() {
   return std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
-int64_t seconds_since_1970() { return static_cast<int64_t>(std::time(nullptr)); }
+int64_t now_s() { return static_cast<int64_t>(seconds_since_1970()); }
 
 std::string line_of(const std::string& path) {
   try {
@@ -84,7 +85,7 @@ LockHolder this_process() {
   own.pid_namespace = namespace_of_pids();
   own.pid = ::getpid();
   own.started = state_of_process(own.pid).value_or(ProcessState{}).started;
-  own.since = own.heartbeat = seconds_since_1970();
+  own.since = own.heartbeat = now_s();
   std::random_device draw;
   for (int i = 0; i < 4; ++i) {
     char digits[9];
@@ -210,7 +211,7 @@ int64_t age_s(const fs::path& lock, const fs::path& written_now) {
 /// Whether a lock that is old by the clock of its holder is not renewed while this process looks on: clocks may differ,
 /// but who lives renews it.
 bool stands_still(const Found& found, milliseconds interval) {
-  if (seconds_since_1970() - found.holder.heartbeat < kDeadAfter_s) return false;
+  if (now_s() - found.holder.heartbeat < kDeadAfter_s) return false;
   std::this_thread::sleep_for(5 * interval / 2);
   const std::optional<LockHolder> now = read_lock_file(found.path);
   return now && *now == found.holder;
@@ -366,7 +367,7 @@ bool RunLock::renew() {
   const bool ours = count < 0 || (holder && holder->token == own_.token);
   if (ours) {
     LockHolder now = own_;
-    now.heartbeat = seconds_since_1970();
+    now.heartbeat = now_s();
     const std::string written = text_of(now);
     if (::pwrite(descriptor, written.data(), written.size(), 0) == static_cast<ssize_t>(written.size())) {
       renewed_at_ms_ = steady_ms();

@@ -35,14 +35,11 @@ LayerHooks Stepper::layer_hooks() {
     const RankProgress::Place at(progress_, str("gradients of ", layer));
     reducer_.reduce(layer);
   };
+  hooks.sum_over_documents = [this](const at::Tensor& sum) { run_.mesh->data().all_reduce_sum(sum); };
   return hooks;
 }
 
-StepBatch Stepper::batch_of(Batches& batches, int64_t step) {
-  Communicator& data = run_.mesh->data();
-  return make_step_batch(batches.local(step, data.rank(), data.size()), *run_.model, run_.slice_tokens, run_.device,
-                         run_.compute);
-}
+StepBatch Stepper::batch_of(Batches& batches, int64_t step) { return own_batch(run_, own_part(run_, batches, step)); }
 
 StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
   const auto start = std::chrono::steady_clock::now();
@@ -77,13 +74,9 @@ void Stepper::rehearse(Batches& batches, int64_t step) {
   reducer_.forget();
 }
 
-std::pair<double, BatchTotals> Stepper::evaluate(Batches& batches, int64_t step) {
+Evaluation Stepper::evaluate(Batches& batches, int64_t max_sequences) {
   optimizer_.flush();
-  const StepBatch batch = batch_of(batches, step);
-  if (batch.global.sequences == 0) return {0.0, batch.global};
-  at::Tensor sum = sweep_.evaluate(batch).loss_sum.to(at::kDouble).reshape({1});
-  run_.mesh->data().all_reduce_sum(sum);
-  return {sum.item<double>(), batch.global};
+  return moetune::evaluate(sweep_, run_, batches, max_sequences);
 }
 
 void Stepper::sum_losses(const SweepResult& result, const BatchTotals& totals, StepReport& report) {

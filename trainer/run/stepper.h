@@ -8,6 +8,7 @@
 
 #include "trainer/assemble.h"
 #include "trainer/data/batches.h"
+#include "trainer/run/evaluation.h"
 #include "trainer/run/step_report.h"
 #include "trainer/update/gradients.h"
 #include "trainer/update/optimizer.h"
@@ -24,9 +25,8 @@ class Stepper {
   StepReport train(Batches& batches, int64_t step, int64_t num_steps);
   /// Way down and way up of a step, and nothing comes of it. Collective.
   void rehearse(Batches& batches, int64_t step);
-  /// Sum of the losses over the mesh, as a number, and what it is summed over; its mean is sum / totals.divisor().
-  /// Flushes first. Collective.
-  std::pair<double, BatchTotals> evaluate(Batches& batches, int64_t step);
+  /// trainer/run/evaluation.h of these batches, with what the optimizer still has to do done first. Collective.
+  Evaluation evaluate(Batches& batches, int64_t max_sequences);
 
   Optimizer& optimizer() { return optimizer_; }
   const Partition& partition() const { return partition_; }

@@ -35,9 +35,17 @@ Manifest::File describe_file(const fs::path& path) {
   return {sha256_of_file(path.string()), static_cast<int64_t>(fs::file_size(path))};
 }
 
+/// UserError where the checkpoint has no such tensor, or has it of other experts.
+void require_same_experts(const SavedState& saved, const Parameter& parameter) {
+  saved.shape(parameter.name());
+  if (saved.experts(parameter.name()) == parameter.info().experts) return;
+  throw UserError(str(saved.checkpoint().string(), ": ", parameter.name(),
+                      " was saved of other experts than this run's; is adapter.experts as it was?"));
+}
+
 void load_router_biases(const SavedState& saved, Model& model) {
   for (size_t block = 0; block < model.blocks.size(); ++block) {
-    if (model.blocks[block].is_moe()) {
+    if (model.blocks[block].has_correction_bias()) {
       model.blocks[block].router()->bias().copy_(saved.router_bias(static_cast<int64_t>(block)));
     }
   }
@@ -53,14 +61,14 @@ std::string Checkpoints::write_own_file(const fs::path& folder, TrainingState& s
   for (size_t i = 0; i < groups.size(); ++i) {
     for (const FlatGroup::Piece& piece : groups[i].own_pieces()) {
       const std::string& name = piece.parameter->name();
-      metadata[name] = run_metadata(block_of(*piece.parameter), piece.first);
+      metadata[name] = run_metadata(block_of(*piece.parameter), piece.first, piece.parameter->info());
       for_each_kind(state.optimizer.shards()[i], [&](SavedKind kind, const at::Tensor& shard) {
         tensors.emplace_back(saved_name(kind, name), shard.narrow(0, piece.in_shard, piece.count));
       });
     }
   }
   for (size_t block = 0; world.rank() == 0 && block < state.model.blocks.size(); ++block) {
-    if (state.model.blocks[block].is_moe()) {
+    if (state.model.blocks[block].has_correction_bias()) {
       tensors.emplace_back(saved_bias_name(static_cast<int64_t>(block)),
                            state.model.blocks[block].router()->bias().cpu());
     }
@@ -150,7 +158,7 @@ void Checkpoints::restore(const SavedState& saved, TrainingState& state) {
   same(manifest.data_digest, state.data_digest, "the training data had the digest");
   same(manifest.frozen_digest, state.frozen_digest, "the frozen weights had the digest");
   // UserError where it is not there
-  for (const Parameter& parameter : state.model.parameters.all()) saved.shape(parameter.name());
+  for (const Parameter& parameter : state.model.parameters.all()) require_same_experts(saved, parameter);
   const size_t num_saved = saved.names().size(), num_trained = state.model.parameters.all().size();
   if (num_saved != num_trained) {
     throw UserError(str(from, ": holds ", num_saved, " trained tensors, this run has ", num_trained,
@@ -176,7 +184,9 @@ void Checkpoints::restore(const SavedState& saved, TrainingState& state) {
 
 void load_weights(const SavedState& saved, Model& model) {
   at::NoGradGuard no_grad;
+  if (!model.open_adapters.empty()) model.adapt_experts(saved.chosen_experts());
   for (Parameter& parameter : model.parameters.all()) {
+    require_same_experts(saved, parameter);
     parameter.master().copy_(saved.read(SavedKind::kMaster, parameter.name(), block_of(parameter)));
     parameter.refresh_working();
   }

@@ -5,31 +5,33 @@
 #include <sstream>
 
 #include "lora/adapters/counter_random.h"
+#include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 #include "parallel/device/host_memory.h"
 
 namespace moetune {
 namespace {
 
-/// The words that a packed part is digested in. A rank's share begins at a whole word of each: blocks and shards are
-/// aligned.
-at::ScalarType word_type(const PackedPart& part) {
-  switch (c10::elementSize(part.dtype)) {
-    case 1: return part.bytes() % 8 == 0 && std::string(part.name) == "codes" ? at::kLong : at::kByte;
+/// The words that a packed part is digested in, from the part of a whole matrix. A rank's share begins at a whole word
+/// of each: blocks and shards are aligned.
+at::ScalarType word_type(const PackedPart& whole) {
+  switch (c10::elementSize(whole.dtype)) {
+    case 1: return whole.bytes() % 8 == 0 && std::string(whole.name) == "codes" ? at::kLong : at::kByte;
     case 2: return at::kShort;
     case 4: return at::kInt;
-    default: throw InternalError(str("a packed part ", part.name, " of ", part.bytes(), " bytes has no words"));
+    default: throw InternalError(str("a packed part ", whole.name, " of ", whole.bytes(), " bytes has no words"));
   }
 }
 
 /// Digests ranges of one packed part of a stack by their places in the whole, uncut part.
 class PartDigest {
  public:
-  PartDigest(const FrozenSlab& slab, const FrozenSlab::Held& held, const PackedPart& part, int64_t first_expert,
-             DigestSum& sum)
+  /// `whole`: the part of a whole matrix.
+  PartDigest(const FrozenSlab& slab, const FrozenSlab::Held& held, const PackedPart& part, const PackedPart& whole,
+             int64_t first_expert, DigestSum& sum)
       : slab_(slab),
         part_(part),
-        type_(word_type(part)),
+        type_(word_type(whole)),
         word_bytes_(static_cast<int64_t>(c10::elementSize(type_))),
         first_expert_(first_expert),
         sum_(sum),
@@ -38,13 +40,20 @@ class PartDigest {
         words_(part.bytes() / word_bytes_),
         most_(DigestSum::words_at_a_time(slab.device())) {
     const FrozenShape& shape = held.weight->shape();
-    if (!part.of_whole && (shape.cut.cuts_outputs() || shape.cut.cuts_inputs())) cut_ = shape.cut;
-    whole_words_ = words_ * cut_.parts;
-    row_words_ = cut_.dim == MatrixCut::Dim::kInputs ? words_ / shape.outputs : words_;
+    whole_words_ = row_words_ = whole_row_words_ = whole.bytes() / word_bytes_;
+    if (part.of_whole) return;
+    const int64_t numbers = part.numbers * word_bytes_ / static_cast<int64_t>(c10::elementSize(part.dtype));
+    if (shape.cut.cuts_outputs()) first_word_ = ceil_div(shape.cut.first_output(shape.outputs) * shape.inputs, numbers);
+    if (shape.cut.cuts_inputs()) {
+      row_words_ = shape.held_inputs() / numbers;
+      whole_row_words_ = shape.inputs / numbers;
+      first_word_ = shape.cut.first_input(shape.inputs) / numbers;
+    }
   }
 
   /// All that `bytes`, which lie at `first` of the slab, hold of the part.
   void add(int64_t first, const at::Tensor& bytes) {
+    if (words_ == 0) return;
     const int64_t end = first + bytes.numel(), stride = slab_.record_bytes();
     for (int64_t unit = std::max<int64_t>(0, (first - begin_ - part_.bytes()) / stride);
          unit < slab_.units() && unit * stride + begin_ < end;) {
@@ -73,13 +82,10 @@ class PartDigest {
   void add_words(int64_t unit, int64_t first, const at::Tensor& words_UW) {
     const auto options = at::TensorOptions(at::kLong).device(slab_.device());
     at::Tensor word = at::arange(first, first + words_UW.size(1), options);
-    if (cut_.dim == MatrixCut::Dim::kOutputs) word.add_(cut_.index * words_);
-    if (cut_.dim == MatrixCut::Dim::kInputs) {
-      word = word.floor_divide(row_words_)
-                 .mul_(row_words_ * cut_.parts)
-                 .add_(word.remainder(row_words_))
-                 .add_(cut_.index * row_words_);
+    if (row_words_ != whole_row_words_) {
+      word = word.floor_divide(row_words_).mul_(whole_row_words_).add_(word.remainder(row_words_));
     }
+    word.add_(first_word_);
     const int64_t expert = first_expert_ + unit;
     at::Tensor place = at::arange(expert, expert + words_UW.size(0), options).mul_(whole_words_).unsqueeze(1) + word;
     sum_.add(key_, words_UW.to(slab_.device()), std::move(place));
@@ -93,8 +99,8 @@ class PartDigest {
   uint64_t key_;
   int64_t begin_, words_;  // of a unit: first byte in its record, words held
   int64_t most_;           // words at a time
-  MatrixCut cut_;
-  int64_t whole_words_ = 0, row_words_ = 0;
+  // Of the whole part; of a row as it is held and as it is in the whole, where they differ; before the first held.
+  int64_t whole_words_ = 0, row_words_ = 0, whole_row_words_ = 0, first_word_ = 0;
 };
 
 }  // namespace
@@ -106,8 +112,9 @@ std::vector<HeldDigest> plain_digests(const Model& model, Mesh& mesh) {
     // Parts are runs of rows.
     const int64_t row_bytes = static_cast<int64_t>(tensor.held.nbytes()) / std::max<int64_t>(1, tensor.held.size(0));
     const bool whole = tensor.part.is_whole();
-    held.push_back({tensor.name, str("rows from ", tensor.part.first), replicas_of(/*of_experts=*/false, !whole), true,
-                    mesh.data().rank() == 0 && (!whole || mesh.here().tp == 0),
+    const bool first_copy = tensor.of_expert ? mesh.here().dp == 0 : mesh.data().rank() == 0;
+    held.push_back({tensor.name, whole ? "whole" : str("part ", mesh.here().tp), replicas_of(tensor.of_expert, !whole),
+                    true, first_copy && (!whole || mesh.here().tp == 0),
                     tensor_digest(tensor.name, tensor.held, tensor.part.first * row_bytes)});
   }
   return held;
@@ -117,20 +124,30 @@ std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_exper
   at::NoGradGuard no_grad;
   const auto [first, bytes] = slab.kept();
   const bool experts = slab.kind() == SlabKind::kExperts;
+  const bool shared = slab.is_shared();
   std::vector<HeldDigest> digests;
   for (const FrozenSlab::Held& held : slab.held()) {
+    // Records differ in length between the places of the tensor axis where a cut is uneven, and so does what of an
+    // uncut matrix lies in the same range.
+    const std::string range = shared ? str(bytes.numel(), " bytes from ", first, " of records of ", slab.record_bytes(),
+                                           ", in them at ", held.offset)
+                                     : "whole";
     const FrozenShape& shape = held.weight->shape();
-    for (const PackedPart& part : shape.parts()) {
+    const std::vector<PackedPart> parts = shape.parts(), whole_parts = shape.whole().parts();
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const PackedPart& part = parts[i];
       // What the tensor axis does not cut is the same at all its places, and counts at the first.
       const bool copied = part.of_whole || shape.cut.dim == MatrixCut::Dim::kNone;
+      const bool repeated = shape.cut.copies > 1;
       DigestSum sum(slab.device());
-      PartDigest(slab, held, part, first_expert, sum).add(first, bytes);
-      digests.push_back({str(held.name, "/", part.name),
-                         str(bytes.numel(), " bytes from ", first, ", expert ", first_expert,
-                             copied ? "" : str(", part ", shape.cut.index)),
-                         replicas_of(experts, !copied && (!experts || shape.cut.parts > 1)),
-                         bytes.numel() == slab.bytes(), slab.first_copy() && !(copied && shape.cut.index > 0),
-                         sum.value()});
+      PartDigest(slab, held, part, whole_parts[i], first_expert, sum).add(first, bytes);
+      digests.push_back(
+          {str(held.name, "/", part.name),
+           str(range, ", expert ", first_expert, copied ? "" : str(", part ", shape.cut.index)),
+           // Several places of the axis may hold one part: copies are then anywhere.
+           repeated ? Replicas::kEverywhere : replicas_of(experts, !copied && (!experts || shape.cut.parts > 1)),
+           !shared && !repeated, slab.first_copy() && shape.cut.copy == 0 && !(copied && shape.cut.index > 0),
+           sum.value()});
     }
   }
   return digests;

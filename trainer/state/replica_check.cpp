@@ -37,11 +37,16 @@ std::vector<HeldDigest> trained_digests(const Model& model) {
   std::vector<HeldDigest> held;
   for (const Parameter& parameter : model.parameters.all()) {
     const ParameterInfo& info = parameter.info();
-    held.push_back({info.name, str("part from ", info.part.first, ", expert ", info.first_expert), info.replicas, true,
-                    false, tensor_digest(info.name, parameter.working, 0)});
+    // By the place on the axis: parts may be empty, and then begin where others do. A rank may hold none of the experts
+    // that train: the rows do not tell its place, the experts that it holds do.
+    const std::string part = info.part.is_whole() ? "whole" : str("part ", model.axis.index());
+    const int64_t expert =
+        info.num_experts > 0 ? model.blocks[info.layer.number()].experts()->placement().first : info.first_expert;
+    held.push_back({info.name, str(part, ", expert ", expert), info.replicas, true, false,
+                    tensor_digest(info.name, parameter.working, 0)});
   }
   for (size_t layer = 0; layer < model.blocks.size(); ++layer) {
-    if (!model.blocks[layer].is_moe()) continue;
+    if (!model.blocks[layer].has_correction_bias()) continue;
     const std::string name = str("model.layers.", layer, ".mlp.gate.e_score_correction_bias");
     held.push_back({name, "whole", Replicas::kEverywhere, true, false,
                     tensor_digest(name, model.blocks[layer].router()->bias(), 0)});

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <functional>
 
 #include <nlohmann/json.hpp>
 
@@ -87,9 +88,12 @@ TensorBlock block_of(const Parameter& parameter) {
   return block;
 }
 
-std::string run_metadata(const TensorBlock& block, int64_t first) {
-  return nlohmann::ordered_json{{"whole", block.whole}, {"at", block.at}, {"shape", block.shape}, {"first", first}}
-      .dump();
+std::string run_metadata(const TensorBlock& block, int64_t first, const ParameterInfo& info) {
+  nlohmann::ordered_json json = {{"whole", block.whole}, {"at", block.at},      {"shape", block.shape},
+                                 {"first", first},       {"group", info.group}, {"layer", info.layer.number()}};
+  if (!info.joint_name.empty()) json["joint"] = info.joint_name;
+  if (!info.experts.empty()) json["experts"] = info.experts;
+  return json.dump();
 }
 
 std::string saved_name(SavedKind kind, const std::string& name) {
@@ -116,6 +120,7 @@ SavedState::SavedState(const fs::path& checkpoint) : checkpoint_(checkpoint), ma
 
 void SavedState::add_run(const SafetensorsFile& file, const std::string& name, const std::string& metadata) {
   TensorBlock block;
+  About& about = about_[name];
   int64_t first = 0;
   try {
     const auto json = nlohmann::json::parse(metadata);
@@ -123,6 +128,10 @@ void SavedState::add_run(const SafetensorsFile& file, const std::string& name, c
     json.at("at").get_to(block.at);
     json.at("shape").get_to(block.shape);
     json.at("first").get_to(first);
+    if (json.contains("group")) json.at("group").get_to(about.group);
+    if (json.contains("joint")) json.at("joint").get_to(about.joint);
+    if (json.contains("layer")) about.layer = json.at("layer").get<int64_t>();
+    if (json.contains("experts")) json.at("experts").get_to(about.experts);
   } catch (const nlohmann::json::exception& error) {
     throw UserError(str(file.path(), ": metadata of ", name, ": ", error.what()));
   }
@@ -136,12 +145,33 @@ void SavedState::add_run(const SafetensorsFile& file, const std::string& name, c
     }
   }
   std::vector<SavedBlock>& blocks = tensors_[name];
+  if (!about.experts.empty() &&
+      (static_cast<int64_t>(about.experts.size()) != block.whole[0] || block.at.size() < 2 ||
+       std::adjacent_find(about.experts.begin(), about.experts.end(), std::greater_equal<>()) != about.experts.end() ||
+       about.experts.front() < 0)) {
+    throw UserError(
+        str(file.path(), ": metadata of ", name, " names experts that are not those of its rows: ", metadata));
+  }
   auto found =
       std::find_if(blocks.begin(), blocks.end(), [&](const SavedBlock& saved) { return saved.block == block; });
   if (found == blocks.end()) found = blocks.insert(blocks.end(), {block, {}});
   const auto behind =
       std::find_if(found->runs.begin(), found->runs.end(), [&](const Run& run) { return run.first > first; });
   found->runs.insert(behind, {&file, first, count});
+}
+
+const std::string& SavedState::group(const std::string& name) const { return about_.at(name).group; }
+
+const std::string& SavedState::joint(const std::string& name) const { return about_.at(name).joint; }
+
+std::optional<int64_t> SavedState::layer(const std::string& name) const { return about_.at(name).layer; }
+
+ExpertsOfLayers SavedState::chosen_experts() const {
+  ExpertsOfLayers chosen;
+  for (const auto& [name, about] : about_) {
+    if (about.layer && !about.experts.empty()) chosen[*about.layer] = about.experts;
+  }
+  return chosen;
 }
 
 void SavedState::require_whole() const {
@@ -208,6 +238,10 @@ at::Tensor SavedState::read(SavedKind kind, const std::string& name, const Tenso
                                  ", this run has ", at::IntArrayRef(block.whole)));
   }
   at::Tensor out;
+  if (block.numel() == 0) {
+    const TensorInfo& info = blocks_of(name).front().runs.front().file->at(saved_name(kind, name));
+    return at::empty(block.shape, *scalar_type_of(info.dtype));
+  }
   for (const SavedBlock& saved : blocks_of(name)) {
     const TensorBlock shared = overlap(block, saved.block);
     if (shared.numel() == 0) continue;

@@ -61,7 +61,8 @@ ordered_json about(const Recipe& recipe, const Blueprint& blueprint, const Weigh
 
 void leave_in(const SlabCache& cache, const char* name, const ordered_json& json) {
   try {
-    write_text_atomically((cache.folder() / name).string(), json.dump(2) + "\n");
+    write_text_atomically((cache.folder() / name).string(),
+                          json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
   } catch (const UserError&) {
     // Where nothing can be written, the slabs' files say so.
   }

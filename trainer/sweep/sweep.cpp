@@ -51,7 +51,7 @@ bool Sweep::stashes(LayerId layer) const {
 }
 
 bool Sweep::balances(LayerId layer) const {
-  return options_.balance_weight > 0.0 && !layer.is_mtp() && block(layer).is_moe();
+  return options_.balance.is_on() && !layer.is_mtp() && block(layer).is_moe();
 }
 
 at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode) {
@@ -69,6 +69,12 @@ at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stre
     at::Tensor x = rows_of(x_TD, stream.slices[s]).detach();
     if (keep) x.requires_grad_(needs_input_gradient(layer));
     mixed.push_back(block.mix(x, stream.slices[s], stream.angles[s], /*replayed_TK=*/{}, balance, pass));
+    if (balance) {
+      Mixed& slice = mixed.back();
+      balance_->count(layer.number(), slice.score_TE, slice.probability_TE, slice.expert_TK, stream.slices[s]);
+      slice.score_TE = at::Tensor();
+      if (!keep) slice.probability_TE = at::Tensor();
+    }
     if (block.is_moe()) expert.push_back(std::exchange(mixed.back().expert_TK, {}));
     if (keep) state.leaf_x.push_back(x);
   }
@@ -76,15 +82,13 @@ at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stre
   if (block.is_moe()) {
     const at::Tensor expert_TK = joined(expert);
     state.routing = block.experts()->route(expert_TK);
-    if (mode == Mode::kTrain) loads_.push_back(tally(expert_TK, model_.blueprint.router.experts));
+    if (mode != Mode::kEvaluate) loads_.push_back(tally(expert_TK, model_.blueprint.router.experts));
     sent = block.experts()->send(
         state.routing, {joined(mixed, &Mixed::z_TD), joined(mixed, &Mixed::weight_TK), stream.token_T, {}}, pass);
   }
   for (size_t s = 0; s < stream.slices.size(); ++s) {
     at::AutoGradMode with_graph(keep);
     block.add_mlp(mixed[s], stream.slices[s], pass);
-    const at::Tensor& loss = mixed[s].balance_loss;
-    if (loss.defined()) balance_loss_ = balance_loss_.defined() ? balance_loss_ + loss.detach() : loss.detach();
   }
   at::Tensor y_TD = joined(mixed, &Mixed::residual_TD);
   if (keep) state.mixed = std::move(mixed);
@@ -106,8 +110,7 @@ at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stre
   return y_TD;
 }
 
-at::Tensor Sweep::up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass,
-                     int64_t num_documents) {
+at::Tensor Sweep::up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass) {
   const RankProgress::Place place(progress_, str(layer, " on its way up"));
   Block& block = this->block(layer);
   LayerState state = std::exchange(states_[layer.number()], LayerState());
@@ -158,9 +161,8 @@ at::Tensor Sweep::up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stre
       gradients.of(mixed.z_TD, rows_of(routed.d_z_TD, slice));
       gradients.of(mixed.weight_TK, rows_of(routed.d_weight_TK, slice));
     }
-    if (mixed.balance_loss.defined()) {
-      const double d_loss = options_.balance_weight / static_cast<double>(num_documents);
-      gradients.of(mixed.balance_loss, at::full_like(mixed.balance_loss, d_loss));
+    if (mixed.probability_TE.defined()) {
+      gradients.of(mixed.probability_TE, balance_->gradient(layer.number(), s, slice));
     }
     if (needs_input_gradient(layer)) {
       gradients.in(state.leaf_x[s], [&](const at::Tensor& gradient) { d_x.push_back(gradient); });
@@ -203,7 +205,7 @@ at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassConte
   HeadResult second = mtp.head().loss(axis.gather_rows(out_TD, batch.mtp.num_gathered_rows), batch.mtp.target_row,
                                       batch.mtp.target, scale, true, batch.mtp.target_weight);
   result.mtp_loss_sum = second.loss_sum;
-  at::Tensor d_z_TD = up(layer, axis.reduce_scatter_rows(second.d_x_UD), batch.mtp, pass, batch.global.documents);
+  at::Tensor d_z_TD = up(layer, axis.reduce_scatter_rows(second.d_x_UD), batch.mtp, pass);
   // Undefined where nothing at or below the module's input trains.
   if (d_z_TD.defined()) {
     mtp.use(pass);
@@ -236,9 +238,11 @@ std::vector<FrozenSlab*> Sweep::uses(Mode mode) const {
     FrozenSlab* projection = model_.mtp->parts().slab;
     if (projection != nullptr) uses.push_back(projection);
     add(module);
+    if (mode == Mode::kRoute) return uses;
     add(module);
     if (projection != nullptr && needs_input_gradient(module)) uses.push_back(projection);
   }
+  if (mode == Mode::kRoute) return uses;
   for (const LayerId layer : way_up()) add(layer);
   return uses;
 }
@@ -264,19 +268,24 @@ SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random) {
   at::NoGradGuard no_grad;
   PassContext pass{scratch_, dequantised_, random};
   SweepResult result;
-  balance_loss_ = at::Tensor();
+  balance_.reset();
+  if (options_.balance.is_on()) {
+    balance_ = std::make_unique<StepBalance>(options_.balance, model_.blueprint.router,
+                                             BalanceTotals{batch.global.documents, batch.global.tokens}, model_.axis);
+  }
   loads_.clear();
   kept_input_bytes_ = 0;
   at::Tensor x_TD = way_down(batch, pass, Mode::kTrain);
   at::Tensor d_x_TD = turn(x_TD, batch, pass, result);
   x_TD = at::Tensor();
   hooks_.done(model_.blueprint.turn());
-  if (balance_loss_.defined()) {
-    result.balance_loss = balance_loss_ * (options_.balance_weight / static_cast<double>(batch.global.documents));
-    model_.axis.sum(result.balance_loss);
+  if (balance_) {
+    balance_->close(hooks_.sum_over_documents);
+    result.balance_loss = balance_->loss();
+    if (result.balance_loss.defined()) model_.axis.sum(result.balance_loss);
   }
   for (const LayerId layer : way_up()) {
-    d_x_TD = up(layer, d_x_TD, batch.main, pass, batch.global.documents);
+    d_x_TD = up(layer, d_x_TD, batch.main, pass);
     hooks_.done(layer);
   }
   for (LayerState& state : states_) state = LayerState();
@@ -284,10 +293,31 @@ SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random) {
     model_.embedding.add_gradient(batch.input_U, d_x_TD);
     hooks_.done(LayerId::embedding());
   }
-  if (!loads_.empty()) {
-    result.load_LE = at::stack(loads_);
-    model_.axis.sum(result.load_LE);
+  take_loads(result);
+  return result;
+}
+
+void Sweep::take_loads(SweepResult& result) {
+  if (loads_.empty()) return;
+  result.load_LE = at::stack(loads_);
+  model_.axis.sum(result.load_LE);
+}
+
+SweepResult Sweep::route(const StepBatch& batch) {
+  at::NoGradGuard no_grad;
+  PassContext pass{scratch_, dequantised_, StepRandom{}};
+  SweepResult result;
+  loads_.clear();
+  at::Tensor x_TD = way_down(batch, pass, Mode::kRoute);
+  if (model_.mtp) {
+    Mtp& mtp = *model_.mtp;
+    at::Tensor x_UD = model_.axis.gather_rows(x_TD, batch.main.num_gathered_rows);
+    mtp.use(pass);
+    at::Tensor z_TD = mtp.input(x_UD.index_select(0, batch.mtp_row), mtp.embedding().embed(batch.mtp_next_token));
+    mtp.release(pass);
+    down(model_.blueprint.mtp(), z_TD, batch.mtp, pass, Mode::kRoute);
   }
+  take_loads(result);
   return result;
 }
 
@@ -297,10 +327,10 @@ SweepResult Sweep::evaluate(const StepBatch& batch) {
   SweepResult result;
   at::Tensor x_TD = way_down(batch, pass, Mode::kEvaluate);
   at::Tensor x_UD = model_.axis.gather_rows(x_TD, batch.main.num_gathered_rows);
-  result.loss_sum =
-      model_.head
-          ->loss(x_UD, batch.main.target_row, batch.main.target, 0.0, /*backward=*/false, batch.main.target_weight)
-          .loss_sum;
+  const HeadResult head = model_.head->loss(x_UD, batch.main.target_row, batch.main.target, 0.0, /*backward=*/false,
+                                            batch.main.target_weight);
+  result.loss_sum = head.loss_sum;
+  result.loss_n = head.loss_n;
   return result;
 }
 

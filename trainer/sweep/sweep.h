@@ -18,6 +18,7 @@
 #include <memory>
 #include <vector>
 
+#include "moe/balance.h"
 #include "moe/model.h"
 #include "parallel/bytes/host_stash.h"
 #include "parallel/watch/rank_progress.h"
@@ -29,7 +30,7 @@ struct SweepOptions {
   /// the last this many blocks keep their graph from the way down instead of recomputing it
   int64_t keep_layers = 0;
   double mtp_weight = 0.0;       ///< of the MTP loss in the gradient
-  double balance_weight = 0.0;   ///< alpha of the sequence-wise balance loss
+  BalanceSpec balance;           ///< of the trunk's expert layers
   bool stash_inputs = false;     ///< block inputs wait in host memory between the ways
   bool poison_released = false;  ///< tests: released dense weights become NaN
 };
@@ -40,6 +41,9 @@ struct LayerHooks {
   std::function<void(LayerId)> before = [](LayerId) {};
   /// On the way up, when the layer's gradients are complete: MTP, turn, blocks, embedding last.
   std::function<void(LayerId)> done = [](LayerId) {};
+  /// Between the ways: adds a tensor in place over the ranks that take other documents. For a balance loss whose loads
+  /// are of the whole step.
+  std::function<void(const at::Tensor&)> sum_over_documents = [](const at::Tensor&) {};
 };
 
 /// Sums over this rank's documents, the same on every rank of a tensor axis; the caller adds them over the ranks that
@@ -47,7 +51,8 @@ struct LayerHooks {
 struct SweepResult {
   at::Tensor loss_sum;      ///< negative log-likelihood of the target tokens, each times its weight
   at::Tensor mtp_loss_sum;  ///< undefined without MTP
-  at::Tensor balance_loss;  ///< these documents' part of the step's balance loss, alpha included; undefined without
+  at::Tensor balance_loss;  ///< these documents' part of the step's balance loss, weight included; undefined without
+  at::Tensor loss_n;        ///< of evaluate(): of each target, in the order of the documents' rows
   at::Tensor load_LE;       ///< int64 [MoE layers, E]: tokens of these documents that each expert was chosen for
 };
 
@@ -61,6 +66,8 @@ class Sweep {
   SweepResult train(const StepBatch& batch, const StepRandom& random);
   /// Way down and head: no dropout, no MTP, no counts. Collective.
   SweepResult evaluate(const StepBatch& batch);
+  /// Way down, and that of the MTP module: load_LE alone, its rows by MoE layer, the module's last. Collective.
+  SweepResult route(const StepBatch& batch);
   /// Logits of the documents' rows in their order, [T, V]; for tests and exports of a few documents. Collective.
   at::Tensor logits(const StepBatch& batch);
 
@@ -77,13 +84,14 @@ class Sweep {
     std::vector<Mixed> mixed;
     std::unique_ptr<KeptExperts> experts;
   };
-  enum class Mode { kEvaluate, kTrain };
+  enum class Mode { kEvaluate, kRoute, kTrain };
 
   at::Tensor down(LayerId layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode);
-  at::Tensor up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass,
-                int64_t num_documents);
+  at::Tensor up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass);
   at::Tensor turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result);
   at::Tensor way_down(const StepBatch& batch, PassContext& pass, Mode mode);
+  /// load_LE of what the ways down have counted.
+  void take_loads(SweepResult& result);
   /// The slabs of a pass in the order in which it uses them.
   std::vector<FrozenSlab*> uses(Mode mode) const;
   /// The trunk's blocks that the way up comes to, the last first.
@@ -109,8 +117,8 @@ class Sweep {
   std::vector<std::vector<Parameter*>> mixing_parameters_;
   std::vector<LayerState> states_;
   HostStash stash_;
-  at::Tensor balance_loss_;        ///< summed over documents and layers of this rank, without alpha
-  std::vector<at::Tensor> loads_;  ///< by MoE layer, in the order of the way down
+  std::unique_ptr<StepBalance> balance_;  ///< of the step; null where there is no balance loss
+  std::vector<at::Tensor> loads_;         ///< by MoE layer, in the order of the way down
   int64_t kept_input_bytes_ = 0;
 };
 

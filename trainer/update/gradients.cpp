@@ -40,6 +40,8 @@ void GradientReducer::reduce(LayerId layer) {
 
 void GradientReducer::reduce_group(size_t index) {
   const FlatGroup& group = partition_.groups()[index];
+  // None of the experts that train lie here, nor on the ranks that hold what this one does.
+  if (group.flat_size() == 0) return;
   const at::TensorOptions options = gradients_[index].options().device(partition_.device());
   at::Tensor flat = at::empty({group.flat_size()}, options);
   int64_t end = 0;

@@ -36,7 +36,7 @@ std::vector<FlatGroup::Piece> FlatGroup::own_pieces() const {
 
 at::Tensor FlatGroup::gathered(const at::Tensor& own_shard) const {
   const at::Device device = members_.front().parameter->working.device();
-  if (ranks_->size() == 1) return own_shard.to(device, /*non_blocking=*/true);
+  if (ranks_->size() == 1 || numel_ == 0) return own_shard.to(device, /*non_blocking=*/true);
   at::Tensor flat = at::empty({flat_size()}, own_shard.options().device(device));
   at::Tensor own = flat.narrow(0, shard_begin(), shard_size_);
   own.copy_(own_shard, /*non_blocking=*/true);

@@ -24,7 +24,7 @@ AttentionSpec small(const AttentionSpec& given) {
     attention.nope_dim = 16;
     attention.rotary_dim = 8;
   } else {
-    attention.kv_heads = given.kv_heads < given.heads ? kHeads / 2 : kHeads;
+    attention.kv_heads = given.kv_heads < given.heads ? kHeads / 4 : kHeads;  // tp 4: two ranks have the same
     attention.rotary_dim = given.rotary_dim == 0 ? 0 : given.nope_dim == 0 ? 32 : 16;
     attention.nope_dim = 32 - attention.rotary_dim;
   }
@@ -52,7 +52,8 @@ Blueprint small(const Blueprint& given) {
   model.layers = some_of_each(given.layers);
   for (LayerSpec& layer : model.layers) {
     layer.attention = small(layer.attention);
-    if (!layer.has_experts()) layer.dense_width = 256;
+    // Five NF4 blocks, which no mesh of several ranks divides.
+    if (!layer.has_experts()) layer.dense_width = 320;
   }
   model.num_mtp_layers = std::min<int64_t>(given.num_mtp_layers, 1);
   if (model.num_mtp_layers > 0) model.mtp_layer.attention = small(given.mtp_layer.attention);
@@ -63,8 +64,8 @@ Blueprint small(const Blueprint& given) {
   model.router.experts = std::max<int64_t>(16, 4 * given.router.num_groups);
   model.router.top_k =
       std::min(given.router.top_k, model.router.experts / model.router.num_groups * model.router.top_groups);
-  model.experts.width = 256;
-  model.experts.shared_width = given.experts.shared_width > 0 ? 256 : 0;
+  model.experts.width = 320;
+  model.experts.shared_width = given.experts.shared_width > 0 ? 320 : 0;
   model.initializer_range = 0.08;  // as large as makes every layer matter at these widths
   model.fp8_blocks = false;
   return model;
@@ -99,6 +100,31 @@ Recipe small(const Recipe& given) {
   return recipe;
 }
 
+/// The twin's layers that stand for the given model's are the first of each kind; what narrows the targets there picks
+/// those of the kinds that it picks here, and as many experts, so that some ranks hold none.
+void narrow(AdapterRecipe& adapter, const Blueprint& given, const Blueprint& twin) {
+  if (!adapter.layers.all) {
+    std::vector<NumberRange> ranges;
+    for (int64_t layer = 0; layer < twin.num_layers(); ++layer) {
+      for (int64_t of_given = 0; of_given < given.num_layers(); ++of_given) {
+        LayerSpec alike = given.layers[of_given];
+        alike.attention = small(alike.attention);
+        if (!alike.has_experts()) alike.dense_width = twin.layers[layer].dense_width;
+        if (!adapter.layers.holds(LayerId::block(of_given)) || alike != twin.layers[layer]) continue;
+        ranges.push_back({layer, layer});
+        break;
+      }
+    }
+    adapter.layers.ranges = ranges;
+  }
+  ExpertChoice& experts = adapter.experts;
+  const int64_t num = twin.router.experts;
+  if (experts.kind == ExpertChoice::Kind::kAll) return;
+  const int64_t wanted =
+      experts.kind == ExpertChoice::Kind::kTop ? experts.top : static_cast<int64_t>(experts.listed().size());
+  experts = {ExpertChoice::Kind::kListed, {{0, std::min(wanted, num) - 1}}, 0};
+}
+
 /// Documents of 2 to kMaxTokens tokens; the first third of each is no target.
 Documents random_documents(uint64_t seed) {
   constexpr int64_t kDocuments = 4 * kSequences;
@@ -121,7 +147,9 @@ Documents random_documents(uint64_t seed) {
 }  // namespace
 
 Twin make_twin(const Recipe& recipe, const Blueprint& blueprint) {
-  return {small(recipe), small(blueprint), random_documents(static_cast<uint64_t>(recipe.run.seed)), kSteps};
+  Twin twin{small(recipe), small(blueprint), random_documents(static_cast<uint64_t>(recipe.run.seed)), kSteps};
+  if (twin.recipe.adapter) narrow(*twin.recipe.adapter, blueprint, twin.blueprint);
+  return twin;
 }
 
 }  // namespace moetune

@@ -125,7 +125,7 @@ Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   for (const Optimizer::Shard& shard : stepper.optimizer().shards()) masters.push_back(shard.master);
   outcome.trained = whole_tensors(stepper.partition(), masters, *run.mesh);
   for (const Block& block : run.model->blocks) {
-    if (block.is_moe()) outcome.biases.push_back(block.router()->bias().cpu());
+    if (block.has_correction_bias()) outcome.biases.push_back(block.router()->bias().cpu());
   }
   outcome.digest = frozen_digest(*run.model, *run.mesh);
   return outcome;

@@ -119,8 +119,7 @@ class MeshPicture {
     part(x, box.y + 38, colour::of(place.ep),
          str("experts ", run_of(place.ep, shape.ep, mesh_.blueprint.router.experts)));
     const bool in_parts = shape.expert_tp > 1;
-    const std::string slabs =
-        in_parts ? str("F ", run_of(place.tp, shape.tp, mesh_.blueprint.experts.width), ": ") : "their slabs: ";
+    const std::string slabs = in_parts ? str("F ", expert_features_of(mesh_, place.tp), ": ") : "their slabs: ";
     svg_.text(x + 14, box.y + 51,
               slabs + shard(in_parts ? place.dp : place.dp * shape.tp + place.tp, held.expert_shards),
               {.fill = colour::kSoft, .size = 11});

@@ -3,10 +3,10 @@
 #include <unistd.h>
 
 #include <bit>
-#include <chrono>
 #include <filesystem>
 #include <system_error>
 
+#include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/host_name.h"
 #include "trainer/run/metrics/crc32c.h"
@@ -38,10 +38,6 @@ std::string float_field(int field, float value) {
 }
 std::string bytes_field(int field, std::string_view value) {  // text and nested messages too
   return varint(static_cast<std::uint64_t>(field) << 3 | 2) + varint(value.size()) + std::string(value);
-}
-
-double seconds_since_1970() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 // Event: wall_time = 1, step = 2, then one of file_version = 3, summary = 5, session_log = 7.

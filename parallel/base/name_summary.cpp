@@ -1,4 +1,4 @@
-#include "trainer/exports/name_summary.h"
+#include "parallel/base/name_summary.h"
 
 #include <algorithm>
 #include <cstdint>

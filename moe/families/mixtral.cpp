@@ -1,0 +1,27 @@
+#include "moe/families/mixtral.h"
+
+namespace moetune {
+
+Blueprint mixtral(const ConfigReader& config) {
+  config.require({"num_key_value_heads"});
+  Blueprint model;
+  config.read_common(model);
+  model.rotary.theta = 1e6;
+  LayerSpec layer;
+  layer.attention = config.read_grouped_query(model.rotary, model.max_positions);
+  if (config.has("sliding_window")) {
+    layer.attention.mask = {MaskSpec::Kind::kWindow, config.integer("sliding_window", 1)};
+  }
+  model.layers.assign(config.num_layers(), layer);
+  config.read_router_sizes(model.router, "num_local_experts", "num_experts");
+  model.router.scores = RouterSpec::Scores::kSoftmax;
+  model.experts.width = config.integer("intermediate_size", 1, kMostFeatures);
+  model.naming.sparse = "block_sparse_moe";
+  model.naming.gate = "w1";
+  model.naming.up = "w3";
+  model.naming.down = "w2";
+  config.check_size(model, "num_local_experts");
+  return model;
+}
+
+}  // namespace moetune

@@ -1,0 +1,134 @@
+"""Adapters of some layers and some experts: what is chosen, saved, resumed and exported; no layout changes the result.
+
+.venv/bin/python tests/faults/narrowing_test.py [BUILD_FOLDER]
+"""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+
+from tiny_run import TinyRun, program
+
+CONSTANT = {"train.schedule": "{kind: constant}", "adapter.targets": "[experts]", "router.bias": "frozen"}
+
+
+class NarrowingTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+
+    def exported(self, run):
+        """{module path: [layer, expert]} of the adapters of an export, experts alone."""
+        to = self.folder / "export"
+        subprocess.run([program(), "export", run.folder / "run", "--to", to], check=True, capture_output=True)
+        with safe_open(to / "adapter_model.safetensors", "np") as file:
+            found = [re.search(r"layers\.(\d+)\.mlp\.experts\.(\d+)\.", name) for name in file.keys()]
+        shutil.rmtree(to)
+        return {(int(match[1]), int(match[2])) for match in found}
+
+    def test_listed_layers_and_experts(self):
+        """On four ranks of two experts each: one holds none of the three, and the checkpoint is that of one rank."""
+        narrow = CONSTANT | {"adapter.layers": "[1, mtp]", "adapter.experts": "[0, 4-5]", "train.steps": 5}
+        names, losses = [], []
+        for ranks in (1, 4):
+            run = TinyRun(self.folder / f"listed{ranks}", **narrow, **{"mesh.ep": ranks})
+            run.finish(ranks)
+            self.assertEqual(self.exported(run), {(layer, e) for layer in (1, 3) for e in (0, 4, 5)})
+            losses.append([run.losses()[step] for step in sorted(run.losses())])
+            names.append(
+                {n for file in run.checkpoints()[-1].glob("*.safetensors") for n in load_file(file) if "master" in n}
+            )
+        self.assertEqual(names[0], names[1])
+        # vLLM takes all experts of a layer, and none of the MTP module's: zeros for those that have no adapter.
+        to = self.folder / "vllm"
+        subprocess.run(
+            [program(), "export", run.folder / "run", "--to", to, "--for", "vllm"], check=True, capture_output=True
+        )
+        tensors = load_file(to / "adapter_model.safetensors")
+        self.assertEqual(len(tensors), 8 * 3 * 2)
+        trained = {int(re.search(r"experts\.(\d+)\.", name)[1]) for name, tensor in tensors.items() if tensor.any()}
+        self.assertEqual(trained, {0, 4, 5})
+        for one, four in zip(*losses):
+            self.assertAlmostEqual(one, four, delta=2e-4)
+
+    def test_top_experts_are_chosen_saved_and_resumed(self):
+        top = CONSTANT | {"adapter.experts": "top 2", "mesh.ep": 2}
+        whole = TinyRun(self.folder / "whole", **top, **{"train.steps": 20})
+        self.assertIn("chosen by load", whole.finish(2))
+        chosen = json.loads((self.folder / "whole/run/experts.json").read_text())
+        self.assertEqual(set(chosen["layers"]), {"1", "2", "3"})
+        pairs = set()
+        for layer, entry in chosen["layers"].items():
+            self.assertEqual(len(entry["experts"]), 2)
+            self.assertGreater(entry["share"], 2 / 8)
+            pairs |= {(int(layer), expert) for expert in entry["experts"]}
+        self.assertEqual(self.exported(whole), pairs)
+        run = TinyRun(self.folder / "half", **top, **{"train.steps": 10})
+        run.finish(2)
+        # What is resumed is what was saved, whatever the file says that people read.
+        (self.folder / "half/run/experts.json").write_text("{}")
+        run.values["train.steps"] = 20
+        run.finish(2, resume=True)
+        self.assertEqual(run.losses(), whole.losses())
+        self.assertEqual(run.state(), whole.state())
+        # Another number of experts is another run.
+        run.values["adapter.experts"] = "top 3"
+        self.assertIn("adapter.experts", run.finish(2, resume=True, expect=2))
+
+    def test_no_layout_changes_the_result(self):
+        for experts in ("[0-2]", "top 3"):
+            run = TinyRun(self.folder / experts, **CONSTANT, **{"adapter.experts": experts, "router.train": "lora"})
+            process = run.start(4, command="verify-layout")
+            output, _ = process.communicate(timeout=400)
+            self.assertEqual(process.returncode, 0, output[-3000:])
+
+    def test_what_is_not_there_is_refused(self):
+        for key, value, said in (
+            ("adapter.layers", "[0, 1]", "lies in 0;"),
+            ("adapter.layers", "[7]", "lies in 7;"),
+            ("adapter.experts", "[0, 8]", "8 is more than there is"),
+            ("adapter.experts", "top 9", "top 9 is more than there is"),
+        ):
+            with self.subTest(f"{key}: {value}"):
+                run = TinyRun(self.folder / "refused", **CONSTANT | {key: value})
+                self.assertIn(said, run.finish(expect=2))
+
+    def test_routers_train_and_leave(self):
+        """Weights of routers go beside the adapter and into what is merged; adapters of them into the file."""
+        for train in ("full", "lora"):
+            run = TinyRun(self.folder / train, **CONSTANT | {"router.train": train, "train.steps": 4})
+            run.finish()
+            masters = {n: t for f in run.checkpoints()[-1].glob("*.safetensors") for n, t in load_file(f).items()}
+            export, merged = self.folder / f"{train}-export", self.folder / f"{train}-merged"
+            for command, to in (("export", export), ("merge", merged)):
+                subprocess.run([program(), command, run.folder / "run", "--to", to], check=True, capture_output=True)
+            name = "model.layers.1.mlp.gate"
+            if train == "full":
+                routers = load_file(export / "router.safetensors")
+                self.assertEqual(len(routers), 3)
+                self.assertTrue((routers[name + ".weight"].ravel() == masters[f"master/{name}.weight"]).all())
+                weights = {n: t for f in merged.glob("*.safetensors") for n, t in load_torch(f).items()}
+                weight = weights[name + ".weight"]
+                self.assertTrue((weight == torch.from_numpy(routers[name + ".weight"]).to(weight.dtype)).all())
+            else:
+                with safe_open(export / "adapter_model.safetensors", "np") as file:
+                    self.assertIn(f"base_model.model.{name}.lora_B.weight", file.keys())
+                self.assertNotIn("gate", json.loads((export / "adapter_config.json").read_text())["target_modules"])
+            run.finish(resume=True)
+
+
+if __name__ == "__main__":
+    program()
+    unittest.main(argv=[sys.argv[0]] + [a for a in sys.argv[1:] if not pathlib.Path(a).is_dir()])

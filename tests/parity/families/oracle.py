@@ -1,0 +1,140 @@
+"""What moetune must compute on a checkpoint of any family, for reference.run.
+
+    expected = reference.run(config, kind=oracle.Oracle)
+
+The network is transformers' own, one document at a time, so that nothing depends on how it keeps packed documents
+apart (DeepSeek-V2: its authors' equations). Adapters enter as in reference.Reference: every map is W + scale * B A, a
+function of the leaves A and B, stacked afterwards as transformers holds experts.
+"""
+
+import contextlib
+import json
+import pathlib
+import re
+
+import torch
+from transformers import AutoModelForCausalLM, Llama4ForCausalLM
+
+import adapter_files
+import held_weights
+import reference
+from families import FAMILIES, checkpoint, deepseek_v2_equations
+
+
+def family(folder):
+    """The Family of the checkpoint in `folder`."""
+    model_type = json.loads((pathlib.Path(folder) / "config.json").read_text())["model_type"]
+    return FAMILIES[{"llama4": "llama4_text"}.get(model_type, model_type)]
+
+
+def pretrained(folder):
+    """transformers' model of a checkpoint folder, loaded its own way from the names on disk."""
+    text = "text_config" in json.loads((pathlib.Path(folder) / "config.json").read_text())
+    kind = Llama4ForCausalLM if text else AutoModelForCausalLM
+    return kind.from_pretrained(
+        folder,
+        config=checkpoint.configuration(folder),
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+    ).eval()
+
+
+def alone(model, documents):
+    """Logits of a transformers (or PEFT) model, document by document."""
+    inputs = [torch.tensor([document["input_ids"]]) for document in documents]
+    return torch.cat([model(input_ids=ids, use_cache=False).logits[0] for ids in inputs])
+
+
+class TransformersNetwork:
+    """Logits of one document at a time under given maps; what each router did with it is in `routed`."""
+
+    def __init__(self, folder, layout, dtype):
+        self.layout, self.routed = layout, {}
+        config = checkpoint.configuration(folder)
+        self.tied = config.tie_word_embeddings
+        config.tie_word_embeddings = False  # the head is handed in
+        self.network = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(dtype).eval()
+        reference.keep_angles_narrow(self.network.model.rotary_emb)
+        wide = dtype == torch.float64
+        self.precision = reference.Widen if wide else contextlib.nullcontext
+        self.routers = [
+            name for name, module in self.network.named_modules() if re.search("Router$", type(module).__name__)
+        ]
+        for name in self.routers:
+            self.network.get_submodule(name).register_forward_hook(
+                lambda _module, _inputs, output, name=name: self.routed.update({name: routing(output)})
+            )
+
+    def logits(self, maps, tokens_T):
+        parameters = self.layout.network(maps)
+        if self.tied:
+            parameters["lm_head.weight"] = parameters["model.embed_tokens.weight"]
+        missing = self.network.state_dict().keys() ^ parameters.keys()
+        assert not missing, f"in the checkpoint or the network alone: {sorted(missing)}"
+        with self.precision():
+            return torch.func.functional_call(self.network, parameters, kwargs=dict(input_ids=tokens_T[None])).logits[0]
+
+
+def routing(output):
+    """(logits, weights, chosen) of a router; Llama-4's gives the scores of all experts, 0 where not chosen."""
+    if len(output) == 3:
+        return output
+    scores_TE, logits_TE = output
+    weights_TK, chosen_TK = scores_TE.topk(int((scores_TE > 0).sum(-1).max()))
+    return logits_TE, weights_TK, chosen_TK
+
+
+class Oracle:
+    """One checkpoint and one adapter; the leaves that train are in `leaves`."""
+
+    def __init__(self, config):
+        self.config, folder = config, config["model"]
+        self.dtype = torch.float64 if config.get("compute") == "fp64" else torch.float32
+        self.family = family(folder)
+        layout = checkpoint.layout(self.family, folder)
+        if self.family.equations:
+            self.network = deepseek_v2_equations.Network(checkpoint.text_settings(folder), self.dtype)
+        else:
+            self.network = TransformersNetwork(folder, layout, self.dtype)
+        held = held_weights.held(checkpoint.maps(self.family, folder), config.get("base", "fp32"))
+        self.weights = {name: tensor.to(self.dtype) for name, tensor in held.items()}
+        self.leaves, self.adapter = {}, None
+        if config["adapter"]:
+            self.adapter = adapter_files.read(config["adapter"]["from"])
+            self.pairs = layout.pairs(self.adapter.pairs, self.adapter.rank)
+            for path, (A_RI, B_OR) in self.pairs.items():
+                self.leaves[path + ".lora_A.weight"] = A_RI.to(self.dtype)
+                self.leaves[path + ".lora_B.weight"] = B_OR.to(self.dtype)
+            if config.get("router_train") == "full":
+                self.leaves |= {
+                    name: tensor
+                    for name, tensor in self.weights.items()
+                    if adapter_files.is_router(name) or name.endswith(".router.bias")
+                }
+        else:
+            frozen = "e_score_correction_bias"
+            self.leaves = {name: tensor for name, tensor in self.weights.items() if not name.endswith(frozen)}
+        for leaf in self.leaves.values():
+            leaf.requires_grad_()
+
+    def effective(self):
+        """The maps as functions of the leaves."""
+        weights = dict(self.weights)
+        if self.adapter:
+            for path in self.pairs:
+                A_RI, B_OR = self.leaves[path + ".lora_A.weight"], self.leaves[path + ".lora_B.weight"]
+                weights[path + ".weight"] = weights[path + ".weight"] + self.adapter.scale * (B_OR @ A_RI)
+        return weights
+
+    def losses(self, documents):
+        """{"logits", "loss", "total", "routed": {router: [(logits, weights, chosen) of each document]}}."""
+        effective, logits, routed = self.effective(), [], {}
+        for document in documents:
+            logits.append(self.network.logits(effective, torch.tensor(document["input_ids"])))
+            for name, routing in self.network.routed.items():
+                routed.setdefault(name, []).append(routing)
+        logits_TV = torch.cat(logits)
+        labels = [torch.tensor(document["labels"]) for document in documents]
+        loss = reference.mean_nll(logits_TV, labels, 1)
+        return dict(logits=logits_TV, loss=loss, total=loss, routed=routed)

@@ -1,0 +1,14 @@
+"""Contract 1 on the shapes of families/glm4_moe.py.
+
+.venv/bin/python tests/parity/glm4_moe_test.py [BUILD_FOLDER] [unittest arguments]
+"""
+
+from families import FAMILIES, case
+
+
+class Glm4MoeTest(case.FamilyParity):
+    family = FAMILIES["glm4_moe"]
+
+
+if __name__ == "__main__":
+    case.main(FAMILIES["glm4_moe"])
