@@ -60,8 +60,24 @@ class NarrowingTest(unittest.TestCase):
         self.assertEqual(len(tensors), 8 * 3 * 2)
         trained = {int(re.search(r"experts\.(\d+)\.", name)[1]) for name, tensor in tensors.items() if tensor.any()}
         self.assertEqual(trained, {0, 4, 5})
+        # The form that is fused over experts has them at their own places.
+        self.require_fused_experts_in_place(run)
         for one, four in zip(*losses):
             self.assertAlmostEqual(one, four, delta=2e-4)
+
+    def require_fused_experts_in_place(self, run):
+        """down_proj's A of PEFT's fused form [E R, I]: zeros but for the experts that the plain form has."""
+        plain, fused = self.folder / "plain", self.folder / "fused"
+        for to, reader in ((plain, "peft"), (fused, "peft3d")):
+            command = [program(), "export", run.folder / "run", "--to", to, "--for", reader]
+            subprocess.run(command, check=True, capture_output=True)
+        single = load_file(plain / "adapter_model.safetensors")
+        stack = load_file(fused / "adapter_model.safetensors")
+        experts = "base_model.model.model.layers.1.mlp.experts"
+        A_ERI = stack[f"{experts}.lora_A.weight"].reshape(8, -1, stack[f"{experts}.lora_A.weight"].shape[1])
+        for e in range(8):
+            name = f"{experts}.{e}.down_proj.lora_A.weight"
+            self.assertEqual(A_ERI[e].tolist(), single[name].tolist() if name in single else (0 * A_ERI[e]).tolist())
 
     def test_top_experts_are_chosen_saved_and_resumed(self):
         top = CONSTANT | {"adapter.experts": "top 2", "mesh.ep": 2}

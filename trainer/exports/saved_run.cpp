@@ -85,7 +85,8 @@ void SavedRun::index_tensors() {
     block.shape[0] = 1;
     const std::vector<int64_t>& experts = state_.experts(name);
     for (int64_t& row = block.at[0]; row < block.whole[0]; ++row) {
-      places_[expert_name(name, experts.empty() ? row : experts[row])] = {name, block};
+      const int64_t expert = experts.empty() ? row : experts[row];
+      places_[expert_name(name, expert)] = {name, block, expert};
     }
   }
 }
@@ -97,7 +98,7 @@ void SavedRun::index_adapters() {
     SavedAdapter adapter;
     adapter.path = name.substr(0, name.size() - kLoraA.size());
     adapter.module = place.saved_name.substr(0, place.saved_name.size() - kLoraA.size());
-    if (place.saved_name != name) adapter.expert = place.block.at[0];
+    if (place.saved_name != name) adapter.expert = place.expert;
     const std::string& joint = state_.joint(place.saved_name);
     if (!joint.empty()) adapter.joint = joint.substr(0, joint.size() - kLoraA.size());
     const std::string& group = state_.group(place.saved_name);

@@ -70,6 +70,7 @@ class SavedRun {
   struct Place {
     std::string saved_name;
     TensorBlock block;
+    int64_t expert = -1;  ///< whose row of a stack it is; -1: all of the tensor
   };
   const Place& place_of(const std::string& name) const;
   void index_tensors();
