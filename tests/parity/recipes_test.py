@@ -153,7 +153,10 @@ class RecipesTest(unittest.TestCase):
                 done = moetune("train", recipe, *settings, "run.threads=1", "model.compute=fp32")
                 said = done.stdout + done.stderr
                 self.assertEqual(done.returncode, code, said)
+                told = moetune("evaluate", model, data, "model.weights=random", "run.device=cpu", "run.threads=1")
+                self.assertEqual(told.returncode, code, told.stdout + told.stderr)
                 if code:
+                    self.assertIn(f"beyond {longest} this model (deepseek_v32)", told.stdout + told.stderr)
                     self.assertIn("data.train: document ", said)
                     self.assertIn(f"beyond {longest} this model (deepseek_v32)", said)
 

@@ -78,8 +78,8 @@ TEST_CASE("a data file that does not exist is the user's mistake", "[dataset]") 
   Preparation preparation;
   Launch launch;
   CHECK(contains(message_of<UserError>([&] {
-                   load_documents(preparation.recipe, "", DataFiles::of(preparation.folder / "none.jsonl"), 10, launch,
-                                  {"python3", "x"});
+                   load_documents(preparation.recipe, "", DataFiles::of(preparation.folder / "none.jsonl"), Blueprint(),
+                                  launch, {"python3", "x"});
                  }),
                  "none.jsonl: no such file"));
 }

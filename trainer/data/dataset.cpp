@@ -80,6 +80,19 @@ std::string output_of(const std::vector<std::string>& arguments) {
       str("preparing the data ended with ", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)));
 }
 
+void require_exact(const Documents& documents, const Blueprint& model, const Recipe& recipe, const std::string& place) {
+  const int64_t longest = model.longest_document;
+  if (longest == 0 || recipe.data.max_tokens <= longest) return;
+  for (int64_t i = 0; i < documents.size(); ++i) {
+    if (documents.length(i) <= longest) continue;
+    throw UserError(str(place, ": document ", i + 1, " has ", documents.length(i), " tokens; beyond ", longest,
+                        " this model (", model.model_type,
+                        ") attends to the tokens that its indexer keeps (index_topk), which is not computed. Shorten "
+                        "such documents, or set data.max_tokens to ",
+                        longest));
+  }
+}
+
 }  // namespace
 
 PreparationTools PreparationTools::from_environment() {
@@ -188,7 +201,7 @@ std::vector<std::string> prepare_tokens(const Recipe& recipe, const std::vector<
   return caches;
 }
 
-Documents load_documents(const Recipe& recipe, const std::string& key, const DataFiles& files, int64_t vocab,
+Documents load_documents(const Recipe& recipe, const std::string& key, const DataFiles& files, const Blueprint& model,
                          Launch& launch, const PreparationTools& tools) {
   const auto list = nlohmann::json::from_msgpack(
       launch.broadcast_string(launch.rank() == 0 ? prepared(recipe, key, files, tools) : ""));
@@ -198,8 +211,8 @@ Documents load_documents(const Recipe& recipe, const std::string& key, const Dat
   for (const auto& file : list) {
     const auto path = file.at("path").get<std::string>(), cache = file.at("cache").get<std::string>();
     try {
-      parts.push_back(cache.empty() ? Documents::from_jsonl(path, vocab, recipe.data.ignore_keys)
-                                    : Documents::from_cache(cache, vocab, path));
+      parts.push_back(cache.empty() ? Documents::from_jsonl(path, model.vocab, recipe.data.ignore_keys)
+                                    : Documents::from_cache(cache, model.vocab, path));
       weights.push_back(file.at("weight").get<double>());
     } catch (const UserError& error) {
       faults += str(faults.empty() ? "" : "\n", error.what());
@@ -213,6 +226,7 @@ Documents load_documents(const Recipe& recipe, const std::string& key, const Dat
     log_info(str(name, ": ", cut, " of ", documents.size(), " documents are longer than data.max_tokens ",
                  recipe.data.max_tokens, " and were cut to it"));
   }
+  require_exact(documents, model, recipe, key.empty() ? name : str(recipe.origin(key), ": ", key));
   return documents;
 }
 

@@ -1,6 +1,6 @@
 // Tokens of data files: read as they are where a file holds tokens, through the preparation step where it holds text.
 //
-//   Documents documents = load_documents(recipe, "data.train", recipe.data.train, vocab, launch, tools);
+//   Documents documents = load_documents(recipe, "data.train", recipe.data.train, blueprint, launch, tools);
 //
 // Text is tokenised, templated and masked by scripts/prepare (Python: the tokenizers library and jinja2), once for each
 // content of file, tokenizer, template and options, into `data.cache` or `.moetune/` beside the file; every rank maps
@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/blueprint.h"
 #include "parallel/comm/launch.h"
 #include "trainer/data/documents.h"
 #include "trainer/recipe/recipe.h"
@@ -26,8 +27,9 @@ struct PreparationTools {
 };
 
 /// Documents of all that `files` name (data_files.h), in their order, cut to data.max_tokens; what was cut is said.
-/// `key` is the recipe's key in messages, or empty. Collective over the job. Throws UserError.
-Documents load_documents(const Recipe& recipe, const std::string& key, const DataFiles& files, int64_t vocab,
+/// `key` is the recipe's key in messages, or empty. Collective over the job. Throws UserError; also for a document of
+/// which the model's attention would not see all (Blueprint::longest_document).
+Documents load_documents(const Recipe& recipe, const std::string& key, const DataFiles& files, const Blueprint& model,
                          Launch& launch, const PreparationTools& tools);
 
 /// Runs the preparation step on files in this process' place of start and returns the token cache of each; the first

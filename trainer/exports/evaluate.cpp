@@ -48,20 +48,19 @@ void write_documents(const std::string& to, const std::vector<DocumentLoss>& by_
   write_text_atomically(to, lines);
 }
 
-}  // namespace
-
-Recipe recipe_of_evaluation(const std::string& path, const std::string& data, const std::vector<std::string>& overrides,
-                            int64_t world_size) {
+/// What `path` is evaluated with. A run, which is then `saved`: its recipe, on one rank without its mesh. A model's
+/// folder: weights in bf16, no adapter. `overrides` (key.sub=value) go before both.
+Recipe recipe_of_evaluation(const std::string& path, const SavedRun* saved, const std::string& data,
+                            const std::vector<std::string>& overrides, int64_t world_size) {
   Recipe recipe;
-  if (is_model(path)) {
+  if (saved == nullptr) {
     const std::string text = str("run: {dir: unused}\nmodel: {path: ", quote_yaml(path),
                                  ", base: bf16}\ndata: {train: ", quote_yaml(data), "}\ntrain: {steps: 1, batch: 8}\n");
     recipe = parse_recipe(text, path, overrides);
     if (recipe.adapter) recipe.adapter->targets.clear();
   } else {
-    const SavedRun saved(path);
-    const fs::path& checkpoint = saved.checkpoint();
-    recipe = parse_recipe(read_checkpoint_text(checkpoint, saved.state().manifest(), "recipe.yaml"),
+    const fs::path& checkpoint = saved->checkpoint();
+    recipe = parse_recipe(read_checkpoint_text(checkpoint, saved->state().manifest(), "recipe.yaml"),
                           (checkpoint / "recipe.yaml").string(), overrides);
     if (recipe.adapter) recipe.adapter->from.reset();
     if (world_size == 1 && !gives(overrides, "mesh.")) recipe.mesh = MeshRecipe();
@@ -71,18 +70,21 @@ Recipe recipe_of_evaluation(const std::string& path, const std::string& data, co
   return recipe;
 }
 
+}  // namespace
+
 int evaluate_model(const std::string& path, const std::string& data, const std::vector<std::string>& overrides,
                    const std::string& to, Launch& launch) {
-  const Recipe recipe = recipe_of_evaluation(path, data, overrides, launch.world_size());
+  // Opening a run reads all of its checkpoint, and a job that goes on may save another meanwhile.
+  const std::unique_ptr<SavedRun> saved = is_model(path) ? nullptr : std::make_unique<SavedRun>(path);
+  const Recipe recipe = recipe_of_evaluation(path, saved.get(), data, overrides, launch.world_size());
   Assembly run = assemble(recipe, launch);
   std::string what = str(path, ", no adapter");
-  if (!is_model(path)) {
-    const SavedRun saved(path);
-    load_weights(saved.state(), *run.model);
-    what = str(saved.checkpoint().string(), recipe.adapter ? ", with its adapter" : "");
+  if (saved != nullptr) {
+    load_weights(saved->state(), *run.model);
+    what = str(saved->checkpoint().string(), recipe.adapter ? ", with its adapter" : "");
   }
-  const Documents documents = load_documents(recipe, "", DataFiles::of(data), run.blueprint.vocab, launch,
-                                             PreparationTools::from_environment());
+  const Documents documents =
+      load_documents(recipe, "", DataFiles::of(data), run.blueprint, launch, PreparationTools::from_environment());
   Batches batches(documents,
                   BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, 1});
   Sweep sweep(*run.model, run.sweep_options);

@@ -11,11 +11,6 @@
 
 namespace moetune {
 
-/// What `path` is evaluated with. A run folder or checkpoint: its recipe, on one rank without its mesh. A model's
-/// folder: weights in bf16, no adapter. `overrides` (key.sub=value) go before both.
-Recipe recipe_of_evaluation(const std::string& path, const std::string& data, const std::vector<std::string>& overrides,
-                            int64_t world_size);
-
 /// Prints loss, target tokens and perplexity on rank 0 and writes to `to`, where it is not empty, a JSON line for each
 /// document with targets: {"document", "loss", "target_tokens"}, documents numbered from 0 in the order of the data.
 /// Collective over the job; returns the exit code.

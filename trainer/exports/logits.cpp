@@ -41,8 +41,8 @@ void write_logits(const std::string& run_path, const std::string& data, int64_t 
   recipe.mesh.dp.reset();
   Assembly run = assemble(recipe, launch);
   load_weights(saved.state(), *run.model);
-  const Documents documents = load_documents(recipe, "", DataFiles::of(data), run.blueprint.vocab, launch,
-                                             PreparationTools::from_environment());
+  const Documents documents =
+      load_documents(recipe, "", DataFiles::of(data), run.blueprint, launch, PreparationTools::from_environment());
   BatchOptions options;
   options.batch = std::min(num_documents, documents.size());
   options.max_tokens = recipe.data.max_tokens;

@@ -135,31 +135,14 @@ class Run {
   /// What is held out goes to eval_documents_: that of data.eval, or what data.eval_split takes off.
   Documents load_train_documents() {
     if (recipe_.adapter && recipe_.adapter->from && !resumes_) require_peft_adapter(*recipe_.adapter->from);
-    Documents documents = load_documents(recipe_, "data.train", recipe_.data.train, blueprint_.vocab, launch_, tools_);
+    Documents documents = load_documents(recipe_, "data.train", recipe_.data.train, blueprint_, launch_, tools_);
     if (recipe_.data.eval) {
-      eval_documents_.emplace(
-          load_documents(recipe_, "data.eval", *recipe_.data.eval, blueprint_.vocab, launch_, tools_));
+      eval_documents_.emplace(load_documents(recipe_, "data.eval", *recipe_.data.eval, blueprint_, launch_, tools_));
     }
-    require_exact(documents, "data.train");
-    if (eval_documents_) require_exact(*eval_documents_, "data.eval");
     if (recipe_.data.eval_split > 0.0) {
       eval_documents_.emplace(documents.split_off(recipe_.data.eval_split, static_cast<uint64_t>(recipe_.run.seed)));
     }
     return documents;
-  }
-
-  /// UserError for a document of which the model's attention would not see all (Blueprint::longest_document).
-  void require_exact(const Documents& documents, const std::string& key) const {
-    const int64_t longest = blueprint_.longest_document;
-    if (longest == 0 || recipe_.data.max_tokens <= longest) return;
-    for (int64_t i = 0; i < documents.size(); ++i) {
-      if (documents.length(i) <= longest) continue;
-      throw UserError(str(recipe_.origin(key), ": ", key, ": document ", i + 1, " has ", documents.length(i),
-                          " tokens; beyond ", longest, " this model (", blueprint_.model_type,
-                          ") attends to the tokens that its indexer keeps (index_topk), which is not computed. Shorten "
-                          "such documents, or set data.max_tokens to ",
-                          longest));
-    }
   }
 
   int64_t count_steps() {
