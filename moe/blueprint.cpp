@@ -253,4 +253,11 @@ std::vector<TensorSpec> Blueprint::block_tensors(LayerId block) const {
   return list.take();
 }
 
+std::string Blueprint::correction_bias_name(int64_t block) const {
+  for (const TensorSpec& tensor : block_tensors(block == num_layers() ? mtp() : LayerId::block(block))) {
+    if (tensor.role == TensorRole::kCorrectionBias) return tensor.name;
+  }
+  return "";
+}
+
 }  // namespace moetune

@@ -288,6 +288,8 @@ struct Blueprint {
 
   /// Every tensor, in the order of the layers and of their use; the MTP module's last.
   std::vector<TensorSpec> tensors(bool with_mtp) const;
+  /// Name of the correction bias of the router of the block with this number, the MTP module's too; empty: it has none.
+  std::string correction_bias_name(int64_t block) const;
   /// Those of one block, or of the MTP module's.
   std::vector<TensorSpec> block_tensors(LayerId block) const;
   bool operator==(const Blueprint&) const = default;

@@ -15,12 +15,16 @@ struct Hidden {
   at::Tensor glu_XF;  ///< h without its factor of up: silu(gate), g sigmoid(alpha g)
 };
 
+Hidden clamped_swiglu(const ExpertSpec& spec, const GateUp& x) {
+  at::Tensor g_XF = x.gate_XF.clamp_max(spec.activation_limit);
+  at::Tensor glu_XF = (g_XF * spec.activation_alpha).sigmoid_().mul_(g_XF);
+  return {x.up_XF.clamp(-spec.activation_limit, spec.activation_limit).add_(1.0).mul_(glu_XF), glu_XF};
+}
+
 // Of forward(): h alone, in as little memory as there can be.
 at::Tensor activate(const ExpertSpec& spec, const GateUp& x) {
   if (spec.activation == ExpertSpec::Activation::kSwiglu) return at::silu(x.gate_XF).mul_(x.up_XF);
-  at::Tensor g_XF = x.gate_XF.clamp_max(spec.activation_limit);
-  at::Tensor glu_XF = (g_XF * spec.activation_alpha).sigmoid_().mul_(g_XF);
-  return x.up_XF.clamp(-spec.activation_limit, spec.activation_limit).add_(1.0).mul_(glu_XF);
+  return clamped_swiglu(spec, x).h_XF;
 }
 
 Hidden activate_for_backward(const ExpertSpec& spec, const GateUp& x) {
@@ -28,9 +32,7 @@ Hidden activate_for_backward(const ExpertSpec& spec, const GateUp& x) {
     at::Tensor glu_XF = at::silu(x.gate_XF);
     return {glu_XF * x.up_XF, glu_XF};
   }
-  at::Tensor g_XF = x.gate_XF.clamp_max(spec.activation_limit);
-  at::Tensor glu_XF = (g_XF * spec.activation_alpha).sigmoid_().mul_(g_XF);
-  return {x.up_XF.clamp(-spec.activation_limit, spec.activation_limit).add_(1.0).mul_(glu_XF), glu_XF};
+  return clamped_swiglu(spec, x);
 }
 
 // Gradients of gate and up; d_h_XF is overwritten.

@@ -307,7 +307,7 @@ class Builder {
   std::unique_ptr<Attention> latent_attention(const AttentionSpec& spec, const TensorsByRole& tensors,
                                               FrozenSlab* slab) {
     auto map = [&](TensorRole role) { return linear(tensors, role, slab); };
-    AttentionWeights w;
+    LatentWeights w;
     if (spec.q_lora) {
       w.q_a = map(TensorRole::kQA);
       w.q_a_norm = norm(tensors.at(TensorRole::kQANorm));

@@ -12,7 +12,7 @@ constexpr double kLatentNormEps = 1e-6;  // the reference gives these norms thei
 
 at::Tensor LatentAttention::forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
                                     const StepRandom& random) const {
-  const AttentionWeights& w = weights_;
+  const LatentWeights& w = weights_;
   at::Tensor query_TC = w.q ? x_TD : rms_norm(w.q_a->forward(x_TD, slice.token_T, random), w.q_a_norm, kLatentNormEps);
   at::Tensor compressed = w.kv_a->forward(x_TD, slice.token_T, random);
   std::vector<at::Tensor> latent_and_key = compressed.split_with_sizes({spec_.kv_lora, spec_.rotary_dim}, -1);

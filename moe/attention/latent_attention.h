@@ -18,7 +18,7 @@
 namespace moetune {
 
 /// The maps and norms of one layer's attention; made by moe/model. H: heads of this rank.
-struct AttentionWeights {
+struct LatentWeights {
   std::unique_ptr<Linear> q;         ///< q_proj [H*qk, D], where the model has no query latent
   std::unique_ptr<Linear> q_a, q_b;  ///< [q_lora, D], [H*qk, q_lora]
   std::unique_ptr<Linear> kv_a;      ///< kv_a_proj_with_mqa [kv_lora + rope, D]
@@ -29,7 +29,7 @@ struct AttentionWeights {
 
 class LatentAttention final : public Attention {
  public:
-  LatentAttention(const AttentionSpec& spec, AttentionWeights weights, const TensorAxis& axis)
+  LatentAttention(const AttentionSpec& spec, LatentWeights weights, const TensorAxis& axis)
       : spec_(spec), weights_(std::move(weights)), axis_(axis), heads_(spec.heads / axis.size()) {}
 
   at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
@@ -38,7 +38,7 @@ class LatentAttention final : public Attention {
 
  private:
   AttentionSpec spec_;
-  AttentionWeights weights_;
+  LatentWeights weights_;
   TensorAxis axis_;
   int64_t heads_;  // of this rank
 };

@@ -47,8 +47,7 @@ Blueprint deepseek_v2(const ConfigReader& config) {
     if (i % every != 0) model.layers[i].dense_width = dense_width;
   }
   model.router = read_router(config);
-  model.experts.width = config.integer("moe_intermediate_size", 1, kMostFeatures);
-  model.experts.shared_width = config.integer_or("n_shared_experts", 0, 0, kMostExperts) * model.experts.width;
+  read_expert_widths(config, model.experts);
   config.check_size(model, "n_routed_experts");
   return model;
 }

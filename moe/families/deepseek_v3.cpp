@@ -56,8 +56,12 @@ void read_sigmoid_router(const ConfigReader& config, Blueprint& model) {
   router.normalise = config.flag_or("norm_topk_prob", true);
   router.normalise_eps = 1e-20;
   router.scale = config.number_or("routed_scaling_factor", 1.0);
-  model.experts.width = config.integer("moe_intermediate_size", 1, kMostFeatures);
-  model.experts.shared_width = config.integer_or("n_shared_experts", 0, 0, kMostExperts) * model.experts.width;
+  read_expert_widths(config, model.experts);
+}
+
+void read_expert_widths(const ConfigReader& config, ExpertSpec& experts) {
+  experts.width = config.integer("moe_intermediate_size", 1, kMostFeatures);
+  experts.shared_width = config.integer_or("n_shared_experts", 0, 0, kMostExperts) * experts.width;
 }
 
 Blueprint latent_with_sigmoid_router(const ConfigReader& config) {

@@ -19,8 +19,9 @@ Blueprint sparse_latent(const ConfigReader& config);
 void read_latent_attention(const ConfigReader& config, AttentionSpec& attention, RotarySpec& rotary,
                            int64_t max_positions);
 
-/// Its router and experts: sigmoid scores with a correction bias, groups by their best two, n_shared_experts of
-/// moe_intermediate_size as one MLP.
+/// Its router and experts: sigmoid scores with a correction bias, groups by their best two.
 void read_sigmoid_router(const ConfigReader& config, Blueprint& model);
+/// Experts of moe_intermediate_size, and n_shared_experts of them as one MLP.
+void read_expert_widths(const ConfigReader& config, ExpertSpec& experts);
 
 }  // namespace moetune

@@ -91,8 +91,9 @@ Blueprint llama4_text(const ConfigReader& config) {
 
 Blueprint llama4(const ConfigReader& config) {
   if (!config.has("text_config")) config.fail("text_config", "is missing");
-  config.fp8_blocks();
+  const bool fp8_blocks = config.fp8_blocks();
   Blueprint model = llama4_text(config.object("text_config"));
+  model.fp8_blocks |= fp8_blocks;
   if (config.has("tie_word_embeddings")) model.tied_embeddings = config.flag_or("tie_word_embeddings", false);
   model.naming.prefix = "language_model.";
   return model;

@@ -1,5 +1,6 @@
 #include "moe/families/minimax_m2.h"
 
+#include "moe/families/mixtral.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -36,11 +37,8 @@ Blueprint minimax_m2(const ConfigReader& config) {
   config.read_router_sizes(model.router, "num_local_experts", "num_experts");
   model.router.correction_bias = true;
   model.experts.width = config.integer("intermediate_size", 1, kMostFeatures);
-  model.naming.sparse = "block_sparse_moe";
+  model.naming = mixtral_names();
   model.naming.correction_bias = "e_score_correction_bias";
-  model.naming.gate = "w1";
-  model.naming.up = "w3";
-  model.naming.down = "w2";
   config.check_size(model, "num_local_experts");
   return model;
 }

@@ -2,6 +2,15 @@
 
 namespace moetune {
 
+Naming mixtral_names() {
+  Naming names;
+  names.sparse = "block_sparse_moe";
+  names.gate = "w1";
+  names.up = "w3";
+  names.down = "w2";
+  return names;
+}
+
 Blueprint mixtral(const ConfigReader& config) {
   config.require({"num_key_value_heads"});
   Blueprint model;
@@ -16,10 +25,7 @@ Blueprint mixtral(const ConfigReader& config) {
   config.read_router_sizes(model.router, "num_local_experts", "num_experts");
   model.router.scores = RouterSpec::Scores::kSoftmax;
   model.experts.width = config.integer("intermediate_size", 1, kMostFeatures);
-  model.naming.sparse = "block_sparse_moe";
-  model.naming.gate = "w1";
-  model.naming.up = "w3";
-  model.naming.down = "w2";
+  model.naming = mixtral_names();
   config.check_size(model, "num_local_experts");
   return model;
 }

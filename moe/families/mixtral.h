@@ -6,5 +6,7 @@
 namespace moetune {
 
 Blueprint mixtral(const ConfigReader& config);
+/// What the classic checkpoints call their experts' parts.
+Naming mixtral_names();
 
 }  // namespace moetune

@@ -6,6 +6,7 @@
 
 #include "moe/expert_mlp.h"
 #include "parallel/base/error.h"
+#include "tests/support/gradients.h"
 #include "tests/support/numbers.h"
 
 using namespace moetune;
@@ -117,14 +118,7 @@ struct Case {
     return at_input ? out : w * out;
   }
 
-  std::vector<at::Tensor> parameter_gradients() {
-    std::vector<at::Tensor> found;
-    for (Parameter& parameter : parameters.all()) {
-      found.push_back(parameter.gradient().clone());
-      parameter.clear_gradient();
-    }
-    return found;
-  }
+  std::vector<at::Tensor> parameter_gradients() { return taken_gradients(parameters); }
 
   ExpertSpec spec;
   Trains trains;

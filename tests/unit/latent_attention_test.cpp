@@ -49,7 +49,7 @@ struct Layer {
   }
 
   std::unique_ptr<LatentAttention> make(const AttentionSpec& spec) {
-    AttentionWeights w;
+    LatentWeights w;
     const auto map = [&](const at::Tensor& weight, const at::Tensor& bias = {}) {
       for (Parameter& parameter : parameters.all()) {
         if (parameter.working.is_same(weight)) return std::make_unique<Linear>(parameter, bias);

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "moe/routed_experts.h"
+#include "tests/support/gradients.h"
 #include "tests/support/numbers.h"
 #include "tests/support/stand_in_group.h"
 
@@ -75,14 +76,7 @@ struct Case {
     scratch.poison_released(true);
   }
 
-  std::vector<at::Tensor> parameter_gradients() {
-    std::vector<at::Tensor> found;
-    for (Parameter& parameter : parameters.all()) {
-      found.push_back(parameter.gradient().clone());
-      parameter.clear_gradient();
-    }
-    return found;
-  }
+  std::vector<at::Tensor> parameter_gradients() { return taken_gradients(parameters); }
 
   Kind kind;
   ExpertSpec spec;

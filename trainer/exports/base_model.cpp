@@ -19,10 +19,8 @@ Blueprint blueprint_of(const Recipe& recipe) {
 }
 
 std::string router_bias_name(const Blueprint& blueprint, int64_t layer) {
-  const LayerId block = layer == blueprint.num_layers() ? blueprint.mtp() : LayerId::block(layer);
-  for (const TensorSpec& tensor : blueprint.block_tensors(block)) {
-    if (tensor.role == TensorRole::kCorrectionBias) return disk_place(blueprint, tensor, /*expert=*/-1).name;
-  }
+  const std::string name = blueprint.correction_bias_name(layer);
+  if (!name.empty()) return blueprint.naming.prefix + name;
   throw UserError(str("the router of layer ", layer, " has a saved correction bias, but ", blueprint.model_type,
                       " has none there; is it the model of the run?"));
 }

@@ -22,6 +22,7 @@
 #include "trainer/data/documents.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
+#include "trainer/plan/model_banner.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/recipe/recipe_load.h"
 #include "trainer/run/run_lock.h"
@@ -82,11 +83,6 @@ void add_dtypes(Text& out, const Source& source) {
     out.line("  ", dtype_name(dtype), ": ", sum.tensors, " tensors, ", count_text(sum.elements), " elements, ",
              size_of(sum.bytes));
   }
-}
-
-std::string shared_text(const ExpertSpec& experts) {
-  return experts.shared_width % experts.width == 0 ? str(experts.shared_width / experts.width, " shared")
-                                                   : str("a shared one of ", experts.shared_width);
 }
 
 void add_config(Text& out, const fs::path& folder) {

@@ -30,10 +30,8 @@ std::string experts_text(const Blueprint& blueprint) {
   const ExpertSpec& experts = blueprint.experts;
   const std::string groups =
       router.num_groups > 1 ? str(" from the best ", router.top_groups, " of ", router.num_groups, " groups") : "";
-  const bool whole = experts.shared_width % experts.width == 0;
-  const std::string shared = whole ? str("; ", experts.shared_width / experts.width, " shared")
-                                   : str("; a shared one of ", experts.shared_width, " features");
-  return str(router.experts, " routed, the top ", router.top_k, groups, experts.shared_width > 0 ? shared : "");
+  const std::string shared = experts.shared_width > 0 ? "; " + shared_text(experts) : "";
+  return str(router.experts, " routed, the top ", router.top_k, groups, shared);
 }
 
 std::string ranges_text(const std::vector<NumberRange>& ranges) {
@@ -86,6 +84,11 @@ std::string trained_text(const MemoryPlan& plan, int64_t parameters) {
 }
 
 }  // namespace
+
+std::string shared_text(const ExpertSpec& experts) {
+  if (experts.shared_width % experts.width == 0) return str(experts.shared_width / experts.width, " shared");
+  return str("a shared one of ", experts.shared_width, " features");
+}
 
 std::string banner_line(const std::string& name, const std::string& value) {
   return name + std::string(kNameColumns - std::min(name.size(), kNameColumns), ' ') + value + "\n";

@@ -15,6 +15,8 @@ namespace moetune {
 /// The lines on model, mesh, base and what trains, for the banner and for `validate`.
 std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, const MeshShape& mesh,
                             const MemoryPlan& plan);
+/// "1 shared", or "a shared one of 5632 features" where it is no multiple of a routed one.
+std::string shared_text(const ExpertSpec& experts);
 /// One line: `name` in its column, then `value`; ends in a newline.
 std::string banner_line(const std::string& name, const std::string& value);
 

@@ -47,7 +47,7 @@ std::vector<HeldDigest> trained_digests(const Model& model) {
   }
   for (size_t layer = 0; layer < model.blocks.size(); ++layer) {
     if (!model.blocks[layer].has_correction_bias()) continue;
-    const std::string name = str("model.layers.", layer, ".mlp.gate.e_score_correction_bias");
+    const std::string name = model.blueprint.correction_bias_name(static_cast<int64_t>(layer));
     held.push_back({name, "whole", Replicas::kEverywhere, true, false,
                     tensor_digest(name, model.blocks[layer].router()->bias(), 0)});
   }

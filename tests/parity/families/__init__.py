@@ -7,41 +7,27 @@
 A family is a page: the values of its config.json and the shapes that together exercise every option.
 """
 
-from families import (
-    deepseek_v2,
-    deepseek_v3,
-    deepseek_v32,
-    dots1,
-    glm4_moe,
-    glm4_moe_lite,
-    glm_moe_dsa,
-    gpt_oss,
-    llama4,
-    minimax_m2,
-    mixtral,
-    olmoe,
-    qwen2_moe,
-    qwen3_moe,
+import importlib
+
+PAGES = (
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "dots1",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "gpt_oss",
+    "llama4",
+    "minimax_m2",
+    "mixtral",
+    "olmoe",
+    "qwen2_moe",
+    "qwen3_moe",
 )
 
 FAMILIES = {
-    module.FAMILY.model_type: module.FAMILY
-    for module in (
-        deepseek_v2,
-        deepseek_v3,
-        deepseek_v32,
-        dots1,
-        glm4_moe,
-        glm4_moe_lite,
-        glm_moe_dsa,
-        gpt_oss,
-        llama4,
-        minimax_m2,
-        mixtral,
-        olmoe,
-        qwen2_moe,
-        qwen3_moe,
-    )
+    page.FAMILY.model_type: page.FAMILY for page in (importlib.import_module(f"families.{name}") for name in PAGES)
 }
 
 # What moetune trains. The tests of a family in this list fail where the program refuses it; those of another are skipped
