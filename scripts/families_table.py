@@ -4,7 +4,8 @@
     .venv/bin/python scripts/families_table.py --check    # exit 1 where the document differs
 
 A row is a family of tests/parity/families: its shapes say in which formats its checkpoints are read and which groups of
-maps get adapters; every family goes through the same tests (families/case.py), on the meshes named there.
+maps get adapters. What every family goes through is said by its tests: bases by families/case.py, meshes by
+families_layouts_test.py, exports by families_export_test.py.
 """
 
 import pathlib
@@ -36,13 +37,38 @@ MODELS = {
 }
 
 
+def meshes(layouts):
+    """ "EP 2, EP 2 x TP 2" of the layouts "ep=2,buffer_rows=5" and "ep=2,tp=2": axes of more than one rank."""
+    found = []
+    for layout in layouts:
+        values = dict(item.split("=") for item in layout.split(","))
+        axes = " x ".join(f"{axis.upper()} {values[axis]}" for axis in ("dp", "ep", "tp") if axis in values)
+        found.append(axes + (" with experts" if "expert_tp" in values else ""))
+    return ", ".join(dict.fromkeys(found))
+
+
+def require_tests(case, names):
+    missing = [name for name in names if not hasattr(case, name)]
+    if missing:
+        sys.exit(f"{case.__name__} has no {', '.join(missing)}, which the table of families relies on")
+
+
 def table():
     import adapter_files
-    from families import FAMILIES, checkpoint
+    import families_export_test
+    import families_layouts_test
+    import models
+    from families import FAMILIES, PAGES, case, checkpoint
 
-    lines = ["| `model_type` | models | weights on disk | targets | shapes | oracle |", "|---|---|---|---|---|---|"]
+    require_tests(case.FamilyParity, case.BASES.values())
+    require_tests(families_export_test.FamiliesExportTest, families_export_test.EXPORTS.values())
+    columns = ("`model_type`", "models", "weights on disk", "base", "targets", "mesh", "export", "proved by")
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    pages = dict(zip(FAMILIES, PAGES))
     for name, family in sorted(FAMILIES.items()):
         formats, groups = {"bf16, fp16, fp32"}, set()
+        if name == "deepseek_v3" and any(shape.fp8 for shape in models.SHAPES.values()):  # its test has more shapes
+            formats.add("FP8 blocks")
         shapes = {shape: spec for shape, spec in family.shapes.items() if not spec.refused}
         for shape, spec in shapes.items():
             if spec.fp8:
@@ -56,7 +82,20 @@ def table():
         oracle = "the authors' equations" if family.equations else "transformers"
         targets = ", ".join(group for group in GROUPS if group in groups)
         disk = ", ".join(sorted(formats, key=lambda text: (not text.startswith("bf16"), text)))
-        lines.append(f"| `{name}` | {MODELS[name]} | {disk} | {targets} | {', '.join(shapes)} | {oracle} |")
+        test = ROOT / "tests" / "parity" / f"{pages[name]}_test.py"
+        if not test.exists():
+            sys.exit(f"{test} does not exist, which would prove {name}")
+        cells = (
+            f"`{name}`",
+            MODELS[name],
+            disk,
+            ", ".join(case.BASES),
+            targets,
+            meshes(families_layouts_test.LAYOUTS),
+            ", ".join(families_export_test.exports(family)),
+            f"`{test.name}` on {', '.join(shapes)}, against {oracle}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -129,6 +129,7 @@ Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t loc
   b_info.name = info.name + ".lora_B.weight";
   b_info.role = Role::kAdapterB;
   if (!info.joint_name.empty()) b_info.joint_name = info.joint_name + ".lora_B.weight";
+  a_info.joint_experts = b_info.joint_experts = info.joint_name.empty() ? 0 : info.num_experts;
   const bool stacked = info.num_experts > 0;
   if (stacked) {
     const int64_t first = info.first_expert;

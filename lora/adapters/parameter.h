@@ -70,6 +70,7 @@ struct ParameterInfo {
   TensorPart part;               ///< of the tensor called `name`
   /// of a stack whose adapters PEFT keeps as one tensor for all experts: that tensor's key; empty: one an expert
   std::string joint_name;
+  int64_t joint_experts = 0;  ///< of the tensor at joint_name: how many it holds, those without an adapter too
 
   /// Global number of the expert of a row of a stack.
   int64_t expert(int64_t row) const { return experts.empty() ? first_expert + row : experts[first_expert + row]; }

@@ -1,5 +1,6 @@
 #include "lora/adapters/peft_files.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <set>
@@ -76,6 +77,7 @@ class AdapterFile {
     }
   }
 
+  const std::string& path() const { return file_.path(); }
   bool has(const std::string& name) const { return names_.count(peft_key(name)) > 0; }
   void note_used(const std::string& name) { used_.insert(peft_key(name)); }
   /// The tensor `name` of `wanted` shape. `rank`: what adapter_config.json must allow where it is an A; 0: no A.
@@ -126,7 +128,7 @@ void read_joint(AdapterFile& file, Parameter& parameter) {
   const ParameterInfo& info = parameter.info();
   const TensorPart part = info.part.of_row();
   const bool is_a = info.role == Role::kAdapterA;
-  const int64_t E = info.num_experts;
+  const int64_t E = info.joint_experts;
   const std::vector<int64_t> one = part.whole_shape(parameter.master().sizes().slice(1));
   std::string name = info.joint_name;
   // Alone, the first of two parameters is the only one that is wrapped.
@@ -138,7 +140,13 @@ void read_joint(AdapterFile& file, Parameter& parameter) {
   const at::Tensor all = is_a ? saved.view({E, one[0], one[1]}) : saved.view({one[0], one[1], E}).permute({2, 0, 1});
   for (int64_t e = 0; e < parameter.master().size(0); ++e) {
     const at::Tensor target = parameter.master()[e];
-    target.copy_(part.of(all[info.first_expert + e], target.sizes()));
+    target.copy_(part.of(all[info.expert(e)], target.sizes()));
+  }
+  // An expert without an adapter has its place in the tensor: with a B of zeros it adds nothing there either.
+  for (int64_t e = 0; e < E && !is_a && !info.experts.empty(); ++e) {
+    if (std::binary_search(info.experts.begin(), info.experts.end(), e) || !all[e].any().item<bool>()) continue;
+    throw UserError(
+        str(file.path(), ": ", peft_key(name), " adapts expert ", e, ", which the recipe's adapter.experts leave out"));
   }
 }
 

@@ -1,9 +1,9 @@
 """The regular expressions by which tokenizers split text into words, in Python's words.
 
-    pattern = translated(r"\\p{N}{1,3}")          # source for Python's re, or None for what is not known to mean the same
+    pattern = translated(r"\\p{N}{1,3}")    # source for Python's re, or None for what is not known to mean the same
 
-Python's re knows no \\p{...}, and its \\s is another; both are written out here as the characters of ALPHABET, so that a
-translation means the same in texts of these characters only. A character of EDGES stands where a text begins, ends or
+Python's re knows no \\p{...}, and its \\s is another; both are written out here as the characters of ALPHABET, so that
+a translation means the same in texts of these characters only. A character of EDGES stands where a text begins, ends or
 is cut: no class matches it, a negated one neither.
 """
 
@@ -14,7 +14,7 @@ EDGES = "\U000f0000-\U000ffffd"  # of a class: characters that no one but progra
 
 
 def _is_settled(character):
-    """Whether it is a letter, number or sign of all versions of Unicode, and is itself in NFC, whatever is beside it."""
+    """Whether it is a letter, number or sign of all versions of Unicode, in NFC whatever is beside it."""
     kind = unicodedata.category(character)
     return (kind[0] in "LNPSZ" or character in "\t\n\v\f\r") and unicodedata.normalize("NFC", character) == character
 

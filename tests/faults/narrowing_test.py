@@ -51,6 +51,7 @@ class NarrowingTest(unittest.TestCase):
                 {n for file in run.checkpoints()[-1].glob("*.safetensors") for n in load_file(file) if "master" in n}
             )
         self.assertEqual(names[0], names[1])
+        self.assertIn(" on experts of layers 1, mtp, of the experts 0, 4-5\n", self.inspected(run.folder / "run"))
         # vLLM takes all experts of a layer, and none of the MTP module's: zeros for those that have no adapter.
         to = self.folder / "vllm"
         subprocess.run(
@@ -60,10 +61,16 @@ class NarrowingTest(unittest.TestCase):
         self.assertEqual(len(tensors), 8 * 3 * 2)
         trained = {int(re.search(r"experts\.(\d+)\.", name)[1]) for name, tensor in tensors.items() if tensor.any()}
         self.assertEqual(trained, {0, 4, 5})
+        said = self.inspected(to)
+        self.assertIn("  layers 1\n  experts 0-7\n", said)  # as they are named, zeros too
+        self.assertIn("  only maps of layers 1, mtp, of the experts 0, 4-5 were trained\n", said)
         # The form that is fused over experts has them at their own places.
         self.require_fused_experts_in_place(run)
         for one, four in zip(*losses):
             self.assertAlmostEqual(one, four, delta=2e-4)
+
+    def inspected(self, path):
+        return subprocess.run([program(), "inspect", path], check=True, capture_output=True, text=True).stdout
 
     def require_fused_experts_in_place(self, run):
         """down_proj's A of PEFT's fused form [E R, I]: zeros but for the experts that the plain form has."""
@@ -71,6 +78,7 @@ class NarrowingTest(unittest.TestCase):
         for to, reader in ((plain, "peft"), (fused, "peft3d")):
             command = [program(), "export", run.folder / "run", "--to", to, "--for", reader]
             subprocess.run(command, check=True, capture_output=True)
+        self.assertIn("  layers 1, 3\n  experts 0, 4-5\n", self.inspected(plain))
         single = load_file(plain / "adapter_model.safetensors")
         stack = load_file(fused / "adapter_model.safetensors")
         experts = "base_model.model.model.layers.1.mlp.experts"
@@ -91,6 +99,10 @@ class NarrowingTest(unittest.TestCase):
             self.assertGreater(entry["share"], 2 / 8)
             pairs |= {(int(layer), expert) for expert in entry["experts"]}
         self.assertEqual(self.exported(whole), pairs)
+        self.assertIn(
+            " on experts, of each layer's experts the 2 with the greatest load\n",
+            self.inspected(self.folder / "whole/run"),
+        )
         run = TinyRun(self.folder / "half", **top, **{"train.steps": 10})
         run.finish(2)
         # What is resumed is what was saved, whatever the file says that people read.

@@ -34,6 +34,10 @@ SHAPES = {"deepseek_v3": "plain", "llama4_text": "maverick", "olmoe": "biases"}
 SGLANG = {"deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "qwen2_moe"}
 SGLANG |= {"qwen3_moe"}
 PEFT_DROPS_EXPERTS = {"qwen2_moe", "llama4_text"}
+# What leaves a run, in the words of `--for` and of the commands, and the test below that reads it back.
+EXPORTS = {"peft": "test_plain", "peft3d": "test_fused", "vllm": "test_vllm", "sglang": "test_sglang"}
+EXPORTS |= {"--base": "test_base", "merge": "test_merge", "merge hf-fp8": "test_quantised_on_disk"}
+QUANTISED = (("gpt_oss", "mxfp4"), ("minimax_m2", "fp8"), ("deepseek_v32", "fp8"))  # families and shapes
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
@@ -42,6 +46,13 @@ def fp32_shape(family):
     """Name of a shape whose file holds fp32 and that moetune trains."""
     whole = [name for name, shape in family.shapes.items() if shape.dtype == torch.float32 and not shape.refused]
     return SHAPES.get(family.model_type, whole[0])
+
+
+def exports(family):
+    """Those of EXPORTS that the tests below read back for this family; the rest they see refused."""
+    fp8 = any(name == family.model_type and FAMILIES[name].shapes[shape].fp8 for name, shape in QUANTISED)
+    without = {"sglang": family.model_type in SGLANG, "merge hf-fp8": fp8}
+    return [export for export in EXPORTS if without.get(export, True)]
 
 
 def expert(path, number, leaf):
@@ -128,6 +139,34 @@ class FamiliesExportTest(ExportCase, FamilyCase):
             self.assertIn("what readers make of it", said)
 
         self.each(check)
+
+    def test_adapters_of_chosen_experts_go_on(self):
+        """`adapter.from` takes an export of some experts back, bit by bit: a pair an expert, and one for all of them."""
+        for model_type in ("mixtral", "gpt_oss"):
+            self.family = FAMILIES[model_type]
+            name, chosen, joint = fp32_shape(self.family), [1, 4, 6], model_type == "gpt_oss"
+            narrow = dict(targets=["experts"], experts=chosen)
+            with self.subTest(model_type):
+                folder, _ = self.export(self.run_of(name, **narrow), "plain")
+                first = load_file(folder / "adapter_model.safetensors")
+                # At this rate nothing moves.
+                still = dict(steps=1, batch=cases.BATCH, optimizer=dict(lr=0.0), schedule=dict(kind="constant"))
+                section = self.adapter_section(**narrow) | {"from": str(folder)}
+                for ranks, mesh in ((1, {}), (2, dict(ep=2))):
+                    run = self.train(self.model(name), section, base="fp32", ranks=ranks, train=still, mesh=mesh)
+                    again = load_file(self.export(run, "plain")[0] / "adapter_model.safetensors")
+                    self.assertEqual(again.keys(), first.keys())
+                    for key, tensor in first.items():
+                        self.assertTrue(torch.equal(again[key], tensor), key)
+                moved = {path for path, delta in self.deltas(run, name).items() if delta.any()}
+                self.assertEqual({int(re.search(r"experts\.(\d+)", path)[1]) for path in moved}, set(chosen))
+                # What the file has beside the experts that the recipe chooses would be lost.
+                fewer = self.folder / f"fewer-{model_type}.yaml"
+                recipe = json.loads((run.parent / "recipe.yaml").read_text())
+                recipe["run"]["dir"], recipe["adapter"]["experts"] = str(fewer.with_suffix("")), chosen[:2]
+                fewer.write_text(json.dumps(recipe))
+                said = self.moetune("train", fewer, expect=2, ranks=2)
+                self.assertIn("adapts expert 6, which" if joint else "experts.6.", said)
 
     def test_plain_in_peft(self):
         """PEFT reads what the report does not say that it drops."""
@@ -311,7 +350,7 @@ class FamiliesExportTest(ExportCase, FamilyCase):
 
     def test_quantised_on_disk(self):
         """MXFP4 and FP8 checkpoints leave as bf16, each map W + s B A rounded once; FP8 ones as FP8 again, too."""
-        for model_type, name in (("gpt_oss", "mxfp4"), ("minimax_m2", "fp8"), ("deepseek_v32", "fp8")):
+        for model_type, name in QUANTISED:
             self.family = FAMILIES[model_type]
             with self.subTest(f"{model_type} {name}"):
                 run = self.run_of(name)

@@ -341,6 +341,8 @@ TEST_CASE("inspect says what lies at a path", "[export]") {
   const std::string adapter = inspect(run.to("out"));
   CHECK(contains(adapter, "rank 2, alpha 6"));
   CHECK(contains(adapter, "experts: 16 tensors"));
+  CHECK(contains(adapter, "  layers 0-1\n  experts 0-3\n"));
+  CHECK(!contains(adapter, "were trained"));
   CHECK(contains(adapter, "step 7"));
   write_text_atomically((run.checkpoint() / "recipe.yaml").string(), "run: {}");
   CHECK(contains(message_of<UserError>([&] { inspect(run.checkpoint()); }), "is damaged: "));
@@ -365,6 +367,20 @@ TEST_CASE("inspect says what lies at a path", "[export]") {
                 {});
   CHECK(contains(inspect(run.to("cache.safetensors")), "1 documents, 3 tokens, 1 targets"));
   CHECK(contains(message_of<UserError>([&] { inspect(run.to("nowhere")); }), "does not exist"));
+}
+
+TEST_CASE("inspect says what narrows the targets", "[export]") {
+  TinyRunOptions options;
+  options.adapter = "{rank: 2, alpha: 6, targets: [attention], layers: [1]}";
+  options.maps = {{"1.self_attn.kv_b_proj", 2}, {"1.self_attn.o_proj", 2}};
+  const TinyRun run(options);
+  write_text_atomically((run.folder() / "recipe.yaml").string(),
+                        read_text_file((run.checkpoint() / "recipe.yaml").string()));
+  CHECK(contains(inspect(run.folder()), "  adapter rank 2, alpha 6 on attention of layers 1\n"));
+  export_adapter(run.folder(), run.to("out"), AdapterReader::kPeft);
+  const std::string adapter = inspect(run.to("out"));
+  CHECK(contains(adapter, "  layers 1\n"));
+  CHECK(contains(adapter, "  only maps of layers 1 were trained\n"));
 }
 
 TEST_CASE("inspect counts parameters as DeepSeek does", "[export]") {

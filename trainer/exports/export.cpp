@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <functional>
-#include <iomanip>
 #include <map>
 #include <set>
-#include <sstream>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
@@ -13,19 +11,20 @@
 #include "lora/adapters/adapter.h"
 #include "lora/adapters/peft_files.h"
 #include "parallel/base/error.h"
-#include "parallel/base/name_summary.h"
 #include "parallel/base/units.h"
 #include "parallel/bytes/tensor_io.h"
 #include "trainer/exports/base_model.h"
+#include "trainer/exports/reader_notes.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
+#include "trainer/plan/model_banner.h"
 
 namespace moetune {
 namespace {
 
 namespace fs = std::filesystem;
+using nlohmann::ordered_json;
 using Spec = SafetensorsWriter::Spec;
-using PeftExperts = FamilyReaders::PeftExperts;
 
 /// One tensor of the file; `fill` puts values where zeros are.
 struct AdapterTensor {
@@ -92,7 +91,7 @@ class AdapterExport {
     }
     if (adapters_.empty()) {
       throw UserError(str(saved.checkpoint().string(), ": only the MTP module and routers have adapters, and ",
-                          reader_name(), " reads none of those; export with --for peft"));
+                          program_of(reader_), " reads none of those; export with --for peft"));
     }
     require_packs();
     choose_rank();
@@ -144,8 +143,11 @@ class AdapterExport {
                   " parameters\n");
     }
     if (num_zero_maps_ > 0) text += str("  zeros for ", num_zero_maps_, " maps that were not trained\n");
-    if (reader_ == AdapterReader::kPeft) text += table();
-    text += notes();
+    const ExportedAdapter file = {recipe_,   blueprint_,         reader_,
+                                  adapters_, left_out_,          left_out_routers_,
+                                  rank_,     saved_.mtp_layer(), !parameters_.empty()};
+    if (reader_ == AdapterReader::kPeft) text += reader_table(file);
+    text += reader_notes(file);
     const std::string name = to.has_filename() ? to.filename().string() : to.parent_path().filename().string();
     if (reader_ == AdapterReader::kVllm) {
       text += str("  start vLLM with: vllm serve ", base, " --enable-lora --max-lora-rank ", vllm_max_rank(rank_),
@@ -161,10 +163,6 @@ class AdapterExport {
 
  private:
   using PathSet = std::set<std::string>;
-
-  std::string reader_name() const {
-    return reader_ == AdapterReader::kVllm ? "vLLM" : reader_ == AdapterReader::kSglang ? "SGLang" : "transformers";
-  }
 
   void require_map(const SavedAdapter& adapter) const {
     const auto map = maps_.find(adapter.module);
@@ -198,8 +196,6 @@ class AdapterExport {
     // PEFT gives experts that it fuses the rank r whatever rank_pattern says.
     if (expert_ranks.size() == 1) rank_ = *expert_ranks.begin();
     if (serves_) rank_ = *ranks.rbegin();
-    same_expert_rank_ = expert_ranks.size() <= 1;
-    same_rank_ = ranks.size() == 1;
   }
 
   void plan() {
@@ -381,168 +377,6 @@ class AdapterExport {
                         [=](at::Tensor& out) { fill_b(out.view({stack.outputs, R, E}).permute({2, 0, 1})); }});
   }
 
-  std::string listed(const std::function<bool(const SavedAdapter&)>& wanted) const {
-    std::vector<std::string> paths;
-    for (const SavedAdapter& adapter : adapters_) {
-      if (wanted(adapter)) paths.push_back(adapter.path);
-    }
-    return listed(paths);
-  }
-  static std::string listed(const std::vector<std::string>& paths) {
-    std::string text;
-    for (const std::string& line : summarise_names(paths)) text += "      " + line + "\n";
-    return text;
-  }
-  bool any(const std::function<bool(const SavedAdapter&)>& wanted) const {
-    return std::any_of(adapters_.begin(), adapters_.end(), wanted);
-  }
-  static std::function<bool(const SavedAdapter&)> of_group(const char* group) {
-    return [group](const SavedAdapter& adapter) { return adapter.group == group; };
-  }
-
-  PathSet expert_leaves() const {
-    PathSet leaves;
-    for (const SavedAdapter& adapter : adapters_) {
-      if (adapter.group == "experts") leaves.insert(adapter.leaf);
-    }
-    return leaves;
-  }
-  size_t num_expert_leaves() const { return blueprint_.experts.joint_gate_up() ? 2 : 3; }
-
-  // PEFT takes maps with the leaf names of experts for experts'.
-  bool dropped_by_peft(const SavedAdapter& adapter) const {
-    if (adapter.group == "experts") return readers_.peft_experts == PeftExperts::kDropped;
-    const Naming& naming = blueprint_.naming;
-    return readers_.peft_experts == PeftExperts::kFused &&
-           (adapter.leaf == naming.gate || adapter.leaf == naming.up || adapter.leaf == naming.down);
-  }
-
-  /// Whether a server takes the experts' adapters as they are.
-  bool served_as_trained() const {
-    return expert_leaves().size() == num_expert_leaves() && same_rank_ && !recipe_.rslora;
-  }
-
-  /// What becomes of the file in each reader's hands, group by group.
-  std::string table() const {
-    std::set<std::string> groups;
-    for (const SavedAdapter& adapter : adapters_) groups.insert(adapter.group);
-    std::ostringstream text;
-    const auto row = [&](const std::string& group, const std::string& peft, const std::string& vllm,
-                         const std::string& sglang) {
-      text << "    " << std::left << std::setw(16) << group << std::setw(22) << peft << std::setw(26) << vllm << sglang
-           << "\n";
-    };
-    text << "  what readers make of it:\n";
-    row("", "PEFT, transformers 5", "vLLM", "SGLang");
-    for (const std::string& group : groups) {
-      const auto in_group = [&](const SavedAdapter& adapter) { return adapter.group == group; };
-      const bool drops =
-          any([&](const SavedAdapter& adapter) { return in_group(adapter) && dropped_by_peft(adapter); });
-      const bool inert =
-          any([&](const SavedAdapter& adapter) { return in_group(adapter) && adapter.leaf == "kv_b_proj"; });
-      const bool as_trained = group == "experts" ? served_as_trained() : same_rank_;
-      row(group,
-          drops                                         ? "drops it"
-          : group == "experts" && !peft_reads_experts() ? "not as it is"
-                                                        : "reads it",
-          !as_trained ? "needs --for vllm"
-          : inert     ? "all but kv_b_proj"
-                      : "reads it",
-          !readers_.sglang ? "does not read it" : "needs --for sglang");
-    }
-    return text.str();
-  }
-
-  bool peft_reads_experts() const {
-    if (readers_.peft_experts != PeftExperts::kFused) return true;
-    return expert_leaves().size() == num_expert_leaves() && same_expert_rank_ && !recipe_.rslora;
-  }
-
-  std::string notes() const {
-    std::string text;
-    const auto note = [&](const std::string& what, const std::string& which) {
-      if (!which.empty()) text += "  note: " + what + "\n" + which;
-    };
-    note(str("left out, since ", reader_name(), " does not load an adapter of the MTP module:"), listed(left_out_));
-    note(str("left out, since ", reader_name(), " does not load an adapter of a router; merge instead:"),
-         listed(left_out_routers_));
-    note("PEFT on transformers 5 has no place for an adapter of a router and ignores these; merge instead:",
-         listed([](const SavedAdapter& adapter) { return adapter.group == "router"; }));
-    if (recipe_.experts.kind != ExpertChoice::Kind::kAll && reader_ == AdapterReader::kPeft) {
-      note("PEFT on transformers 5 and vLLM want adapters of all experts of a layer; export with --for vllm:",
-           listed([](const SavedAdapter& adapter) { return adapter.group == "experts"; }));
-    }
-    if (reader_ == AdapterReader::kPeft) peft_notes(note);
-    if (reader_ == AdapterReader::kPeft || reader_ == AdapterReader::kVllm) {
-      note("vLLM loads these and ignores them, since it absorbs kv_b_proj into its attention; merge instead:",
-           listed([](const SavedAdapter& adapter) { return adapter.leaf == "kv_b_proj"; }));
-    }
-    if (reader_ == AdapterReader::kPeft) vllm_notes(note);
-    if (!parameters_.empty() && recipe_.dropout > 0.0) {
-      text += "  note: lora_dropout is written as 0, since PEFT wraps no parameter where there is dropout\n";
-    }
-    return text;
-  }
-
-  using Note = std::function<void(const std::string& what, const std::string& which)>;
-
-  void peft_notes(const Note& note) const {
-    const Naming& naming = blueprint_.naming;
-    note(
-        "PEFT on transformers 5 (seen with 0.21) drops these without a word, as it takes their names for those of "
-        "experts; export with --for peft3d, or merge instead:",
-        listed([&](const SavedAdapter& adapter) { return adapter.group != "experts" && dropped_by_peft(adapter); }));
-    note(
-        "PEFT on transformers 5 (seen with 0.21) drops adapters of single experts of this family without a word; "
-        "export with --for peft3d, or merge instead:",
-        listed([&](const SavedAdapter& adapter) { return adapter.group == "experts" && dropped_by_peft(adapter); }));
-    if (saved_.mtp_layer() >= 0) {
-      note("transformers does not know the MTP module and ignores its adapters:",
-           listed([&](const SavedAdapter& adapter) { return adapter.layer == saved_.mtp_layer(); }));
-    }
-    if (readers_.peft_experts != PeftExperts::kFused) return;
-    PathSet leaves;
-    for (const SavedAdapter& adapter : adapters_) leaves.insert(adapter.leaf);
-    const PathSet of_experts = expert_leaves();
-    const std::string instead = "export with --for peft3d, or with --for vllm, whose files PEFT reads too:";
-    if (leaves.count(naming.gate) != leaves.count(naming.up)) {
-      note(str("PEFT on transformers 5 refuses to load an adapter of only one of ", naming.gate, " and ", naming.up,
-               "; ", of_experts.empty() ? "export with --for peft3d, or merge instead:" : instead),
-           listed(
-               [&](const SavedAdapter& adapter) { return adapter.leaf == naming.gate || adapter.leaf == naming.up; }));
-    }
-    if (of_experts == PathSet{naming.gate, naming.up}) {
-      note(str("PEFT on transformers 5 (seen with 0.21) does not use adapters of ", naming.gate, " and ", naming.up,
-               " of experts without those of ", naming.down, "; ", instead),
-           listed(of_group("experts")));
-    }
-    if (!of_experts.empty() && recipe_.rslora) {
-      note(str("the scale of rsLoRA on experts is wrong in PEFT on transformers 5 (by sqrt 2, where ", naming.gate,
-               " and ", naming.up, " are fused) and in vLLM; ", instead),
-           listed(of_group("experts")));
-    }
-    if (!same_expert_rank_) {
-      note("PEFT on transformers 5 wants one rank for all projections of experts; " + instead,
-           listed(of_group("experts")));
-    }
-  }
-
-  void vllm_notes(const Note& note) const {
-    const size_t num_leaves = expert_leaves().size();
-    if (num_leaves > 0 && num_leaves < num_expert_leaves()) {
-      note(str("vLLM wants all ", num_expert_leaves() == 3 ? "three projections" : "maps",
-               " of every expert; export with --for vllm:"),
-           listed(of_group("experts")));
-    }
-    if (num_leaves > 0 && recipe_.rslora && readers_.peft_experts == PeftExperts::kDropped) {
-      note("the scale of rsLoRA on experts is wrong in vLLM; export with --for vllm:", listed(of_group("experts")));
-    }
-    if (!same_rank_) {
-      note("vLLM ignores rank_pattern; export with --for vllm:",
-           listed([&](const SavedAdapter& adapter) { return adapter.rank != rank_; }));
-    }
-  }
-
   const SavedRun& saved_;
   const AdapterRecipe& recipe_;
   Blueprint blueprint_;
@@ -557,7 +391,6 @@ class AdapterExport {
   PathSet leaves_, parameters_;  ///< target_modules, target_parameters
   std::map<std::string, int64_t> rank_pattern_;
   int64_t rank_ = 0, num_zero_maps_ = 0;
-  bool same_rank_ = true, same_expert_rank_ = true;
 };
 
 /// The routers that trained beside the adapter, which has no place for them.
@@ -594,7 +427,11 @@ std::string export_adapter(const fs::path& run, const fs::path& to, AdapterReade
   const bool biases = saved.router_bias_moved() && !saved.router_layers().empty();
   if (biases) write_router_bias(saved, adapter.blueprint(), out.path());
   const auto bytes = static_cast<int64_t>(fs::file_size(out.path() / "adapter_model.safetensors"));
-  out.commit({{"checkpoint", saved.origin()}, {"step", saved.step()}, {"for", to_string(reader)}});
+  ordered_json about = {{"checkpoint", saved.origin()}, {"step", saved.step()}, {"for", to_string(reader)}};
+  // The file may not show it: some readers want zeros for what was not trained.
+  const std::string narrowing = narrowing_text(*saved.recipe().adapter);
+  if (!narrowing.empty()) about["narrowed"] = narrowing;
+  out.commit(about);
   std::string text =
       str("adapter of step ", saved.step(), " -> ", to.string(), "\n  from ", saved.checkpoint().string(), "\n  rank ",
           config.rank, ", alpha ", config.alpha, config.rslora ? ", rsLoRA" : "", ", base ", config.base_model,

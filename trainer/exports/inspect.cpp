@@ -4,10 +4,12 @@
 #include <deque>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <set>
 
 #include <nlohmann/json.hpp>
 
+#include "lora/adapters/narrowing.h"
 #include "lora/adapters/peft_files.h"
 #include "moe/families/family.h"
 #include "moe/inventory.h"
@@ -36,7 +38,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr std::uintmax_t kCheapDigestBytes = 1'000'000'000;
-constexpr size_t kShownSteps = 5;
+constexpr size_t kShownSteps = 5, kShownChoices = 8;
 
 /// Lines of a description.
 class Text {
@@ -146,6 +148,47 @@ std::string describe_model(const fs::path& folder, bool digests) {
   return out.text_;
 }
 
+/// "0, 4-7".
+std::string numbers_text(const std::set<int64_t>& numbers) {
+  std::string text;
+  for (auto at = numbers.begin(); at != numbers.end();) {
+    NumberRange run{*at, *at};
+    while (++at != numbers.end() && *at == run.last + 1) ++run.last;
+    text += (text.empty() ? "" : ", ") + to_string(run);
+  }
+  return text;
+}
+
+/// The number after `part`, as in "...layers.7....".
+std::optional<int64_t> number_after(const std::string& name, const std::string& part) {
+  constexpr size_t kMostDigits = 9;
+  const size_t found = name.find(part);
+  if (found == std::string::npos) return {};
+  const size_t first = found + part.size(), end = name.find_first_not_of("0123456789", first);
+  if (end == std::string::npos || end == first || end - first > kMostDigits || name[end] != '.') return {};
+  return std::stoll(name.substr(first, end - first));
+}
+
+/// The layers and the single experts that tensors of an adapter are named for.
+void add_places(Text& out, const std::vector<std::string>& names) {
+  std::set<int64_t> layers;
+  std::map<int64_t, std::set<int64_t>> experts;  // by layer
+  for (const std::string& name : names) {
+    const std::optional<int64_t> layer = number_after(name, ".layers."), expert = number_after(name, ".experts.");
+    if (!layer) continue;
+    layers.insert(*layer);
+    if (expert) experts[*layer].insert(*expert);
+  }
+  if (!layers.empty()) out.line("  layers ", numbers_text(layers));
+  std::map<std::set<int64_t>, std::set<int64_t>> layers_of;  // by experts
+  for (const auto& [layer, numbers] : experts) layers_of[numbers].insert(layer);
+  size_t shown = 0;
+  for (const auto& [numbers, of] : layers_of) {
+    if (++shown > kShownChoices) return out.line("  and other experts in other layers");
+    out.line("  experts ", numbers_text(numbers), layers_of.size() > 1 ? " of layers " + numbers_text(of) : "");
+  }
+}
+
 std::string describe_adapter(const fs::path& folder, bool digests) {
   const PeftConfig config = read_peft_config(folder);
   const SafetensorsFile file = open_peft_weights(folder);
@@ -170,6 +213,7 @@ std::string describe_adapter(const fs::path& folder, bool digests) {
   for (const auto& [group, sums] : groups) {
     out.line("  ", group, ": ", sums.first, " tensors, ", sums.second, " parameters");
   }
+  add_places(out, file.names());
   if (ranks.size() > 1) {
     std::string text;
     for (int64_t rank : ranks) text += str(text.empty() ? "" : ", ", rank);
@@ -180,6 +224,7 @@ std::string describe_adapter(const fs::path& folder, bool digests) {
   if (fs::exists(folder / kExportFile)) {
     const json made = read_json(folder / kExportFile);
     out.line("  exported from ", text_of(made, "checkpoint"), ", step ", made.value("step", json()).dump());
+    if (made.contains("narrowed")) out.line("  only maps", text_of(made, "narrowed"), " were trained");
   }
   add_digest(out, file.path(), digests);
   return out.text_;
@@ -300,7 +345,7 @@ void add_recipe(Text& out, const fs::path& path) {
     std::string targets;
     for (const std::string& target : recipe.adapter->targets) targets += (targets.empty() ? "" : ", ") + target;
     adapter = str("rank ", recipe.adapter->rank, ", alpha ", recipe.adapter->alpha,
-                  recipe.adapter->rslora ? ", rsLoRA" : "", " on ", targets);
+                  recipe.adapter->rslora ? ", rsLoRA" : "", " on ", targets, narrowing_text(*recipe.adapter));
   }
   out.line("  model ", recipe.model.path, ", base ", to_string(recipe.model.base), ", compute ",
            to_string(recipe.model.compute));

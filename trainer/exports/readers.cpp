@@ -33,6 +33,10 @@ constexpr FamilyReaders kReaders[] = {
 
 std::string to_string(AdapterReader reader) { return std::string(words_of(reader)[static_cast<size_t>(reader)]); }
 
+std::string_view program_of(AdapterReader reader) {
+  return reader == AdapterReader::kVllm ? "vLLM" : reader == AdapterReader::kSglang ? "SGLang" : "transformers";
+}
+
 AdapterReader adapter_reader(const std::string& word) {
   const auto words = words_of(AdapterReader::kPeft);
   for (size_t i = 0; i < words.size(); ++i) {

@@ -26,6 +26,8 @@ enum class AdapterReader {
 };
 constexpr std::array<std::string_view, 4> words_of(AdapterReader) { return {"peft", "peft3d", "vllm", "sglang"}; }
 std::string to_string(AdapterReader reader);
+/// What a person calls whoever reads it.
+std::string_view program_of(AdapterReader reader);
 /// UserError for a word that is none of them.
 AdapterReader adapter_reader(const std::string& word);
 

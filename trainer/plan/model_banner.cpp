@@ -64,7 +64,7 @@ std::string adapter_text(const Recipe& recipe) {
   return str("LoRA of rank ", adapter.rank, ranks, ", alpha ", number("%g", adapter.alpha),
              adapter.rslora ? " (rsLoRA)" : "",
              adapter.dropout > 0.0 ? str(", dropout ", number("%g", adapter.dropout)) : "", " on ", targets,
-             adapter.layers.all ? "" : str(" of layers ", layers_text(adapter.layers)), experts_text(adapter.experts),
+             narrowing_text(adapter),
              recipe.router.train == RouterTraining::kLora   ? ", and on the routers"
              : recipe.router.train == RouterTraining::kFull ? "; the routers' weights train too"
                                                             : "",
@@ -88,6 +88,10 @@ std::string trained_text(const MemoryPlan& plan, int64_t parameters) {
 std::string shared_text(const ExpertSpec& experts) {
   if (experts.shared_width % experts.width == 0) return str(experts.shared_width / experts.width, " shared");
   return str("a shared one of ", experts.shared_width, " features");
+}
+
+std::string narrowing_text(const AdapterRecipe& adapter) {
+  return str(adapter.layers.all ? "" : str(" of layers ", layers_text(adapter.layers)), experts_text(adapter.experts));
 }
 
 std::string banner_line(const std::string& name, const std::string& value) {

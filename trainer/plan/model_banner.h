@@ -17,6 +17,8 @@ std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, co
                             const MemoryPlan& plan);
 /// "1 shared", or "a shared one of 5632 features" where it is no multiple of a routed one.
 std::string shared_text(const ExpertSpec& experts);
+/// What narrows the targets: " of layers 0, 10-20, of the experts 0-3"; empty where nothing does.
+std::string narrowing_text(const AdapterRecipe& adapter);
 /// One line: `name` in its column, then `value`; ends in a newline.
 std::string banner_line(const std::string& name, const std::string& value);
 

@@ -31,6 +31,9 @@ EXACT = 1e-9 if DEVICE == "cpu" else 1e-6
 STATE_TOLERANCE, EPS = 1e-4, 1e-5
 SKIPPED = 77
 
+# How frozen maps are held, and the test of FamilyParity that compares them with the oracle.
+BASES = {"fp32": "test_every_adapter", "nf4": "test_nf4"}
+
 
 class FamilyCase(ParityCase):
     """Makes the checkpoints of `family` and adapters for them on first use, in a folder that goes when the class is

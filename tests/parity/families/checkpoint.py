@@ -37,15 +37,22 @@ VISION = dict(
 )
 
 
-def write(family, shape_name, folder):
-    """Writes the checkpoint of family.shapes[shape_name] into `folder` (created) and returns its path."""
+def write_config(family, shape_name, folder):
+    """Writes config.json of family.shapes[shape_name] alone into `folder` (created) and returns its path."""
     shape, folder = family.shapes[shape_name], pathlib.Path(folder)
     folder.mkdir(parents=True)
-    layout = shape.layout or family.layout
-    (folder / "config.json").write_text(json.dumps(published(family, shape, layout), indent=2))
+    settings = published(family, shape, shape.layout or family.layout)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2))
     if shape.new_spelling:
         whole = AutoConfig.from_pretrained(folder)
         whole.save_pretrained(folder)
+    return folder
+
+
+def write(family, shape_name, folder):
+    """Writes the checkpoint of family.shapes[shape_name] into `folder` (created) and returns its path."""
+    shape, folder = family.shapes[shape_name], write_config(family, shape_name, folder)
+    layout = shape.layout or family.layout
     config, settings = configuration(folder), text_settings(folder)
     generator = torch.Generator().manual_seed(shape.seed)
     state = AutoModelForCausalLM.from_config(config).state_dict()
