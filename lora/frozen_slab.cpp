@@ -167,4 +167,11 @@ void FrozenSlabs::schedule(const std::vector<FrozenSlab*>& uses) {
   store_.schedule(numbers);
 }
 
+void FrozenSlabs::abandon() {
+  for (FrozenSlab& slab : slabs_) {
+    for (const FrozenSlab::Held& one : slab.held_) one.weight->unbind();
+  }
+  store_.abandon();
+}
+
 }  // namespace moetune

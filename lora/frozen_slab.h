@@ -130,6 +130,8 @@ class FrozenSlabs {
   FrozenSlab& add(SlabKind kind, LayerId layer, int64_t units, SlabUnits of = {});
   /// The order of a pass; see WeightStore.
   void schedule(const std::vector<FrozenSlab*>& uses);
+  /// Ends whatever use a pass that failed has left open.
+  void abandon();
   std::deque<FrozenSlab>& all() { return slabs_; }
   /// Bytes that this rank keeps of all slabs.
   int64_t kept_bytes() const;

@@ -39,14 +39,6 @@ void Block::release_experts() {
   if (parts_.expert_slab != nullptr) parts_.expert_slab->release();
 }
 
-std::vector<FrozenSlab*> Block::slabs() const {
-  std::vector<FrozenSlab*> used;
-  for (FrozenSlab* slab : {parts_.dense_slab, parts_.expert_slab}) {
-    if (slab != nullptr) used.push_back(slab);
-  }
-  return used;
-}
-
 Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const at::Tensor& replayed_TK,
                  bool balance, const PassContext& pass) const {
   at::Tensor normed_TD = rms_norm(x_TD, parts_.input_norm, eps_);

@@ -56,8 +56,8 @@ class Block {
   /// mixing.
   void use_experts();
   void release_experts();
-  /// What a pass uses, in order: that of mixing, that of the experts.
-  std::vector<FrozenSlab*> slabs() const;
+  /// Of the maps of mixing, or of the experts; null: there is none.
+  FrozenSlab* slab(SlabKind kind) const { return kind == SlabKind::kDense ? parts_.dense_slab : parts_.expert_slab; }
 
   /// Mixing of one slice up to the choice of experts. `replayed_TK` (int64): the choice of the way down, obeyed on the
   /// way up; undefined: the experts are chosen here. `balance`: give what a balance loss needs. Collective over the

@@ -442,6 +442,11 @@ class Builder {
 
 }  // namespace
 
+FrozenSlab* Model::slab(SlabKind kind, LayerId layer) const {
+  if (layer.is_block()) return blocks.at(layer.number()).slab(kind);
+  return mtp && layer == blueprint.turn() && kind == SlabKind::kDense ? mtp->parts().slab : nullptr;
+}
+
 int64_t Model::scratch_elements() const {
   int64_t most = 0;
   for (const Block& block : blocks) most = std::max(most, block.scratch_elements());

@@ -82,6 +82,8 @@ struct Model {
   int64_t scratch_elements() const;
   /// All frozen linear weights, layer by layer; empty where weights train.
   FrozenSlabs* slabs = nullptr;
+  /// Those of one kind in one layer; null: it has none.
+  FrozenSlab* slab(SlabKind kind, LayerId layer) const;
   std::unique_ptr<FrozenSlabs> own_slabs;
   /// Adapters that loads choose the experts of; until adapt_experts() they are not there.
   std::vector<OpenAdapter> open_adapters;

@@ -32,22 +32,11 @@ int64_t WeightStore::buffer_bytes(const std::array<int64_t, kLanes>& largest_sla
   return bytes;
 }
 
-int64_t WeightStore::bytes_of_sweep(const std::vector<int64_t>& slabs, size_t lowest) {
-  if (slabs.size() <= kBuffers) return 0;
-  int64_t bytes = 0;
-  for (size_t i = 0; i < slabs.size(); ++i) {
-    const bool still_there = i >= lowest && i < kBuffers;
-    if (!still_there) bytes += slabs[i];
-  }
-  for (size_t i = lowest; i + kBuffers < slabs.size(); ++i) bytes += slabs[i];
-  return bytes;
-}
-
 int WeightStore::add(const SlabSpec& spec) {
   MT_CHECK(spec.lane >= 0 && spec.lane < kLanes && spec.bytes >= 0, "slab ", spec.name, " of ", spec.bytes,
            " bytes in lane ", spec.lane);
   Lane& lane = *lanes_[spec.lane];
-  MT_CHECK(lane.uses.empty(), "slab ", spec.name, " comes after the first schedule");
+  MT_CHECK(lane.order.next() < 0, "slab ", spec.name, " comes after the first schedule");
   Slab slab;
   slab.spec = spec;
   slab.shard_bytes = shard_bytes(spec.bytes, num_ranks(spec));
@@ -88,42 +77,20 @@ void WeightStore::schedule(const std::vector<int>& uses) {
     for (const int slab : uses) {
       if (slabs_.at(slab).spec.lane == lane_number && !slabs_[slab].resident) own.push_back(slab);
     }
-    for (Buffer& buffer : lane.buffers) {
-      MT_CHECK(!buffer.in_use, "a new schedule while slab ", slabs_[buffer.slab].spec.name, " is in use");
-      if (!own.empty() && !buffer.bytes.defined()) {
-        buffer.bytes = at::empty({lane.largest}, at::TensorOptions(at::kByte).device(device_));
+    for (int i = 0; i < kBuffers; ++i) {
+      MT_CHECK(!lane.order.in_use(i), "a new schedule while slab ", slabs_[lane.order.slab_in(i)].spec.name,
+               " is in use");
+      if (!own.empty() && !lane.buffers[i].bytes.defined()) {
+        lane.buffers[i].bytes = at::empty({lane.largest}, at::TensorOptions(at::kByte).device(device_));
       }
     }
-    lane.uses = std::move(own);
-    lane.next = 0;
+    lane.order.begin(std::move(own));
     fetch_ahead(lane);
   }
 }
 
-WeightStore::Buffer* WeightStore::buffer_of(Lane& lane, int slab) {
-  const auto found =
-      std::find_if(lane.buffers.begin(), lane.buffers.end(), [&](const Buffer& buffer) { return buffer.slab == slab; });
-  return found == lane.buffers.end() ? nullptr : &*found;
-}
-
 void WeightStore::fetch_ahead(Lane& lane) {
-  // The slabs that should be here: those in use, and the next ones to be used, as many as there are buffers.
-  std::vector<int> wanted;
-  for (const Buffer& buffer : lane.buffers) {
-    if (buffer.in_use) wanted.push_back(buffer.slab);
-  }
-  for (size_t i = 0; i < lane.uses.size() && wanted.size() < kBuffers; ++i) {
-    const int slab = lane.uses[(lane.next + i) % lane.uses.size()];
-    if (std::find(wanted.begin(), wanted.end(), slab) == wanted.end()) wanted.push_back(slab);
-  }
-  for (const int slab : wanted) {
-    if (buffer_of(lane, slab) != nullptr) continue;
-    for (Buffer& buffer : lane.buffers) {
-      if (std::find(wanted.begin(), wanted.end(), buffer.slab) != wanted.end()) continue;
-      fetch(lane, buffer, slab);
-      break;
-    }
-  }
+  for (const Fetch& due : lane.order.due()) fetch(lane, lane.buffers[due.buffer], due.slab);
 }
 
 void WeightStore::fetch(Lane& lane, Buffer& buffer, int slab) {
@@ -131,7 +98,6 @@ void WeightStore::fetch(Lane& lane, Buffer& buffer, int slab) {
   Communicator* replicas = of.spec.replicas;
   const int64_t ranks = num_ranks(of.spec);
   const at::Tensor whole = buffer.bytes.narrow(0, 0, ranks * of.shard_bytes);
-  buffer.slab = slab;
   buffer.ready = lane.stream.run(buffer.free, [&] {
     at::Tensor own = of.kept;
     if (of.spec.tier == SlabTier::kHost) {
@@ -150,30 +116,35 @@ at::Tensor WeightStore::use(int slab) {
   const Slab& of = slabs_.at(slab);
   if (of.resident) return of.kept;
   Lane& lane = *lanes_[of.spec.lane];
-  MT_CHECK(lane.next < lane.uses.size() && lane.uses[lane.next] == slab, "slab ", of.spec.name, " is used out of turn",
-           lane.uses.empty() ? std::string(": nothing is scheduled")
-                             : ", next is " + slabs_[lane.uses[lane.next % lane.uses.size()]].spec.name);
+  const int next = lane.order.next();
+  MT_CHECK(next == slab, "slab ", of.spec.name, " is used out of turn",
+           next < 0 ? std::string(": nothing is scheduled") : ", next is " + slabs_[next].spec.name);
   // Timed as a whole: on a GPU the wait of the current stream, on a CPU the fetches themselves.
   const StreamTimer::Piece exposed(exposed_);
-  Buffer* buffer = buffer_of(lane, slab);
-  MT_CHECK(buffer != nullptr && !buffer->in_use, "slab ", of.spec.name, " was not fetched, or is in use already");
-  buffer->in_use = true;
-  buffer->ready.hold_current();
-  lane.next = (lane.next + 1) % lane.uses.size();
+  Buffer& buffer = lane.buffers[lane.order.use()];
+  buffer.ready.hold_current();
   fetch_ahead(lane);
-  return buffer->bytes.narrow(0, 0, of.spec.bytes);
+  return buffer.bytes.narrow(0, 0, of.spec.bytes);
 }
 
 void WeightStore::release(int slab) {
   const Slab& of = slabs_.at(slab);
   if (of.resident) return;
   Lane& lane = *lanes_[of.spec.lane];
-  Buffer* buffer = buffer_of(lane, slab);
-  MT_CHECK(buffer != nullptr && buffer->in_use, "slab ", of.spec.name, " is released without having been in use");
+  Buffer& buffer = lane.buffers[lane.order.release(slab)];
   const StreamTimer::Piece exposed(exposed_);
-  buffer->in_use = false;
-  buffer->free = StreamPoint::of_current(device_);
+  buffer.free = StreamPoint::of_current(device_);
   fetch_ahead(lane);
+}
+
+void WeightStore::abandon() {
+  for (const auto& lane : lanes_) {
+    for (int i = 0; i < kBuffers; ++i) {
+      if (!lane->order.in_use(i)) continue;
+      lane->order.release(lane->order.slab_in(i));
+      lane->buffers[i].free = StreamPoint::of_current(device_);
+    }
+  }
 }
 
 }  // namespace moetune

@@ -13,9 +13,8 @@
 // PCIe and the group gathers the rest. What travels are the packed bytes, never a dense form.
 //
 // A slab that is whole and on the device is handed out where it lies. All others pass through the buffers of their
-// lane: kBuffers each of the lane's largest slab, filled ahead of use on a side stream in the order of the schedule,
-// which goes round: after the last use the first is next. A buffer keeps its slab until another is needed sooner, so
-// the slabs at either turn of a sweep are not fetched again. All ranks of a group make the same calls in the same
+// lane: kBuffers each of the lane's largest slab, filled ahead of use on a side stream as parallel/bytes/fetch_schedule
+// says; the slabs at either turn of a sweep are not fetched again. All ranks of a group make the same calls in the same
 // order; gathers are issued by the calling thread.
 #pragma once
 
@@ -27,6 +26,7 @@
 #include <string>
 #include <vector>
 
+#include "parallel/bytes/fetch_schedule.h"
 #include "parallel/device/side_stream.h"
 #include "parallel/device/stream_timer.h"
 
@@ -59,7 +59,7 @@ struct StoreTraffic {
 class WeightStore {
  public:
   static constexpr int kLanes = 2;
-  static constexpr int kBuffers = 2;  ///< of a lane: one in use, one on its way
+  static constexpr int kBuffers = FetchSchedule::kBuffers;  ///< of a lane
 
   explicit WeightStore(c10::Device device);
   ~WeightStore();
@@ -83,6 +83,8 @@ class WeightStore {
   /// where the schedule has another slab next in its lane. Collective over the slab's replicas (through fetches ahead).
   at::Tensor use(int slab);
   void release(int slab);
+  /// Releases all that is in use, behind a failure; the next schedule() may follow.
+  void abandon();
 
   const StoreTraffic& traffic() const { return traffic_; }
   /// Seconds that the current stream stood waiting for slabs since the last call.
@@ -91,9 +93,6 @@ class WeightStore {
   static int64_t buffer_bytes(const std::array<int64_t, kLanes>& largest_slab);
   /// Bytes of a slab that each of `ranks` keeps: an equal range, a multiple of 256.
   static int64_t shard_bytes(int64_t slab_bytes, int64_t ranks);
-  /// Bytes fetched per step, once steps follow each other, for slabs of one lane in the order of the way down when the
-  /// way up ends at slabs[lowest]: both ways, less the slabs that wait in buffers at either turn.
-  static int64_t bytes_of_sweep(const std::vector<int64_t>& slabs, size_t lowest);
 
  private:
   struct Slab {
@@ -104,20 +103,16 @@ class WeightStore {
   };
   struct Buffer {
     at::Tensor bytes;
-    int slab = -1;
-    bool in_use = false;
     StreamPoint ready, free;
   };
   struct Lane {
     explicit Lane(c10::Device device) : stream(device) {}
     SideStream stream;
+    FetchSchedule order;
     std::array<Buffer, kBuffers> buffers;
     int64_t largest = 0;
-    std::vector<int> uses;
-    size_t next = 0;  // place in uses
   };
 
-  Buffer* buffer_of(Lane& lane, int slab);
   void fetch_ahead(Lane& lane);
   void fetch(Lane& lane, Buffer& buffer, int slab);
   int64_t num_ranks(const SlabSpec& spec) const;

@@ -23,6 +23,10 @@ int64_t peak_memory_bytes(c10::Device device) {
   return 0;
 }
 
+void free_cached_memory(c10::Device device) {
+  if (device.is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
+}
+
 int64_t device_memory_bytes(c10::DeviceType kind) {
   if (kind != c10::DeviceType::CUDA || c10::cuda::device_count() == 0) return 0;
   size_t free = 0, total = 0;

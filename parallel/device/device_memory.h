@@ -12,6 +12,9 @@ namespace moetune {
 /// not say).
 int64_t peak_memory_bytes(c10::Device device);
 
+/// Gives what the device's allocator holds and nobody uses back to the device.
+void free_cached_memory(c10::Device device);
+
 /// Bytes of memory of the current device of this kind, free or not; 0 for CPUs, and where there is no such device.
 int64_t device_memory_bytes(c10::DeviceType kind);
 

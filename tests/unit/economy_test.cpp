@@ -31,9 +31,9 @@ TEST_CASE("a step makes every frozen number dense twice and keeps one input a la
         INFO(layers << " layers, " << lengths.size() << " documents, slices of " << slice_tokens);
         Sweep sweep(*tiny.model, {});
         const StepBatch batch = tiny.batch(lengths, slice_tokens);
-        sweep.train(batch, {17, 0, true});
+        const SweepResult result = sweep.train(batch, {17, 0, true});
         CHECK(sweep.dequantised().elements == 2 * linear_numbers(tiny.model->blueprint));
-        CHECK(sweep.kept_input_bytes() == layers * batch.global.tokens * tiny.model->blueprint.width * 4);
+        CHECK(result.kept_input_bytes == layers * batch.global.tokens * tiny.model->blueprint.width * 4);
         sweep.evaluate(batch);
         CHECK(sweep.dequantised().elements == 3 * linear_numbers(tiny.model->blueprint));
       }
@@ -57,7 +57,7 @@ TEST_CASE("the MTP module costs one more layer and shares embedding and head", "
   Blueprint one_more = tiny_blueprint(5);
   const int64_t width = one_more.width;
   CHECK(sweep.dequantised().elements == 2 * (linear_numbers(one_more) + 2 * width * width));
-  CHECK(sweep.kept_input_bytes() == (4 * 17 + 13) * width * 4);
+  CHECK(result.kept_input_bytes == (4 * 17 + 13) * width * 4);
   CHECK(result.load_LE.sum(1).eq(long_tensor({34, 34, 34, 26})).all().item<bool>());  // two experts a row
 }
 

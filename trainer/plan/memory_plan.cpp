@@ -13,6 +13,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/units.h"
 #include "parallel/bytes/weight_store.h"
+#include "trainer/plan/planned_step.h"
 #include "trainer/recipe/recipe_meaning.h"
 #include "trainer/update/gradients.h"
 #include "trainer/update/optimizer.h"
@@ -39,7 +40,7 @@ class Sums {
 class Planner {
  public:
   Planner(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
-          std::optional<int64_t> rows)
+          std::optional<int64_t> rows, int64_t kept_layers)
       : blueprint_(blueprint),
         recipe_(recipe),
         mesh_(mesh),
@@ -55,6 +56,7 @@ class Planner {
     plan_.device = machine.device;
     plan_.rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
     plan_.held_rows = ceil_div(plan_.rows, mesh.tp);
+    plan_.kept_layers = kept_layers;
     AdapterTargets targets = adapter_targets(recipe);
     for (const LayerId layer : blueprint.blocks(with_mtp_)) {
       blocks_.push_back(block_maps(blueprint, layer, trains_weights_ ? nullptr : &targets));
@@ -241,7 +243,7 @@ class Planner {
     const std::string rows_of_all = mesh_.tp > 1 ? str(mesh_.tp, " T") : "T";
     const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
     const int64_t moe_blocks = num_blocks - blueprint_.num_dense_layers();
-    const int64_t first_trained = trains_weights_ ? 0 : first_adapted();
+    const int64_t first_trained = std::clamp<int64_t>(lowest_trained(blueprint_, recipe_).number(), 0, num_blocks);
     const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
     add("tokens and positions", U * (9 * 8 + blueprint_.rotary.dim * size_),
         str(rows_of_all, " x (nine indices + rotary angles)"));
@@ -276,7 +278,7 @@ class Planner {
     // Rows, their weights and the gradients of their sums as they go out, the gradients of both as they come home.
     const int64_t gathered = parts_.experts > 1 ? routed * (3 * D + 2 * K) * size_ : 0;
 
-    const int64_t kept = std::min(num_kept_layers(recipe_.train.keep, num_blocks), num_blocks - first_trained);
+    const int64_t kept = std::min(plan_.kept_layers, num_blocks - first_trained);
     int64_t kept_bytes = 0, graph = 0, mixing = 0, experts = 0;
     for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
       const BlockMemory row = block_memory(blueprint_, blocks_[layer], traits);
@@ -322,18 +324,6 @@ class Planner {
     }
     add("gradient reduction", T * D * size_ + reduction, str(count_text(reduced), " numbers of a layer at a time"),
         Span::kPhase);
-  }
-
-  int64_t first_adapted() const {
-    for (const auto& maps : blocks_) {
-      for (const LinearMap& map : maps) {
-        if (map.adapter) return map.layer.number();
-      }
-      if (recipe_.router.train != RouterTraining::kNone && blueprint_.has_experts(maps.at(0).layer)) {
-        return maps.at(0).layer.number();
-      }
-    }
-    return static_cast<int64_t>(blocks_.size());
   }
 
   /// Trained numbers whose gradients exist at a time: those of one layer; the MTP module's block stands on those of the
@@ -385,7 +375,24 @@ int64_t MemoryPlan::host_bytes() const { return most_at_a_time(*this, true); }
 MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
                        std::optional<int64_t> rows) {
   MT_CHECK(blueprint.router.experts % mesh.ep == 0, blueprint.router.experts, " experts on ", mesh.ep, " ranks");
-  return Planner(blueprint, recipe, mesh, machine, rows).plan();
+  const auto num_blocks = static_cast<int64_t>(blueprint.blocks(recipe.mtp.trains()).size());
+  const auto plan_with = [&](int64_t kept_layers) {
+    return Planner(blueprint, recipe, mesh, machine, rows, kept_layers).plan();
+  };
+  MemoryPlan plan = plan_with(num_kept_layers(recipe.train.keep, num_blocks));
+  if (recipe.train.keep.kind != KeepLayers::Kind::kAuto || machine.device_memory_bytes == 0) return plan;
+  const auto room = static_cast<int64_t>((1.0 - kKeepReserve) * static_cast<double>(machine.device_memory_bytes));
+  for (int64_t fits = 0, too_many = num_blocks + 1; too_many - fits > 1;) {
+    const int64_t tried = fits + (too_many - fits) / 2;
+    MemoryPlan more = plan_with(tried);
+    if (more.device_bytes() > room || more.weights.host_layers != plan.weights.host_layers) {
+      too_many = tried;
+    } else {
+      fits = tried;
+      plan = std::move(more);
+    }
+  }
+  return plan;
 }
 
 std::string memory_table(const MemoryPlan& plan, bool with_formulas) {

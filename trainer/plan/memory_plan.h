@@ -34,6 +34,10 @@ struct MemoryPart {
   std::string formula;
 };
 
+/// Share of a GPU's memory that graphs kept by `train.keep: auto` leave to what no plan knows: the context, workspaces
+/// of libraries, pieces between the allocator's blocks.
+constexpr double kKeepReserve = 0.08;
+
 struct MemoryPlan {
   at::DeviceType device = at::kCPU;  ///< on a CPU its memory is the host's
   int64_t rows = 0;                  ///< tokens of the fullest rank's documents in its fullest step
@@ -42,6 +46,7 @@ struct MemoryPlan {
   int64_t plain_bytes = 0;           ///< embedding, head, norms, router
   int64_t trained_numbers = 0;       ///< on this rank
   int64_t scratch_elements = 0;      ///< as Model::scratch_elements()
+  int64_t kept_layers = 0;           ///< the last this many blocks keep their graph
   std::vector<std::pair<std::string, int64_t>> trained_by_group;  ///< numbers of the whole model, all ranks together
   std::vector<MemoryPart> parts;
 
@@ -51,7 +56,9 @@ struct MemoryPlan {
 };
 
 /// The plan for one rank of a resolved mesh. `rows`: tokens of the fullest rank's documents where the data is known;
-/// otherwise the bound that train.batch and data.max_tokens give. Throws UserError where targets match nothing.
+/// otherwise the bound that train.batch and data.max_tokens give. With `train.keep: auto` as many blocks keep their
+/// graph as fit beside a reserve of kKeepReserve of the device's memory, without moving weights to the host for them;
+/// none where that memory is not known, as on CPUs. Throws UserError where targets match nothing.
 MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
                        std::optional<int64_t> rows = std::nullopt);
 

@@ -6,7 +6,7 @@
 #include "moe/inventory.h"
 #include "moe/model.h"
 #include "parallel/bytes/weight_store.h"
-#include "trainer/recipe/recipe_meaning.h"
+#include "trainer/plan/planned_step.h"
 
 namespace moetune {
 namespace {
@@ -28,24 +28,27 @@ class Placer {
     const BaseFormat base = recipe.model.base;
     const int64_t local_experts = blueprint.router.experts / mesh.ep;
     const TensorParts parts{mesh.tp, mesh.expert_tp, base};
-    AdapterTargets targets = adapter_targets(recipe);
-    lowest_layer_ = blueprint.turn();
     auto add = [&](LayerId layer, const std::vector<LinearMap>& maps) {
       std::array<int64_t, 2> bytes{};
       for (const LinearMap& map : maps) {
         const int64_t units = map.units(local_experts);
         bytes[map.stack > 0] +=
             units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, parts.cut_of(map)}.unit_bytes();
-        if (map.adapter) lowest_layer_ = std::min(lowest_layer_, layer);
       }
       for (const int lane : {0, 1}) {
         if (bytes[lane] > 0) slabs_.push_back({layer, lane, bytes[lane], false});
       }
     };
-    for (const LayerId layer : blueprint.blocks(/*with_mtp=*/false)) add(layer, block_maps(blueprint, layer, &targets));
+    for (const LayerId layer : blueprint.blocks(/*with_mtp=*/false)) add(layer, block_maps(blueprint, layer));
     if (recipe.mtp.trains()) {
       add(blueprint.turn(), {mtp_projection(blueprint)});
-      add(blueprint.mtp(), block_maps(blueprint, blueprint.mtp(), &targets));
+      add(blueprint.mtp(), block_maps(blueprint, blueprint.mtp()));
+    }
+    for (const SlabUse& use : slab_uses(blueprint, planned_step(blueprint, recipe))) {
+      const auto used = std::find_if(slabs_.begin(), slabs_.end(), [&](const PlannedSlab& slab) {
+        return slab.layer == use.layer && slab.lane == (use.kind == SlabKind::kExperts);
+      });
+      if (used != slabs_.end()) uses_.push_back(static_cast<int>(used - slabs_.begin()));
     }
   }
 
@@ -86,17 +89,16 @@ class Placer {
     result.buffer_bytes = WeightStore::buffer_bytes(largest);
     std::sort(result.host_layers.begin(), result.host_layers.end());
     for (const int lane : {0, 1}) {
-      std::vector<int64_t> shared, copied;
-      size_t lowest = 0;
-      for (const PlannedSlab& slab : slabs_) {
-        if (slab.lane != lane || (!slab.on_host && shards_[lane] == 1)) continue;
-        if (slab.layer < lowest_layer_) ++lowest;
-        const int64_t kept = WeightStore::shard_bytes(slab.bytes, shards_[lane]);
-        copied.push_back(slab.on_host ? kept : 0);
-        shared.push_back((shards_[lane] - 1) * kept);
+      std::vector<int> fetched;
+      for (const int use : uses_) {
+        if (slabs_[use].lane == lane && (slabs_[use].on_host || shards_[lane] > 1)) fetched.push_back(use);
       }
-      result.copied_bytes_per_step += WeightStore::bytes_of_sweep(copied, lowest);
-      result.gathered_bytes_per_step += WeightStore::bytes_of_sweep(shared, lowest);
+      for (const Fetch& fetch : fetches_of_round(fetched).fetches) {
+        const PlannedSlab& slab = slabs_[fetch.slab];
+        const int64_t kept = WeightStore::shard_bytes(slab.bytes, shards_[lane]);
+        result.copied_bytes_per_step += slab.on_host ? kept : 0;
+        result.gathered_bytes_per_step += (shards_[lane] - 1) * kept;
+      }
     }
     return result;
   }
@@ -104,7 +106,7 @@ class Placer {
  private:
   std::array<int64_t, 2> shards_{};
   std::vector<PlannedSlab> slabs_;
-  LayerId lowest_layer_;
+  std::vector<int> uses_;  ///< of slabs in a step
 };
 
 }  // namespace

@@ -5,6 +5,8 @@
 
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
+#include "parallel/base/log.h"
+#include "parallel/device/device_memory.h"
 #include "trainer/data/step_batch.h"
 #include "trainer/state/frozen_digest.h"
 #include "trainer/state/replica_check.h"
@@ -70,7 +72,24 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
 }
 
 void Stepper::rehearse(Batches& batches, int64_t step) {
-  sweep_.train(batch_of(batches, step), StepRandom{});
+  const StepBatch batch = batch_of(batches, step);
+  // A rank that fails beside others leaves them in a collective: there the first lack of memory ends the run.
+  const bool yields = recipe_.train.keep.kind == KeepLayers::Kind::kAuto && run_.mesh->world().size() == 1;
+  while (true) {
+    try {
+      sweep_.train(batch, StepRandom{});
+      break;
+    } catch (const c10::OutOfMemoryError&) {
+      if (!yields || sweep_.kept_layers() == 0) throw;
+    }
+    const int64_t kept = sweep_.kept_layers(), fewer = kept * 3 / 4;
+    log_warn(str("train.keep: auto: memory did not suffice for the graphs of ", kept, " blocks, as the plan has it; ",
+                 fewer, " are kept"));
+    sweep_.keep_layers(fewer);
+    for (Parameter& parameter : run_.model->parameters.all()) parameter.clear_gradient();
+    reducer_.forget();
+    free_cached_memory(run_.device);
+  }
   reducer_.forget();
 }
 

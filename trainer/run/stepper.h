@@ -23,7 +23,9 @@ class Stepper {
   /// Step `step`, from 0, of `num_steps`. Throws NonFiniteError, or InternalError where replicas differ, before
   /// anything is updated. Collective over the mesh.
   StepReport train(Batches& batches, int64_t step, int64_t num_steps);
-  /// Way down and way up of a step, and nothing comes of it. Collective.
+  /// Way down and way up of a step, and nothing comes of it. Where one rank alone lacks device memory for it and
+  /// `train.keep` is auto, fewer blocks keep their graph until it suffices, which is said; else the lack is thrown.
+  /// Collective.
   void rehearse(Batches& batches, int64_t step);
   /// trainer/run/evaluation.h of these batches, with what the optimizer still has to do done first. Collective.
   Evaluation evaluate(Batches& batches, int64_t max_sequences);

@@ -25,11 +25,9 @@ Sweep::Sweep(Model& model, const SweepOptions& options, LayerHooks hooks, RankPr
       options_(options),
       hooks_(std::move(hooks)),
       progress_(progress),
-      trunk_(model.blueprint.blocks(/*with_mtp=*/false)),
       scratch_(model.parameters.device(), model.parameters.compute()),
       lowest_trained_(model.parameters.lowest_layer(model.blueprint.turn())),
       mixing_parameters_(model.blocks.size()),
-      states_(model.blocks.size()),
       stash_(model.parameters.device()) {
   scratch_.reserve(model.scratch_elements());
   scratch_.poison_released(options.poison_released);
@@ -40,27 +38,22 @@ Sweep::Sweep(Model& model, const SweepOptions& options, LayerHooks hooks, RankPr
   }
 }
 
-bool Sweep::keeps_graph(LayerId layer) const {
-  return layer.number() >= static_cast<int64_t>(model_.blocks.size()) - options_.keep_layers &&
-         layer >= lowest_trained_;
-}
-
-bool Sweep::stashes(LayerId layer) const {
-  return options_.stash_inputs && !keeps_graph(layer) && layer >= lowest_trained_ &&
-         layer.number() + 1 < model_.blueprint.num_layers();
+bool Sweep::stashes(const StepOp& op) const {
+  return options_.stash_inputs && !op.keeps && op.layer >= lowest_trained_ &&
+         op.layer.number() + 1 < model_.blueprint.num_layers();
 }
 
 bool Sweep::balances(LayerId layer) const {
   return options_.balance.is_on() && !layer.is_mtp() && block(layer).is_moe();
 }
 
-at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stream, PassContext& pass, Mode mode) {
+at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& stream, Passage& step) {
+  const LayerId layer = op.layer;
   const RankProgress::Place place(progress_, str(layer, " on its way down"));
-  hooks_.before(layer);
   Block& block = this->block(layer);
-  LayerState state;
-  const bool keep = mode == Mode::kTrain && keeps_graph(layer);
-  const bool balance = mode == Mode::kTrain && balances(layer);
+  PassContext& pass = step.pass;
+  BlockState state;
+  const bool keep = op.keeps, trains = step.mode == StepMode::kTrain, balance = trains && balances(layer);
   block.use(pass);
   std::vector<Mixed> mixed;
   std::vector<at::Tensor> expert;
@@ -71,7 +64,7 @@ at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stre
     mixed.push_back(block.mix(x, stream.slices[s], stream.angles[s], /*replayed_TK=*/{}, balance, pass));
     if (balance) {
       Mixed& slice = mixed.back();
-      balance_->count(layer.number(), slice.score_TE, slice.probability_TE, slice.expert_TK, stream.slices[s]);
+      step.balance->count(layer.number(), slice.score_TE, slice.probability_TE, slice.expert_TK, stream.slices[s]);
       slice.score_TE = at::Tensor();
       if (!keep) slice.probability_TE = at::Tensor();
     }
@@ -82,7 +75,9 @@ at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stre
   if (block.is_moe()) {
     const at::Tensor expert_TK = joined(expert);
     state.routing = block.experts()->route(expert_TK);
-    if (mode != Mode::kEvaluate) loads_.push_back(tally(expert_TK, model_.blueprint.router.experts));
+    if (trains || step.mode == StepMode::kRoute) {
+      step.loads.push_back(tally(expert_TK, model_.blueprint.router.experts));
+    }
     sent = block.experts()->send(
         state.routing, {joined(mixed, &Mixed::z_TD), joined(mixed, &Mixed::weight_TK), stream.token_T, {}}, pass);
   }
@@ -101,24 +96,24 @@ at::Tensor Sweep::down(LayerId layer, const at::Tensor& x_TD, const Stream& stre
     block.release_experts();
   }
   block.release(pass);
-  if (mode == Mode::kTrain) {
-    if (stashes(layer)) stash_.put(layer.number(), x_TD);
+  if (trains) {
+    state.stashed = stashes(op);
+    if (state.stashed) stash_.put(layer.number(), x_TD);
     else if (layer >= lowest_trained_) state.x_TD = x_TD;
-    if (layer >= lowest_trained_) kept_input_bytes_ += static_cast<int64_t>(x_TD.nbytes());
-    states_[layer.number()] = std::move(state);
+    if (layer >= lowest_trained_) step.result.kept_input_bytes += static_cast<int64_t>(x_TD.nbytes());
+    step.blocks[layer.number()] = std::move(state);
   }
   return y_TD;
 }
 
-at::Tensor Sweep::up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stream, PassContext& pass) {
+at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& stream, Passage& step) {
+  const LayerId layer = op.layer;
   const RankProgress::Place place(progress_, str(layer, " on its way up"));
   Block& block = this->block(layer);
-  LayerState state = std::exchange(states_[layer.number()], LayerState());
-  if (stashes(layer)) state.x_TD = stash_.take(layer.number());
-  if (layer > LayerId::block(0)) {
-    const LayerId below = LayerId::block(layer.number() - 1);
-    if (stashes(below)) stash_.fetch(below.number());
-  }
+  PassContext& pass = step.pass;
+  BlockState state = std::exchange(step.blocks[layer.number()], BlockState());
+  if (state.stashed) state.x_TD = stash_.take(layer.number());
+  if (const int64_t below = layer.number() - 1; below >= 0 && step.blocks[below].stashed) stash_.fetch(below);
   block.use(pass);
   const bool recompute = state.mixed.empty();
   if (recompute) {
@@ -162,7 +157,7 @@ at::Tensor Sweep::up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stre
       gradients.of(mixed.weight_TK, rows_of(routed.d_weight_TK, slice));
     }
     if (mixed.probability_TE.defined()) {
-      gradients.of(mixed.probability_TE, balance_->gradient(layer.number(), s, slice));
+      gradients.of(mixed.probability_TE, step.balance->gradient(layer.number(), s, slice));
     }
     if (needs_input_gradient(layer)) {
       gradients.in(state.leaf_x[s], [&](const at::Tensor& gradient) { d_x.push_back(gradient); });
@@ -177,168 +172,144 @@ at::Tensor Sweep::up(LayerId layer, const at::Tensor& d_y_TD, const Stream& stre
   return needs_input_gradient(layer) ? joined(d_x) : at::Tensor();
 }
 
-at::Tensor Sweep::turn(const at::Tensor& x_TD, const StepBatch& batch, PassContext& pass, SweepResult& result) {
+void Sweep::head(const StepOp& op, Passage& step) {
   const RankProgress::Place place(progress_, "turn");
   const TensorAxis& axis = model_.axis;
-  at::Tensor x_UD = axis.gather_rows(x_TD, batch.main.num_gathered_rows);
-  HeadResult head = model_.head->loss(x_UD, batch.main.target_row, batch.main.target, 1.0 / batch.main.divisor, true,
-                                      batch.main.target_weight);
-  result.loss_sum = head.loss_sum;
-  if (!model_.mtp) return axis.reduce_scatter_rows(head.d_x_UD);
+  const Stream& stream = stream_of(op.layer, step.batch);
+  if (op.layer.is_mtp()) {
+    const double scale = stream.divisor > 0.0 ? options_.mtp_weight / stream.divisor : 0.0;
+    HeadResult head = model_.mtp->head().loss(axis.gather_rows(step.mtp.x_TD, stream.num_gathered_rows),
+                                              stream.target_row, stream.target, scale, true, stream.target_weight);
+    step.result.mtp_loss_sum = head.loss_sum;
+    step.mtp.x_TD = at::Tensor();
+    step.mtp.d_x_TD = axis.reduce_scatter_rows(head.d_x_UD);
+    return;
+  }
+  at::Tensor x_UD = axis.gather_rows(step.x_TD, stream.num_gathered_rows);
+  if (step.mode == StepMode::kLogits) {
+    step.result.logits_TV = model_.head->logits(x_UD.index_select(0, stream.place));
+    return;
+  }
+  const bool trains = step.mode == StepMode::kTrain;
+  const HeadResult head = model_.head->loss(x_UD, stream.target_row, stream.target,
+                                            trains ? 1.0 / stream.divisor : 0.0, trains, stream.target_weight);
+  step.result.loss_sum = head.loss_sum;
+  step.result.loss_n = head.loss_n;
+  step.d_x_UD = head.d_x_UD;
+  if (trains && model_.mtp) step.x_UD = x_UD;
+}
 
+void Sweep::mtp_input(Passage& step) {
+  const RankProgress::Place place(progress_, "turn");
   Mtp& mtp = *model_.mtp;
-  const LayerId layer = model_.blueprint.mtp();
-  at::Tensor x_rows = x_UD.index_select(0, batch.mtp_row).requires_grad_();
-  x_UD = at::Tensor();
-  at::Tensor embedding = mtp.embedding().embed(batch.mtp_next_token);
-  if (mtp.embedding().trains()) embedding.requires_grad_();
+  const bool trains = step.mode == StepMode::kTrain;
+  if (!trains) step.x_UD = model_.axis.gather_rows(step.x_TD, step.batch.main.num_gathered_rows);
+  step.mtp.x_rows = std::exchange(step.x_UD, {}).index_select(0, step.batch.mtp_row).requires_grad_(trains);
+  step.mtp.embedding = mtp.embedding().embed(step.batch.mtp_next_token);
+  if (mtp.embedding().trains()) step.mtp.embedding.requires_grad_(trains);
   // The projection's graph is small and waits for its block; its weight is dense twice, as any other's.
-  at::Tensor z_TD;
-  mtp.use(pass);
+  mtp.use(step.pass);
   {
-    at::AutoGradMode with_graph(true);
-    z_TD = mtp.input(x_rows, embedding);
+    at::AutoGradMode with_graph(trains);
+    step.mtp.input_TD = mtp.input(step.mtp.x_rows, step.mtp.embedding);
   }
-  mtp.release(pass);
-  at::Tensor out_TD = down(layer, z_TD.detach(), batch.mtp, pass, Mode::kTrain);
-  const double scale = batch.mtp.divisor > 0.0 ? options_.mtp_weight / batch.mtp.divisor : 0.0;
-  HeadResult second = mtp.head().loss(axis.gather_rows(out_TD, batch.mtp.num_gathered_rows), batch.mtp.target_row,
-                                      batch.mtp.target, scale, true, batch.mtp.target_weight);
-  result.mtp_loss_sum = second.loss_sum;
-  at::Tensor d_z_TD = up(layer, axis.reduce_scatter_rows(second.d_x_UD), batch.mtp, pass);
-  // Undefined where nothing at or below the module's input trains.
-  if (d_z_TD.defined()) {
-    mtp.use(pass);
-    NamedGradients gradients;
-    gradients.of(z_TD, d_z_TD);
-    gradients.in(x_rows, [&](const at::Tensor& d_x) { head.d_x_UD.index_add_(0, batch.mtp_row, d_x); });
-    if (mtp.embedding().trains()) {
-      gradients.in(embedding,
-                   [&](const at::Tensor& gradient) { mtp.embedding().add_gradient(batch.mtp_next_token, gradient); });
+  mtp.release(step.pass);
+  step.mtp.x_TD = step.mtp.input_TD.detach();
+}
+
+void Sweep::mtp_input_gradient(Passage& step) {
+  const RankProgress::Place place(progress_, "turn");
+  Mtp& mtp = *model_.mtp;
+  mtp.use(step.pass);
+  NamedGradients gradients;
+  gradients.of(step.mtp.input_TD, step.mtp.d_x_TD);
+  gradients.in(step.mtp.x_rows, [&](const at::Tensor& d_x) { step.d_x_UD.index_add_(0, step.batch.mtp_row, d_x); });
+  if (mtp.embedding().trains()) {
+    gradients.in(step.mtp.embedding, [&](const at::Tensor& gradient) {
+      mtp.embedding().add_gradient(step.batch.mtp_next_token, gradient);
+    });
+  }
+  for (Parameter* parameter : model_.parameters.of_layer(model_.blueprint.turn())) {
+    gradients.in(parameter->working, [=](const at::Tensor& gradient) { parameter->add_gradient(gradient); });
+  }
+  gradients.compute();
+  mtp.release(step.pass);
+}
+
+void Sweep::turn(Passage& step) {
+  step.mtp = {};
+  step.x_TD = at::Tensor();
+  step.d_x_TD = model_.axis.reduce_scatter_rows(std::exchange(step.d_x_UD, {}));
+  if (!step.balance) return;
+  step.balance->close(hooks_.sum_over_documents);
+  step.result.balance_loss = step.balance->loss();
+  if (step.result.balance_loss.defined()) model_.axis.sum(step.result.balance_loss);
+}
+
+void Sweep::execute(const StepOp& op, Passage& step) {
+  const Stream& stream = stream_of(op.layer, step.batch);
+  at::Tensor& x_TD = op.layer.is_mtp() ? step.mtp.x_TD : step.x_TD;
+  at::Tensor& d_x_TD = op.layer.is_mtp() ? step.mtp.d_x_TD : step.d_x_TD;
+  switch (op.kind) {
+    case StepOp::Kind::kAwait: {
+      const RankProgress::Place place(progress_, str("the last update of ", op.layer));
+      hooks_.before(op.layer);
+      break;
     }
-    for (Parameter* parameter : model_.parameters.of_layer(model_.blueprint.turn())) {
-      gradients.in(parameter->working, [=](const at::Tensor& gradient) { parameter->add_gradient(gradient); });
-    }
-    gradients.compute();
-    mtp.release(pass);
+    case StepOp::Kind::kEmbed: x_TD = model_.embedding.embed(step.batch.input_U); break;
+    case StepOp::Kind::kDown: x_TD = down(op, x_TD, stream, step); break;
+    case StepOp::Kind::kHead: head(op, step); break;
+    case StepOp::Kind::kMtpInput: mtp_input(step); break;
+    case StepOp::Kind::kMtpInputGradient: mtp_input_gradient(step); break;
+    case StepOp::Kind::kTurn: turn(step); break;
+    case StepOp::Kind::kUp: d_x_TD = up(op, d_x_TD, stream, step); break;
+    case StepOp::Kind::kEmbedGradient: model_.embedding.add_gradient(step.batch.input_U, d_x_TD); break;
+    case StepOp::Kind::kReduce: hooks_.done(op.layer); break;
   }
-  hooks_.done(layer);
-  return axis.reduce_scatter_rows(head.d_x_UD);
 }
 
-std::vector<FrozenSlab*> Sweep::uses(Mode mode) const {
-  std::vector<FrozenSlab*> uses;
-  auto add = [&](LayerId layer) {
-    for (FrozenSlab* slab : block(layer).slabs()) uses.push_back(slab);
-  };
-  const LayerId module = model_.blueprint.mtp();
-  for (const LayerId layer : trunk_) add(layer);
-  if (mode == Mode::kEvaluate) return uses;
-  if (model_.mtp) {
-    FrozenSlab* projection = model_.mtp->parts().slab;
-    if (projection != nullptr) uses.push_back(projection);
-    add(module);
-    if (mode == Mode::kRoute) return uses;
-    add(module);
-    if (projection != nullptr && needs_input_gradient(module)) uses.push_back(projection);
+std::vector<FrozenSlab*> Sweep::slabs_of(const StepProgram& program) const {
+  std::vector<FrozenSlab*> slabs;
+  for (const SlabUse& use : slab_uses(model_.blueprint, program)) {
+    if (FrozenSlab* slab = model_.slab(use.kind, use.layer)) slabs.push_back(slab);
   }
-  if (mode == Mode::kRoute) return uses;
-  for (const LayerId layer : way_up()) add(layer);
-  return uses;
+  return slabs;
 }
 
-std::vector<LayerId> Sweep::way_up() const {
-  std::vector<LayerId> layers;
-  for (auto layer = trunk_.rbegin(); layer != trunk_.rend() && *layer >= lowest_trained_; ++layer) {
-    layers.push_back(*layer);
+SweepResult Sweep::run(const StepBatch& batch, StepMode mode, const StepRandom& random) {
+  at::NoGradGuard no_grad;
+  const StepProgram program = step_program(
+      model_.blueprint,
+      {.mode = mode, .mtp = model_.mtp != nullptr, .lowest_trained = lowest_trained_, .keep_layers = options_.keep_layers});
+  Passage step(batch, mode, {scratch_, dequantised_, random}, model_.blocks.size());
+  if (mode == StepMode::kTrain && options_.balance.is_on()) {
+    step.balance = std::make_unique<StepBalance>(options_.balance, model_.blueprint.router,
+                                                 BalanceTotals{batch.global.documents, batch.global.tokens},
+                                                 model_.axis);
   }
-  return layers;
-}
-
-at::Tensor Sweep::way_down(const StepBatch& batch, PassContext& pass, Mode mode) {
-  model_.slabs->schedule(uses(mode));
-  hooks_.before(LayerId::embedding());
-  at::Tensor x_TD = model_.embedding.embed(batch.input_U);
-  for (const LayerId layer : trunk_) x_TD = down(layer, x_TD, batch.main, pass, mode);
-  hooks_.before(model_.blueprint.turn());
-  return x_TD;
+  model_.slabs->schedule(slabs_of(program));
+  try {
+    for (const StepOp& op : program) execute(op, step);
+  } catch (...) {
+    model_.slabs->abandon();
+    scratch_.reset();
+    throw;
+  }
+  if (!step.loads.empty()) {
+    step.result.load_LE = at::stack(step.loads);
+    model_.axis.sum(step.result.load_LE);
+  }
+  return std::move(step.result);
 }
 
 SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random) {
-  at::NoGradGuard no_grad;
-  PassContext pass{scratch_, dequantised_, random};
-  SweepResult result;
-  balance_.reset();
-  if (options_.balance.is_on()) {
-    balance_ = std::make_unique<StepBalance>(options_.balance, model_.blueprint.router,
-                                             BalanceTotals{batch.global.documents, batch.global.tokens}, model_.axis);
-  }
-  loads_.clear();
-  kept_input_bytes_ = 0;
-  at::Tensor x_TD = way_down(batch, pass, Mode::kTrain);
-  at::Tensor d_x_TD = turn(x_TD, batch, pass, result);
-  x_TD = at::Tensor();
-  hooks_.done(model_.blueprint.turn());
-  if (balance_) {
-    balance_->close(hooks_.sum_over_documents);
-    result.balance_loss = balance_->loss();
-    if (result.balance_loss.defined()) model_.axis.sum(result.balance_loss);
-  }
-  for (const LayerId layer : way_up()) {
-    d_x_TD = up(layer, d_x_TD, batch.main, pass);
-    hooks_.done(layer);
-  }
-  for (LayerState& state : states_) state = LayerState();
-  if (model_.embedding.trains()) {
-    model_.embedding.add_gradient(batch.input_U, d_x_TD);
-    hooks_.done(LayerId::embedding());
-  }
-  take_loads(result);
-  return result;
+  return run(batch, StepMode::kTrain, random);
 }
 
-void Sweep::take_loads(SweepResult& result) {
-  if (loads_.empty()) return;
-  result.load_LE = at::stack(loads_);
-  model_.axis.sum(result.load_LE);
-}
+SweepResult Sweep::route(const StepBatch& batch) { return run(batch, StepMode::kRoute, {}); }
 
-SweepResult Sweep::route(const StepBatch& batch) {
-  at::NoGradGuard no_grad;
-  PassContext pass{scratch_, dequantised_, StepRandom{}};
-  SweepResult result;
-  loads_.clear();
-  at::Tensor x_TD = way_down(batch, pass, Mode::kRoute);
-  if (model_.mtp) {
-    Mtp& mtp = *model_.mtp;
-    at::Tensor x_UD = model_.axis.gather_rows(x_TD, batch.main.num_gathered_rows);
-    mtp.use(pass);
-    at::Tensor z_TD = mtp.input(x_UD.index_select(0, batch.mtp_row), mtp.embedding().embed(batch.mtp_next_token));
-    mtp.release(pass);
-    down(model_.blueprint.mtp(), z_TD, batch.mtp, pass, Mode::kRoute);
-  }
-  take_loads(result);
-  return result;
-}
+SweepResult Sweep::evaluate(const StepBatch& batch) { return run(batch, StepMode::kEvaluate, {}); }
 
-SweepResult Sweep::evaluate(const StepBatch& batch) {
-  at::NoGradGuard no_grad;
-  PassContext pass{scratch_, dequantised_, StepRandom{}};
-  SweepResult result;
-  at::Tensor x_TD = way_down(batch, pass, Mode::kEvaluate);
-  at::Tensor x_UD = model_.axis.gather_rows(x_TD, batch.main.num_gathered_rows);
-  const HeadResult head = model_.head->loss(x_UD, batch.main.target_row, batch.main.target, 0.0, /*backward=*/false,
-                                            batch.main.target_weight);
-  result.loss_sum = head.loss_sum;
-  result.loss_n = head.loss_n;
-  return result;
-}
-
-at::Tensor Sweep::logits(const StepBatch& batch) {
-  at::NoGradGuard no_grad;
-  PassContext pass{scratch_, dequantised_, StepRandom{}};
-  at::Tensor x_UD = model_.axis.gather_rows(way_down(batch, pass, Mode::kEvaluate), batch.main.num_gathered_rows);
-  return model_.head->logits(x_UD.index_select(0, batch.main.place));
-}
+at::Tensor Sweep::logits(const StepBatch& batch) { return run(batch, StepMode::kLogits, {}).logits_TV; }
 
 }  // namespace moetune

@@ -27,29 +27,23 @@ struct Stay {
   double fetched = 0.0, from = 0.0, to = 0.0;  ///< its fetch begins; it is there; the buffer may be overwritten
 };
 
-/// What `num_layers` slabs do in two buffers in a step that follows others: of those to be used next, the first that is
-/// in neither buffer is fetched into the one that is not in use (parallel/bytes/weight_store.h).
-std::array<std::vector<Stay>, WeightStore::kBuffers> stays_of_step(int64_t num_layers) {
-  std::vector<int64_t> uses;
-  for (int64_t layer = 0; layer < num_layers; ++layer) uses.push_back(layer);
-  for (int64_t layer = num_layers - 1; layer >= 0; --layer) uses.push_back(layer);
-  const auto num_uses = static_cast<int64_t>(uses.size());
+/// What `num_layers` slabs do in the buffers in a step that follows others, down through all of them and up again.
+std::array<std::vector<Stay>, WeightStore::kBuffers> stays_of_step(int num_layers) {
+  constexpr double kFetchLasts = 0.8;  // as it is drawn
+  std::vector<int> uses;
+  for (int layer = 0; layer < num_layers; ++layer) uses.push_back(layer);
+  for (int layer = num_layers - 1; layer >= 0; --layer) uses.push_back(layer);
+  const FetchRound round = fetches_of_round(uses);
   std::array<std::vector<Stay>, WeightStore::kBuffers> stays;
-  // from the last step's way up
-  for (int64_t buffer = 0; buffer < WeightStore::kBuffers; ++buffer) stays[buffer].push_back({buffer, 0.0, 0.0, 0.0});
-  for (int64_t now = 0; now < num_uses; ++now) {
-    const bool first = stays[0].back().layer == uses[now];
-    std::vector<Stay>& other = stays[first ? 1 : 0];
-    int64_t next = now + 1;
-    while (next < num_uses && (uses[next] == uses[now] || uses[next] == other.back().layer)) ++next;
-    if (next >= num_uses) continue;
-    const auto from = uses.begin() + now + 1, to = uses.begin() + next;
-    if (std::find(from, to, other.back().layer) != to) continue;  // what the other buffer has is used before
-    const auto begin = static_cast<double>(now);
-    other.back().to = begin;
-    other.push_back({uses[next], begin, begin + 0.8, begin + 0.8});
+  for (int buffer = 0; buffer < WeightStore::kBuffers; ++buffer) {
+    stays[buffer].push_back({round.before[buffer], 0.0, 0.0, 0.0});
   }
-  for (auto& buffer : stays) buffer.back().to = static_cast<double>(num_uses);
+  for (const FetchRound::Timed& fetch : round.fetches) {
+    const auto begin = static_cast<double>(fetch.time);
+    stays[fetch.buffer].back().to = begin;
+    stays[fetch.buffer].push_back({fetch.slab, begin, begin + kFetchLasts, begin + kFetchLasts});
+  }
+  for (auto& buffer : stays) buffer.back().to = static_cast<double>(uses.size());
   return stays;
 }
 
@@ -180,7 +174,7 @@ class WeightsPicture {
       svg_.chip({at(static_cast<double>(use)) + 1, y + 6, unit - 2, 18}, use < layers ? colour::kDown : colour::kUp,
                 str("layer ", layer), {.size = 11});
     }
-    const auto stays = stays_of_step(layers);
+    const auto stays = stays_of_step(static_cast<int>(layers));
     int64_t fetches = 0;
     for (size_t buffer = 0; buffer < stays.size(); ++buffer) {
       const double top = y + 32 + static_cast<double>(buffer) * 24;

@@ -1,0 +1,30 @@
+#include "trainer/plan/planned_step.h"
+
+#include <algorithm>
+
+#include "moe/inventory.h"
+#include "trainer/recipe/recipe_meaning.h"
+
+namespace moetune {
+
+LayerId lowest_trained(const Blueprint& blueprint, const Recipe& recipe) {
+  if (!recipe.adapter) return LayerId::embedding();
+  const bool routers = recipe.router.train != RouterTraining::kNone;
+  AdapterTargets targets = adapter_targets(recipe);
+  for (const LayerId layer : blueprint.blocks(recipe.mtp.trains())) {
+    const std::vector<LinearMap> maps = block_maps(blueprint, layer, &targets);
+    const auto is_adapted = [](const LinearMap& map) { return map.adapter.has_value(); };
+    if (std::any_of(maps.begin(), maps.end(), is_adapted) || (routers && blueprint.has_experts(layer))) return layer;
+  }
+  return blueprint.turn();
+}
+
+StepProgram planned_step(const Blueprint& blueprint, const Recipe& recipe) {
+  const auto num_blocks = static_cast<int64_t>(blueprint.blocks(recipe.mtp.trains()).size());
+  return step_program(blueprint, {.mode = StepMode::kTrain,
+                                  .mtp = recipe.mtp.trains(),
+                                  .lowest_trained = lowest_trained(blueprint, recipe),
+                                  .keep_layers = num_kept_layers(recipe.train.keep, num_blocks)});
+}
+
+}  // namespace moetune

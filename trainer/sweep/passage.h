@@ -1,0 +1,62 @@
+// What lives for the length of one passage through the model, down or down and up: the state of a step in flight. The
+// sweep that executes it holds none.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "moe/balance.h"
+#include "moe/block.h"
+#include "moe/head.h"
+#include "trainer/data/step_batch.h"
+#include "trainer/sweep/step_program.h"
+
+namespace moetune {
+
+/// Sums over this rank's documents, the same on every rank of a tensor axis; the caller adds them over the ranks that
+/// take other documents. Scalars on the device, not waited for.
+struct SweepResult {
+  at::Tensor loss_sum;      ///< negative log-likelihood of the target tokens, each times its weight
+  at::Tensor mtp_loss_sum;  ///< undefined without MTP
+  at::Tensor balance_loss;  ///< these documents' part of the step's balance loss, weight included; undefined without
+  at::Tensor loss_n;        ///< of an evaluation: of each target, in the order of the documents' rows
+  at::Tensor load_LE;       ///< int64 [MoE layers, E]: tokens of these documents that each expert was chosen for
+  at::Tensor logits_TV;     ///< where logits were asked for: of the documents' rows in their order
+  int64_t kept_input_bytes = 0;  ///< of the block inputs held between down and up
+};
+
+/// What a block's way down leaves for its way up.
+struct BlockState {
+  at::Tensor x_TD;      ///< the block's input
+  bool stashed = false;  ///< it waits in host memory instead
+  RoutingRecord routing;
+  std::vector<at::Tensor> leaf_x;  ///< by slice, where the graph is kept
+  std::vector<Mixed> mixed;
+  std::unique_ptr<KeptExperts> experts;
+};
+
+struct Passage {
+  Passage(const StepBatch& batch, StepMode mode, const PassContext& pass, size_t num_blocks)
+      : batch(batch), mode(mode), pass(pass), blocks(num_blocks) {}
+
+  const StepBatch& batch;
+  StepMode mode;
+  PassContext pass;
+
+  at::Tensor x_TD;    ///< input of the next block on the way down
+  at::Tensor d_x_TD;  ///< gradient of the last one's output on the way up
+  std::vector<BlockState> blocks;        ///< by LayerId::number()
+  std::unique_ptr<StepBalance> balance;  ///< null where there is no balance loss
+  std::vector<at::Tensor> loads;         ///< by MoE layer, in the order of the way down
+
+  /// The trunk's output and its gradient, all ranks' rows, between the head and the turn.
+  at::Tensor x_UD, d_x_UD;
+  /// Of the MTP module: the graph of its input, which is the output of what it is made of; its block's output, and
+  /// their gradients.
+  struct {
+    at::Tensor x_rows, embedding, input_TD, x_TD, d_x_TD;
+  } mtp;
+  SweepResult result;
+};
+
+}  // namespace moetune
