@@ -79,19 +79,35 @@ void FrozenWeight::set(int64_t unit, const at::Tensor& weight_OI) {
   for (size_t i = 0; i < parts.size(); ++i) packed_[i][unit].copy_(parts[i]);
 }
 
-at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const {
-  at::NoGradGuard no_grad;
+void FrozenWeight::check_bound() const {
   MT_CHECK(!packed_.empty(), "a frozen weight [", shape_.outputs, ", ", shape_.inputs,
            "] was made dense while its bytes were not there");
+}
+
+at::Tensor FrozenWeight::held_units(int64_t first, int64_t count) const {
+  return packed_[0].narrow(0, first, count).unflatten(1, {shape_.held_outputs(), shape_.held_inputs()});
+}
+
+at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const {
+  check_bound();
+  if (!is_quantised(shape_.format) && scratch_elements() == 0) return held_units(first, count);
+  at::Tensor out_eOI = scratch.take({count, shape_.held_outputs(), shape_.held_inputs()});
+  dense_units_into(first, count, out_eOI, scratch, counters);
+  return out_eOI;
+}
+
+void FrozenWeight::dense_units_into(int64_t first, int64_t count, at::Tensor out, Scratch& scratch,
+                                    DequantCounters& counters) const {
+  at::NoGradGuard no_grad;
+  check_bound();
   const int64_t outputs = shape_.held_outputs(), inputs = shape_.held_inputs();
-  const bool quantised = is_quantised(shape_.format);
-  const at::Tensor held = quantised ? at::Tensor() : packed_[0].narrow(0, first, count).unflatten(1, {outputs, inputs});
-  if (!quantised && scratch_elements() == 0) return held;
   const bool packs_whole = shape_.packs_whole();
   if (!packs_whole) counters.elements += count * outputs * inputs;
-  at::Tensor out = scratch.take({count, outputs, inputs});
-  if (!quantised) return out.copy_(held);
-  if (out.numel() == 0) return out;
+  if (!is_quantised(shape_.format)) {
+    out.copy_(held_units(first, count));
+    return;
+  }
+  if (out.numel() == 0) return;
 
   Nf4View view;
   view.codes = packed_[0].const_data_ptr<uint8_t>();
@@ -116,11 +132,11 @@ at::Tensor FrozenWeight::dense_units(int64_t first, int64_t count, Scratch& scra
     counters.elements += whole.numel();
     nf4_dequantise_units_into(view, shape_.outputs * shape_.inputs, first, count, whole);
     const MatrixCut& cut = shape_.cut;
-    return out.copy_(
+    out.copy_(
         whole.narrow(1, cut.first_output(shape_.outputs), outputs).narrow(2, cut.first_input(shape_.inputs), inputs));
+    return;
   }
   nf4_dequantise_units_into(view, outputs * inputs, first, count, out);
-  return out;
 }
 
 void FrozenWeight::use(Scratch& scratch, DequantCounters& counters) {

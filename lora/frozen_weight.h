@@ -49,17 +49,27 @@ class FrozenWeight {
   void use(Scratch& scratch, DequantCounters& counters);
   /// Dense form of units first .. first + count - 1, written to a new place of `scratch`: [count, O, I].
   at::Tensor dense_units(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const;
+  /// The same written to out_eOI [count, O, I], whose units and rows may lie apart by multiples of 16 bytes; `scratch`
+  /// gives what is needed besides. Not of a weight that is held dense.
+  void dense_units_into(int64_t first, int64_t count, at::Tensor out_eOI, Scratch& scratch,
+                        DequantCounters& counters) const;
   void release() { dense_ = at::Tensor(); }
   /// [O, I] for one unit, [units, O, I] for a stack, O and I as held. Throws InternalError outside use() .. release().
   const at::Tensor& dense() const;
 
   const FrozenShape& shape() const { return shape_; }
+  at::Device device() const { return device_; }
+  at::ScalarType compute() const { return compute_; }
   /// Elements that use() takes from the scratch: 0 where the held form is dense already.
   int64_t scratch_elements() const { return shape_.scratch_elements(compute_); }
   /// The packed parts where they are bound, [units, elements] each, for tests.
   std::vector<at::Tensor> packed() const;
 
  private:
+  void check_bound() const;
+  /// Units of a weight that is not quantised, as they are held.
+  at::Tensor held_units(int64_t first, int64_t count) const;
+
   FrozenShape shape_;
   at::Device device_;
   at::ScalarType compute_;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "parallel/device/upload.h"
+
 namespace moetune {
 namespace {
 
@@ -52,6 +54,7 @@ GroupedLinear::AdaptedRows GroupedLinear::adapted_rows(const ExpertChunk& chunk)
     rows.groups = chunk.groups;
     return rows;
   }
+  if (rows.count == 0) return rows;
   std::vector<int64_t> counts, offsets;
   int64_t num_rows = 0;
   for (auto expert = begin; expert != end; ++expert) {
@@ -62,8 +65,9 @@ GroupedLinear::AdaptedRows GroupedLinear::adapted_rows(const ExpertChunk& chunk)
   const at::Device device = chunk.groups.ends_e.device();
   rows.groups = RowGroups::from_counts(counts, device);
   rows.groups.one_kernel = chunk.groups.one_kernel;
-  const at::Tensor lists = at::tensor(counts, at::kLong), starts = at::tensor(offsets, at::kLong);
-  rows.row_X = at::repeat_interleave(starts.to(device), lists.to(device), 0, num_rows) +
+  const at::Tensor lists_2e =
+      uploaded(at::stack({at::tensor(offsets, at::kLong), at::tensor(counts, at::kLong)}), device);
+  rows.row_X = at::repeat_interleave(lists_2e[0], lists_2e[1], 0, num_rows) +
                at::arange(num_rows, at::TensorOptions(at::kLong).device(device));
   return rows;
 }
@@ -73,42 +77,64 @@ at::Tensor GroupedLinear::forward(const at::Tensor& x_XI, const at::Tensor& dens
                                   const at::Tensor& bias_weight_X1) const {
   at::NoGradGuard no_grad;
   at::Tensor y_XO = grouped_mm(x_XI, dense_eOI.transpose(1, 2), chunk.groups);
-  if (adds_bias()) {
-    at::Tensor bias_XO = bias_.rows(chunk);
-    y_XO.add_(bias_weight_X1.defined() ? bias_XO.mul_(bias_weight_X1) : bias_XO);
-  }
-  if (!adapter_) return y_XO;
+  add_bias(y_XO, chunk, bias_weight_X1);
+  add_adapter(y_XO, x_XI, chunk, token_X, random);
+  return y_XO;
+}
+
+void GroupedLinear::add_bias(at::Tensor y_XO, const ExpertChunk& chunk, const at::Tensor& bias_weight_X1) const {
+  if (!adds_bias()) return;
+  at::Tensor bias_XO = bias_.rows(chunk);
+  y_XO.add_(bias_weight_X1.defined() ? bias_XO.mul_(bias_weight_X1) : bias_XO);
+}
+
+void GroupedLinear::add_adapter(at::Tensor y_XO, const at::Tensor& x_XI, const ExpertChunk& chunk,
+                                const at::Tensor& token_X, const StepRandom& random) const {
+  if (!adapter_) return;
   const AdaptedRows rows = adapted_rows(chunk);
-  if (rows.count == 0) return y_XO;
+  if (rows.count == 0) return;
   at::Tensor a_eRI = rows.of_stack(adapter_->a().working), b_eOR = rows.of_stack(adapter_->b().working);
   at::Tensor low_XR =
       grouped_mm(adapter_->drop(rows.of(x_XI), rows.of(token_X), random), a_eRI.transpose(1, 2), rows.groups);
   rows.add_to(y_XO, grouped_mm(low_XR, b_eOR.transpose(1, 2), rows.groups), adapter_->scale());
-  return y_XO;
 }
 
 at::Tensor GroupedLinear::backward(const at::Tensor& dy_XO, const at::Tensor& x_XI, const at::Tensor& dense_eOI,
                                    const ExpertChunk& chunk, const at::Tensor& token_X, const StepRandom& random,
                                    const at::Tensor& bias_weight_X1) {
   at::NoGradGuard no_grad;
-  if (adds_bias()) bias_.add_gradient(dy_XO, chunk, bias_weight_X1);
   at::Tensor dx_XI = grouped_mm(dy_XO, dense_eOI, chunk.groups);
+  const at::Tensor d_low_XR = add_adapter_input_gradient(dx_XI, dy_XO, chunk, token_X, random);
+  add_gradients(dy_XO, x_XI, d_low_XR, chunk, token_X, random, bias_weight_X1);
+  return dx_XI;
+}
+
+at::Tensor GroupedLinear::add_adapter_input_gradient(at::Tensor dx_XI, const at::Tensor& dy_XO,
+                                                     const ExpertChunk& chunk, const at::Tensor& token_X,
+                                                     const StepRandom& random) const {
+  if (!adapter_) return {};
+  const AdaptedRows rows = adapted_rows(chunk);
+  if (rows.count == 0) return {};
+  at::Tensor a_eRI = rows.of_stack(adapter_->a().working), b_eOR = rows.of_stack(adapter_->b().working);
+  at::Tensor d_low_XR = grouped_mm(rows.of(dy_XO), b_eOR, rows.groups).mul_(adapter_->scale());
+  rows.add_to(dx_XI, adapter_->drop(grouped_mm(d_low_XR, a_eRI, rows.groups), rows.of(token_X), random), 1.0);
+  return d_low_XR;
+}
+
+void GroupedLinear::add_gradients(const at::Tensor& dy_XO, const at::Tensor& x_XI, const at::Tensor& d_low_XR,
+                                  const ExpertChunk& chunk, const at::Tensor& token_X, const StepRandom& random,
+                                  const at::Tensor& bias_weight_X1) {
+  if (adds_bias()) bias_.add_gradient(dy_XO, chunk, bias_weight_X1);
   if (trained_ != nullptr) {
     trained_->gradient().narrow(0, chunk.first, chunk.count).add_(grouped_outer(dy_XO, x_XI, chunk.groups));
   }
-  if (!adapter_) return dx_XI;
+  if (!d_low_XR.defined()) return;
   const AdaptedRows rows = adapted_rows(chunk);
-  if (rows.count == 0) return dx_XI;
-  at::Tensor a_eRI = rows.of_stack(adapter_->a().working), b_eOR = rows.of_stack(adapter_->b().working);
-  const double scale = adapter_->scale();
-  const at::Tensor own_dy_XO = rows.of(dy_XO), own_token_X = rows.of(token_X);
-  at::Tensor dropped_XI = adapter_->drop(rows.of(x_XI), own_token_X, random);
+  at::Tensor a_eRI = rows.of_stack(adapter_->a().working);
+  at::Tensor dropped_XI = adapter_->drop(rows.of(x_XI), rows.of(token_X), random);
   at::Tensor low_XR = grouped_mm(dropped_XI, a_eRI.transpose(1, 2), rows.groups);
-  at::Tensor d_low_XR = grouped_mm(own_dy_XO, b_eOR, rows.groups).mul_(scale);
-  rows.of_stack(adapter_->b().gradient()).add_(grouped_outer(own_dy_XO, low_XR, rows.groups), scale);
+  rows.of_stack(adapter_->b().gradient()).add_(grouped_outer(rows.of(dy_XO), low_XR, rows.groups), adapter_->scale());
   rows.of_stack(adapter_->a().gradient()).add_(grouped_outer(d_low_XR, dropped_XI, rows.groups));
-  rows.add_to(dx_XI, adapter_->drop(grouped_mm(d_low_XR, a_eRI, rows.groups), own_token_X, random), 1.0);
-  return dx_XI;
 }
 
 at::Tensor GroupedLinear::bias_weight_gradient(const at::Tensor& dy_XO, const ExpertChunk& chunk,

@@ -6,7 +6,8 @@
 //   // adds the adapter's (or the weight's) gradients
 //   at::Tensor dx_XI = gate.backward(dy_XO, x_XI, w, chunk, token_X, random);
 //
-// Forward and backward are plain functions: the caller orders them between autograd segments and token exchanges.
+// Forward and backward are plain functions: the caller orders them between autograd segments and token exchanges. They
+// are made of pieces, with which several maps of the same rows share a product (grouped_maps.h).
 #pragma once
 
 #include <memory>
@@ -62,6 +63,21 @@ class GroupedLinear {
   at::Tensor backward(const at::Tensor& dy_XO, const at::Tensor& x_XI, const at::Tensor& dense_eOI,
                       const ExpertChunk& chunk, const at::Tensor& token_X, const StepRandom& random,
                       const at::Tensor& bias_weight_X1 = {});
+
+  /// What forward() adds to x W_e^T.
+  void add_bias(at::Tensor y_XO, const ExpertChunk& chunk, const at::Tensor& bias_weight_X1) const;
+  void add_adapter(at::Tensor y_XO, const at::Tensor& x_XI, const ExpertChunk& chunk, const at::Tensor& token_X,
+                   const StepRandom& random) const;
+  /// What backward() adds to dy W_e. Returns d (x A_e^T) of the adapted rows, which add_gradients() wants; undefined
+  /// where the chunk has no adapter.
+  at::Tensor add_adapter_input_gradient(at::Tensor dx_XI, const at::Tensor& dy_XO, const ExpertChunk& chunk,
+                                        const at::Tensor& token_X, const StepRandom& random) const;
+  /// Adds the gradients of what trains. x is read where needs_input().
+  void add_gradients(const at::Tensor& dy_XO, const at::Tensor& x_XI, const at::Tensor& d_low_XR,
+                     const ExpertChunk& chunk, const at::Tensor& token_X, const StepRandom& random,
+                     const at::Tensor& bias_weight_X1);
+  /// Whether gradients take the map's input.
+  bool needs_input() const { return adapter_ != nullptr || trained_ != nullptr; }
   /// d w = <dy, b_e> of each row, [X] in `dtype`; only with a bias.
   at::Tensor bias_weight_gradient(const at::Tensor& dy_XO, const ExpertChunk& chunk, at::ScalarType dtype) const;
 
@@ -78,6 +94,9 @@ class GroupedLinear {
   Adapter* adapter() const { return adapter_.get(); }
   Parameter* trained() const { return trained_; }
   bool trains() const { return adapter_ != nullptr || trained_ != nullptr || bias_.trained() != nullptr; }
+  /// Of each map, as held here.
+  int64_t outputs() const { return trained_ != nullptr ? trained_->working.size(1) : frozen_->shape().held_outputs(); }
+  int64_t inputs() const { return trained_ != nullptr ? trained_->working.size(2) : frozen_->shape().held_inputs(); }
   /// Scratch elements of one expert's dense weight: 0 where it is held dense.
   int64_t scratch_elements_per_expert() const;
 
@@ -91,7 +110,7 @@ class GroupedLinear {
       return row_X.defined() && rows_X.defined() ? rows_X.index_select(0, row_X) : rows_X;
     }
     /// target += scale * delta at these rows
-    void add_to(at::Tensor& target, const at::Tensor& delta, double scale) const {
+    void add_to(at::Tensor target, const at::Tensor& delta, double scale) const {
       row_X.defined() ? target.index_add_(0, row_X, delta, scale) : target.add_(delta, scale);
     }
     at::Tensor of_stack(const at::Tensor& stack) const { return stack.narrow(0, first, count); }

@@ -4,7 +4,8 @@
 //   at::Tensor y_TO = q_a.forward(x_TI, token_T, random);
 //
 // Frozen: the graph keeps the address of the weight, not its dense form; backward multiplies by the dense weight of the
-// use of its own pass (d x = d y W). The weight itself gets no gradient, so x is saved only where an adapter needs it.
+// use of its own pass (d x = d y W). The weight itself gets no gradient, so x is saved only where an adapter needs it,
+// and beside it x A^T. A dropout's mask is drawn again in the backward pass.
 //
 // The bias b [O] is a tensor in compute dtype, frozen, or an autograd leaf (a Parameter's working copy) that trains by
 // d b = sum of d y over the rows. It is not part of the adapter: y = x W^T + b + s B A x. Hazard: of a map that a
@@ -40,7 +41,7 @@ class Linear {
   /// A map whose weight [O, I] trains.
   explicit Linear(Parameter& trained, at::Tensor bias_O = {}, OutputRange used = {});
 
-  /// x_TI in compute dtype -> y_TO. token_T: global token numbers (int64), read only under dropout.
+  /// x_TI in compute dtype, two-dimensional -> y_TO. token_T: global token numbers (int64), read only under dropout.
   at::Tensor forward(const at::Tensor& x_TI, const at::Tensor& token_T, const StepRandom& random) const;
 
   FrozenWeight* frozen() const { return frozen_.get(); }

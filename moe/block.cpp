@@ -1,5 +1,9 @@
 #include "moe/block.h"
 
+#include <algorithm>
+
+#include "moe/attention/grouped_query_attention.h"
+#include "moe/attention/latent_attention.h"
 #include "moe/rms_norm.h"
 
 namespace moetune {
@@ -43,8 +47,10 @@ Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& a
                  bool balance, const PassContext& pass) const {
   at::Tensor normed_TD = rms_norm(x_TD, parts_.input_norm, eps_);
   Mixed mixed;
-  mixed.residual_TD = x_TD + parts_.attention->forward(normed_TD, slice, angles, pass.random);
-  mixed.z_TD = rms_norm(mixed.residual_TD, parts_.post_attention_norm, eps_);
+  const NormedSum residual = add_rms_norm(x_TD, parts_.attention->forward(normed_TD, slice, angles, pass.random),
+                                          parts_.post_attention_norm, eps_);
+  mixed.residual_TD = residual.sum;
+  mixed.z_TD = residual.normed;
   if (!is_moe()) return mixed;
   at::Tensor score_TE = parts_.router->scores(mixed.z_TD, slice.token_T, pass.random);
   mixed.expert_TK = replayed_TK;
@@ -64,6 +70,49 @@ Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& a
 void Block::add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) const {
   if (parts_.mlp) mixed.residual_TD = mixed.residual_TD + parts_.mlp->forward(mixed.z_TD, slice, pass.random);
   if (!is_moe()) mixed.z_TD = at::Tensor();
+}
+
+BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& maps, const PassTraits& traits) {
+  const AttentionSpec& spec = blueprint.layer(maps.at(0).layer).attention;
+  const int64_t D = blueprint.width, size = traits.element_bytes();
+  const DenseMaps dense(maps, traits);
+  const auto of_attention =
+      spec.kind == AttentionSpec::Kind::kLatent ? latent_attention_cost : grouped_query_attention_cost;
+  const PartCost attention = of_attention(spec, dense, D, traits), mlp = swiglu_mlp_cost(dense, D, traits);
+  BlockCost cost;
+  cost.is_moe = std::any_of(maps.begin(), maps.end(), [](const LinearMap& map) { return map.stack > 0; });
+  const bool has_mlp = dense.outputs("gate_proj") > 0;
+  // The residual behind attention, which its norm keeps, and that behind the MLP; z, which MLP and experts read.
+  int64_t saved = D + (has_mlp ? D : 0);
+  if (cost.is_moe || dense.keeps_input("gate_proj") || dense.keeps_input("up_proj")) saved += D;
+  cost.saved = saved * size + 2 * traits.wide_bytes() + attention.saved + mlp.saved;
+  cost.mixing = std::max(attention.transient, mlp.transient);
+  // Two norms, the first residual's sum in the second one's pass; the MLP's sum.
+  cost.forward.touched_bytes = static_cast<double>(size * (6 + (has_mlp ? 3 : 0)) * D);
+  cost.backward.touched_bytes = static_cast<double>(size * 7 * D);
+  for (const PartCost* part : {&attention, &mlp}) {
+    cost.forward += part->forward;
+    cost.backward += part->backward;
+  }
+  if (!cost.is_moe) return cost;
+  const PartCost router = router_cost(blueprint.router, D, traits);
+  cost.saved += router.saved;
+  cost.forward += router.forward;
+  cost.backward += router.backward;
+  cost.experts = routed_experts_cost(blueprint, maps, traits);
+  cost.forward += cost.experts.forward;
+  cost.backward += cost.experts.backward;
+  return cost;
+}
+
+int64_t block_scratch_elements(const std::vector<LinearMap>& maps, const PassTraits& traits, int64_t chunk_experts) {
+  int64_t elements = chunk_experts * folded_scratch_elements(maps, traits);
+  for (const LinearMap& map : maps) {
+    const FrozenShape shape{held_format(map, traits.parts.base), map.units(chunk_experts), map.outputs, map.inputs,
+                            traits.parts.cut_of(map)};
+    elements += shape.scratch_elements(traits.compute);
+  }
+  return elements;
 }
 
 }  // namespace moetune

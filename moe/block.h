@@ -17,6 +17,7 @@
 
 #include "lora/frozen_slab.h"
 #include "moe/attention/attention.h"
+#include "moe/cost.h"
 #include "moe/routed_experts.h"
 #include "moe/router.h"
 #include "moe/swiglu_mlp.h"
@@ -80,5 +81,24 @@ class Block {
   BlockParts parts_;
   double eps_;
 };
+
+/// What one pass through a block takes, from shapes alone. On the way up, of T rows in slices of at most S with Y received
+/// and X routed ones in the largest chunk, it holds beside its input
+///
+///   T * saved + max(S * mixing, Y * experts.received + X * experts.chunk)
+///
+/// and what passes between its two stages. A test compares that with what the allocator hands out.
+struct BlockCost {
+  Work forward, backward;  ///< a row, experts included
+  int64_t saved = 0;       ///< a row of the local batch: what mixing keeps up to its backward pass, outputs included
+  int64_t mixing = 0;      ///< a row of the slice in flight: temporaries of attention or MLP
+  ExpertsCost experts;     ///< nothing in a dense block
+  bool is_moe = false;
+};
+/// `maps`: all of one block, with their adapters.
+BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& maps, const PassTraits& traits);
+
+/// Scratch elements of one pass through a block of these whole maps: all maps of mixing and one chunk of experts.
+int64_t block_scratch_elements(const std::vector<LinearMap>& maps, const PassTraits& traits, int64_t chunk_experts);
 
 }  // namespace moetune

@@ -2,12 +2,13 @@
 
 #include <torch/csrc/autograd/autograd.h>
 
+#include "moe/cross_entropy.h"
 #include "moe/rms_norm.h"
 
 namespace moetune {
 
-at::Tensor Head::log_sum_exp(const at::Tensor& logits_CV) const {
-  at::Tensor own_C1 = logits_CV.logsumexp(-1, /*keepdim=*/true);
+at::Tensor Head::log_sum_of_all(const at::Tensor& logits_CV) const {
+  at::Tensor own_C1 = log_sum_exp(logits_CV);
   if (axis_.size() == 1) return own_C1;
   at::Tensor largest_C1 = own_C1.clone();
   axis_.max(largest_C1);
@@ -39,10 +40,10 @@ HeadResult Head::loss(const at::Tensor& x_UD, const at::Tensor& target_row, cons
       normed_CD = rms_norm(x_CD, weights_.norm_D, eps_);
     }
     at::Tensor hidden_CD = normed_CD.detach();
-    at::Tensor logits_CV = at::linear(hidden_CD, weight_VD).to(wide);
-    at::Tensor target_logit_C1 = logits_CV.gather(1, target_C1).mul_(own_C1);
+    at::Tensor logits_CV = at::linear(hidden_CD, weight_VD);
+    at::Tensor target_logit_C1 = logits_CV.gather(1, target_C1).to(wide).mul_(own_C1);
     axis_.sum(target_logit_C1);
-    at::Tensor log_sum_C1 = log_sum_exp(logits_CV);
+    at::Tensor log_sum_C1 = log_sum_of_all(logits_CV);
     at::Tensor loss_C1 = log_sum_C1 - target_logit_C1, weight_C1;
     if (target_weight.defined()) {
       weight_C1 = target_weight.narrow(0, first, count).to(wide).unsqueeze(1);
@@ -53,12 +54,8 @@ HeadResult Head::loss(const at::Tensor& x_UD, const at::Tensor& target_row, cons
       result.loss_n.narrow(0, first, count).copy_(loss_C1.squeeze(1));
       continue;
     }
-    // d(scale * loss) / d logits = scale * weight * (softmax - one hot)
-    at::Tensor d_logits_CV = logits_CV.sub_(log_sum_C1).exp_();
-    d_logits_CV.scatter_add_(1, target_C1, own_C1.to(wide).neg_());
-    d_logits_CV.mul_(scale);
-    if (weight_C1.defined()) d_logits_CV.mul_(weight_C1);
-    d_logits_CV = d_logits_CV.to(x_UD.scalar_type());
+    const at::Tensor d_logits_CV =
+        cross_entropy_gradient(std::move(logits_CV), log_sum_C1, {target_C1, own_C1}, scale, weight_C1);
     if (weights_.weight != nullptr) weights_.weight->gradient().add_(d_logits_CV.t().matmul(hidden_CD));
     std::vector<at::Tensor> inputs{x_CD};
     if (weights_.norm != nullptr) inputs.push_back(weights_.norm->working);

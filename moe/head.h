@@ -50,12 +50,12 @@ class Head {
   /// Logits of all rows over the whole vocabulary, [U, V]: for tests and small outputs only. Collective over the axis.
   at::Tensor logits(const at::Tensor& x_UD) const;
   /// Bytes of the logits of a chunk at their most, over `vocab` numbers a row: as computed, in the accumulation dtype,
-  /// and their softmax.
+  /// and their softmax. GPUs, whose gradient overwrites the logits as computed, need less.
   static int64_t chunk_bytes(int64_t chunk_rows, int64_t vocab, at::ScalarType compute);
 
  private:
   /// log sum exp over the whole vocabulary of logits over this rank's part, [C, 1].
-  at::Tensor log_sum_exp(const at::Tensor& logits_CV) const;
+  at::Tensor log_sum_of_all(const at::Tensor& logits_CV) const;
 
   HeadWeights weights_;
   int64_t vocab_;

@@ -4,7 +4,6 @@
 
 #include "moe/attention/grouped_query_attention.h"
 #include "moe/attention/latent_attention.h"
-#include "moe/block_memory.h"
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
 

@@ -2,17 +2,26 @@
 // then scaled.
 //
 //   at::Tensor y_TD = rms_norm(x_TD, weight_D, 1e-6);
+//   auto [sum_TD, normed_TD] = add_rms_norm(x_TD, attended_TD, weight_D, 1e-6);
 //
-// One autograd node that keeps x and one number a row, instead of the five nodes and three copies of the plain
-// expression.
+// One autograd node that keeps its input and one number a row. On GPUs forward and backward are one pass over the rows
+// each (rms_norm_kernels.h); the gradient of a weight that trains takes another.
 #pragma once
 
 #include <torch/types.h>
 
 namespace moetune {
 
-/// y = weight * round(x / sqrt(mean(x^2) + eps)); differentiable in x and weight. Any leading dims; statistics in fp32
-/// (fp64 for fp64).
+/// y = weight * round(x / sqrt(mean(x^2) + eps)); differentiable in x and weight. Any leading dims, any distance
+/// between rows; statistics in fp32 (fp64 for fp64).
 at::Tensor rms_norm(const at::Tensor& x_TD, const at::Tensor& weight_D, double eps);
+
+/// A residual stream and its norm.
+struct NormedSum {
+  at::Tensor sum, normed;
+};
+/// sum = x + added and rms_norm(sum), differentiable in x, added and weight; what is kept is the sum. The gradient that
+/// reaches the sum by other ways joins that of the norm in the same pass. x and added have one shape.
+NormedSum add_rms_norm(const at::Tensor& x_TD, const at::Tensor& added_TD, const at::Tensor& weight_D, double eps);
 
 }  // namespace moetune

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "moe/row_gather.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -57,11 +58,13 @@ RoutingRecord RoutedExperts::route(const at::Tensor& expert_TK) const {
 }
 
 std::vector<ExpertChunk> RoutedExperts::chunks(const std::vector<int64_t>& rows_of_expert, at::Device device) const {
-  const RowGroups all = RowGroups::from_counts(rows_of_expert, device);
   std::vector<ExpertChunk> result;
-  for (int64_t first = 0; first < placement_.count; first += chunk_experts_) {
-    const int64_t count = std::min(chunk_experts_, placement_.count - first);
-    result.push_back({first, count, all.begin(first), all.range(first, count)});
+  int64_t first = 0, first_row = 0;
+  for (RowGroups& groups : RowGroups::runs(rows_of_expert, chunk_experts_, device)) {
+    const int64_t count = groups.num_groups(), rows = groups.num_rows();
+    result.push_back({first, count, first_row, std::move(groups)});
+    first += count;
+    first_row += rows;
   }
   return result;
 }
@@ -95,7 +98,9 @@ KeptExperts::Round RoutedExperts::grouped(const ExchangeRound& round, const RowF
   const int64_t num_routed = std::accumulate(round.rows_of_expert.begin(), round.rows_of_expert.end(), int64_t{0});
   rows.slot_X = std::get<1>(local_YK.masked_fill_(foreign, placement_.count).flatten().sort(/*stable=*/true, 0, false))
                     .narrow(0, 0, num_routed);
-  rows.row_X = rows.slot_X.floor_divide(rows_Y.weight.size(1));
+  const int64_t top_k = rows_Y.weight.size(1);
+  rows.row_X = rows.slot_X.floor_divide(top_k);
+  if (rows.slot_X.is_cuda()) rows.place_YK = places_of(rows.slot_X, rows_Y.weight.size(0), top_k);
   rows.weight_X = rows_Y.weight.flatten().index_select(0, rows.slot_X);
   if (rows_Y.token.defined()) rows.token_X = rows_Y.token.squeeze(1).index_select(0, rows.row_X);
   return rows;
@@ -112,9 +117,11 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, Pa
     at::Tensor sum_YD = at::zeros_like(rows.y_YD);
     for (const ExpertChunk& chunk : chunks(round.rows_of_expert, routed_UD.device())) {
       const at::Tensor row_X = part(rows.row_X, chunk);
-      const ExpertRows inputs{rows.y_YD.index_select(0, row_X), part(rows.weight_X, chunk), part(rows.token_X, chunk)};
-      GateUp before;
-      sum_YD.index_add_(0, row_X, mlp_.forward(chunk, inputs, pass, kept != nullptr ? &before : nullptr));
+      const ExpertRows inputs{gather_rows(rows.y_YD, row_X, mlp_.x_columns(pass.random)), part(rows.weight_X, chunk),
+                              part(rows.token_X, chunk)};
+      at::Tensor before;
+      gather_sum(mlp_.forward(chunk, inputs, pass, kept != nullptr ? &before : nullptr),
+                 {row_X, rows.place_YK, chunk.first_row}, sum_YD);
       if (kept != nullptr) rows.gate_up.push_back(std::move(before));
       pass.scratch.release_to(mark);
     }
@@ -125,7 +132,7 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, Pa
 }
 
 ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch sent, PassContext& pass,
-                                        const KeptExperts* kept) const {
+                                        const KeptExperts* kept) {
   at::NoGradGuard no_grad;
   const at::Tensor d_routed_UD = sent.rows_U.d_routed;
   const int64_t top_k = record.expert_UK.size(1);
@@ -142,17 +149,119 @@ ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch se
     size_t chunk_index = 0;
     for (const ExpertChunk& chunk : chunks(round.rows_of_expert, d_sum_YD.device())) {
       const at::Tensor row_X = part(rows.row_X, chunk);
-      const ExpertRows inputs{rows.y_YD.index_select(0, row_X), part(rows.weight_X, chunk), part(rows.token_X, chunk)};
-      const GateUp* before = rows.gate_up.empty() ? nullptr : &rows.gate_up[chunk_index++];
-      const RowGradients d = mlp_.backward(chunk, inputs, d_sum_YD.index_select(0, row_X), pass, before);
+      const ExpertRows inputs{gather_rows(rows.y_YD, row_X, mlp_.x_columns(pass.random)), part(rows.weight_X, chunk),
+                              part(rows.token_X, chunk)};
+      const at::Tensor* before = rows.gate_up.empty() ? nullptr : &rows.gate_up[chunk_index++];
+      const RowGradients d =
+          mlp_.backward(chunk, inputs, gather_rows(d_sum_YD, row_X, mlp_.d_out_columns(pass.random)), pass, before);
       d_weight_YK.view(-1).index_copy_(0, part(rows.slot_X, chunk), d.d_weight_X);
-      d_y_YD.index_add_(0, row_X, d.d_x_XD);
+      gather_sum(d.d_x_XD, {row_X, rows.place_YK, chunk.first_row}, d_y_YD);
       pass.scratch.release_to(mark);
     }
     exchange_.back(round, d_y_YD, d_z_UD);
     exchange_.back(round, d_weight_YK, d_weight_UK);
   }
   return {axis_.reduce_scatter_rows(d_z_UD), axis_.reduce_scatter_rows(d_weight_UK)};
+}
+
+namespace {
+
+/// The maps of a stack that are computed as one, gate and up, or down.
+struct StackedMaps {
+  int64_t outputs = 0, inputs = 0, rank = 0;  ///< held here; of all adapters together
+  bool folds = false;
+  bool drops = false;  ///< in training passes, which then do not fold
+};
+
+StackedMaps stacked(const std::vector<LinearMap>& maps, bool down, const PassTraits& traits) {
+  StackedMaps found;
+  bool suits = traits.on_gpu() && traits.compute == at::kBFloat16 && !traits.train_weights;
+  for (const LinearMap& map : maps) {
+    if (map.stack == 0 || (map.role == TensorRole::kDown) != down) continue;
+    const LinearMap held = map.part(traits.parts);
+    found.outputs += held.outputs;
+    found.inputs = held.inputs;
+    suits = suits && held.outputs % 8 == 0 && held.inputs % 8 == 0;
+    if (!map.adapter) continue;
+    found.rank += map.adapter->rank;
+    found.drops = found.drops || map.adapter->dropout > 0.0;
+    suits = suits && map.adapter->rank % 8 == 0 && map.adapter->experts.empty() && map.adapter->top_experts == 0;
+  }
+  found.folds = suits && found.rank > 0;
+  return found;
+}
+
+}  // namespace
+
+int64_t folded_scratch_elements(const std::vector<LinearMap>& maps, const PassTraits& traits) {
+  int64_t elements = 0;
+  for (const bool down : {false, true}) {
+    const StackedMaps of = stacked(maps, down, traits);
+    if (of.folds) elements += (of.outputs + of.rank) * (of.inputs + of.rank) - of.outputs * of.inputs;
+  }
+  return elements;
+}
+
+ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<LinearMap>& maps,
+                                const PassTraits& traits) {
+  const int64_t D = blueprint.width, K = blueprint.router.top_k, size = traits.element_bytes();
+  const int64_t F = traits.parts.expert_features(blueprint).outputs(blueprint.experts.width);
+  const bool weighs_input = blueprint.experts.weight_acts == ExpertSpec::WeightActs::kInput;
+  bool adapted = false;
+  double forward = 0.0, backward = 0.0;  // of one routed row
+  for (const LinearMap& map : maps) {
+    if (map.stack == 0) continue;
+    const auto outputs = static_cast<double>(map.outputs), inputs = static_cast<double>(map.inputs);
+    forward += 2.0 * outputs * inputs;
+    backward += (traits.train_weights ? 4.0 : 2.0) * outputs * inputs;
+    if (!map.adapter) continue;
+    adapted = true;
+    forward += 2.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs);
+    backward += 4.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs);
+  }
+  ExpertsCost cost;
+  const auto routed = static_cast<double>(K);
+  cost.forward.grouped = routed * forward;
+  cost.backward.grouped = routed * backward;
+  // Rows gathered and summed; gate and up read, h written.
+  cost.forward.touched_bytes = routed * static_cast<double>(size * (4 * D + 3 * F));
+  cost.backward.touched_bytes = routed * static_cast<double>(size * (6 * D + 6 * F));
+  if (traits.exchanged) {
+    cost.forward.exchange_bytes = routed * static_cast<double>(2 * D * size);
+    cost.backward.exchange_bytes = routed * static_cast<double>(3 * D * size);
+  }
+
+  // The sum of gradients of the rows; copies of rows and of their gradients where they came from other ranks. Of each
+  // routed row its slot, its row and, on a GPU, its place; weights and their gradients.
+  cost.received = size * D * (traits.exchanged ? 3 : 1) + K * (8 + 8 + 2 * size + (traits.on_gpu() ? 4 : 0));
+  // A row of the chunk, of both ways the greater: x, d out and d x beside gate and up; or, as the activation's gradients
+  // are made, d h in place of d x.
+  int64_t wide = 3 * D + 2 * F, hidden = 2 * D + 3 * F;
+  const StackedMaps gate_up = stacked(maps, false, traits), down = stacked(maps, true, traits);
+  if ((gate_up.folds || down.folds) && !gate_up.drops && !down.drops) {
+    // Rows with x A^T behind them, and gradients of gate and up beside these.
+    wide += 2 * gate_up.rank + down.rank;
+    hidden += 3 * F + 2 * gate_up.rank + 2 * down.rank;
+  } else if (adapted) {
+    wide += D;    // what the adapter adds to d x
+    hidden += F;  // h again
+  }
+  if (traits.train_weights) hidden += F;
+  if (!traits.on_gpu()) hidden += 4 * F;  // what activation and gradients are made of
+  if (weighs_input) wide += D, hidden += D;          // x before and behind its weight
+  if (blueprint.experts.biases) wide += D, hidden += 2 * F;
+  cost.chunk = size * std::max(wide, hidden);
+  cost.kept = size * 2 * F + 8 + 8 + size + (traits.on_gpu() ? 4 : 0);
+  // The rows themselves, joined or received, where they are not what mixing keeps.
+  cost.kept_received = size * (K + (traits.exchanged || traits.several_slices ? D : 0));
+  return cost;
+}
+
+int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes,
+                          int64_t local_experts, const TensorParts& parts) {
+  const int64_t width = parts.expert_features(blueprint).outputs(blueprint.experts.width),
+                expert_bytes = 3 * width * blueprint.width * static_cast<int64_t>(c10::elementSize(compute));
+  return std::min(local_experts, std::max<int64_t>(1, chunk_bytes / expert_bytes));
 }
 
 }  // namespace moetune

@@ -23,6 +23,7 @@
 #include <memory>
 #include <vector>
 
+#include "moe/cost.h"
 #include "moe/expert_mlp.h"
 #include "moe/pass_context.h"
 #include "parallel/comm/tensor_axis.h"
@@ -80,7 +81,8 @@ struct KeptExperts {
     at::Tensor row_X;   ///< received row of each routed row, grouped by expert
     at::Tensor slot_X;  ///< its place among the K of that row, as a flat index into [Y, K]
     at::Tensor y_YD, weight_X, token_X;
-    std::vector<GateUp> gate_up;  ///< by chunk; empty: recompute
+    at::Tensor place_YK;              ///< of each of the K slots of a received row, on GPUs; row_gather.h
+    std::vector<at::Tensor> gate_up;  ///< [X, 2F] by chunk; empty: recompute
   };
   std::vector<Round> rounds;
 };
@@ -108,7 +110,7 @@ class RoutedExperts {
   /// Gradients in z and in the weights; those of adapters (or trained weights) are added to their parameters. `kept` as
   /// send() had it. Collective.
   ExpertGradients backward(const RoutingRecord& record, Dispatch sent, PassContext& pass,
-                           const KeptExperts* kept = nullptr) const;
+                           const KeptExperts* kept = nullptr);
 
   const ExpertPlacement& placement() const { return placement_; }
   std::vector<GroupedLinear*> linears() const { return mlp_.linears(); }
@@ -131,5 +133,26 @@ class RoutedExperts {
   TokenExchange& exchange_;
   TensorAxis axis_;
 };
+
+/// Of the routed experts of a layer, in bytes of memory and in work.
+struct ExpertsCost {
+  Work forward, backward;  ///< a row of the local batch, of which K go to experts; all of one rank's experts chosen evenly
+  /// a row that this rank's experts received: copies of it and of gradients, and what orders its K routed rows
+  int64_t received = 0;
+  int64_t chunk = 0;          ///< a routed row of the chunk in flight
+  int64_t kept = 0;           ///< a routed row of a layer that keeps its intermediates
+  int64_t kept_received = 0;  ///< a received row of one
+};
+/// `maps`: all of the block's.
+ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<LinearMap>& maps,
+                                const PassTraits& traits);
+/// Scratch elements that each expert's adapters take beside its dense weights where they are folded into these
+/// (lora/grouped_maps.h).
+int64_t folded_scratch_elements(const std::vector<LinearMap>& maps, const PassTraits& traits);
+
+/// Experts, or parts of experts, whose dense weights are in use at a time: as many of `local_experts` as fit into
+/// `chunk_bytes`, at least one. The same on all ranks that share experts.
+int64_t experts_at_a_time(const Blueprint& blueprint, at::ScalarType compute, int64_t chunk_bytes,
+                          int64_t local_experts, const TensorParts& parts);
 
 }  // namespace moetune

@@ -2,14 +2,12 @@
 
 #include <limits>
 
+#include "moe/expert_choice_kernels.h"
+#include "moe/wide_product.h"
 #include "parallel/base/error.h"
+#include "parallel/device/row_kernels.h"
 
 namespace moetune {
-namespace {
-
-at::ScalarType score_dtype(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
-}  // namespace
 
 // topk leaves the order of equal values open; a stable sort does not.
 at::Tensor top_indices(const at::Tensor& values, int64_t count) {
@@ -22,13 +20,12 @@ Router::Router(const RouterSpec& spec, RouterTensors tensors) : spec_(spec), ten
 }
 
 at::Tensor Router::scores(const at::Tensor& x_TD, const at::Tensor& token_T, const StepRandom& random) const {
-  const at::ScalarType dtype = score_dtype(x_TD);
-  at::Tensor logit_TE = at::linear(x_TD.to(dtype), tensors_.weight_ED.to(dtype));
-  if (tensors_.logit_bias_E.defined()) logit_TE = logit_TE + tensors_.logit_bias_E.to(dtype);
+  at::Tensor logit_TE = wide_linear(x_TD, tensors_.weight_ED);
+  const at::ScalarType wide = logit_TE.scalar_type();
+  if (tensors_.logit_bias_E.defined()) logit_TE = logit_TE + tensors_.logit_bias_E.to(wide);
   if (const Adapter* adapter = tensors_.adapter.get()) {
-    const at::Tensor low_TR =
-        at::linear(adapter->drop(x_TD, token_T, random).to(dtype), adapter->a().working.to(dtype));
-    logit_TE = at::add(logit_TE, at::linear(low_TR, adapter->b().working.to(dtype)), adapter->scale());
+    const at::Tensor low_TR = wide_linear(adapter->drop(x_TD, token_T, random), adapter->a().working);
+    logit_TE = at::add(logit_TE, at::linear(low_TR, adapter->b().working.to(wide)), adapter->scale());
   }
   switch (spec_.scores) {
     case RouterSpec::Scores::kSigmoid: return logit_TE.sigmoid();
@@ -40,8 +37,29 @@ at::Tensor Router::scores(const at::Tensor& x_TD, const at::Tensor& token_T, con
 
 at::Tensor Router::choose(const at::Tensor& score_TE) const {
   at::NoGradGuard no_grad;
+  const bool grouped = spec_.choice != RouterSpec::Choice::kGreedy && spec_.num_groups > 1;
+  if (score_TE.is_cuda() && score_TE.scalar_type() == at::kFloat &&
+      takes_choice(spec_.experts, grouped ? spec_.num_groups : 1)) {
+    const at::Tensor scores = score_TE.contiguous();
+    const at::Tensor correction_E =
+        spec_.correction_bias ? tensors_.correction_E.to(at::kFloat).contiguous() : at::Tensor();
+    const at::Tensor expert_TK = at::empty({scores.size(0), spec_.top_k}, scores.options().dtype(at::kLong));
+    launch_rows(scores, [&](auto, cudaStream_t stream) {
+      choose_experts_cuda({.score = scores.const_data_ptr<float>(),
+                           .correction = numbers_of<const float>(correction_E),
+                           .tokens = scores.size(0),
+                           .experts = static_cast<int>(spec_.experts),
+                           .top_k = static_cast<int>(spec_.top_k),
+                           .groups = grouped ? static_cast<int>(spec_.num_groups) : 1,
+                           .top_groups = static_cast<int>(spec_.top_groups),
+                           .by_best_two = spec_.choice == RouterSpec::Choice::kGroupsByBestTwo,
+                           .expert = expert_TK.mutable_data_ptr<int64_t>()},
+                          stream);
+    });
+    return expert_TK;
+  }
   at::Tensor choice_TE = spec_.correction_bias ? score_TE + tensors_.correction_E : score_TE;
-  if (spec_.choice != RouterSpec::Choice::kGreedy && spec_.num_groups > 1) {
+  if (grouped) {
     const bool by_max = spec_.choice == RouterSpec::Choice::kGroupsByMax;
     at::Tensor grouped = choice_TE.unflatten(-1, {spec_.num_groups, spec_.experts / spec_.num_groups});
     at::Tensor group_score = std::get<0>(grouped.topk(by_max ? 1 : 2, -1)).sum(-1);
@@ -74,6 +92,20 @@ void Router::update_bias(const at::Tensor& load_E, double rate) {
   at::Tensor& bias_E = tensors_.correction_E;
   at::Tensor load = load_E.to(bias_E.scalar_type());
   bias_E.add_((load.mean() - load).sign(), rate);
+}
+
+PartCost router_cost(const RouterSpec& spec, int64_t width, const PassTraits& traits) {
+  const int64_t E = spec.experts, K = spec.top_k, size = traits.element_bytes(), wide = traits.wide_bytes();
+  PartCost cost;
+  // Scores; of the chosen experts: numbers as int64, scores before and after normalising, weights.
+  cost.saved = E * wide * (traits.balance_loss ? 4 : 1) + K * (8 + 3 * wide + size);
+  // Where the product is one of wide numbers, its input is widened, and kept where something of the map trains.
+  if (traits.trains_router && !traits.on_gpu() && size < wide) cost.saved += width * wide;
+  cost.forward.scores = 2.0 * static_cast<double>(width * E);
+  cost.backward.scores = (traits.trains_router ? 2.0 : 1.0) * cost.forward.scores;
+  cost.forward.touched_bytes = static_cast<double>(4 * E * wide);
+  cost.backward.touched_bytes = static_cast<double>(4 * E * wide);
+  return cost;
 }
 
 }  // namespace moetune

@@ -29,6 +29,7 @@
 
 #include "lora/adapters/adapter.h"
 #include "moe/blueprint.h"
+#include "moe/cost.h"
 
 namespace moetune {
 
@@ -73,5 +74,8 @@ class Router {
   RouterSpec spec_;
   RouterTensors tensors_;
 };
+
+/// Of a row: scores, choice and weights, and their backward pass; `width`: D.
+PartCost router_cost(const RouterSpec& spec, int64_t width, const PassTraits& traits);
 
 }  // namespace moetune

@@ -12,6 +12,8 @@
 
 #include "lora/linear.h"
 #include "moe/attention/slice.h"
+#include "moe/cost.h"
+#include "moe/swiglu.h"
 #include "parallel/comm/tensor_axis.h"
 
 namespace moetune {
@@ -29,7 +31,7 @@ class SwigluMlp {
   at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const StepRandom& random) const {
     at::Tensor x_UD = axis_.gather_rows(x_TD, slice.num_all_rows);
     at::Tensor hidden_UF =
-        at::silu(gate_->forward(x_UD, slice.token_U, random)) * up_->forward(x_UD, slice.token_U, random);
+        swiglu(gate_->forward(x_UD, slice.token_U, random), up_->forward(x_UD, slice.token_U, random));
     at::Tensor y_TD = axis_.reduce_scatter_rows(down_->forward(hidden_UF, slice.token_U, random));
     return output_gate_1D_.defined() ? at::linear(x_TD, output_gate_1D_).sigmoid() * y_TD : y_TD;
   }
@@ -40,5 +42,8 @@ class SwigluMlp {
   at::Tensor output_gate_1D_;  ///< g in compute dtype; undefined: none
   TensorAxis axis_;
 };
+
+/// Of a row through forward() and its backward pass, x apart; `width`: D.
+PartCost swiglu_mlp_cost(const DenseMaps& maps, int64_t width, const PassTraits& traits);
 
 }  // namespace moetune

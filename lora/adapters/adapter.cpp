@@ -5,7 +5,9 @@
 #include <map>
 
 #include "lora/adapters/counter_random.h"
+#include "lora/adapters/dropout_kernels.h"
 #include "parallel/base/error.h"
+#include "parallel/device/row_kernels.h"
 
 namespace moetune {
 
@@ -168,11 +170,34 @@ Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t loc
 at::Tensor Adapter::drop(const at::Tensor& x, const at::Tensor& global_token, const StepRandom& random) const {
   if (!drops(random)) return x;
   const uint64_t key = stream_key(stream_key(random.seed, "dropout/" + name_), random.step);
+  const double factor = 1.0 / (1.0 - spec_.dropout);
+  // The kernel knows no graph; Linear and the experts call from where there is none.
+  if (has_row_kernels(x) && !(at::GradMode::is_enabled() && x.requires_grad())) {
+    const at::Tensor x_TI = as_rows(x), token_T = global_token.contiguous();
+    MT_CHECK(token_T.numel() == x_TI.size(0), token_T.numel(), " tokens of ", x_TI.size(0), " rows");
+    const at::Tensor dropped = at::empty(x.sizes(), x.options());
+    launch_rows(x, [&](auto number, cudaStream_t stream) {
+      using Number = decltype(number);
+      drop_cuda<Number>({.x = numbers_of<const Number>(x_TI),
+                         .x_stride = x_TI.stride(0),
+                         .token = token_T.const_data_ptr<int64_t>(),
+                         .rows = x_TI.size(0),
+                         .width = x_TI.size(1),
+                         .inputs = inputs_,
+                         .first_input = first_input_,
+                         .key = key,
+                         .dropout = spec_.dropout,
+                         .scale = factor,
+                         .y = numbers_of<Number>(dropped)},
+                        stream);
+    });
+    return dropped;
+  }
   at::Tensor element = global_token.unsqueeze(-1) * inputs_ +
                        at::arange(first_input_, first_input_ + x.size(-1), global_token.options());
   at::Tensor keep = counter_uniform_at(key, element) >= spec_.dropout;
   // A number as factor: as a tensor it would be rounded to x's dtype, and in bf16 the mean would move.
-  return x.mul(keep).mul(1.0 / (1.0 - spec_.dropout));
+  return x.mul(keep).mul(factor);
 }
 
 }  // namespace moetune

@@ -102,6 +102,8 @@ class Adapter {
   int64_t rank() const { return spec_.rank; }
   /// Of a stack: the experts of A and B, in order, numbered among those of this rank.
   const std::vector<int64_t>& experts() const { return experts_; }
+  /// Of a stack: whether every expert has one, whatever rank holds it.
+  bool of_all_experts() const { return spec_.experts.empty() && spec_.top_experts == 0; }
   bool drops(const StepRandom& random) const { return random.training && spec_.dropout > 0.0; }
 
  private:

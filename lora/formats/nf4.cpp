@@ -71,22 +71,43 @@ int64_t quantise(const at::Tensor& weight, const at::Tensor& codes, const at::Te
   return num_bad;
 }
 
+/// Where the units of `out` go. Rows without a gap are one row.
+Nf4Rows rows_of(const at::Tensor& out, int64_t elements_per_unit) {
+  const bool stacked = out.dim() == 3 && !out.is_contiguous();
+  if (!stacked) return {elements_per_unit, elements_per_unit, elements_per_unit};
+  MT_CHECK(out.stride(2) == 1, "numbers of a row lie ", out.stride(2), " apart");
+  if (out.stride(1) == out.size(2)) return {elements_per_unit, elements_per_unit, out.stride(0)};
+  return {out.size(2), out.stride(1), out.stride(0)};
+}
+
 template <typename T>
 void dequantise(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units,
                 const at::Tensor& out) {
+  const Nf4Rows rows = rows_of(out, elements_per_unit);
   if (out.is_cuda()) {
     const c10::cuda::CUDAGuard guard(out.device());
+    constexpr int64_t kWord = 16 / static_cast<int64_t>(sizeof(T));
+    MT_CHECK((num_units <= 1 || rows.unit_stride % kWord == 0) &&
+                 (rows.contiguous() || (rows.row % kWord == 0 && rows.row_stride % kWord == 0)),
+             "NF4 on CUDA: rows of ", rows.row, " numbers every ", rows.row_stride, ", units every ", rows.unit_stride,
+             " are not 16-byte aligned");
     MT_CHECK(reinterpret_cast<uintptr_t>(view.codes) % 16 == 0 && view.unit_stride % 16 == 0,
              "NF4 on CUDA: codes are not 16-byte aligned");
     check_aligned(out, "out");
-    nf4_dequantise_cuda(view, first_unit, num_units, elements_per_unit, pointer<T>(out),
+    nf4_dequantise_cuda(view, first_unit, num_units, elements_per_unit, pointer<T>(out), rows,
                         c10::cuda::getCurrentCUDAStream());
     C10_CUDA_CHECK(cudaGetLastError());
     return;
   }
   const int64_t blocks = ceil_div(elements_per_unit, kNf4Block);
   for (int64_t u = 0; u < num_units; ++u) {
-    T* unit_out = pointer<T>(out) + u * elements_per_unit;
+    if (!rows.contiguous()) {
+      const at::Tensor unit = at::empty({elements_per_unit}, out.options());
+      dequantise<T>(view, elements_per_unit, first_unit + u, 1, unit);
+      out[u].copy_(unit.view(out[u].sizes()));
+      continue;
+    }
+    T* unit_out = pointer<T>(out) + u * rows.unit_stride;
     at::parallel_for(0, blocks, kBlocksPerTask, [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kNf4Block;
       nf4_dequantise_cpu(view, first_unit + u, begin, std::min(end * kNf4Block, elements_per_unit) - first,
@@ -171,8 +192,8 @@ void nf4_dequantise_into(const Nf4Tensor& q, at::Tensor out) {
 
 void nf4_dequantise_units_into(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units,
                                at::Tensor out) {
-  MT_CHECK(out.numel() == num_units * elements_per_unit && out.is_contiguous(), "out is ", out.toString(), " ",
-           out.sizes(), "; ", num_units, " x ", elements_per_unit, " contiguous elements are needed");
+  MT_CHECK(out.numel() == num_units * elements_per_unit && (out.is_contiguous() || out.dim() == 3), "out is ",
+           out.toString(), " ", out.sizes(), "; ", num_units, " x ", elements_per_unit, " elements are needed");
   MT_CHECK(num_units <= 1 || elements_per_unit % kNf4Block == 0, elements_per_unit,
            " numbers of a unit do not fill blocks of ", kNf4Block);
   if (out.numel() == 0) return;

@@ -60,7 +60,8 @@ Nf4Tensor nf4_quantise(const at::Tensor& weight, bool double_quantise);
 void nf4_dequantise_into(const Nf4Tensor& q, at::Tensor out);
 
 /// The same for units first_unit .. first_unit + num_units - 1 of a stack, each of elements_per_unit numbers (a
-/// multiple of 64 where there are several), one after the other. The view's memory is on out's device.
+/// multiple of 64 where there are several). The view's memory is on out's device. `out`: contiguous, unit by unit, or
+/// [num_units, O, I] whose units and rows lie apart, on CUDA by multiples of 16 bytes.
 void nf4_dequantise_units_into(const Nf4View& view, int64_t elements_per_unit, int64_t first_unit, int64_t num_units,
                                at::Tensor out);
 

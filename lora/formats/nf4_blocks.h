@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "parallel/base/raw_numbers.h"
+
 namespace moetune {
 
 inline constexpr int64_t kNf4Block = 64;              ///< elements that share one absmax
@@ -82,9 +84,13 @@ struct Nf4View {
   int64_t whole_blocks_per_row = 1;
 };
 
-/// The bits of a bf16 number, for units that see no torch header.
-struct Bf16Bits {
-  uint16_t bits;
+/// Where dense numbers of a stack go: in a unit rows of `row` numbers, `row_stride` numbers from one to the next; units
+/// `unit_stride` numbers from one to the next.
+struct Nf4Rows {
+  int64_t row = 0;
+  int64_t row_stride = 0;
+  int64_t unit_stride = 0;
+  bool contiguous() const { return row_stride == row; }  ///< within a unit
 };
 
 }  // namespace moetune

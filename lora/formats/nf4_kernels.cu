@@ -83,10 +83,11 @@ __device__ float absmax_of(const Nf4View& view, int64_t unit_offset, int64_t blo
 }
 
 /// The 16 code values lie in 16 different banks of shared memory, so that any mix of codes in a warp reads them at
-/// once.
-template <typename Out>
-__global__ void __launch_bounds__(kThreads) dequantise_kernel(const __grid_constant__ Nf4View view, int64_t first_unit,
-                                                              int64_t num_elements, Out* __restrict__ out) {
+/// once. kApart: rows of the unit lie apart; a 16-byte word of output is of one row.
+template <typename Out, bool kApart>
+__global__ void __launch_bounds__(kThreads)
+    dequantise_kernel(const __grid_constant__ Nf4View view, int64_t first_unit, int64_t num_elements,
+                      Out* __restrict__ out, const __grid_constant__ Nf4Rows rows) {
   constexpr int kVec = 16 / sizeof(Out);              // elements of one 16-byte store: 8 bf16, 4 fp32, 2 fp64
   using Codes = typename UnsignedOf<kVec / 2>::Type;  // the codes they come from
   __shared__ float values[16];
@@ -97,7 +98,8 @@ __global__ void __launch_bounds__(kThreads) dequantise_kernel(const __grid_const
   const int64_t whole_vectors = num_elements / kVec;
   const int64_t unit_offset = (first_unit + blockIdx.y) * view.unit_stride;
   const Codes* packed = reinterpret_cast<const Codes*>(view.codes + unit_offset);
-  out += blockIdx.y * num_elements;
+  out += blockIdx.y * rows.unit_stride;
+  const auto row_vectors = static_cast<uint32_t>(rows.row / kVec);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads * kInFlight;
   for (int64_t base = static_cast<int64_t>(blockIdx.x) * kThreads * kInFlight + threadIdx.x; base < num_vectors;
        base += stride) {
@@ -122,7 +124,11 @@ __global__ void __launch_bounds__(kThreads) dequantise_kernel(const __grid_const
           x[i] = __fmul_rn(values[word >> (4 * (i ^ 1)) & 15], absmax[u]);
         }
         const auto packed_out = pack(x, Out{});
-        reinterpret_cast<std::remove_const_t<decltype(packed_out)>*>(out)[v] = packed_out;
+        // 32-bit, as in absmax_of.
+        const int64_t at = kApart ? static_cast<uint32_t>(v) / row_vectors * rows.row_stride +
+                                        static_cast<uint32_t>(v) % row_vectors * kVec
+                                  : v * kVec;
+        *reinterpret_cast<std::remove_const_t<decltype(packed_out)>*>(out + at) = packed_out;
       } else if (v < num_vectors) {  // the ragged end of the unit
         const float last_absmax = absmax_of(view, unit_offset, v * kVec / kNf4Block);
         for (int64_t e = v * kVec; e < num_elements; ++e) {
@@ -206,11 +212,15 @@ void quantise(const In* weight, int64_t num_elements, uint8_t* codes, float* abs
 
 template <typename Out>
 void dequantise(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit, Out* out,
-                cudaStream_t stream) {
+                const Nf4Rows& rows, cudaStream_t stream) {
   if (num_units * elements_per_unit == 0) return;
   constexpr int64_t kPerThread = 16 / sizeof(Out) * kInFlight;
   const dim3 grid(grid_for((elements_per_unit + kPerThread - 1) / kPerThread), static_cast<unsigned>(num_units));
-  dequantise_kernel<<<grid, kThreads, 0, stream>>>(view, first_unit, elements_per_unit, out);
+  if (rows.contiguous()) {
+    dequantise_kernel<Out, false><<<grid, kThreads, 0, stream>>>(view, first_unit, elements_per_unit, out, rows);
+  } else {
+    dequantise_kernel<Out, true><<<grid, kThreads, 0, stream>>>(view, first_unit, elements_per_unit, out, rows);
+  }
 }
 
 }  // namespace
@@ -224,16 +234,16 @@ void nf4_quantise_cuda(const Bf16Bits* weight, int64_t num_elements, uint8_t* co
   quantise(weight, num_elements, codes, absmax, num_bad, stream);
 }
 void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit,
-                         float* out, cudaStream_t stream) {
-  dequantise(view, first_unit, num_units, elements_per_unit, out, stream);
+                         float* out, const Nf4Rows& rows, cudaStream_t stream) {
+  dequantise(view, first_unit, num_units, elements_per_unit, out, rows, stream);
 }
 void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit,
-                         Bf16Bits* out, cudaStream_t stream) {
-  dequantise(view, first_unit, num_units, elements_per_unit, out, stream);
+                         Bf16Bits* out, const Nf4Rows& rows, cudaStream_t stream) {
+  dequantise(view, first_unit, num_units, elements_per_unit, out, rows, stream);
 }
 void nf4_dequantise_cuda(const Nf4View& view, int64_t first_unit, int64_t num_units, int64_t elements_per_unit,
-                         double* out, cudaStream_t stream) {
-  dequantise(view, first_unit, num_units, elements_per_unit, out, stream);
+                         double* out, const Nf4Rows& rows, cudaStream_t stream) {
+  dequantise(view, first_unit, num_units, elements_per_unit, out, rows, stream);
 }
 
 }  // namespace moetune

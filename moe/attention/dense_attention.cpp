@@ -9,13 +9,9 @@
 namespace moetune {
 namespace {
 
-constexpr int64_t kFlashWidth = 256;    // greatest head width of the fused kernels on GPUs
-constexpr int64_t kFlashAlignment = 8;  // they want widths in multiples of it
-constexpr int64_t kRowsAtATime = 128;   // queries of a block in BlockAttention
+constexpr int64_t kRowsAtATime = 128;  // queries of a block in BlockAttention
 
 at::ScalarType wide_dtype(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-
-bool is_half(const at::Tensor& x) { return x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf; }
 
 at::Tensor padded(const at::Tensor& x, int64_t width) {
   return x.size(-1) == width ? x : at::constant_pad_nd(x, {0, width - x.size(-1)});
@@ -28,15 +24,15 @@ at::Tensor repeated(const at::Tensor& x_BLGA, int64_t heads) {
   return x_BLGA.unsqueeze(3).expand({-1, -1, -1, heads / kv_heads, -1}).flatten(2, 3);
 }
 
-// Fused kernels on the CPU want one head width: values are padded with zero features, which add nothing. Grouped heads
-// are read where they lie by the CPU's kernel and by those for half dtypes; elsewhere on GPUs LibTorch would fall back
-// to a matrix of all scores for them, so keys and values are repeated.
+// Fused kernels on the CPU want one head width: values are padded with zero features, which add nothing. They read
+// grouped heads where they lie; on GPUs LibTorch would fall back to a matrix of all scores for them, so keys and values
+// are repeated.
 at::Tensor causal_attention(const at::Tensor& q_BLHA, const at::Tensor& k_BLGA, const at::Tensor& v_BLGA,
                             double scale) {
   const int64_t value_dim = v_BLGA.size(-1);
   const int64_t missing = q_BLHA.size(-1) - value_dim;
   at::Tensor k = k_BLGA, v = q_BLHA.is_cuda() || missing <= 0 ? v_BLGA : at::constant_pad_nd(v_BLGA, {0, missing});
-  if (q_BLHA.is_cuda() && (!is_half(q_BLHA) || missing != 0 || q_BLHA.size(-1) > kFlashWidth)) {
+  if (q_BLHA.is_cuda()) {
     k = repeated(k, q_BLHA.size(2));
     v = repeated(v, q_BLHA.size(2));
   }
@@ -61,7 +57,7 @@ struct Gradients {
 
 /// The written-out softmax, a block of queries and their range of keys at a time, in fp32 (fp64): the forward pass
 /// keeps one number a row, the backward pass computes the probabilities anew. For what the fused kernels lack: windows
-/// on CPUs, and on GPUs fp32 and fp64, which serve comparisons.
+/// on CPUs, and on GPUs what ragged_attention() does not compute: fp32 and fp64, which serve comparisons.
 struct BlockAttention {
   static Output forward(const at::Tensor& q_BLHA, const at::Tensor& k_BLGA, const at::Tensor& v_BLGA, Task task) {
     const Blocks blocks(q_BLHA, k_BLGA, v_BLGA, task);
@@ -165,35 +161,7 @@ struct CpuFlash {
   }
 };
 
-/// FlashAttention-2 (Dao 2023) on GPUs of compute capability 8.0 and above: half dtypes, one width, a multiple of 8, of
-/// 256 at the most.
-struct GpuFlash {
-  static Output forward(const at::Tensor& q_BLHA, const at::Tensor& k_BLGA, const at::Tensor& v_BLGA, Task task) {
-    auto result = at::_flash_attention_forward(q_BLHA, k_BLGA, v_BLGA, {}, {}, q_BLHA.size(1), k_BLGA.size(1), 0.0,
-                                               /*is_causal=*/task.window == 0, /*return_debug_mask=*/false, task.scale,
-                                               left(task), right(task));
-    return {std::get<0>(result), std::get<1>(result)};
-  }
-  static Gradients backward(const at::Tensor& d_BLHA, const at::Tensor& q_BLHA, const at::Tensor& k_BLGA,
-                            const at::Tensor& v_BLGA, const at::Tensor& y_BLHA, const at::Tensor& lse_BHL, Task task) {
-    // The state of dropout's generator, which nothing reads without dropout.
-    const at::Tensor state = at::zeros({2}, q_BLHA.options().dtype(at::kUInt64)),
-                     unused = at::empty({}, state.options());
-    auto [d_q, d_k, d_v] = at::_flash_attention_backward(
-        d_BLHA, q_BLHA, k_BLGA, v_BLGA, y_BLHA, lse_BHL, {}, {}, q_BLHA.size(1), k_BLGA.size(1), 0.0,
-        /*is_causal=*/task.window == 0, state, unused, task.scale, left(task), right(task));
-    return {d_q, d_k, d_v};
-  }
-
- private:
-  // Keys before and behind a query's own that it sees.
-  static std::optional<int64_t> left(Task task) {
-    return task.window == 0 ? std::optional<int64_t>() : task.window - 1;
-  }
-  static std::optional<int64_t> right(Task task) { return task.window == 0 ? std::optional<int64_t>() : 0; }
-};
-
-enum class Kernel : int64_t { kBlocks, kCpuFlash, kGpuFlash };
+enum class Kernel : int64_t { kBlocks, kCpuFlash };
 
 // Sinks and windows on top of kernels that know no sinks. A kernel gives y' = sum_j exp(s_ij - lse) v_j; with the sink
 // in the denominator, l = ln(exp(lse) + exp(sink)), it is y = y' exp(lse - l). Backward kernels compute their
@@ -203,9 +171,8 @@ enum class Kernel : int64_t { kBlocks, kCpuFlash, kGpuFlash };
 struct KernelAttention : torch::autograd::Function<KernelAttention> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v, const std::optional<at::Tensor>& sinks_H, Kernel kernel, Task task) {
-    Output output = kernel == Kernel::kBlocks     ? BlockAttention::forward(q, k, v, task)
-                    : kernel == Kernel::kCpuFlash ? CpuFlash::forward(q, k, v, task)
-                                                  : GpuFlash::forward(q, k, v, task);
+    Output output =
+        kernel == Kernel::kBlocks ? BlockAttention::forward(q, k, v, task) : CpuFlash::forward(q, k, v, task);
     at::Tensor lse = output.lse_BHL, y = output.y_BLHA;
     if (sinks_H) {
       at::Tensor with_sink = at::logaddexp(lse, of_heads(*sinks_H, lse));
@@ -227,9 +194,8 @@ struct KernelAttention : torch::autograd::Function<KernelAttention> {
     const Kernel kernel = static_cast<Kernel>(context->saved_data["kernel"].toInt());
     const Task task{context->saved_data["scale"].toDouble(), context->saved_data["window"].toInt()};
     const at::Tensor d = d_y[0].contiguous();
-    Gradients g = kernel == Kernel::kBlocks     ? BlockAttention::backward(d, q, k, v, y, lse, task)
-                  : kernel == Kernel::kCpuFlash ? CpuFlash::backward(d, q, k, v, y, lse, task)
-                                                : GpuFlash::backward(d, q, k, v, y, lse, task);
+    Gradients g = kernel == Kernel::kBlocks ? BlockAttention::backward(d, q, k, v, y, lse, task)
+                                            : CpuFlash::backward(d, q, k, v, y, lse, task);
     at::Tensor d_sinks;
     if (sinks_H.defined() && context->needs_input_grad(3)) {
       const at::Tensor delta_BHL = (d.to(lse.scalar_type()) * y).sum(-1).transpose(1, 2);
@@ -251,18 +217,13 @@ at::Tensor kernel_attention(const at::Tensor& q_BLHA, const at::Tensor& k_BLGA, 
                             const at::Tensor& sinks_H) {
   const std::optional<at::Tensor> sinks = sinks_H.defined() ? std::optional(sinks_H) : std::nullopt;
   const int64_t value_dim = v_BLGA.size(-1);
-  int64_t width = std::max(q_BLHA.size(-1), value_dim);
-  Kernel kernel = Kernel::kBlocks;
-  if (q_BLHA.is_cuda() && is_half(q_BLHA) && width <= kFlashWidth) {
-    kernel = Kernel::kGpuFlash;
-    width = (width + kFlashAlignment - 1) / kFlashAlignment * kFlashAlignment;
-  } else if (q_BLHA.is_cpu() && task.window == 0) {
-    kernel = Kernel::kCpuFlash;
+  if (!q_BLHA.is_cpu() || task.window > 0) {
+    return KernelAttention::apply(q_BLHA, k_BLGA, v_BLGA, sinks, Kernel::kBlocks, task);
   }
-  if (kernel == Kernel::kBlocks) return KernelAttention::apply(q_BLHA, k_BLGA, v_BLGA, sinks, kernel, task);
+  const int64_t width = std::max(q_BLHA.size(-1), value_dim);
   // Zero features add nothing to a score and to no other feature of a value.
-  return KernelAttention::apply(padded(q_BLHA, width), padded(k_BLGA, width), padded(v_BLGA, width), sinks, kernel,
-                                task)
+  return KernelAttention::apply(padded(q_BLHA, width), padded(k_BLGA, width), padded(v_BLGA, width), sinks,
+                                Kernel::kCpuFlash, task)
       .narrow(-1, 0, value_dim);
 }
 

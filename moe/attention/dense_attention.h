@@ -18,8 +18,8 @@ namespace moetune {
 
 /// q_BLHA [B, L, H, qk], k_BLGA [B, L, G, qk], v_BLGA [B, L, G, value] of one dtype, G dividing H -> [B, L, H, value];
 /// sinks_H [H] of any float dtype, undefined: none. Differentiable once in all four. Row t of a document is its
-/// position: a chunk is the rows of one t / size. No memory grows with L^2, but for plain causal attention in dtypes or
-/// widths for which LibTorch has no fused kernel.
+/// position: a chunk is the rows of one t / size. For CPUs, and for fp32 and fp64 on GPUs. No memory grows with L^2,
+/// but for plain causal attention in dtypes or widths for which LibTorch has no fused kernel.
 at::Tensor dense_attention(const at::Tensor& q_BLHA, const at::Tensor& k_BLGA, const at::Tensor& v_BLGA,
                            const MaskSpec& mask, double softmax_scale, const at::Tensor& sinks_H = {});
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "moe/attention/packed_attention.h"
+#include "moe/attention/rotated_heads.h"
 #include "moe/rms_norm.h"
 #include "parallel/base/error.h"
 
@@ -48,14 +49,14 @@ GroupedQueryAttention::GroupedQueryAttention(const AttentionSpec& spec, GroupedQ
            " heads and ", spec.kv_heads, " key heads on ", axis.size(), " ranks");
 }
 
-void GroupedQueryAttention::norm_heads(at::Tensor& q_UHA, at::Tensor& k_UGA) const {
+void GroupedQueryAttention::norm_heads(at::Tensor& q_UC, at::Tensor& k_UC) const {
   const double eps = spec_.head_norm_eps;
   if (spec_.head_norm == HeadNorm::kPerHead) {
-    q_UHA = rms_norm(q_UHA, weights_.q_norm, eps);
-    k_UGA = rms_norm(k_UGA, weights_.k_norm, eps);
+    const auto heads_of = [&](const at::Tensor& x_UC) { return x_UC.unflatten(-1, {-1, spec_.key_dim()}); };
+    q_UC = rms_norm(heads_of(q_UC), weights_.q_norm, eps);
+    k_UC = rms_norm(heads_of(k_UC), weights_.k_norm, eps);
   }
   if (spec_.head_norm != HeadNorm::kAllHeads) return;
-  at::Tensor q_UC = q_UHA.flatten(1), k_UC = k_UGA.flatten(1);
   if (axis_.size() == 1) {
     q_UC = rms_norm(q_UC, weights_.q_norm, eps);
     k_UC = rms_norm(k_UC, weights_.k_norm, eps);
@@ -69,14 +70,12 @@ void GroupedQueryAttention::norm_heads(at::Tensor& q_UHA, at::Tensor& k_UGA) con
     q_UC = rms_norm_of_part(q_UC, sums[0], spec_.heads * spec_.key_dim(), weights_.q_norm, eps);
     k_UC = rms_norm_of_part(k_UC, sums[1], spec_.kv_heads * spec_.key_dim(), k_norm, eps);
   }
-  q_UHA = q_UC.view_as(q_UHA);
-  k_UGA = k_UC.view_as(k_UGA);
 }
 
-at::Tensor GroupedQueryAttention::with_position(const at::Tensor& x_UHA, const RopeAngles& angles) const {
-  if (spec_.rotary_dim == 0) return x_UHA;
-  at::Tensor rotated = rotate(x_UHA.narrow(-1, 0, spec_.rotary_dim), angles);
-  if (spec_.nope_dim > 0) rotated = at::cat({rotated, x_UHA.narrow(-1, spec_.rotary_dim, spec_.nope_dim)}, -1);
+at::Tensor GroupedQueryAttention::with_position(at::Tensor x_UC, int64_t heads, const RopeAngles& angles) const {
+  const std::vector<int64_t> shape{x_UC.size(0), heads, spec_.key_dim()};
+  if (spec_.rotary_dim == 0) return x_UC.view(shape);
+  const at::Tensor rotated = rotated_heads(std::move(x_UC), heads, /*first=*/0, angles).view(shape);
   if (spec_.head_norm != HeadNorm::kWeightlessAfterwards) return rotated;
   return rms_norm(rotated, at::ones({spec_.key_dim()}, rotated.options()), spec_.head_norm_eps);
 }
@@ -84,15 +83,12 @@ at::Tensor GroupedQueryAttention::with_position(const at::Tensor& x_UHA, const R
 at::Tensor GroupedQueryAttention::forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
                                           const StepRandom& random) const {
   const at::Tensor x_UD = axis_.gather_rows(x_TD, slice.num_all_rows);
-  const auto heads_of = [&](const Linear& map, int64_t heads, int64_t width) {
-    return map.forward(x_UD, slice.token_U, random).unflatten(-1, {heads, width});
-  };
-  at::Tensor q_UHA = heads_of(*weights_.q, heads_, spec_.key_dim());
-  at::Tensor k_UGA = heads_of(*weights_.k, kv_heads_, spec_.key_dim());
-  const at::Tensor v_UGA = heads_of(*weights_.v, kv_heads_, spec_.value_dim);
-  norm_heads(q_UHA, k_UGA);
-  q_UHA = with_position(q_UHA, angles);
-  k_UGA = with_position(k_UGA, angles);
+  at::Tensor q_UC = weights_.q->forward(x_UD, slice.token_U, random);
+  at::Tensor k_UC = weights_.k->forward(x_UD, slice.token_U, random);
+  const at::Tensor v_UGA = weights_.v->forward(x_UD, slice.token_U, random).unflatten(-1, {kv_heads_, spec_.value_dim});
+  norm_heads(q_UC, k_UC);
+  at::Tensor q_UHA = with_position(std::move(q_UC), heads_, angles);
+  const at::Tensor k_UGA = with_position(std::move(k_UC), kv_heads_, angles);
   if (spec_.rotary_dim == 0 && spec_.temperature_scale != 0.0) {
     q_UHA = with_temperature(q_UHA, slice.position_U, spec_);
   }
@@ -102,6 +98,54 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& x_TD, const Slice& s
 
 std::vector<Linear*> GroupedQueryAttention::linears() const {
   return {weights_.q.get(), weights_.k.get(), weights_.v.get(), weights_.o.get()};
+}
+
+PartCost grouped_query_attention_cost(const AttentionSpec& a, const DenseMaps& maps, int64_t width,
+                                      const PassTraits& traits) {
+  const std::vector<std::string> leaves{"q_proj", "k_proj", "v_proj", "o_proj"};
+  const int64_t P = traits.parts.dense, size = traits.element_bytes();
+  // More ranks than key heads have one each.
+  const int64_t G = std::max(a.kv_heads, P);
+  const int64_t q = a.heads * a.key_dim(), k = G * a.key_dim(), v = G * a.value_dim, out = a.heads * a.value_dim;
+  PartCost cost;
+  int64_t saved = 0;
+  if (maps.keeps_input("q_proj") || maps.keeps_input("k_proj") || maps.keeps_input("v_proj")) {
+    saved += P > 1 ? P * width : width;
+  }
+  cost.saved = maps.low_bytes(leaves) + a.heads * traits.wide_bytes();
+  switch (a.head_norm) {
+    case HeadNorm::kNone: break;
+    case HeadNorm::kPerHead:
+    case HeadNorm::kWeightlessAfterwards:
+      saved += q + k;
+      cost.saved += (a.heads + G) * traits.wide_bytes();
+      break;
+    // Over a tensor axis the norm is made of plain operations, which keep it wide too.
+    case HeadNorm::kAllHeads: saved += (P > 1 ? 4 : 1) * (q + k); break;
+  }
+  if (attends_ragged(traits, std::max(a.key_dim(), a.value_dim))) {
+    saved += q + k + v + out;
+    // In the backward pass: gradients of output, queries, keys and values, those of keys and values once for each query
+    // head before they are summed, and the kernel's own sum of the queries' in fp32.
+    cost.transient = (2 * out + 2 * q + q + k + v) * size + q * traits.wide_bytes();
+  } else {
+    saved += bucketed_elements(a, G, traits) + (maps.keeps_input("o_proj") ? out : 0);
+    cost.transient = (4 * (q + k) + 2 * v) * size;
+  }
+  if (P > 1) cost.transient += 2 * P * width * size;
+  cost.saved += saved * size;
+  const double product = 2.0 * traits.keys * static_cast<double>(q + out);
+  cost.forward.dense = maps.forward_flops(leaves);
+  cost.forward.attention = product;
+  const int64_t normed = a.head_norm == HeadNorm::kNone ? 0 : 2 * (q + k), rotated = 2 * (a.heads + G) * a.rotary_dim;
+  cost.forward.touched_bytes = static_cast<double>(size * (normed + rotated));
+  cost.backward.dense = maps.backward_flops(leaves);
+  cost.backward.attention = 2.5 * product;
+  cost.backward.touched_bytes = static_cast<double>(size * (normed * 3 / 2 + 2 * (q + k)));
+  if (P > 1) {
+    cost.forward.tensor_axis_bytes = cost.backward.tensor_axis_bytes = static_cast<double>((P - 1) * 2 * width * size);
+  }
+  return cost;
 }
 
 }  // namespace moetune

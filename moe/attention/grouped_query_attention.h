@@ -21,6 +21,7 @@
 
 #include "moe/attention/attention.h"
 #include "moe/blueprint.h"
+#include "moe/cost.h"
 #include "parallel/comm/tensor_axis.h"
 
 namespace moetune {
@@ -47,10 +48,10 @@ class GroupedQueryAttention final : public Attention {
   std::vector<Linear*> linears() const override;
 
  private:
-  /// Norms of queries and keys before the rotation; collective where they span the axis.
-  void norm_heads(at::Tensor& q_UHA, at::Tensor& k_UGA) const;
-  /// Rotates the first features of each head and applies the norm that comes behind.
-  at::Tensor with_position(const at::Tensor& x_UHA, const RopeAngles& angles) const;
+  /// Norms of queries [U, H*A] and keys [U, G*A] before the rotation; collective where they span the axis.
+  void norm_heads(at::Tensor& q_UC, at::Tensor& k_UC) const;
+  /// Rotates the first features of each head, in place, and applies the norm that comes behind -> [U, heads, A].
+  at::Tensor with_position(at::Tensor x_UC, int64_t heads, const RopeAngles& angles) const;
 
   AttentionSpec spec_;
   GroupedQueryWeights weights_;
@@ -58,5 +59,9 @@ class GroupedQueryAttention final : public Attention {
   int64_t heads_, kv_heads_;  // of this rank
   int64_t copies_;            // ranks that have the same key heads
 };
+
+/// Of a row through forward() and its backward pass; `width`: D.
+PartCost grouped_query_attention_cost(const AttentionSpec& spec, const DenseMaps& maps, int64_t width,
+                                      const PassTraits& traits);
 
 }  // namespace moetune

@@ -1,6 +1,10 @@
 #include "moe/attention/latent_attention.h"
 
+#include "moe/attention/latent_keys.h"
+#include <algorithm>
+
 #include "moe/attention/packed_attention.h"
+#include "moe/attention/rotated_heads.h"
 #include "moe/rms_norm.h"
 
 namespace moetune {
@@ -21,16 +25,12 @@ at::Tensor LatentAttention::forward(const at::Tensor& x_TD, const Slice& slice, 
   std::vector<at::Tensor> rows =
       axis_.gather_rows(std::vector<at::Tensor>{query_TC, latent_TC, latent_and_key[1]}, slice.num_all_rows);
   const at::Tensor &query_UC = rows[0], &latent_UC = rows[1], &key_UA = rows[2], &token_U = slice.token_U;
-  at::Tensor q_UHA = (w.q ? w.q : w.q_b)->forward(query_UC, token_U, random).unflatten(-1, {heads_, spec_.key_dim()});
-  std::vector<at::Tensor> q_parts = q_UHA.split_with_sizes({spec_.nope_dim, spec_.rotary_dim}, -1);
-  at::Tensor kv_UHA =
-      w.kv_b->forward(latent_UC, token_U, random).unflatten(-1, {heads_, spec_.nope_dim + spec_.value_dim});
-  std::vector<at::Tensor> kv_parts = kv_UHA.split_with_sizes({spec_.nope_dim, spec_.value_dim}, -1);
-
-  at::Tensor rotated_q = rotate(q_parts[1], angles);
-  at::Tensor rotated_k = rotate(key_UA.unsqueeze(1), angles).expand({-1, heads_, -1});
-  at::Tensor out_UHA = packed_attention(at::cat({q_parts[0], rotated_q}, -1), at::cat({kv_parts[0], rotated_k}, -1),
-                                        kv_parts[1], slice, spec_);
+  at::Tensor q_UC = (w.q ? w.q : w.q_b)->forward(query_UC, token_U, random);
+  q_UC = rotated_heads(std::move(q_UC), heads_, spec_.nope_dim, angles);
+  const at::Tensor kv_UC = w.kv_b->forward(latent_UC, token_U, random);
+  const LatentKeys kv = latent_keys(kv_UC, key_UA, heads_, spec_.nope_dim, angles);
+  const at::Tensor out_UHA =
+      packed_attention(q_UC.unflatten(-1, {heads_, spec_.key_dim()}), kv.k_UHA, kv.v_UHA, slice, spec_);
   return axis_.reduce_scatter_rows(w.o->forward(out_UHA.flatten(1), token_U, random));
 }
 
@@ -40,6 +40,55 @@ std::vector<Linear*> LatentAttention::linears() const {
     if (*map) found.push_back(map->get());
   }
   return found;
+}
+
+PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, int64_t width,
+                               const PassTraits& traits) {
+  const std::vector<std::string> leaves{"q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"};
+  const int64_t P = traits.parts.dense, size = traits.element_bytes();
+  const int64_t q_lora = a.q_lora.value_or(0), qk = a.heads * a.key_dim(), kv = a.heads * (a.nope_dim + a.value_dim),
+                value = a.heads * a.value_dim;
+  const bool keeps_x = maps.keeps_input("q_a_proj") || maps.keeps_input("q_proj") ||
+                       maps.keeps_input("kv_a_proj_with_mqa"),
+             keeps_q = maps.keeps_input("q_b_proj"), keeps_kv = maps.keeps_input("kv_b_proj");
+  // Latents before their norms; after them as the maps to the heads read them, gathered with the rotary key as one
+  // matrix.
+  int64_t saved = (keeps_x ? width : 0) + q_lora + a.kv_lora + a.rotary_dim;
+  if (P == 1) {
+    saved += (keeps_q ? q_lora : 0) + (keeps_kv ? a.kv_lora : 0);
+  } else if (keeps_q || keeps_kv || maps.keeps_input("q_proj")) {
+    saved += P * (a.q_lora.value_or(width) + a.kv_lora + a.rotary_dim);
+  }
+  PartCost cost;
+  cost.saved = maps.low_bytes(leaves) + (a.heads + (a.q_lora ? 2 : 1)) * traits.wide_bytes();
+  if (attends_ragged(traits, std::max(a.key_dim(), a.value_dim))) {
+    // Queries, keys, and the product of kv_b, in which the values lie; the output is the input of o_proj.
+    saved += 2 * qk + kv + value;
+    // In the backward pass: gradients of output, queries, keys and values, and the kernel's own sum of the queries' in
+    // fp32. FlashAttention's has output and gradients as wide as keys.
+    cost.transient = 5 * qk * size + qk * traits.wide_bytes();
+  } else {
+    saved += bucketed_elements(a, a.heads, traits) + (maps.keeps_input("o_proj") ? value : 0);
+    cost.transient = (4 * qk + 2 * kv) * size;
+  }
+  cost.saved += saved * size;
+  const double product = 2.0 * traits.keys * static_cast<double>(qk + value);
+  cost.forward.dense = maps.forward_flops(leaves);
+  cost.forward.attention = product;
+  // Two norms, the rotation, keys written once.
+  cost.forward.touched_bytes =
+      static_cast<double>(size * (2 * (q_lora + a.kv_lora) + 2 * a.heads * a.rotary_dim + a.heads * a.nope_dim + qk));
+  cost.backward.dense = maps.backward_flops(leaves);
+  cost.backward.attention = 2.5 * product;
+  cost.backward.touched_bytes = static_cast<double>(
+      size * (3 * (q_lora + a.kv_lora) + 2 * qk + qk + value + kv));
+  if (P > 1) {
+    const double gathered = static_cast<double>(P - 1) / static_cast<double>(P) * static_cast<double>(size);
+    const double latents = static_cast<double>(P * (a.q_lora.value_or(width) + a.kv_lora + a.rotary_dim)),
+                 output = static_cast<double>(P * width);
+    cost.forward.tensor_axis_bytes = cost.backward.tensor_axis_bytes = gathered * (latents + output);
+  }
+  return cost;
 }
 
 }  // namespace moetune

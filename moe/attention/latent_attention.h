@@ -13,6 +13,7 @@
 
 #include "moe/attention/attention.h"
 #include "moe/blueprint.h"
+#include "moe/cost.h"
 #include "parallel/comm/tensor_axis.h"
 
 namespace moetune {
@@ -42,5 +43,9 @@ class LatentAttention final : public Attention {
   TensorAxis axis_;
   int64_t heads_;  // of this rank
 };
+
+/// Of a row through forward() and its backward pass; `width`: D.
+PartCost latent_attention_cost(const AttentionSpec& spec, const DenseMaps& maps, int64_t width,
+                               const PassTraits& traits);
 
 }  // namespace moetune

@@ -2,12 +2,12 @@
 //
 //   at::Tensor out_UHA = packed_attention(q_UHA, k_UGA, v_UGA, slice, spec, sinks_H);
 //
-// Documents of similar length become a dense batch (a bucket of the slice), which dense_attention() computes under the
-// layer's mask. Padding stands behind a document's last token, where no token of it looks.
+// On GPUs in half dtypes ragged_attention() computes it, elsewhere bucketed_attention(); both under every mask.
 #pragma once
 
 #include "moe/attention/slice.h"
 #include "moe/blueprint.h"
+#include "moe/cost.h"
 
 namespace moetune {
 
@@ -16,5 +16,10 @@ namespace moetune {
 /// Differentiable in all four. Any number of rows; with none the graph goes through the values.
 at::Tensor packed_attention(const at::Tensor& q_UHA, const at::Tensor& k_UGA, const at::Tensor& v_UGA,
                             const Slice& slice, const AttentionSpec& spec, const at::Tensor& sinks_H = {});
+
+/// Whether heads of this width attend where their rows lie (moe/attention/ragged_attention.h), for plans.
+bool attends_ragged(const PassTraits& traits, int64_t width);
+/// Else: elements a row of queries, keys, values and output as buckets keep them; `key_heads`: of all ranks together.
+int64_t bucketed_elements(const AttentionSpec& spec, int64_t key_heads, const PassTraits& traits);
 
 }  // namespace moetune

@@ -90,4 +90,13 @@ at::Tensor rotate(const at::Tensor& x_THA, const RopeAngles& angles) {
   return at::cat({first * cos - second * sin, second * cos + first * sin}, -1);
 }
 
+at::Tensor rotate_back(const at::Tensor& y_THA, const RopeAngles& angles) {
+  const int64_t half = y_THA.size(-1) / 2;
+  const at::Tensor a = y_THA.narrow(-1, 0, half), b = y_THA.narrow(-1, half, half);
+  const at::Tensor cos = angles.cos_TA.unsqueeze(1), sin = angles.sin_TA.unsqueeze(1);
+  const at::Tensor first = a * cos + b * sin, second = b * cos - a * sin;
+  if (angles.layout == RotarySpec::Layout::kHalves) return at::cat({first, second}, -1);
+  return at::stack({first, second}, -1).flatten(-2);
+}
+
 }  // namespace moetune

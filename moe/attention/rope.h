@@ -2,7 +2,7 @@
 //
 //   Rope rope(blueprint.rotary, device);
 //   RopeAngles angles = rope.angles(slice.position_U, compute);
-//   at::Tensor q = rotate(q_rope_THA, angles);
+//   at::Tensor q = rotate(q_rope_THA, angles);   // or in place: rotated_heads.h
 //
 // Pair i of dim / 2 turns by the angle position * frequency_i: (a, b) -> (a cos - b sin, b cos + a sin). Where a and b
 // lie is the layout: features 2 i and 2 i + 1 (DeepSeek, Llama-4), or i and i + dim / 2 (Llama, Qwen, GLM, gpt-oss).
@@ -38,5 +38,7 @@ class Rope {
 
 /// x_THA [T, heads, rope_dim] -> rotated, first halves then second halves.
 at::Tensor rotate(const at::Tensor& x_THA, const RopeAngles& angles);
+/// Its transpose, and inverse but for the attention factor: what rotate() returned -> in the angles' layout.
+at::Tensor rotate_back(const at::Tensor& y_THA, const RopeAngles& angles);
 
 }  // namespace moetune

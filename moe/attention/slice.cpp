@@ -1,56 +1,11 @@
 #include "moe/attention/slice.h"
 
 #include <algorithm>
-#include <map>
 #include <numeric>
 
 #include "parallel/base/error.h"
 
 namespace moetune {
-namespace {
-
-// Padded lengths: multiples of 1/8 of the length's power of two, and of 8 at least, so that padding stays
-// under 1/8 (or 8 rows) and buckets few.
-int64_t padded_length(int64_t length) {
-  int64_t step = 8;
-  while (step * 16 <= length) step *= 2;
-  return (length + step - 1) / step * step;
-}
-
-void plan_buckets(const std::vector<int64_t>& lengths, Slice& slice, at::Device device) {
-  const bool all_equal = std::all_of(lengths.begin(), lengths.end(), [&](int64_t n) { return n == lengths.front(); });
-  if (lengths.empty()) return;
-  if (all_equal) {
-    slice.buckets.push_back({static_cast<int64_t>(lengths.size()), lengths.front()});
-    return;
-  }
-  slice.in_order = false;
-  std::map<int64_t, std::vector<size_t>> documents_of_length;
-  for (size_t i = 0; i < lengths.size(); ++i) documents_of_length[padded_length(lengths[i])].push_back(i);
-  std::vector<int64_t> begin(lengths.size(), 0);
-  std::partial_sum(lengths.begin(), lengths.end() - 1, begin.begin() + 1);
-  std::vector<int64_t> gather, padding, inverse(slice.num_all_rows);
-  for (const auto& [length, documents] : documents_of_length) {
-    slice.buckets.push_back({static_cast<int64_t>(documents.size()), length});
-    for (size_t document : documents) {
-      for (int64_t t = 0; t < length; ++t) {
-        const int64_t place = static_cast<int64_t>(gather.size());
-        if (t < lengths[document]) {
-          inverse[begin[document] + t] = place;
-          gather.push_back(begin[document] + t);
-        } else {
-          padding.push_back(place);
-          gather.push_back(0);
-        }
-      }
-    }
-  }
-  slice.gather_M = at::tensor(gather, at::kLong).to(device);
-  slice.inverse_U = at::tensor(inverse, at::kLong).to(device);
-  slice.padding_places = at::tensor(padding, at::kLong).to(device);
-}
-
-}  // namespace
 
 std::vector<Slice> make_slices(const std::vector<int64_t>& document_lengths, const std::vector<int64_t>& position_U,
                                const std::vector<int64_t>& token_U, int64_t slice_tokens, at::Device device,
@@ -64,7 +19,8 @@ std::vector<Slice> make_slices(const std::vector<int64_t>& document_lengths, con
   do {
     Slice slice;
     std::vector<int64_t> lengths, document;
-    while (next < document_lengths.size() && (lengths.empty() || slice.num_all_rows < slice_tokens)) {
+    while (next < document_lengths.size() &&
+           (lengths.empty() || slice.num_all_rows + document_lengths[next] <= slice_tokens)) {
       document.insert(document.end(), document_lengths[next], static_cast<int64_t>(lengths.size()));
       lengths.push_back(document_lengths[next]);
       slice.num_all_rows += document_lengths[next++];
@@ -87,7 +43,7 @@ std::vector<Slice> make_slices(const std::vector<int64_t>& document_lengths, con
     slice.document_length = on_device(lengths);
     slice.position_U = on_device({position_U.begin() + row, position_U.begin() + row + slice.num_all_rows});
     slice.token_U = axis.size() == 1 ? slice.token_T : on_device(token);
-    plan_buckets(lengths, slice, device);
+    slice.lengths = std::move(lengths);
     row += slice.num_all_rows;
     first_row += slice.num_rows;
     slices.push_back(std::move(slice));

@@ -6,8 +6,7 @@
 // Each rank of the tensor axis holds an equal run of every slice's rows, the last ranks' with padding behind: U rows of
 // documents, T = ceil(U / size) rows a rank. A rank's local batch is its runs one after the other.
 //
-// Attention stays inside each document: documents of similar length share a dense batch (a bucket), padded behind their
-// last token. Under a causal mask no real query sees that padding, so the mathematics is that of each document alone.
+// Attention stays inside each document (moe/attention/packed_attention.h).
 #pragma once
 
 #include <torch/types.h>
@@ -19,12 +18,6 @@
 
 namespace moetune {
 
-/// Documents of one padded length: rows of a dense [B, length] batch.
-struct AttentionBucket {
-  int64_t batch = 0;   ///< B
-  int64_t length = 0;  ///< padded
-};
-
 struct Slice {
   int64_t first_row = 0;  ///< of this rank's rows in its local batch
   int64_t num_rows = 0;   ///< T: this rank's rows, padding included
@@ -33,19 +26,15 @@ struct Slice {
   at::Tensor token_T;     ///< int64: number of the token in the global batch of the step; 0 for padding
   at::Tensor document_T;  ///< int64: number of the row's document within the slice; num_documents for padding
   int64_t num_documents = 0;
-  at::Tensor document_length;  ///< int64 [documents]
+  at::Tensor document_length;    ///< int64 [documents]
+  std::vector<int64_t> lengths;  ///< the same on the host
 
   int64_t num_all_rows = 0;  ///< U: rows of the documents, on all ranks of the tensor axis together
   at::Tensor position_U;     ///< int64, restarting in each document
   at::Tensor token_U;        ///< int64: number of the token in the global batch of the step
-  std::vector<AttentionBucket> buckets;
-  bool in_order = true;       ///< the buckets are the rows as they lie: nothing to gather
-  at::Tensor gather_M;        ///< int64: row of each bucket place (padding points at row 0); M = sum of B * length
-  at::Tensor inverse_U;       ///< int64: bucket place of each row
-  at::Tensor padding_places;  ///< int64: bucket places that hold padding
 };
 
-/// Cuts the batch into slices of whole documents of at least `slice_tokens` rows each (the last may be smaller; one
+/// Cuts the batch into slices of whole documents, as many as make at most `slice_tokens` rows, a longer one by itself (one
 /// empty slice when there are no documents), all ranks of the axis alike. Tensors are put on `device`.
 std::vector<Slice> make_slices(const std::vector<int64_t>& document_lengths, const std::vector<int64_t>& position_U,
                                const std::vector<int64_t>& token_U, int64_t slice_tokens, at::Device device,

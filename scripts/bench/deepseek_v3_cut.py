@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Times training steps at DeepSeek-V3's true dimensions, cut to a few layers, with weights drawn from the seed.
 
-    python scripts/bench/deepseek_v3_cut.py [--ranks 1] [--tokens 16384] [--document 4096] [--steps 20] [key.sub=value
-        ...]
+    python scripts/bench/deepseek_v3_cut.py [--ranks 1] [--tokens 16384] [--document 4096] [--lognormal MEDIAN,SIGMA]
+        [--steps 20] [key.sub=value ...]
 
 Makes a model folder with config.json alone and documents of random tokens in a temporary folder, runs `moetune train`
 (under mpirun for more than one rank, experts spread over them), and prints the median tokens/s of all steps but the
@@ -23,6 +23,12 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--ranks", type=int, default=1)
 parser.add_argument("--tokens", type=int, default=16384, help="of a step on each rank")
 parser.add_argument("--document", type=int, default=4096, help="tokens of a document")
+parser.add_argument(
+    "--lognormal",
+    type=lambda text: tuple(map(float, text.split(","))),
+    metavar="MEDIAN,SIGMA",
+    help="documents of such lengths, packed to --document, other ones in each step",
+)
 parser.add_argument("--steps", type=int, default=20)
 parser.add_argument("--dense", type=int, default=1, help="dense layers")
 parser.add_argument("--moe", type=int, default=3, help="layers with routed experts")
@@ -43,6 +49,7 @@ with tempfile.TemporaryDirectory() as folder:
         options.document,
         values,
         options.overrides,
+        options.lognormal,
     )
     try:
         run.finish()
@@ -51,7 +58,7 @@ with tempfile.TemporaryDirectory() as folder:
     f = figures(run, WARM_UP_STEPS)
 
 print(
-    f"{layers}, {options.ranks} rank(s), {run.tokens} tokens a rank in documents of {run.document},"
+    f"{layers}, {options.ranks} rank(s), {run.tokens} tokens a rank in documents of {options.lognormal or run.document},"
     f" {' '.join(options.overrides) or 'recipe as it is'}:\n  {f['tokens_per_s']:,.0f} tokens/s a rank (min"
     f" {f['tokens_per_s_min']:,.0f}, max {f['tokens_per_s_max']:,.0f}, {f['counted_steps']} steps of {f['step_s']:.3f}"
     f" s), peak {size_text(f['peak_bytes'])} (planned {size_text(f['planned_bytes'])}), expert max/mean"

@@ -12,6 +12,7 @@ Rehearsed (Machine(program, rehearse=True)) the same runs are made on CPU ranks:
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import random
@@ -158,8 +159,9 @@ class RunFailed(Exception):
 class Run:
     """A folder with model, data and recipe, and the training run in it."""
 
-    def __init__(self, folder, machine, layers, ranks, tokens, document=4096, values=None, words=()):
-        """`tokens` of a step on each rank, in documents of `document`; `values`: keys of the recipe; `words`: what
+    def __init__(self, folder, machine, layers, ranks, tokens, document=4096, values=None, words=(), lognormal=None):
+        """`tokens` of a step on each rank, in documents of `document`, or, with `lognormal` (median, sigma), of such
+        lengths, packed to it, other ones in each step; `values`: keys of the recipe; `words`: what
         stands behind it on the command line."""
         self.folder, self.machine, self.layers, self.ranks, self.words = (
             pathlib.Path(folder),
@@ -176,7 +178,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_model()
         documents = self.ranks * self.tokens // self.document
-        self._write_documents(documents)
+        steps = (values or {}).get("train.steps", 20)
+        self._write_documents(documents, steps * documents * self.document if lognormal else 0, lognormal)
         self.values = (
             {
                 "run.dir": f"{self.folder}/run",
@@ -205,11 +208,16 @@ class Run:
         layers = {"num_hidden_layers": self.layers.dense + self.layers.moe, "first_k_dense_replace": self.layers.dense}
         (self.folder / "config.json").write_text(json.dumps(self.machine.dims | layers))
 
-    def _write_documents(self, count):
+    def _write_documents(self, count, tokens, lognormal):
         draw = random.Random(SEED)
+        lengths = [] if lognormal else [self.document] * count
+        while sum(lengths) < tokens:
+            median, sigma = lognormal
+            length = round(draw.lognormvariate(math.log(self.machine.tokens(median * 1000) / 1000), sigma))
+            lengths.append(min(max(length, 2), self.document))
         with open(self.folder / "train.jsonl", "w") as file:
-            for _ in range(count):
-                ids = [draw.randrange(self.machine.dims["vocab_size"]) for _ in range(self.document)]
+            for length in lengths:
+                ids = draw.choices(range(self.machine.dims["vocab_size"]), k=length)
                 file.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
 
     def _write_recipe(self):

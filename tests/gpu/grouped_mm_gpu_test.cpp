@@ -67,13 +67,20 @@ TEST_CASE("Grouped products in bf16 on CUDA equal those expert by expert in fp64
     for (int64_t expert = 0; expert < num_experts; ++expert) {
       if (counts[expert] == 0) CHECK(outer[expert].abs().max().item<double>() == 0.0);
     }
-    const RowGroups part = groups.range(1, 2);
-    const at::Tensor part_rows = x_XI.narrow(0, groups.begin(1), part.num_rows());
-    CHECK(part.num_rows() == counts[1] + counts[2]);
-    if (part.num_rows() > 0) {
-      CHECK(relative(grouped_mm(part_rows, w_eOI.narrow(0, 1, 2).transpose(1, 2), part),
-                     grouped_mm(wide(part_rows), wide(w_eOI).narrow(0, 1, 2).transpose(1, 2), host.range(1, 2))) <
-            5e-3);
+    const std::vector<RowGroups> parts = RowGroups::runs(counts, 2, at::kCUDA),
+                                 on_host = RowGroups::runs(counts, 2, at::kCPU);
+    int64_t first = 0, row = 0;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const RowGroups& part = parts[i];
+      CHECK(at::equal(part.ends_e.cpu(), on_host[i].ends_e));
+      const at::Tensor part_rows = x_XI.narrow(0, row, part.num_rows());
+      const at::Tensor part_w = w_eOI.narrow(0, first, part.num_groups());
+      if (part.num_rows() > 0) {
+        CHECK(relative(grouped_mm(part_rows, part_w.transpose(1, 2), part),
+                       grouped_mm(wide(part_rows), wide(part_w).transpose(1, 2), on_host[i])) < 5e-3);
+      }
+      first += part.num_groups();
+      row += part.num_rows();
     }
   }
 }

@@ -102,6 +102,18 @@ TEST_CASE("Units of a stack, whole or cut, are the same on CUDA as on the CPU", 
         FrozenWeight weight({format, E, O, I, cut}, device, at::kBFloat16);
         for (int64_t e = 0; e < E; ++e) weight.set(e, stack[e]);
         dense.push_back(weight.dense_units(1, 3, scratch, counters).cpu());
+        // Units and rows apart, among numbers that stay.
+        for (const int64_t gap : {0, 8}) {
+          at::Tensor among = at::full({3, weight.shape().held_outputs() + 5, weight.shape().held_inputs() + gap}, 7.0,
+                                      at::device(device).dtype(at::kBFloat16));
+          const at::Tensor place =
+              among.narrow(1, 2, weight.shape().held_outputs()).narrow(2, 0, weight.shape().held_inputs());
+          weight.dense_units_into(1, 3, place, scratch, counters);
+          CHECK(same_bits(place.contiguous().cpu(), dense.back()));
+          CHECK(among.eq(7.0).sum().item<int64_t>() >= among.numel() - place.numel());
+          place.fill_(7.0);
+          CHECK(among.eq(7.0).all().item<bool>());
+        }
       }
       CHECK(same_bits(dense[0], dense[1]));
     }

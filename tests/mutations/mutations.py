@@ -80,8 +80,9 @@ MUTATIONS = [
         "lora/linear.cpp",
         (
             (
-                "adapter_->scale());",
-                "adapter_->scale() * (frozen_->shape().cut.cuts_inputs() ? frozen_->shape().cut.parts : 1));",
+                "adapter.scale(), low_TR,",
+                "adapter.scale() * (adapted.weight->shape().cut.cuts_inputs() ? adapted.weight->shape().cut.parts : 1),"
+                " low_TR,",
             ),
         ),
         TWO_TP,

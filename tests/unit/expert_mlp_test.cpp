@@ -21,7 +21,7 @@ constexpr int64_t kFirst = 1;                   // of the chunk's experts
 const std::vector<int64_t> kRows{3, 0, 5, 1};   // of each of them
 constexpr double kLimit = 0.6, kAlpha = 1.702;  // so that many numbers are clamped
 
-enum class Trains { kAdapters, kAdaptersAndBiases, kWeights };
+enum class Trains { kAdapters, kAdaptersFolded, kAdaptersAndBiases, kWeights };
 
 ExpertSpec spec_of(Activation activation, WeightActs acts, bool biases, bool joint) {
   ExpertSpec spec;
@@ -53,7 +53,9 @@ struct Case {
     auto down = map("down", D, F, 3);
     mlp = up ? std::make_unique<ExpertMlp>(spec, std::move(gate), std::move(up), std::move(down))
              : std::make_unique<ExpertMlp>(spec, std::move(gate), std::move(down));
+    if (trains == Trains::kAdaptersFolded) mlp->fold_adapters(true);
     scratch.reserve(2 * E * mlp->scratch_elements_per_expert());
+    scratch.poison_released(true);
   }
 
   std::unique_ptr<GroupedLinear> map(const std::string& name, int64_t outputs, int64_t inputs, uint64_t seed) {
@@ -65,7 +67,7 @@ struct Case {
     if (spec.biases) {
       const at::Tensor values = random_normal({E, outputs}, seed + 200) * 0.5;
       slow.bias = values;
-      if (trains == Trains::kAdapters) {
+      if (trains == Trains::kAdapters || trains == Trains::kAdaptersFolded) {
         bias = GroupedBias(values);
       } else {
         ParameterInfo of_bias = info;
@@ -154,7 +156,8 @@ TEST_CASE("experts' MLPs equal the formula of a row, forward and backward", "[ex
   const int64_t X = chunk.groups.num_rows();
   const at::Tensor x = leaf(random_normal({X, D}, 10)), w = leaf(random_normal({X}, 11)), d = random_normal({X, D}, 12);
   for (const Form& form : kForms) {
-    for (const auto trains : {Trains::kAdapters, Trains::kAdaptersAndBiases, Trains::kWeights}) {
+    for (const auto trains :
+         {Trains::kAdapters, Trains::kAdaptersFolded, Trains::kAdaptersAndBiases, Trains::kWeights}) {
       INFO("activation " << static_cast<int>(form.activation) << ", weight acts " << static_cast<int>(form.acts)
                          << ", biases " << form.biases << ", joint " << form.joint << ", trains "
                          << static_cast<int>(trains));
@@ -167,7 +170,7 @@ TEST_CASE("experts' MLPs equal the formula of a row, forward and backward", "[ex
         }
       }
       const at::Tensor expected = at::stack(rows);
-      GateUp kept;
+      at::Tensor kept;
       CHECK(distance(c.mlp->forward(chunk, {x.detach().clone(), w.detach(), {}}, c.pass, &kept), expected) < 1e-14);
       CHECK(distance(c.mlp->forward(chunk, {x.detach().clone(), w.detach(), {}}, c.pass), expected) < 1e-14);
       c.scratch.reset();
@@ -175,7 +178,8 @@ TEST_CASE("experts' MLPs equal the formula of a row, forward and backward", "[ex
       std::vector<at::Tensor> inputs{x, w};
       for (Parameter& parameter : c.parameters.all()) inputs.push_back(parameter.working);
       const auto wanted = torch::autograd::grad({expected}, inputs, {d});
-      for (const GateUp* before : {static_cast<const GateUp*>(nullptr), static_cast<const GateUp*>(&kept)}) {
+      for (const at::Tensor* before :
+           {static_cast<const at::Tensor*>(nullptr), static_cast<const at::Tensor*>(&kept)}) {
         const RowGradients got = c.mlp->backward(chunk, {x.detach().clone(), w.detach(), {}}, d, c.pass, before);
         c.scratch.reset();
         CHECK(distance(got.d_x_XD, wanted[0]) < 1e-13);
@@ -238,8 +242,8 @@ TEST_CASE("parts of experts by features add up to the whole", "[expert_mlp]") {
       if (!spec.joint_gate_up()) up = map(1);
       auto down = map(2);
       if (part > 0) down->leave_bias();
-      const ExpertMlp mlp = up ? ExpertMlp(spec, std::move(gate), std::move(up), std::move(down))
-                               : ExpertMlp(spec, std::move(gate), std::move(down));
+      ExpertMlp mlp = up ? ExpertMlp(spec, std::move(gate), std::move(up), std::move(down))
+                         : ExpertMlp(spec, std::move(gate), std::move(down));
       out_sum += mlp.forward(chunk, {x.clone(), w, {}}, whole.pass);
       const RowGradients got = mlp.backward(chunk, {x.clone(), w, {}}, d, whole.pass);
       d_x_sum += got.d_x_XD;

@@ -55,6 +55,17 @@ TEST_CASE("the dense form is the held value in the compute type, unit by unit", 
       CHECK(weight.scratch_elements() == (held_dense ? 0 : E * O * I));
       CHECK(at::equal(weight.dense_units(1, 2, scratch, counters), weight.dense().narrow(0, 1, 2)));
       CHECK(counters.elements == (held_dense ? 0 : (E + 2) * O * I));
+      if (!held_dense) {
+        // Among other numbers, which stay: units apart, and rows apart.
+        for (const int64_t gap : {0, 8}) {
+          at::Tensor among = at::full({2, O + 4, I + gap}, 7.0, compute);
+          const at::Tensor place = among.narrow(1, 3, O).narrow(2, 0, I);
+          weight.dense_units_into(1, 2, place, scratch, counters);
+          CHECK(at::equal(place, weight.dense().narrow(0, 1, 2)));
+          CHECK(among.eq(7.0).sum().item<int64_t>() == among.numel() - place.numel());
+        }
+        CHECK(counters.elements == (E + 2 + 2 + 2) * O * I);
+      }
       weight.release();
       CHECK(contains(message_of<InternalError>([&] { weight.dense(); }), "not in use"));
     }

@@ -32,10 +32,24 @@ TEST_CASE("rows meet the matrix of their group", "[grouped_mm]") {
   CHECK(distance(outer, expected_outer) < 1e-14);
 
   // A run of groups is the same product with rows numbered anew.
-  const RowGroups run = groups.range(1, 2);
-  CHECK(run.ends == std::vector<int64_t>{0, 3});
-  CHECK(at::equal(run.ends_e, at::tensor({0, 3}, at::kInt)));
-  CHECK(at::equal(grouped_mm(x.narrow(0, 4, 3), w.narrow(0, 1, 2).transpose(1, 2), run), y.narrow(0, 4, 3)));
+  for (const int64_t length : {1, 2, 3, 4, 9}) {
+    const std::vector<RowGroups> runs = RowGroups::runs(kCounts, length, at::kCPU);
+    CHECK(static_cast<int64_t>(runs.size()) == (E + length - 1) / length);
+    int64_t first = 0, row = 0;
+    for (const RowGroups& run : runs) {
+      CHECK(run.ends_e.scalar_type() == at::kInt);
+      CHECK(at::equal(run.ends_e.to(at::kLong), long_tensor(run.ends)));
+      CHECK(at::equal(
+          grouped_mm(x.narrow(0, row, run.num_rows()), w.narrow(0, first, run.num_groups()).transpose(1, 2), run),
+          y.narrow(0, row, run.num_rows())));
+      first += run.num_groups();
+      row += run.num_rows();
+    }
+    CHECK(first == E);
+    CHECK(row == X);
+  }
+  CHECK(RowGroups::runs(kCounts, 3, at::kCPU).at(1).ends == std::vector<int64_t>{2});
+  CHECK(RowGroups::runs({}, 3, at::kCPU).at(0).num_rows() == 0);
   CHECK(grouped_mm(x.narrow(0, 0, 0), w.transpose(1, 2), RowGroups::from_counts({0, 0, 0, 0}, at::kCPU)).sizes() ==
         at::IntArrayRef({0, O}));
 }
@@ -61,8 +75,7 @@ TEST_CASE("a grouped linear map differentiates as finite differences say", "[gro
     map = std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter));
   }
   // Experts 1 .. 3 of the four: those of a chunk.
-  const RowGroups groups = RowGroups::from_counts(kCounts, at::kCPU);
-  const ExpertChunk chunk{1, 3, 4, groups.range(1, 3)};
+  const ExpertChunk chunk{1, 3, 4, RowGroups::from_counts({0, 3, 2}, at::kCPU)};
   const at::Tensor x = random_normal({5, I}, 1), dy = random_normal({5, O}, 3), token = at::arange(5, at::kLong);
   const StepRandom random{3, 1, true};
   auto value = [&](const at::Tensor& at_x) {

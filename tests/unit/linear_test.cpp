@@ -130,3 +130,36 @@ TEST_CASE("a bias is added once, and trains where it is a leaf", "[linear]") {
   const at::Tensor y = frozen.forward(x, at::arange(T, at::kLong), StepRandom{});
   CHECK(distance(torch::autograd::grad({y}, {x}, {d_y})[0], d_y.matmul(again.values)) < 1e-14);
 }
+
+TEST_CASE("an adapted map with a part of the outputs trains that part of B", "[linear]") {
+  constexpr int64_t kHeld = O + 5, kFirst = 3, R = 3;
+  for (const int64_t rows : {T, int64_t{0}}) {
+    Frozen w;
+    ParameterSet parameters(at::kCPU, at::kDouble);
+    auto adapter = std::make_unique<Adapter>(AdapterSpec{R, 0.5, 0.0}, ParameterInfo{}, 0, kHeld, I, 1, parameters);
+    const Adapter& a = *adapter;
+    a.b().master().copy_(random_normal({kHeld, R}, 4));
+    a.b().refresh_working();
+    w.use();
+    const at::Tensor bias = leaf(random_normal({kHeld}, 5));
+    const Linear linear(std::move(w.weight), std::move(adapter), bias, {kFirst, O});
+    const at::Tensor x = leaf(random_normal({rows, I}, 2)), d_y = random_normal({rows, O}, 3);
+    const at::Tensor y = linear.forward(x, at::Tensor(), StepRandom{});
+    const at::Tensor low = x.matmul(a.a().working.t());
+    const at::Tensor expected =
+        x.matmul(w.values.t()) + bias.narrow(0, kFirst, O) + 0.5 * low.matmul(a.b().working.narrow(0, kFirst, O).t());
+    CHECK(y.sizes() == expected.sizes());
+    if (rows > 0) CHECK(distance(y, expected) < 1e-14);
+    const std::vector<at::Tensor> inputs{x, a.a().working, a.b().working, bias};
+    const auto wanted = torch::autograd::grad({expected}, inputs, {d_y});
+    const auto close = [&](const at::Tensor& got, size_t i) {
+      return got.sizes() == wanted[i].sizes() && (got - wanted[i]).norm().item<double>() < 1e-12;
+    };
+    const auto got = torch::autograd::grad({y}, inputs, {d_y}, /*retain_graph=*/true);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      CHECK(close(got[i], i));
+      // Alone: nothing that it needs was left out.
+      CHECK(close(torch::autograd::grad({y}, {inputs[i]}, {d_y}, /*retain_graph=*/true)[0], i));
+    }
+  }
+}

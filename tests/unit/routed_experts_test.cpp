@@ -71,7 +71,9 @@ struct Case {
       auto gate = map("gate_proj", F, D, 1), up = map("up_proj", F, D, 2), down = map("down_proj", D, F, 3);
       return ExpertMlp(spec, std::move(gate), std::move(up), std::move(down));
     };
-    experts = std::make_unique<RoutedExperts>(mlp(), ExpertPlacement{0, E, E}, chunk_experts, *exchange);
+    ExpertMlp made = mlp();
+    made.fold_adapters(chunk_experts == E);
+    experts = std::make_unique<RoutedExperts>(std::move(made), ExpertPlacement{0, E, E}, chunk_experts, *exchange);
     scratch.reserve(experts->scratch_elements());
     scratch.poison_released(true);
   }

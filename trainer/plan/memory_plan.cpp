@@ -6,7 +6,7 @@
 #include <sstream>
 #include <utility>
 
-#include "moe/block_memory.h"
+#include "moe/block.h"
 #include "moe/head.h"
 #include "moe/model.h"
 #include "parallel/base/ceil_div.h"
@@ -52,7 +52,14 @@ class Planner {
         trains_weights_(!recipe.adapter),
         local_experts_(blueprint.router.experts / mesh.ep),
         data_ranks_(mesh.dp * mesh.ep),
-        parts_{mesh.tp, mesh.expert_tp, recipe.model.base} {
+        parts_{mesh.tp, mesh.expert_tp, recipe.model.base},
+        traits_{.compute = compute_,
+                .device = machine.device,
+                .train_weights = trains_weights_,
+                .exchanged = mesh.ep > 1,
+                .balance_loss = balance_spec(recipe, blueprint).is_on(),
+                .parts = parts_,
+                .trains_router = recipe.router.train != RouterTraining::kNone} {
     plan_.device = machine.device;
     plan_.rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
     plan_.held_rows = ceil_div(plan_.rows, mesh.tp);
@@ -214,11 +221,11 @@ class Planner {
     if (!trains_weights_) {
       for (const auto& maps : blocks_) {
         plan_.scratch_elements =
-            std::max(plan_.scratch_elements, block_scratch_elements(maps, parts_, compute_, chunk_experts_));
+            std::max(plan_.scratch_elements, block_scratch_elements(maps, traits_, chunk_experts_));
       }
       if (with_mtp_) {
         plan_.scratch_elements =
-            std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(blueprint_)}, parts_, compute_, 0));
+            std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(blueprint_)}, traits_, 0));
       }
     }
     add("dense weights in use", Scratch::bytes(plan_.scratch_elements, compute_),
@@ -258,14 +265,6 @@ class Planner {
           {"kept block inputs", inputs, true, Span::kRun, str(kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
     }
 
-    const bool balances = balance_spec(recipe_, blueprint_).is_on();
-    PassTraits traits{compute_,
-                      plan_.device,
-                      trains_weights_,
-                      mesh_.ep > 1,
-                      balances,
-                      parts_,
-                      recipe_.router.train != RouterTraining::kNone};
     // Tokens whose rows are at the experts at a time, and the rows they make here if experts are chosen evenly.
     int64_t tokens = routed;
     const int64_t buffer = recipe_.exchange.buffer_rows.value_or(0);
@@ -273,7 +272,9 @@ class Planner {
     const int64_t received = tokens * std::max<int64_t>(1, sends);
     const int64_t chunk_rows = ceil_div(tokens * K * chunk_experts_, local_experts_);
     const int64_t slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(at::Device(plan_.device)));
-    const int64_t slice_rows = ceil_div(std::min(U, slice_tokens + recipe_.data.max_tokens - 1), mesh_.tp);
+    const int64_t slice_rows = ceil_div(std::min(U, std::max(slice_tokens, recipe_.data.max_tokens)), mesh_.tp);
+    PassTraits traits = traits_;
+    traits.several_slices = T > slice_rows;
     const int64_t sent = sends > 0 ? tokens * sends * D * size_ : 0;
     // Rows, their weights and the gradients of their sums as they go out, the gradients of both as they come home.
     const int64_t gathered = parts_.experts > 1 ? routed * (3 * D + 2 * K) * size_ : 0;
@@ -281,20 +282,17 @@ class Planner {
     const int64_t kept = std::min(plan_.kept_layers, num_blocks - first_trained);
     int64_t kept_bytes = 0, graph = 0, mixing = 0, experts = 0;
     for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
-      const BlockMemory row = block_memory(blueprint_, blocks_[layer], traits);
+      const BlockCost row = block_cost(blueprint_, blocks_[layer], traits);
       if (layer >= num_blocks - kept) {
-        kept_bytes += T * row.saved +
-                      (row.expert > 0 ? routed * K * row.kept_expert +
-                                            received * (K * (8 + size_) + (sends > 0 || gathered > 0 ? D * size_ : 0))
-                                      : 0);
+        kept_bytes += T * row.saved + (row.is_moe ? routed * K * row.experts.kept + received * row.experts.kept_received : 0);
       } else graph = std::max(graph, T * row.saved);
       mixing = std::max(mixing, slice_rows * row.mixing);
-      if (row.expert == 0) continue;
+      if (!row.is_moe) continue;
       const int64_t outer =
           trains_weights_
               ? chunk_experts_ * parts_.expert_features(blueprint_).outputs(blueprint_.experts.width) * D * size_
               : 0;
-      experts = std::max(experts, gathered + received * row.received + chunk_rows * row.expert + outer);
+      experts = std::max(experts, gathered + received * row.experts.received + chunk_rows * row.experts.chunk + outer);
     }
     add("kept graphs", kept_bytes, str("of the last ", kept, " blocks"));
     // A block on the way up: its graph, gradients of its output and input and of the experts' input, and what is in
@@ -348,6 +346,7 @@ class Planner {
   bool with_mtp_, trains_weights_;
   int64_t local_experts_, data_ranks_;
   TensorParts parts_;
+  PassTraits traits_;
   int64_t chunk_experts_ = 0;
   std::vector<std::vector<LinearMap>> blocks_;
   Sums trained_;

@@ -22,6 +22,7 @@
 #include "trainer/run/run_folder.h"
 #include "trainer/run/signals.h"
 #include "trainer/run/stepper.h"
+#include "trainer/run/warm_up.h"
 #include "trainer/state/checkpoint.h"
 #include "trainer/state/frozen_digest.h"
 #include "trainer/state/manifest.h"
@@ -85,6 +86,7 @@ class Run {
                                            launch_.rank() == 0);
     const DataSummary data = summary();
     reporter_->show_plan(run_.plan, data);
+    warm_up();
     probe(peak_.step);
     // Only now is it known that a resumed run fits what was saved, and memory: a mistake writes over nothing.
     if (own_folder_) {
@@ -214,6 +216,11 @@ class Run {
     data.eval_documents = eval_documents_ ? eval_documents_->size() : 0;
     data.steps = num_steps_;
     return data;
+  }
+
+  void warm_up() {
+    const RankProgress::Place place = watched("preparation of attention");
+    warm_up_attention(run_, {&train_documents_, eval_documents_ ? &*eval_documents_ : nullptr});
   }
 
   /// Runs the step with the most tokens once and forgets it: a lack of memory shows in the first minute.

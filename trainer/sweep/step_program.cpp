@@ -1,5 +1,7 @@
 #include "trainer/sweep/step_program.h"
 
+#include "parallel/base/error.h"
+
 namespace moetune {
 namespace {
 
@@ -83,6 +85,25 @@ class Writer {
 };
 
 }  // namespace
+
+std::string to_string(const StepOp& op) {
+  const auto word = [&] {
+    switch (op.kind) {
+      case Kind::kAwait: return "await";
+      case Kind::kEmbed: return "embed";
+      case Kind::kDown: return "down";
+      case Kind::kHead: return "head";
+      case Kind::kMtpInput: return "input of";
+      case Kind::kMtpInputGradient: return "gradient of the input of";
+      case Kind::kTurn: return "gather at the";
+      case Kind::kUp: return "up";
+      case Kind::kEmbedGradient: return "gradient of the";
+      case Kind::kReduce: return "reduce";
+    }
+    throw InternalError("an operation of no kind");
+  };
+  return str(word(), " ", op.layer, op.keeps ? ", kept" : "");
+}
 
 StepProgram step_program(const Blueprint& blueprint, const StepTraits& traits) {
   return Writer(blueprint, traits).write();

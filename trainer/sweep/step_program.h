@@ -12,6 +12,8 @@
 #pragma once
 
 #include <cstdint>
+#include <ostream>
+#include <string>
 #include <vector>
 
 #include "lora/frozen_slab.h"
@@ -46,6 +48,9 @@ struct StepOp {
   bool operator==(const StepOp&) const = default;
 };
 using StepProgram = std::vector<StepOp>;
+/// "down layer 3", "up layer 3, kept".
+std::string to_string(const StepOp& op);
+inline std::ostream& operator<<(std::ostream& out, const StepOp& op) { return out << to_string(op); }
 
 struct StepTraits {
   StepMode mode = StepMode::kTrain;

@@ -1,0 +1,66 @@
+#include "moe/row_gather.h"
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <algorithm>
+
+#include "moe/device_numbers.h"
+#include "moe/row_gather_kernels.h"
+#include "parallel/base/error.h"
+
+namespace moetune {
+
+at::Tensor places_of(const at::Tensor& slot_X, int64_t num_rows, int64_t top_k) {
+  MT_CHECK(slot_X.size(0) < int64_t{1} << 31, slot_X.size(0), " routed rows are more than places are counted in");
+  const auto counted = slot_X.options().dtype(at::kInt);
+  at::Tensor place_YK = at::full({num_rows, top_k}, -1, counted);
+  place_YK.view(-1).index_copy_(0, slot_X, at::arange(slot_X.size(0), counted));
+  return place_YK;
+}
+
+at::Tensor gather_rows(const at::Tensor& from_YD, const at::Tensor& row_X, int64_t columns) {
+  const int64_t rows = row_X.size(0), D = from_YD.size(1);
+  if (!from_YD.is_cuda() && columns <= D) return from_YD.index_select(0, row_X);
+  at::Tensor to_XD = at::empty({rows, std::max(columns, D)}, from_YD.options());
+  if (!from_YD.is_cuda()) {
+    to_XD.narrow(1, 0, D).copy_(from_YD.index_select(0, row_X));
+    return to_XD;
+  }
+  const c10::cuda::CUDAGuard guard(from_YD.device());
+  MT_CHECK(from_YD.stride(1) == 1 && row_X.is_contiguous() && row_X.scalar_type() == at::kLong,
+           "rows whose numbers do not lie apart are needed, and int64 indices");
+  with_device_numbers(from_YD.scalar_type(), [&](auto number) {
+    using T = decltype(number);
+    gather_rows_cuda(numbers<const T>(from_YD), from_YD.stride(0), row_X.const_data_ptr<int64_t>(), rows, D,
+                     numbers<T>(to_XD), to_XD.stride(0), c10::cuda::getCurrentCUDAStream());
+  });
+  C10_CUDA_CHECK(cudaGetLastError());
+  return to_XD;
+}
+
+void gather_sum(const at::Tensor& rows_XD, const RowRun& run, at::Tensor& sum_YD) {
+  MT_CHECK(rows_XD.size(0) == run.row_X.size(0) && rows_XD.size(1) == sum_YD.size(1) &&
+               rows_XD.scalar_type() == sum_YD.scalar_type(),
+           "rows ", rows_XD.toString(), " ", rows_XD.sizes(), ", of them ", run.row_X.size(0), " with a place; sums ",
+           sum_YD.toString(), " ", sum_YD.sizes());
+  if (!sum_YD.is_cuda()) {
+    sum_YD.index_add_(0, run.row_X, rows_XD);
+    return;
+  }
+  const c10::cuda::CUDAGuard guard(sum_YD.device());
+  const at::Tensor& place_YK = run.place_YK;
+  MT_CHECK(place_YK.defined() && place_YK.scalar_type() == at::kInt && place_YK.is_contiguous() &&
+               place_YK.size(0) == sum_YD.size(0) && sum_YD.is_contiguous() && rows_XD.stride(1) == 1,
+           "places of ", sum_YD.size(0), " rows are needed, and rows whose numbers do not lie apart");
+  with_device_numbers(sum_YD.scalar_type(), [&](auto number) {
+    using T = decltype(number);
+    gather_sum_cuda(numbers<const T>(rows_XD), rows_XD.stride(0), place_YK.const_data_ptr<int32_t>(), place_YK.size(1),
+                    run.first, rows_XD.size(0), sum_YD.size(0), sum_YD.size(1), numbers<T>(sum_YD),
+                    c10::cuda::getCurrentCUDAStream());
+  });
+  C10_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace moetune
