@@ -5,6 +5,7 @@
 #include "moe/attention/grouped_query_attention.h"
 #include "moe/attention/latent_attention.h"
 #include "moe/rms_norm.h"
+#include "parallel/device/trace_range.h"
 
 namespace moetune {
 
@@ -26,6 +27,7 @@ int64_t Block::scratch_elements() const {
 
 void Block::use(PassContext& pass) {
   if (parts_.dense_slab == nullptr) return;
+  const TraceRange range("weights");
   parts_.dense_slab->use();
   for (Linear* map : linears()) map->frozen()->use(pass.scratch, pass.dequantised);
 }
@@ -36,7 +38,9 @@ void Block::release(PassContext& pass) {
 }
 
 void Block::use_experts() {
-  if (parts_.expert_slab != nullptr) parts_.expert_slab->use();
+  if (parts_.expert_slab == nullptr) return;
+  const TraceRange range("weights");
+  parts_.expert_slab->use();
 }
 
 void Block::release_experts() {
@@ -45,6 +49,7 @@ void Block::release_experts() {
 
 Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const at::Tensor& replayed_TK,
                  bool balance, const PassContext& pass) const {
+  const TraceRange range("mixing");
   at::Tensor normed_TD = rms_norm(x_TD, parts_.input_norm, eps_);
   Mixed mixed;
   const NormedSum residual = add_rms_norm(x_TD, parts_.attention->forward(normed_TD, slice, angles, pass.random),
@@ -68,6 +73,7 @@ Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& a
 }
 
 void Block::add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) const {
+  const TraceRange range("mlp");
   if (parts_.mlp) mixed.residual_TD = mixed.residual_TD + parts_.mlp->forward(mixed.z_TD, slice, pass.random);
   if (!is_moe()) mixed.z_TD = at::Tensor();
 }
@@ -87,6 +93,7 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
   if (cost.is_moe || dense.keeps_input("gate_proj") || dense.keeps_input("up_proj")) saved += D;
   cost.saved = saved * size + 2 * traits.wide_bytes() + attention.saved + mlp.saved;
   cost.mixing = std::max(attention.transient, mlp.transient);
+  cost.mixing_of_long = std::max(attention.transient_of_long, mlp.transient_of_long);
   // Two norms, the first residual's sum in the second one's pass; the MLP's sum.
   cost.forward.touched_bytes = static_cast<double>(size * (6 + (has_mlp ? 3 : 0)) * D);
   cost.backward.touched_bytes = static_cast<double>(size * 7 * D);

@@ -82,8 +82,8 @@ class Block {
   double eps_;
 };
 
-/// What one pass through a block takes, from shapes alone. On the way up, of T rows in slices of at most S with Y received
-/// and X routed ones in the largest chunk, it holds beside its input
+/// What one pass through a block takes, from shapes alone. On the way up, of T rows in slices of at most S with Y
+/// received and X routed ones in the largest chunk, it holds beside its input
 ///
 ///   T * saved + max(S * mixing, Y * experts.received + X * experts.chunk)
 ///
@@ -92,7 +92,8 @@ struct BlockCost {
   Work forward, backward;  ///< a row, experts included
   int64_t saved = 0;       ///< a row of the local batch: what mixing keeps up to its backward pass, outputs included
   int64_t mixing = 0;      ///< a row of the slice in flight: temporaries of attention or MLP
-  ExpertsCost experts;     ///< nothing in a dense block
+  int64_t mixing_of_long = 0;  ///< the same where the slice is one long document
+  ExpertsCost experts;         ///< nothing in a dense block
   bool is_moe = false;
 };
 /// `maps`: all of one block, with their adapters.

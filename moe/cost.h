@@ -1,5 +1,5 @@
-// What computing a row takes, declared by each part of a block beside the code that computes it: products by kind, bytes
-// that move, and bytes of memory. From shapes alone: a plan adds parts up and walks the step program over them.
+// What computing a row takes, declared by each part of a block beside the code that computes it: products by kind,
+// bytes that move, and bytes of memory. From shapes alone: a plan adds parts up and walks the step program over them.
 //
 //   const PartCost cost = latent_attention_cost(spec, maps, traits);     // moe/attention/latent_attention.h
 //   const BlockCost block = block_cost(blueprint, maps, traits);         // moe/block.h, all parts of a block
@@ -27,9 +27,9 @@ struct PassTraits {
   bool balance_loss = false;
   /// ranks of the tensor axis, which share matrices and rows, and those of them that share each expert
   TensorParts parts;
-  bool trains_router = false;  ///< its weight or an adapter of it
-  bool several_slices = false; ///< rows of the local batch go through mixing in more than one
-  double keys = 0.0;           ///< that a query sees, on average over the rows
+  bool trains_router = false;   ///< its weight or an adapter of it
+  bool several_slices = false;  ///< rows of the local batch go through mixing in more than one
+  double keys = 0.0;            ///< that a query sees, on average over the rows
 
   bool on_gpu() const { return device != at::kCPU; }
   int64_t element_bytes() const { return static_cast<int64_t>(c10::elementSize(compute)); }
@@ -40,10 +40,10 @@ struct PassTraits {
 /// One way through a part, a row.
 struct Work {
   // Floating-point operations of products, two a multiplication with addition.
-  double dense = 0.0;      ///< in compute dtype
-  double grouped = 0.0;    ///< over rows grouped by expert
-  double attention = 0.0;  ///< queries with keys and probabilities with values
-  double scores = 0.0;     ///< of the router, fp32 results
+  double dense = 0.0;          ///< in compute dtype
+  double grouped = 0.0;        ///< over rows grouped by expert
+  double attention = 0.0;      ///< queries with keys and probabilities with values
+  double scores = 0.0;         ///< of the router, fp32 results
   double touched_bytes = 0.0;  ///< device memory read and written by what is no product: norms, activations, gathers
   double tensor_axis_bytes = 0.0, exchange_bytes = 0.0;  ///< sent by this rank
 
@@ -52,8 +52,9 @@ struct Work {
 
 struct PartCost {
   Work forward, backward;
-  int64_t saved = 0;      ///< bytes a row that the forward pass leaves for the backward pass, outputs included
-  int64_t transient = 0;  ///< bytes a row of the slice in flight, in either pass, at the most
+  int64_t saved = 0;              ///< bytes a row that the forward pass leaves for the backward pass, outputs included
+  int64_t transient = 0;          ///< bytes a row of the slice in flight, in either pass, at the most
+  int64_t transient_of_long = 0;  ///< the same where the slice is one long document
 };
 
 /// The maps of a block that are no stacks, and which of their inputs autograd keeps.

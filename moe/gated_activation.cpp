@@ -1,12 +1,8 @@
 #include "moe/gated_activation.h"
 
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-
-#include "moe/device_numbers.h"
 #include "moe/gated_activation_kernels.h"
 #include "parallel/base/error.h"
+#include "parallel/device/row_kernels.h"
 
 namespace moetune {
 namespace {
@@ -92,16 +88,14 @@ at::Tensor gated_activation(const ActivationForm& form, const at::Tensor& gate_u
     if (weight_X.defined()) h_XF.mul_(weight_X.unsqueeze(1));
     return widened(h_XF, columns);
   }
-  const c10::cuda::CUDAGuard guard(gate_up_X2F.device());
   at::Tensor h_XF = rows_like(gate_up_X2F, F, columns);
   const at::Tensor weight = weights_as(weight_X, h_XF);
   const GatedRows rows{gate_up_X2F.size(0), F, row_stride(gate_up_X2F), row_stride(h_XF)};
-  with_device_numbers(h_XF.scalar_type(), [&](auto number) {
-    using T = decltype(number);
-    gated_activation_cuda(kernel_form(form), rows, numbers<const T>(gate_up_X2F), numbers<const T>(weight),
-                          numbers<T>(h_XF), c10::cuda::getCurrentCUDAStream());
+  launch_rows(h_XF, [&](auto number, cudaStream_t stream) {
+    using Number = decltype(number);
+    gated_activation_cuda(kernel_form(form), rows, numbers_of<const Number>(gate_up_X2F),
+                          numbers_of<const Number>(weight), numbers_of<Number>(h_XF), stream);
   });
-  C10_CUDA_CHECK(cudaGetLastError());
   return h_XF;
 }
 
@@ -134,7 +128,6 @@ ActivationGradients gated_activation_backward(const ActivationForm& form, const 
     to.up_XF.copy_(d_parts.up_XF);
     return d;
   }
-  const c10::cuda::CUDAGuard guard(gate_up_X2F.device());
   if (weight_X.defined()) d.d_weight_X = at::empty({d_h_XF.size(0)}, d_h_XF.options());
   if (options.hidden) {
     d.hidden_XF = options.hidden_columns > F ? rows_like(d_h_XF, F, options.hidden_columns) : d_h_XF;
@@ -143,13 +136,13 @@ ActivationGradients gated_activation_backward(const ActivationForm& form, const 
   const GatedRows rows{d_h_XF.size(0),          F,
                        row_stride(gate_up_X2F), row_stride(d.hidden_XF),
                        row_stride(d_h_XF),      row_stride(d.d_gate_up_X2F)};
-  with_device_numbers(d_h_XF.scalar_type(), [&](auto number) {
-    using T = decltype(number);
-    const GatedGradients<T> out{numbers<T>(d.d_gate_up_X2F), numbers<T>(d.d_weight_X), numbers<T>(d.hidden_XF)};
-    gated_activation_backward_cuda(kernel_form(form), rows, numbers<const T>(gate_up_X2F), numbers<const T>(weight),
-                                   numbers<const T>(d_h_XF), out, c10::cuda::getCurrentCUDAStream());
+  launch_rows(d_h_XF, [&](auto number, cudaStream_t stream) {
+    using Number = decltype(number);
+    const GatedGradients<Number> out{numbers_of<Number>(d.d_gate_up_X2F), numbers_of<Number>(d.d_weight_X),
+                                     numbers_of<Number>(d.hidden_XF)};
+    gated_activation_backward_cuda(kernel_form(form), rows, numbers_of<const Number>(gate_up_X2F),
+                                   numbers_of<const Number>(weight), numbers_of<const Number>(d_h_XF), out, stream);
   });
-  C10_CUDA_CHECK(cudaGetLastError());
   return d;
 }
 

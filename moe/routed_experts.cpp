@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "moe/row_gather.h"
 #include "parallel/base/error.h"
+#include "parallel/device/trace_range.h"
 
 namespace moetune {
 namespace {
@@ -50,6 +52,7 @@ int64_t RoutedExperts::scratch_elements() const { return chunk_experts_ * mlp_.s
 
 RoutingRecord RoutedExperts::route(const at::Tensor& expert_TK) const {
   at::NoGradGuard no_grad;
+  const TraceRange range("route");
   RoutingRecord record;
   record.expert_UK = gathered(expert_TK.to(at::kShort));
   record.expert_TK = record.expert_UK.narrow(0, axis_.index() * expert_TK.size(0), expert_TK.size(0));
@@ -72,6 +75,7 @@ std::vector<ExpertChunk> RoutedExperts::chunks(const std::vector<int64_t>& rows_
 Dispatch RoutedExperts::send(const RoutingRecord& record, const RoutedInputs& inputs, const PassContext& pass,
                              const KeptExperts* kept) const {
   at::NoGradGuard no_grad;
+  const TraceRange range("send");
   Dispatch sent;
   if (kept == nullptr) {
     sent.rows_U.z = gathered(inputs.z_TD);
@@ -85,11 +89,13 @@ Dispatch RoutedExperts::send(const RoutingRecord& record, const RoutedInputs& in
 }
 
 RowFields RoutedExperts::receive(const RoutingRecord& record, size_t index, Dispatch& sent) const {
+  const TraceRange range("receive");
   return sent.rows_U.of_received(exchange_.receive(
       index == 0 ? std::move(sent.first) : exchange_.send(record.rounds[index], sent.rows_U.tensors())));
 }
 
 KeptExperts::Round RoutedExperts::grouped(const ExchangeRound& round, const RowFields& rows_Y) const {
+  const TraceRange range("sorting");
   KeptExperts::Round rows;
   rows.y_YD = rows_Y.z;
   at::Tensor local_YK = rows_Y.expert.to(at::kLong).sub_(placement_.first);
@@ -114,6 +120,7 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, Pa
   for (size_t index = 0; index < record.rounds.size(); ++index) {
     const ExchangeRound& round = record.rounds[index];
     KeptExperts::Round rows = grouped(round, receive(record, index, sent));
+    std::optional<TraceRange> experts("experts");
     at::Tensor sum_YD = at::zeros_like(rows.y_YD);
     for (const ExpertChunk& chunk : chunks(round.rows_of_expert, routed_UD.device())) {
       const at::Tensor row_X = part(rows.row_X, chunk);
@@ -125,6 +132,8 @@ at::Tensor RoutedExperts::forward(const RoutingRecord& record, Dispatch sent, Pa
       if (kept != nullptr) rows.gate_up.push_back(std::move(before));
       pass.scratch.release_to(mark);
     }
+    experts.reset();
+    const TraceRange home("home");
     exchange_.back(round, sum_YD, routed_UD);
     if (kept != nullptr) kept->rounds.push_back(std::move(rows));
   }
@@ -143,6 +152,7 @@ ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch se
     const ExchangeRound& round = record.rounds[index];
     const RowFields rows_Y = receive(record, index, sent);
     const KeptExperts::Round rows = kept != nullptr ? kept->rounds[index] : grouped(round, rows_Y);
+    std::optional<TraceRange> experts("experts");
     const at::Tensor& d_sum_YD = rows_Y.d_routed;
     at::Tensor d_y_YD = at::zeros_like(rows.y_YD);
     at::Tensor d_weight_YK = at::zeros({rows.y_YD.size(0), top_k}, d_sum_YD.options());
@@ -158,6 +168,8 @@ ExpertGradients RoutedExperts::backward(const RoutingRecord& record, Dispatch se
       gather_sum(d.d_x_XD, {row_X, rows.place_YK, chunk.first_row}, d_y_YD);
       pass.scratch.release_to(mark);
     }
+    experts.reset();
+    const TraceRange home("home");
     exchange_.back(round, d_y_YD, d_z_UD);
     exchange_.back(round, d_weight_YK, d_weight_UK);
   }
@@ -234,8 +246,8 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
   // The sum of gradients of the rows; copies of rows and of their gradients where they came from other ranks. Of each
   // routed row its slot, its row and, on a GPU, its place; weights and their gradients.
   cost.received = size * D * (traits.exchanged ? 3 : 1) + K * (8 + 8 + 2 * size + (traits.on_gpu() ? 4 : 0));
-  // A row of the chunk, of both ways the greater: x, d out and d x beside gate and up; or, as the activation's gradients
-  // are made, d h in place of d x.
+  // A row of the chunk, of both ways the greater: x, d out and d x beside gate and up; or, as the activation's
+  // gradients are made, d h in place of d x.
   int64_t wide = 3 * D + 2 * F, hidden = 2 * D + 3 * F;
   const StackedMaps gate_up = stacked(maps, false, traits), down = stacked(maps, true, traits);
   if ((gate_up.folds || down.folds) && !gate_up.drops && !down.drops) {
@@ -247,8 +259,8 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
     hidden += F;  // h again
   }
   if (traits.train_weights) hidden += F;
-  if (!traits.on_gpu()) hidden += 4 * F;  // what activation and gradients are made of
-  if (weighs_input) wide += D, hidden += D;          // x before and behind its weight
+  if (!traits.on_gpu()) hidden += 4 * F;     // what activation and gradients are made of
+  if (weighs_input) wide += D, hidden += D;  // x before and behind its weight
   if (blueprint.experts.biases) wide += D, hidden += 2 * F;
   cost.chunk = size * std::max(wide, hidden);
   cost.kept = size * 2 * F + 8 + 8 + size + (traits.on_gpu() ? 4 : 0);

@@ -1,14 +1,10 @@
 #include "moe/row_gather.h"
 
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-
 #include <algorithm>
 
-#include "moe/device_numbers.h"
 #include "moe/row_gather_kernels.h"
 #include "parallel/base/error.h"
+#include "parallel/device/row_kernels.h"
 
 namespace moetune {
 
@@ -28,15 +24,13 @@ at::Tensor gather_rows(const at::Tensor& from_YD, const at::Tensor& row_X, int64
     to_XD.narrow(1, 0, D).copy_(from_YD.index_select(0, row_X));
     return to_XD;
   }
-  const c10::cuda::CUDAGuard guard(from_YD.device());
   MT_CHECK(from_YD.stride(1) == 1 && row_X.is_contiguous() && row_X.scalar_type() == at::kLong,
            "rows whose numbers do not lie apart are needed, and int64 indices");
-  with_device_numbers(from_YD.scalar_type(), [&](auto number) {
-    using T = decltype(number);
-    gather_rows_cuda(numbers<const T>(from_YD), from_YD.stride(0), row_X.const_data_ptr<int64_t>(), rows, D,
-                     numbers<T>(to_XD), to_XD.stride(0), c10::cuda::getCurrentCUDAStream());
+  launch_rows(from_YD, [&](auto number, cudaStream_t stream) {
+    using Number = decltype(number);
+    gather_rows_cuda(numbers_of<const Number>(from_YD), from_YD.stride(0), row_X.const_data_ptr<int64_t>(), rows, D,
+                     numbers_of<Number>(to_XD), to_XD.stride(0), stream);
   });
-  C10_CUDA_CHECK(cudaGetLastError());
   return to_XD;
 }
 
@@ -49,18 +43,16 @@ void gather_sum(const at::Tensor& rows_XD, const RowRun& run, at::Tensor& sum_YD
     sum_YD.index_add_(0, run.row_X, rows_XD);
     return;
   }
-  const c10::cuda::CUDAGuard guard(sum_YD.device());
   const at::Tensor& place_YK = run.place_YK;
   MT_CHECK(place_YK.defined() && place_YK.scalar_type() == at::kInt && place_YK.is_contiguous() &&
                place_YK.size(0) == sum_YD.size(0) && sum_YD.is_contiguous() && rows_XD.stride(1) == 1,
            "places of ", sum_YD.size(0), " rows are needed, and rows whose numbers do not lie apart");
-  with_device_numbers(sum_YD.scalar_type(), [&](auto number) {
-    using T = decltype(number);
-    gather_sum_cuda(numbers<const T>(rows_XD), rows_XD.stride(0), place_YK.const_data_ptr<int32_t>(), place_YK.size(1),
-                    run.first, rows_XD.size(0), sum_YD.size(0), sum_YD.size(1), numbers<T>(sum_YD),
-                    c10::cuda::getCurrentCUDAStream());
+  launch_rows(sum_YD, [&](auto number, cudaStream_t stream) {
+    using Number = decltype(number);
+    gather_sum_cuda(numbers_of<const Number>(rows_XD), rows_XD.stride(0), place_YK.const_data_ptr<int32_t>(),
+                    place_YK.size(1), run.first, rows_XD.size(0), sum_YD.size(0), sum_YD.size(1),
+                    numbers_of<Number>(sum_YD), stream);
   });
-  C10_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace moetune

@@ -11,7 +11,7 @@ PartCost swiglu_mlp_cost(const DenseMaps& maps, int64_t width, const PassTraits&
   if (P > 1 && (maps.keeps_input("gate_proj") || maps.keeps_input("up_proj"))) saved += P * width;
   cost.saved = saved * size + maps.low_bytes(leaves);
   // The gradient of h with those of gate and up, or h itself; on CPUs what these are made of too.
-  cost.transient = size * ((traits.on_gpu() ? 3 : 4) * F + 2 * P * width);
+  cost.transient = cost.transient_of_long = size * ((traits.on_gpu() ? 3 : 4) * F + 2 * P * width);
   cost.forward.dense = maps.forward_flops(leaves);
   cost.forward.touched_bytes = static_cast<double>(size * 3 * F);
   cost.backward.dense = maps.backward_flops(leaves);

@@ -28,6 +28,7 @@ ROOMS = [
     "trainer/state",
     "trainer/plan",
     "trainer/assemble",
+    "trainer/bench",
     "trainer/run",
     "trainer/exports",
     "trainer/verify",

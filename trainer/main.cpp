@@ -18,6 +18,7 @@
 #include "parallel/comm/failure.h"
 #include "parallel/comm/launch.h"
 #include "parallel/comm/versions.h"
+#include "trainer/bench/bench.h"
 #include "trainer/data/data_files.h"
 #include "trainer/data/dataset.h"
 #include "trainer/exports/evaluate.h"
@@ -52,6 +53,7 @@ class CommandLine {
     add_recipe_commands();
     add_run_commands();
     add_shelf();
+    add_bench();
   }
 
   int run(int argc, char** argv) {
@@ -131,10 +133,15 @@ class CommandLine {
     CLI::App* train_command =
         add_launched("train", "Train. One rank alone, more under mpirun -np N", [this](Launch& launch) {
           gives_text_ = false;
-          return train(recipe(), {resume_}, launch);
+          return train(recipe(), {resume_, profile_}, launch);
         });
     takes_recipe(train_command);
     train_command->add_flag("--resume", resume_, "Go on from the newest whole checkpoint of run.dir");
+    train_command
+        ->add_option("--profile", profile_,
+                     "trace N steps, from the third on, into run.dir/profile/rank-R.json, which ui.perfetto.dev opens")
+        ->option_text("N")
+        ->check(CLI::Range(1, 100));
     takes_recipe(add_text(app_, "validate", "Check a recipe and say the bytes that each rank would hold",
                           [this] { return validate(recipe(), recipe_, ranks_); }));
     app_.get_subcommand("validate")
@@ -242,6 +249,16 @@ class CommandLine {
     add_text(*recipes, "docs", "Print the reference of all keys (docs/recipes.md)", recipe_docs_markdown);
   }
 
+  void add_bench() {
+    CLI::App* command =
+        add_launched("bench", "Measure what this machine computes and moves in a second, on all ranks at once",
+                     [this](Launch& launch) { return bench(bench_, launch); });
+    command->add_option("--device", bench_.device, "what to measure; auto: a GPU where there is one")
+        ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+    command->add_option("--to", bench_.to, "file to write, machine.json if not given")->option_text("FILE");
+    command->add_flag("--quick", bench_.quick, "fewer and shorter repeats");
+  }
+
   std::string inspect_mesh() {
     const PlannedMesh planned = plan_mesh(load_recipe(run_, overrides_), ranks_, ranks_per_host_);
     if (svg_option_->count() == 0) return draw_mesh(planned, run_);
@@ -286,8 +303,9 @@ class CommandLine {
   std::string recipe_, run_, data_, to_, name_, reader_ = "peft", format_ = "hf", base_name_, svg_, picture_ = "mesh";
   std::vector<std::string> overrides_, layouts_;
   bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;
+  BenchOptions bench_{.version = MOETUNE_VERSION};
   bool gives_text_ = true;  ///< standard output is what the command is for
-  int64_t ranks_ = 0, ranks_per_host_ = 0, show_ = 3, documents_ = 4;
+  int64_t ranks_ = 0, ranks_per_host_ = 0, show_ = 3, documents_ = 4, profile_ = 0;
 };
 
 /// A standard stream that was closed would be the next file that is opened, and the log would write into it.

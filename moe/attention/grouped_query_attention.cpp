@@ -133,6 +133,7 @@ PartCost grouped_query_attention_cost(const AttentionSpec& a, const DenseMaps& m
     cost.transient = (4 * (q + k) + 2 * v) * size;
   }
   if (P > 1) cost.transient += 2 * P * width * size;
+  cost.transient_of_long = cost.transient;
   cost.saved += saved * size;
   const double product = 2.0 * traits.keys * static_cast<double>(q + out);
   cost.forward.dense = maps.forward_flops(leaves);

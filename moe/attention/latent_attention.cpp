@@ -1,7 +1,7 @@
 #include "moe/attention/latent_attention.h"
 
-#include "moe/attention/latent_keys.h"
 #include <algorithm>
+#include "moe/attention/latent_keys.h"
 
 #include "moe/attention/packed_attention.h"
 #include "moe/attention/rotated_heads.h"
@@ -42,14 +42,13 @@ std::vector<Linear*> LatentAttention::linears() const {
   return found;
 }
 
-PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, int64_t width,
-                               const PassTraits& traits) {
+PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, int64_t width, const PassTraits& traits) {
   const std::vector<std::string> leaves{"q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"};
   const int64_t P = traits.parts.dense, size = traits.element_bytes();
   const int64_t q_lora = a.q_lora.value_or(0), qk = a.heads * a.key_dim(), kv = a.heads * (a.nope_dim + a.value_dim),
                 value = a.heads * a.value_dim;
-  const bool keeps_x = maps.keeps_input("q_a_proj") || maps.keeps_input("q_proj") ||
-                       maps.keeps_input("kv_a_proj_with_mqa"),
+  const bool keeps_x =
+                 maps.keeps_input("q_a_proj") || maps.keeps_input("q_proj") || maps.keeps_input("kv_a_proj_with_mqa"),
              keeps_q = maps.keeps_input("q_b_proj"), keeps_kv = maps.keeps_input("kv_b_proj");
   // Latents before their norms; after them as the maps to the heads read them, gathered with the rotary key as one
   // matrix.
@@ -67,9 +66,10 @@ PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, in
     // In the backward pass: gradients of output, queries, keys and values, and the kernel's own sum of the queries' in
     // fp32. FlashAttention's has output and gradients as wide as keys.
     cost.transient = 5 * qk * size + qk * traits.wide_bytes();
+    cost.transient_of_long = (2 * qk + 2 * value) * size + qk * traits.wide_bytes();
   } else {
     saved += bucketed_elements(a, a.heads, traits) + (maps.keeps_input("o_proj") ? value : 0);
-    cost.transient = (4 * qk + 2 * kv) * size;
+    cost.transient = cost.transient_of_long = (4 * qk + 2 * kv) * size;
   }
   cost.saved += saved * size;
   const double product = 2.0 * traits.keys * static_cast<double>(qk + value);
@@ -80,8 +80,7 @@ PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, in
       static_cast<double>(size * (2 * (q_lora + a.kv_lora) + 2 * a.heads * a.rotary_dim + a.heads * a.nope_dim + qk));
   cost.backward.dense = maps.backward_flops(leaves);
   cost.backward.attention = 2.5 * product;
-  cost.backward.touched_bytes = static_cast<double>(
-      size * (3 * (q_lora + a.kv_lora) + 2 * qk + qk + value + kv));
+  cost.backward.touched_bytes = static_cast<double>(size * (3 * (q_lora + a.kv_lora) + 2 * qk + qk + value + kv));
   if (P > 1) {
     const double gathered = static_cast<double>(P - 1) / static_cast<double>(P) * static_cast<double>(size);
     const double latents = static_cast<double>(P * (a.q_lora.value_or(width) + a.kv_lora + a.rotary_dim)),

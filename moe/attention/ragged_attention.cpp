@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "moe/attention/ragged_pieces.h"
+#include "parallel/device/upload.h"
 
 namespace moetune {
 namespace {
@@ -165,12 +166,11 @@ struct DenseKernel {
   }
 };
 
-/// One copy to the device that the host does not wait for; [] where no piece is ragged.
+/// [] where no piece is ragged.
 at::Tensor begins_of(const std::vector<RaggedPiece>& pieces, at::Device device) {
   std::vector<int32_t> begins;
   for (const RaggedPiece& piece : pieces) begins.insert(begins.end(), piece.begins.begin(), piece.begins.end());
-  if (begins.empty()) return at::empty({0}, at::TensorOptions(at::kInt).device(device));
-  return at::tensor(begins, at::kInt).pin_memory().to(device, /*non_blocking=*/true);
+  return uploaded(at::tensor(begins, at::kInt), device);
 }
 
 // Sinks on top of kernels that know none. A kernel gives y' = sum_j exp(s_ij - lse) v_j; with the sink in the

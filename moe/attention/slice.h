@@ -34,8 +34,8 @@ struct Slice {
   at::Tensor token_U;        ///< int64: number of the token in the global batch of the step
 };
 
-/// Cuts the batch into slices of whole documents, as many as make at most `slice_tokens` rows, a longer one by itself (one
-/// empty slice when there are no documents), all ranks of the axis alike. Tensors are put on `device`.
+/// Cuts the batch into slices of whole documents, as many as make at most `slice_tokens` rows, a longer one by itself
+/// (one empty slice when there are no documents), all ranks of the axis alike. Tensors are put on `device`.
 std::vector<Slice> make_slices(const std::vector<int64_t>& document_lengths, const std::vector<int64_t>& position_U,
                                const std::vector<int64_t>& token_U, int64_t slice_tokens, at::Device device,
                                const TensorAxis& axis = {});

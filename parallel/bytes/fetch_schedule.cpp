@@ -7,7 +7,8 @@
 namespace moetune {
 
 void FetchSchedule::begin(std::vector<int> uses) {
-  for (const Buffer& buffer : buffers_) MT_CHECK(!buffer.in_use, "a new schedule while slab ", buffer.slab, " is in use");
+  for (const Buffer& buffer : buffers_)
+    MT_CHECK(!buffer.in_use, "a new schedule while slab ", buffer.slab, " is in use");
   uses_ = std::move(uses);
   next_ = 0;
 }

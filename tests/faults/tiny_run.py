@@ -87,6 +87,7 @@ class TinyRun:
             "checkpoint.keep_last": 2,
         } | changes
         self.log = self.folder / "run" / "log.jsonl"
+        self.options = []  # words behind the recipe
 
     def arguments(self, command, resume=False):
         """Writes the recipe and returns what starts the program on it."""
@@ -98,7 +99,7 @@ class TinyRun:
             place[names[-1]] = value
         recipe = self.folder / "recipe.yaml"
         recipe.write_text(as_yaml(sections))
-        return [str(program()), command, str(recipe)] + (["--resume"] if resume else [])
+        return [str(program()), command, str(recipe)] + (["--resume"] if resume else []) + self.options
 
     def start(self, ranks=1, resume=False, command="train", before_start=None):
         """The running process; with more ranks it is mpirun. `before_start` is called in it first."""

@@ -140,7 +140,8 @@ struct LongTask {
     const at::Tensor y = packed_attention(q, k, values(kv), slice_of(lengths, at::kCUDA), spec, sinks_H);
     poison_freed_memory(q.sizes(), at::kBFloat16);
     poison_freed_memory(d.sizes(), at::kBFloat16);
-    std::vector<at::Tensor> found = torch::autograd::grad({y}, leaves(), {d}, std::nullopt, false, /*allow_unused=*/true);
+    std::vector<at::Tensor> found =
+        torch::autograd::grad({y}, leaves(), {d}, std::nullopt, false, /*allow_unused=*/true);
     found.insert(found.begin(), y.detach());
     return found;
   }

@@ -127,6 +127,19 @@ TEST_CASE("up stops below the lowest thing that trains", "[economy]") {
   CHECK(done == std::vector<LayerId>{LayerId::turn(4), LayerId::block(3), LayerId::block(2), LayerId::block(1)});
 }
 
+TEST_CASE("a step that fails leaves the sweep fit for the next", "[sweep]") {
+  TinyModel tiny(tiny_blueprint(3), {}), fresh(tiny_blueprint(3), {});
+  const LayerId fails = LayerId::block(2);
+  int failures = 0;
+  Sweep sweep(*tiny.model, {}, {.before = [&](LayerId layer) {
+    if (layer == fails && failures++ == 0) TORCH_CHECK_WITH(OutOfMemoryError, false, "full");
+  }});
+  Sweep untroubled(*fresh.model, {});
+  const StepBatch batch = tiny.batch({5, 9}, 8);
+  CHECK_THROWS_AS(sweep.train(batch, {17, 0, true}), c10::OutOfMemoryError);
+  CHECK(at::equal(sweep.train(batch, {17, 0, true}).loss_sum, untroubled.train(batch, {17, 0, true}).loss_sum));
+}
+
 TEST_CASE("a pass that only routes counts what a step counts, the MTP module's block last", "[sweep]") {
   const TinyModel tiny(tiny_blueprint(3), {.with_mtp = true});
   SweepOptions options;

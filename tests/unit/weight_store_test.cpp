@@ -115,6 +115,16 @@ TEST_CASE("the next slab is fetched while one is in use, and never into it", "[w
   CHECK(contains(message_of<InternalError>([&] { filled.store.schedule({}); }), "while slab slab 1 is in use"));
 }
 
+TEST_CASE("what a failed pass has left in use is released", "[weight_store]") {
+  Filled filled(4, SlabTier::kHost);
+  filled.store.schedule(filled.sweep());
+  filled.store.use(0);
+  CHECK(contains(message_of<InternalError>([&] { filled.store.schedule(filled.sweep()); }), "slab 0 is in use"));
+  filled.store.abandon();
+  filled.store.schedule(filled.sweep());
+  filled.run(filled.sweep());
+}
+
 TEST_CASE("lanes take turns apart, and slabs of the device are not in the way", "[weight_store]") {
   WeightStore store(at::kCPU);
   std::vector<int> uses;

@@ -273,6 +273,8 @@ class Planner {
     const int64_t chunk_rows = ceil_div(tokens * K * chunk_experts_, local_experts_);
     const int64_t slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(at::Device(plan_.device)));
     const int64_t slice_rows = ceil_div(std::min(U, std::max(slice_tokens, recipe_.data.max_tokens)), mesh_.tp);
+    // Documents that share a slice make at most slice_tokens rows; a longer one has its own.
+    const int64_t shared_rows = std::min(slice_rows, ceil_div(slice_tokens, mesh_.tp));
     PassTraits traits = traits_;
     traits.several_slices = T > slice_rows;
     const int64_t sent = sends > 0 ? tokens * sends * D * size_ : 0;
@@ -284,9 +286,10 @@ class Planner {
     for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
       const BlockCost row = block_cost(blueprint_, blocks_[layer], traits);
       if (layer >= num_blocks - kept) {
-        kept_bytes += T * row.saved + (row.is_moe ? routed * K * row.experts.kept + received * row.experts.kept_received : 0);
+        kept_bytes +=
+            T * row.saved + (row.is_moe ? routed * K * row.experts.kept + received * row.experts.kept_received : 0);
       } else graph = std::max(graph, T * row.saved);
-      mixing = std::max(mixing, slice_rows * row.mixing);
+      mixing = std::max({mixing, shared_rows * row.mixing, slice_rows * row.mixing_of_long});
       if (!row.is_moe) continue;
       const int64_t outer =
           trains_weights_

@@ -6,6 +6,7 @@
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/base/units.h"
+#include "trainer/plan/step_work.h"
 
 namespace moetune {
 namespace {
@@ -101,6 +102,8 @@ std::string banner_line(const std::string& name, const std::string& value) {
 std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, const MeshShape& mesh,
                             const MemoryPlan& plan) {
   const bool with_mtp = recipe.mtp.trains();
+  const StepTokens step{recipe.train.batch * recipe.data.max_tokens,
+                        static_cast<double>(recipe.data.max_tokens + 1) / 2.0};
   return banner_line("model",
                      str(recipe.model.path,
                          recipe.model.weights == WeightOrigin::kRandom ? " (weights drawn from the seed)" : "")) +
@@ -111,6 +114,8 @@ std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, co
                                  to_string(recipe.model.compute))) +
          banner_line("adapter", adapter_text(recipe)) +
          banner_line("trains", trained_text(plan, count_parameters(blueprint, with_mtp))) +
+         banner_line("work", str(work_text(step_work(blueprint, recipe, plan.kept_layers, step)), ", in documents of ",
+                                 recipe.data.max_tokens)) +
          banner_line("mesh", str(to_string(mesh), ": ", mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank" : " ranks",
                                  ", ", blueprint.router.experts / mesh.ep, " experts of each layer a rank",
                                  mesh.expert_tp > 1 ? str(", 1/", mesh.expert_tp, " of each") : ""));

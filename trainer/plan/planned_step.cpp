@@ -19,12 +19,11 @@ LayerId lowest_trained(const Blueprint& blueprint, const Recipe& recipe) {
   return blueprint.turn();
 }
 
-StepProgram planned_step(const Blueprint& blueprint, const Recipe& recipe) {
-  const auto num_blocks = static_cast<int64_t>(blueprint.blocks(recipe.mtp.trains()).size());
+StepProgram planned_step(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers) {
   return step_program(blueprint, {.mode = StepMode::kTrain,
                                   .mtp = recipe.mtp.trains(),
                                   .lowest_trained = lowest_trained(blueprint, recipe),
-                                  .keep_layers = num_kept_layers(recipe.train.keep, num_blocks)});
+                                  .keep_layers = kept_layers});
 }
 
 }  // namespace moetune

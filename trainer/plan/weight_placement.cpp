@@ -44,7 +44,7 @@ class Placer {
       add(blueprint.turn(), {mtp_projection(blueprint)});
       add(blueprint.mtp(), block_maps(blueprint, blueprint.mtp()));
     }
-    for (const SlabUse& use : slab_uses(blueprint, planned_step(blueprint, recipe))) {
+    for (const SlabUse& use : slab_uses(blueprint, planned_step(blueprint, recipe, /*kept_layers=*/0))) {
       const auto used = std::find_if(slabs_.begin(), slabs_.end(), [&](const PlannedSlab& slab) {
         return slab.layer == use.layer && slab.lane == (use.kind == SlabKind::kExperts);
       });

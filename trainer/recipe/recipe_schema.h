@@ -263,7 +263,8 @@ void visit_keys(Visitor& v, S& train) {
            .range = {1, 1 << 20},
            .on_resume = OnResume::kSame});
   v.field("slice_tokens", train.slice_tokens,
-          {.doc = "Tokens of whole documents that go through a block at once, per rank, at the most; a longer document goes by itself.",
+          {.doc = "Tokens of whole documents that go through a block at once, per rank, at the most; a longer document "
+                  "goes by itself.",
            .unit = "tokens",
            .range = {1, 1 << 24},
            .empty_word = "auto",

@@ -14,6 +14,7 @@
 #include "parallel/base/files.h"
 #include "parallel/base/log.h"
 #include "parallel/base/sha256.h"
+#include "parallel/device/trace_range.h"
 #include "trainer/assemble.h"
 #include "trainer/data/dataset.h"
 #include "trainer/recipe/recipe_dump.h"
@@ -21,6 +22,7 @@
 #include "trainer/run/reporter.h"
 #include "trainer/run/run_folder.h"
 #include "trainer/run/signals.h"
+#include "trainer/run/step_trace.h"
 #include "trainer/run/stepper.h"
 #include "trainer/run/warm_up.h"
 #include "trainer/state/checkpoint.h"
@@ -44,7 +46,8 @@ class Run {
         options_(options),
         launch_(launch),
         folder_(recipe.run.dir),
-        own_folder_(launch.rank() == 0 ? std::make_unique<RunFolder>(recipe, options.resume) : nullptr),
+        own_folder_(launch.rank() == 0 ? std::make_unique<RunFolder>(recipe, options.resume, options.profile > 0)
+                                       : nullptr),
         token_(launch.broadcast_string(own_folder_ ? own_folder_->token() : "")),
         resumes_(options.resume && !list_checkpoints(folder_ / "checkpoints").empty()),
         blueprint_(load_blueprint(recipe.model.path)),
@@ -92,6 +95,7 @@ class Run {
     if (own_folder_) {
       own_folder_->require_held();
       own_folder_->write_recipe(state.recipe_text);
+      if (options_.profile > 0) own_folder_->make_room_for_traces();
       if (!experts_.empty()) write_text_atomically((folder_ / "experts.json").string(), experts_);
       reporter_->start(data, own_folder_->changes());
     }
@@ -100,11 +104,14 @@ class Run {
     SignalWatch signals;
     Decision last;
     int64_t step = resumed.value_or(0);
+    StepTrace trace(folder_ / "profile", traced_steps(options_.profile, step, num_steps_), launch_);
     int64_t saved_step = resumed.value_or(-1);
     for (; step < num_steps_ && last.stop_signal == 0; ++step) {
+      trace.before(step);
       StepReport report = train_step(step);
       const int64_t done = step + 1;
       last = decide(done, signals, report.ranks.optimizer_wait_s);
+      if (trace.is_last(step, last.stop_signal != 0)) write(trace);
       report.ranks = last.ranks;
       if (own_folder_) own_folder_->require_held();
       reporter_->step(report);
@@ -232,7 +239,13 @@ class Run {
 
   StepReport train_step(int64_t step) {
     const RankProgress::Place place = watched(str("step ", step + 1));
+    const TraceRange range([&] { return str("step ", step + 1); });
     return stepper_.train(batches_, step, num_steps_);
+  }
+
+  void write(StepTrace& trace) {
+    const RankProgress::Place place(&launch_.progress(), "writing a trace", RankProgress::Pace::kPatient);
+    trace.write();
   }
 
   Decision decide(int64_t done, SignalWatch& signals, double optimizer_wait_s) {
@@ -253,6 +266,7 @@ class Run {
   /// Whether the checkpoint of this step is to be kept as the best so far, which `best` then says.
   bool evaluate(int64_t done, std::optional<BestStep>& best) {
     const RankProgress::Place place = watched(str("evaluation after step ", done));
+    const TraceRange range("evaluation");
     const Evaluation held_out = stepper_.evaluate(*eval_batches_, recipe_.eval.max_sequences);
     meter_.take();  // the figures of a step are its own
     const double loss = held_out.loss();
@@ -308,6 +322,7 @@ class Run {
   void save(int64_t done, TrainingState& state) {
     const auto start = std::chrono::steady_clock::now();
     const RankProgress::Place place(&launch_.progress(), str("saving step ", done), RankProgress::Pace::kPatient);
+    const TraceRange range("saving");
     if (own_folder_) own_folder_->require_held();
     stepper_.optimizer().flush();
     const auto flushed = std::chrono::steady_clock::now();

@@ -10,6 +10,7 @@
 #include "parallel/base/text.h"
 #include "trainer/recipe/recipe_load.h"
 #include "trainer/run/metrics/log_file.h"
+#include "trainer/run/step_trace.h"
 #include "trainer/state/checkpoint_folder.h"
 #include "trainer/state/config_changes.h"
 #include "trainer/state/manifest.h"
@@ -39,6 +40,17 @@ fs::file_type type_of(const fs::path& path) {
 }
 bool is_there(const fs::path& path) { return type_of(path) != fs::file_type::not_found; }
 
+/// Traces in a folder, parts of which a killed run left included.
+std::vector<fs::path> traces_in(const fs::path& folder) {
+  std::vector<fs::path> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    if (is_trace_name(name) || is_trace_name(name_of_leftover(name))) found.push_back(entry.path());
+  }
+  return found;
+}
+
 /// Whether the text is a recipe.yaml as write_recipe left it.
 bool is_own_recipe(const std::string& text) {
   const size_t digest_at = std::string(kOwn).size(), end = text.find('\n');
@@ -48,7 +60,8 @@ bool is_own_recipe(const std::string& text) {
 
 }  // namespace
 
-RunFolder::RunFolder(const Recipe& recipe, bool resume) : recipe_(recipe), path_(made_folder(recipe)), lock_(path_) {
+RunFolder::RunFolder(const Recipe& recipe, bool resume, bool traces)
+    : recipe_(recipe), traces_(traces), path_(made_folder(recipe)), lock_(path_) {
   refuse_foreign_files();
   if (!resume) refuse_second_run();
   if (resume) require_fits_newest();
@@ -68,7 +81,9 @@ void RunFolder::refuse_foreign_files() const {
     throw UserError(str(recipe_.origin("run.dir"), ": run.dir: ", (path_ / name).string(), ": ", why,
                         ", and the run would replace it; nothing was changed. Move it, or name another folder"));
   };
-  for (const char* name : {"checkpoints", "tensorboard"}) {
+  std::vector<const char*> folders = {"checkpoints", "tensorboard"};
+  if (traces_) folders.push_back("profile");
+  for (const char* name : folders) {
     std::error_code error;
     if (is_there(path_ / name) && !fs::is_directory(path_ / name, error)) refuse(name, "is no folder");
   }
@@ -83,6 +98,9 @@ void RunFolder::refuse_foreign_files() const {
   const bool chooses = recipe_.adapter && recipe_.adapter->experts.kind == ExpertChoice::Kind::kTop;
   if (chooses && is_there(path_ / "experts.json") && !is_there(path_ / "log.jsonl")) {
     refuse("experts.json", "is of no run that is here");
+  }
+  if (traces_ && !is_there(path_ / "log.jsonl") && !traces_in(path_ / "profile").empty()) {
+    refuse("profile", "holds traces of no run that is here");
   }
   if (!is_there(path_ / "recipe.yaml")) return;
   std::error_code error;
@@ -140,6 +158,14 @@ void RunFolder::require_fits(const fs::path& checkpoint) {
 
 void RunFolder::write_recipe(const std::string& text) const {
   write_text_atomically((path_ / "recipe.yaml").string(), str(kOwn, sha256_of(text), "\n", text));
+}
+
+void RunFolder::make_room_for_traces() const {
+  const fs::path folder = path_ / "profile";
+  std::error_code error;
+  fs::create_directory(folder, error);
+  if (error) throw UserError(str(folder.string(), ": cannot make the folder: ", error.message()));
+  for (const fs::path& trace : traces_in(folder)) fs::remove(trace, error);
 }
 
 void RunFolder::remove_leftovers() const {

@@ -24,7 +24,8 @@ class RunFolder {
   /// Makes the folder if need be and locks it. Throws UserError where another run holds it; where a fresh run finds
   /// one that is there already; where a file of the user's has a name that the run needs; where a resumed run's recipe
   /// or model differs from the newest checkpoint's in what must stay. Then only removes what killed runs left.
-  RunFolder(const Recipe& recipe, bool resume);
+  /// `traces`: the run writes some to profile/.
+  RunFolder(const Recipe& recipe, bool resume, bool traces = false);
 
   /// Different for every run that locked a folder.
   const std::string& token() const { return lock_.holder().token; }
@@ -36,6 +37,8 @@ class RunFolder {
   const std::vector<RecipeChange>& changes() const { return changes_; }
   /// Writes recipe.yaml.
   void write_recipe(const std::string& text) const;
+  /// Makes profile/ and removes the traces of earlier runs there: those of more ranks would be taken for this run's.
+  void make_room_for_traces() const;
 
  private:
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
@@ -45,6 +48,7 @@ class RunFolder {
   void remove_leftovers() const;
 
   const Recipe& recipe_;
+  bool traces_;
   std::filesystem::path path_;
   RunLock lock_;
   std::vector<RecipeChange> changes_;

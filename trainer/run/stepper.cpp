@@ -7,6 +7,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/device/device_memory.h"
+#include "parallel/device/trace_range.h"
 #include "trainer/data/step_batch.h"
 #include "trainer/state/frozen_digest.h"
 #include "trainer/state/replica_check.h"
@@ -50,13 +51,19 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
   const SweepResult result = sweep_.train(batch, random);
   StepReport report;
   report.step = step + 1;
-  sum_losses(result, batch.global, report);
+  {
+    const TraceRange range("losses");
+    sum_losses(result, batch.global, report);
+  }
   if (!std::isfinite(report.loss)) {
     throw NonFiniteError(str("step ", step + 1, ": the loss is ", report.loss, "; nothing was updated"));
   }
   // The losses have waited for the device: from here on the optimizer alone is waited for.
   const auto summed = std::chrono::steady_clock::now();
-  report.grad_norm = reducer_.global_norm(step + 1);
+  {
+    const TraceRange range("norm");
+    report.grad_norm = reducer_.global_norm(step + 1);
+  }
   report.lr = recipe_.train.optimizer.lr * learning_rate_factor(recipe_.train.schedule, step, num_steps);
   const double clip = recipe_.train.clip;
   const double norm_s = seconds_since(summed);

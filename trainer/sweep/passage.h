@@ -27,7 +27,7 @@ struct SweepResult {
 
 /// What a block's way down leaves for its way up.
 struct BlockState {
-  at::Tensor x_TD;      ///< the block's input
+  at::Tensor x_TD;       ///< the block's input
   bool stashed = false;  ///< it waits in host memory instead
   RoutingRecord routing;
   std::vector<at::Tensor> leaf_x;  ///< by slice, where the graph is kept
@@ -43,8 +43,8 @@ struct Passage {
   StepMode mode;
   PassContext pass;
 
-  at::Tensor x_TD;    ///< input of the next block on the way down
-  at::Tensor d_x_TD;  ///< gradient of the last one's output on the way up
+  at::Tensor x_TD;                       ///< input of the next block on the way down
+  at::Tensor d_x_TD;                     ///< gradient of the last one's output on the way up
   std::vector<BlockState> blocks;        ///< by LayerId::number()
   std::unique_ptr<StepBalance> balance;  ///< null where there is no balance loss
   std::vector<at::Tensor> loads;         ///< by MoE layer, in the order of the way down

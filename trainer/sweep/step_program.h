@@ -54,9 +54,9 @@ inline std::ostream& operator<<(std::ostream& out, const StepOp& op) { return ou
 
 struct StepTraits {
   StepMode mode = StepMode::kTrain;
-  bool mtp = false;                                   ///< the MTP module takes part
-  LayerId lowest_trained = LayerId::embedding();      ///< lowest layer with something that trains; the turn: none below
-  int64_t keep_layers = 0;                            ///< the last this many blocks keep their graph, MTP's included
+  bool mtp = false;                               ///< the MTP module takes part
+  LayerId lowest_trained = LayerId::embedding();  ///< lowest layer with something that trains; the turn: none below
+  int64_t keep_layers = 0;                        ///< the last this many blocks keep their graph, MTP's included
 };
 
 StepProgram step_program(const Blueprint& blueprint, const StepTraits& traits);

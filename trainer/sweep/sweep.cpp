@@ -1,7 +1,10 @@
 #include "trainer/sweep/sweep.h"
 
+#include <optional>
+
 #include "parallel/base/error.h"
 #include "parallel/device/tally.h"
+#include "parallel/device/trace_range.h"
 #include "trainer/sweep/named_gradients.h"
 
 namespace moetune {
@@ -50,6 +53,7 @@ bool Sweep::balances(LayerId layer) const {
 at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& stream, Passage& step) {
   const LayerId layer = op.layer;
   const RankProgress::Place place(progress_, str(layer, " on its way down"));
+  const TraceRange range([&] { return str(layer, " down"); });
   Block& block = this->block(layer);
   PassContext& pass = step.pass;
   BlockState state;
@@ -109,6 +113,7 @@ at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& s
 at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& stream, Passage& step) {
   const LayerId layer = op.layer;
   const RankProgress::Place place(progress_, str(layer, " on its way up"));
+  const TraceRange range([&] { return str(layer, " up"); });
   Block& block = this->block(layer);
   PassContext& pass = step.pass;
   BlockState state = std::exchange(step.blocks[layer.number()], BlockState());
@@ -147,6 +152,7 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
     block.release_experts();
   }
   std::vector<at::Tensor> d_x;
+  std::optional<TraceRange> backward("mixing backward");
   for (size_t s = 0; s < stream.slices.size(); ++s) {
     const Slice& slice = stream.slices[s];
     Mixed& mixed = state.mixed[s];
@@ -168,12 +174,14 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
     gradients.compute();
     mixed = Mixed();  // this slice's graph ends here
   }
+  backward.reset();
   block.release(pass);
   return needs_input_gradient(layer) ? joined(d_x) : at::Tensor();
 }
 
 void Sweep::head(const StepOp& op, Passage& step) {
   const RankProgress::Place place(progress_, "turn");
+  const TraceRange range("head");
   const TensorAxis& axis = model_.axis;
   const Stream& stream = stream_of(op.layer, step.batch);
   if (op.layer.is_mtp()) {
@@ -191,8 +199,8 @@ void Sweep::head(const StepOp& op, Passage& step) {
     return;
   }
   const bool trains = step.mode == StepMode::kTrain;
-  const HeadResult head = model_.head->loss(x_UD, stream.target_row, stream.target,
-                                            trains ? 1.0 / stream.divisor : 0.0, trains, stream.target_weight);
+  const HeadResult head = model_.head->loss(x_UD, stream.target_row, stream.target, trains ? 1.0 / stream.divisor : 0.0,
+                                            trains, stream.target_weight);
   step.result.loss_sum = head.loss_sum;
   step.result.loss_n = head.loss_n;
   step.d_x_UD = head.d_x_UD;
@@ -201,6 +209,7 @@ void Sweep::head(const StepOp& op, Passage& step) {
 
 void Sweep::mtp_input(Passage& step) {
   const RankProgress::Place place(progress_, "turn");
+  const TraceRange range("MTP input");
   Mtp& mtp = *model_.mtp;
   const bool trains = step.mode == StepMode::kTrain;
   if (!trains) step.x_UD = model_.axis.gather_rows(step.x_TD, step.batch.main.num_gathered_rows);
@@ -219,6 +228,7 @@ void Sweep::mtp_input(Passage& step) {
 
 void Sweep::mtp_input_gradient(Passage& step) {
   const RankProgress::Place place(progress_, "turn");
+  const TraceRange range("MTP input backward");
   Mtp& mtp = *model_.mtp;
   mtp.use(step.pass);
   NamedGradients gradients;
@@ -253,6 +263,7 @@ void Sweep::execute(const StepOp& op, Passage& step) {
   switch (op.kind) {
     case StepOp::Kind::kAwait: {
       const RankProgress::Place place(progress_, str("the last update of ", op.layer));
+      const TraceRange range("optimizer wait");
       hooks_.before(op.layer);
       break;
     }
@@ -264,7 +275,11 @@ void Sweep::execute(const StepOp& op, Passage& step) {
     case StepOp::Kind::kTurn: turn(step); break;
     case StepOp::Kind::kUp: d_x_TD = up(op, d_x_TD, stream, step); break;
     case StepOp::Kind::kEmbedGradient: model_.embedding.add_gradient(step.batch.input_U, d_x_TD); break;
-    case StepOp::Kind::kReduce: hooks_.done(op.layer); break;
+    case StepOp::Kind::kReduce: {
+      const TraceRange range("reduce");
+      hooks_.done(op.layer);
+      break;
+    }
   }
 }
 
@@ -278,14 +293,15 @@ std::vector<FrozenSlab*> Sweep::slabs_of(const StepProgram& program) const {
 
 SweepResult Sweep::run(const StepBatch& batch, StepMode mode, const StepRandom& random) {
   at::NoGradGuard no_grad;
-  const StepProgram program = step_program(
-      model_.blueprint,
-      {.mode = mode, .mtp = model_.mtp != nullptr, .lowest_trained = lowest_trained_, .keep_layers = options_.keep_layers});
+  const StepProgram program = step_program(model_.blueprint, {.mode = mode,
+                                                              .mtp = model_.mtp != nullptr,
+                                                              .lowest_trained = lowest_trained_,
+                                                              .keep_layers = options_.keep_layers});
   Passage step(batch, mode, {scratch_, dequantised_, random}, model_.blocks.size());
   if (mode == StepMode::kTrain && options_.balance.is_on()) {
-    step.balance = std::make_unique<StepBalance>(options_.balance, model_.blueprint.router,
-                                                 BalanceTotals{batch.global.documents, batch.global.tokens},
-                                                 model_.axis);
+    step.balance =
+        std::make_unique<StepBalance>(options_.balance, model_.blueprint.router,
+                                      BalanceTotals{batch.global.documents, batch.global.tokens}, model_.axis);
   }
   model_.slabs->schedule(slabs_of(program));
   try {

@@ -79,7 +79,9 @@ class Sweep {
 
   /// The slabs of a program in the order in which it uses them.
   std::vector<FrozenSlab*> slabs_of(const StepProgram& program) const;
-  const Stream& stream_of(LayerId layer, const StepBatch& batch) const { return layer.is_mtp() ? batch.mtp : batch.main; }
+  const Stream& stream_of(LayerId layer, const StepBatch& batch) const {
+    return layer.is_mtp() ? batch.mtp : batch.main;
+  }
   Block& block(LayerId layer) const { return model_.blocks[layer.number()]; }
   /// Whether the block's input goes to the host: not where its graph stays, nor that of the last block, which is wanted
   /// at once.

@@ -1,0 +1,71 @@
+#include "trainer/plan/step_work.h"
+
+#include <cmath>
+#include <cstdio>
+
+#include "moe/block.h"
+#include "parallel/base/error.h"
+#include "trainer/plan/planned_step.h"
+#include "trainer/recipe/recipe_meaning.h"
+
+namespace moetune {
+namespace {
+
+/// Products with and without recomputation are the same ones.
+void add_times(Work& sum, const Work& work, double rows) {
+  sum.dense += rows * work.dense;
+  sum.grouped += rows * work.grouped;
+  sum.attention += rows * work.attention;
+  sum.scores += rows * work.scores;
+}
+
+}  // namespace
+
+Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of) {
+  AdapterTargets targets = adapter_targets(recipe);
+  const bool trains_weights = !recipe.adapter;
+  const PassTraits traits{.compute = scalar_type(recipe.model.compute),
+                          .train_weights = trains_weights,
+                          .trains_router = trains_weights || recipe.router.train != RouterTraining::kNone,
+                          .keys = of.keys};
+  std::vector<BlockCost> costs;  // by LayerId::number()
+  for (const LayerId layer : blueprint.blocks(recipe.mtp.trains())) {
+    costs.push_back(block_cost(blueprint, block_maps(blueprint, layer, trains_weights ? nullptr : &targets), traits));
+  }
+  const auto rows = static_cast<double>(of.tokens), D = static_cast<double>(blueprint.width),
+             V = static_cast<double>(blueprint.vocab);
+  Work work;
+  for (const StepOp& op : planned_step(blueprint, recipe, kept_layers)) {
+    switch (op.kind) {
+      case StepOp::Kind::kDown: add_times(work, costs.at(op.layer.number()).forward, rows); break;
+      case StepOp::Kind::kUp:
+        if (!op.keeps) add_times(work, costs.at(op.layer.number()).forward, rows);
+        add_times(work, costs.at(op.layer.number()).backward, rows);
+        break;
+      case StepOp::Kind::kHead: work.dense += rows * (trains_weights ? 6.0 : 4.0) * D * V; break;
+      case StepOp::Kind::kMtpInput: work.dense += rows * 2.0 * D * 2.0 * D; break;
+      case StepOp::Kind::kMtpInputGradient: work.dense += rows * (trains_weights ? 4.0 : 2.0) * D * 2.0 * D; break;
+      case StepOp::Kind::kAwait:
+      case StepOp::Kind::kEmbed:
+      case StepOp::Kind::kTurn:
+      case StepOp::Kind::kEmbedGradient:
+      case StepOp::Kind::kReduce: break;
+    }
+  }
+  return work;
+}
+
+std::string work_text(const Work& work) {
+  const double all = work.dense + work.grouped + work.attention + work.scores;
+  const std::vector<std::string> units{"GFLOP", "TFLOP", "PFLOP", "EFLOP"};
+  size_t unit = 0;
+  double value = all / 1e9;
+  while (value >= 1000.0 && unit + 1 < units.size()) value /= 1000.0, ++unit;
+  char number[32];
+  std::snprintf(number, sizeof number, "%.3g", value);
+  const auto share = [&](double part) { return std::lround(all > 0.0 ? 100.0 * part / all : 0.0); };
+  return str(number, " ", units[unit], " a step: dense ", share(work.dense + work.scores), " %, experts ",
+             share(work.grouped), " %, attention ", share(work.attention), " %");
+}
+
+}  // namespace moetune

@@ -1,0 +1,26 @@
+// How much a training step computes: the costs that parts of blocks declare, along the step program.
+//
+//   const Work work = step_work(blueprint, recipe, plan.kept_layers, {.tokens = 16384, .keys = 2048});
+//   work_text(work);    // "3.4 PFLOP a step: dense 61 %, experts 24 %, attention 15 %"
+#pragma once
+
+#include <string>
+
+#include "moe/blueprint.h"
+#include "moe/cost.h"
+#include "trainer/recipe/recipe.h"
+
+namespace moetune {
+
+struct StepTokens {
+  int64_t tokens = 0;  ///< of the step
+  double keys = 0.0;   ///< that a token sees on average: half of its document's length, itself included
+};
+
+/// Of all ranks together, recomputation included; the last `kept_layers` blocks recompute nothing. Every token counts
+/// as a target. Bytes are not filled in: they are a rank's.
+Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of);
+
+std::string work_text(const Work& work);
+
+}  // namespace moetune
