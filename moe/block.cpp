@@ -98,17 +98,17 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
   cost.forward.touched_bytes = static_cast<double>(size * (6 + (has_mlp ? 3 : 0)) * D);
   cost.backward.touched_bytes = static_cast<double>(size * 7 * D);
   for (const PartCost* part : {&attention, &mlp}) {
-    cost.forward += part->forward;
-    cost.backward += part->backward;
+    cost.forward.add(part->forward);
+    cost.backward.add(part->backward);
   }
   if (!cost.is_moe) return cost;
   const PartCost router = router_cost(blueprint.router, D, traits);
   cost.saved += router.saved;
-  cost.forward += router.forward;
-  cost.backward += router.backward;
+  cost.forward.add(router.forward);
+  cost.backward.add(router.backward);
   cost.experts = routed_experts_cost(blueprint, maps, traits);
-  cost.forward += cost.experts.forward;
-  cost.backward += cost.experts.backward;
+  cost.forward.add(cost.experts.forward);
+  cost.backward.add(cost.experts.backward);
   return cost;
 }
 

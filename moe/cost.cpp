@@ -4,15 +4,27 @@
 
 namespace moetune {
 
-Work& Work::operator+=(const Work& other) {
-  dense += other.dense;
-  grouped += other.grouped;
-  attention += other.attention;
-  scores += other.scores;
-  touched_bytes += other.touched_bytes;
-  tensor_axis_bytes += other.tensor_axis_bytes;
-  exchange_bytes += other.exchange_bytes;
+Work& Work::add(const Work& other, double times) {
+  dense += times * other.dense;
+  grouped += times * other.grouped;
+  attention += times * other.attention;
+  scores += times * other.scores;
+  touched_bytes += times * other.touched_bytes;
+  tensor_axis_bytes += times * other.tensor_axis_bytes;
+  exchange_bytes += times * other.exchange_bytes;
   return *this;
+}
+
+double forward_flops(const LinearMap& map) {
+  const auto outputs = static_cast<double>(map.outputs), inputs = static_cast<double>(map.inputs);
+  const double adapter = map.adapter ? 2.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs) : 0.0;
+  return 2.0 * outputs * inputs + adapter;
+}
+
+double backward_flops(const LinearMap& map, bool train_weights) {
+  const auto outputs = static_cast<double>(map.outputs), inputs = static_cast<double>(map.inputs);
+  const double adapter = map.adapter ? 4.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs) : 0.0;
+  return (train_weights ? 4.0 : 2.0) * outputs * inputs + adapter;
 }
 
 template <typename Visit>
@@ -44,21 +56,13 @@ int64_t DenseMaps::outputs(const std::string& leaf) const {
 // Either way a row of this rank's takes the whole map once.
 double DenseMaps::forward_flops(const std::vector<std::string>& leaves) const {
   double flops = 0.0;
-  visit(leaves, [&](const LinearMap& map) {
-    const auto outputs = static_cast<double>(map.outputs), inputs = static_cast<double>(map.inputs);
-    flops += 2.0 * outputs * inputs;
-    if (map.adapter) flops += 2.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs);
-  });
+  visit(leaves, [&](const LinearMap& map) { flops += moetune::forward_flops(map); });
   return flops;
 }
 
 double DenseMaps::backward_flops(const std::vector<std::string>& leaves) const {
   double flops = 0.0;
-  visit(leaves, [&](const LinearMap& map) {
-    const auto outputs = static_cast<double>(map.outputs), inputs = static_cast<double>(map.inputs);
-    flops += (traits_.train_weights ? 4.0 : 2.0) * outputs * inputs;
-    if (map.adapter) flops += 4.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs);
-  });
+  visit(leaves, [&](const LinearMap& map) { flops += moetune::backward_flops(map, traits_.train_weights); });
   return flops;
 }
 

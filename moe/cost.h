@@ -47,7 +47,8 @@ struct Work {
   double touched_bytes = 0.0;  ///< device memory read and written by what is no product: norms, activations, gathers
   double tensor_axis_bytes = 0.0, exchange_bytes = 0.0;  ///< sent by this rank
 
-  Work& operator+=(const Work& other);
+  /// Adds `times` as much.
+  Work& add(const Work& other, double times = 1.0);
 };
 
 struct PartCost {
@@ -56,6 +57,10 @@ struct PartCost {
   int64_t transient = 0;          ///< bytes a row of the slice in flight, in either pass, at the most
   int64_t transient_of_long = 0;  ///< the same where the slice is one long document
 };
+
+/// Of one row through a map, or through one of a stack, and through its adapter: forward; d x and what trains.
+double forward_flops(const LinearMap& map);
+double backward_flops(const LinearMap& map, bool train_weights);
 
 /// The maps of a block that are no stacks, and which of their inputs autograd keeps.
 class DenseMaps {

@@ -5,17 +5,13 @@
 #include <type_traits>
 
 #include "moe/lanes.cuh"
+#include "moe/sigmoid.cuh"
 
 namespace moetune {
 namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-
-// For bf16 the fast exponential and quotient: their errors, some 2^-21, vanish in its rounding. 1 / inf is 0 in both.
-__device__ float sigmoid_of(float x, Bf16Bits) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-__device__ float sigmoid_of(float x, float) { return 1.0f / (1.0f + expf(-x)); }
-__device__ double sigmoid_of(double x, double) { return 1.0 / (1.0 + exp(-x)); }
 
 /// Of one feature: what gate becomes, h = glu * scaled, and their derivatives by gate and by up.
 template <typename A>
@@ -28,13 +24,13 @@ struct Feature {
 template <typename T, bool kClamped, typename A>
 __device__ Feature<A> feature_of(A gate, A up, A limit, A alpha) {
   if constexpr (!kClamped) {
-    const A s = sigmoid_of(gate, T{});
+    const A s = sigmoid(gate, T{});
     const A glu = gate * s;
     return {glu, up, s + glu * (A(1) - s), A(1)};
   } else {
     const A g = gate > limit ? limit : gate;
     const A u = up > limit ? limit : up < -limit ? -limit : up;
-    const A s = sigmoid_of(alpha * g, T{});
+    const A s = sigmoid(alpha * g, T{});
     const A glu = g * s;
     return {glu, u + A(1), gate > limit ? A(0) : s + alpha * glu * (A(1) - s), up > limit || up < -limit ? A(0) : A(1)};
   }
@@ -55,8 +51,8 @@ struct Pairs {
     first.to(where);
     second.to(where + (kAlternating ? kCount : features));
   }
-  __device__ Arithmetic<T> number(int i) const { return i < kCount ? first.number(i) : second.number(i - kCount); }
-  __device__ void set(int i, Arithmetic<T> x) {
+  __device__ Wide<T> number(int i) const { return i < kCount ? first.number(i) : second.number(i - kCount); }
+  __device__ void set(int i, Wide<T> x) {
     if (i < kCount) first.set(i, x);
     else second.set(i - kCount, x);
   }
@@ -66,16 +62,16 @@ struct Pairs {
 
 template <typename T, int kCount, bool kClamped, bool kAlternating>
 __global__ void __launch_bounds__(kThreads)
-    activation_kernel(const __grid_constant__ GatedRows rows, Arithmetic<T> limit, Arithmetic<T> alpha,
+    activation_kernel(const __grid_constant__ GatedRows rows, Wide<T> limit, Wide<T> alpha,
                       const T* __restrict__ gate_up, const T* __restrict__ weight, T* __restrict__ hidden) {
-  using A = Arithmetic<T>;
+  using A = Wide<T>;
   using In = Pairs<T, kCount, kAlternating>;
   constexpr int kInFlight = 4;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= rows.rows) return;
   gate_up += row * rows.gate_up_stride;
   hidden += row * rows.hidden_stride;
-  const A w = weight != nullptr ? number_of(weight[row]) : A(1);
+  const A w = weight != nullptr ? widen(weight[row]) : A(1);
   for (int64_t base = threadIdx.x % 32 * kCount; base < rows.features; base += 32 * kCount * kInFlight) {
     In in[kInFlight];
 #pragma unroll
@@ -103,9 +99,9 @@ __global__ void __launch_bounds__(kThreads)
 // d_gate_up may be gate_up and hidden d_hidden: a lane reads what it overwrites before, and nobody else reads it.
 template <typename T, int kCount, bool kClamped, bool kAlternating>
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(const __grid_constant__ GatedRows rows, Arithmetic<T> limit, Arithmetic<T> alpha, const T* gate_up,
+    backward_kernel(const __grid_constant__ GatedRows rows, Wide<T> limit, Wide<T> alpha, const T* gate_up,
                     const T* __restrict__ weight, const T* d_hidden, const __grid_constant__ GatedGradients<T> out) {
-  using A = Arithmetic<T>;
+  using A = Wide<T>;
   using In = Pairs<T, kCount, kAlternating>;
   constexpr int kInFlight = 2;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
@@ -114,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
   d_hidden += row * rows.d_hidden_stride;
   T* d_gate_up = out.d_gate_up + row * rows.d_gate_up_stride;
   T* hidden = out.hidden != nullptr ? out.hidden + row * rows.hidden_stride : nullptr;
-  const A w = weight != nullptr ? number_of(weight[row]) : A(1);
+  const A w = weight != nullptr ? widen(weight[row]) : A(1);
   A product = 0;  // <d hidden, activation> of this lane's features
   for (int64_t base = threadIdx.x % 32 * kCount; base < rows.features; base += 32 * kCount * kInFlight) {
     In in[kInFlight];
@@ -151,12 +147,7 @@ __global__ void __launch_bounds__(kThreads)
   if (out.d_weight == nullptr) return;
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) product += __shfl_xor_sync(0xffffffffu, product, lane);
-  if (threadIdx.x % 32 == 0) put(out.d_weight[row], product);
-}
-
-template <typename T>
-bool aligned(const T* pointer, int64_t stride) {
-  return pointer == nullptr || (reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % kLanes<T> == 0);
+  if (threadIdx.x % 32 == 0) out.d_weight[row] = rounded_to<T>(product);
 }
 
 /// Calls launch(clamped, alternating) with constants.
@@ -176,8 +167,8 @@ void forward(const GatedForm& form, const GatedRows& rows, const T* gate_up, con
              cudaStream_t stream) {
   with_form(form, [&](auto clamped, auto alternating) {
     activation_kernel<T, kCount, decltype(clamped)::value, decltype(alternating)::value>
-        <<<blocks_for(rows), kThreads, 0, stream>>>(rows, static_cast<Arithmetic<T>>(form.limit),
-                                                    static_cast<Arithmetic<T>>(form.alpha), gate_up, weight, hidden);
+        <<<blocks_for(rows), kThreads, 0, stream>>>(rows, static_cast<Wide<T>>(form.limit),
+                                                    static_cast<Wide<T>>(form.alpha), gate_up, weight, hidden);
   });
 }
 
@@ -186,9 +177,8 @@ void backward(const GatedForm& form, const GatedRows& rows, const T* gate_up, co
               const GatedGradients<T>& out, cudaStream_t stream) {
   with_form(form, [&](auto clamped, auto alternating) {
     backward_kernel<T, kCount, decltype(clamped)::value, decltype(alternating)::value>
-        <<<blocks_for(rows), kThreads, 0, stream>>>(rows, static_cast<Arithmetic<T>>(form.limit),
-                                                    static_cast<Arithmetic<T>>(form.alpha), gate_up, weight, d_hidden,
-                                                    out);
+        <<<blocks_for(rows), kThreads, 0, stream>>>(rows, static_cast<Wide<T>>(form.limit),
+                                                    static_cast<Wide<T>>(form.alpha), gate_up, weight, d_hidden, out);
   });
 }
 
@@ -198,9 +188,9 @@ template <typename T>
 void gated_activation_cuda(const GatedForm& form, const GatedRows& rows, const T* gate_up, const T* weight, T* hidden,
                            cudaStream_t stream) {
   if (rows.rows == 0 || rows.features == 0) return;
-  const bool wide =
-      rows.features % kLanes<T> == 0 && aligned(gate_up, rows.gate_up_stride) && aligned<T>(hidden, rows.hidden_stride);
-  wide ? forward<T, kLanes<T>>(form, rows, gate_up, weight, hidden, stream)
+  const int64_t F = rows.features;
+  const bool wide = takes_vectors(gate_up, rows.gate_up_stride, F) && takes_vectors(hidden, rows.hidden_stride, F);
+  wide ? forward<T, kVectorOf<T>>(form, rows, gate_up, weight, hidden, stream)
        : forward<T, 1>(form, rows, gate_up, weight, hidden, stream);
 }
 
@@ -208,10 +198,12 @@ template <typename T>
 void gated_activation_backward_cuda(const GatedForm& form, const GatedRows& rows, const T* gate_up, const T* weight,
                                     const T* d_hidden, const GatedGradients<T>& out, cudaStream_t stream) {
   if (rows.rows == 0) return;
-  const bool wide = rows.features % kLanes<T> == 0 && aligned(gate_up, rows.gate_up_stride) &&
-                    aligned(d_hidden, rows.d_hidden_stride) && aligned<T>(out.d_gate_up, rows.d_gate_up_stride) &&
-                    aligned<T>(out.hidden, rows.hidden_stride);
-  wide ? backward<T, kLanes<T>>(form, rows, gate_up, weight, d_hidden, out, stream)
+  const int64_t F = rows.features;
+  const bool wide = takes_vectors(gate_up, rows.gate_up_stride, F) &&
+                    takes_vectors(d_hidden, rows.d_hidden_stride, F) &&
+                    takes_vectors(out.d_gate_up, rows.d_gate_up_stride, F) &&
+                    (out.hidden == nullptr || takes_vectors(out.hidden, rows.hidden_stride, F));
+  wide ? backward<T, kVectorOf<T>>(form, rows, gate_up, weight, d_hidden, out, stream)
        : backward<T, 1>(form, rows, gate_up, weight, d_hidden, out, stream);
 }
 

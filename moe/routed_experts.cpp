@@ -223,13 +223,9 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
   double forward = 0.0, backward = 0.0;  // of one routed row
   for (const LinearMap& map : maps) {
     if (map.stack == 0) continue;
-    const auto outputs = static_cast<double>(map.outputs), inputs = static_cast<double>(map.inputs);
-    forward += 2.0 * outputs * inputs;
-    backward += (traits.train_weights ? 4.0 : 2.0) * outputs * inputs;
-    if (!map.adapter) continue;
-    adapted = true;
-    forward += 2.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs);
-    backward += 4.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs);
+    forward += forward_flops(map);
+    backward += backward_flops(map, traits.train_weights);
+    adapted = adapted || map.adapter;
   }
   ExpertsCost cost;
   const auto routed = static_cast<double>(K);

@@ -20,11 +20,6 @@ int threads_for(int64_t vectors, int in_flight) {
   return static_cast<int>(std::clamp<int64_t>((threads + 31) / 32 * 32, 32, kMostThreads));
 }
 
-template <typename T>
-bool aligned(const T* pointer, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && stride % kLanes<T> == 0;
-}
-
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kMostThreads)
     gather_rows_kernel(const T* __restrict__ from, int64_t from_stride, const int64_t* __restrict__ row,
@@ -71,7 +66,7 @@ __global__ void __launch_bounds__(kMostThreads, 3)
   sum += static_cast<int64_t>(blockIdx.x) * vectors * kCount;
   for (int64_t base = threadIdx.x; base < vectors; base += blockDim.x * kSumInFlight) {
     Lanes<T, kCount> old[kSumInFlight], in[kSumInFlight];
-    Arithmetic<T> total[kSumInFlight][kCount];
+    Wide<T> total[kSumInFlight][kCount];
     const T* from = rows + found[0] * stride;
 #pragma unroll
     for (int u = 0; u < kSumInFlight; ++u) {
@@ -124,9 +119,9 @@ void gather_rows_cuda(const T* from, int64_t from_stride, const int64_t* row, in
                       int64_t to_stride, cudaStream_t stream) {
   if (num_rows == 0 || columns == 0) return;
   const auto blocks = static_cast<unsigned>(num_rows);
-  if (columns % kLanes<T> == 0 && aligned(from, from_stride) && aligned(to, to_stride)) {
-    const int64_t vectors = columns / kLanes<T>;
-    gather_rows_kernel<T, kLanes<T>>
+  if (takes_vectors(from, from_stride, columns) && takes_vectors(to, to_stride, columns)) {
+    const int64_t vectors = columns / kVectorOf<T>;
+    gather_rows_kernel<T, kVectorOf<T>>
         <<<blocks, threads_for(vectors, kCopyInFlight), 0, stream>>>(from, from_stride, row, vectors, to, to_stride);
   } else {
     gather_rows_kernel<T, 1>
@@ -141,9 +136,9 @@ void gather_sum_cuda(const T* rows, int64_t stride, const int32_t* place, int64_
   const auto blocks = static_cast<unsigned>(num_sums);
   const auto wide = static_cast<int>(places);
   const size_t shared = places * sizeof(int32_t);
-  if (columns % kLanes<T> == 0 && aligned(rows, stride) && aligned(sum, columns)) {
-    const int64_t vectors = columns / kLanes<T>;
-    gather_sum_kernel<T, kLanes<T>><<<blocks, threads_for(vectors, kSumInFlight), shared, stream>>>(
+  if (takes_vectors(rows, stride, columns) && takes_vectors(sum, columns, columns)) {
+    const int64_t vectors = columns / kVectorOf<T>;
+    gather_sum_kernel<T, kVectorOf<T>><<<blocks, threads_for(vectors, kSumInFlight), shared, stream>>>(
         rows, stride, place, wide, first, count, vectors, sum);
   } else {
     gather_sum_kernel<T, 1><<<blocks, threads_for(columns, kSumInFlight), shared, stream>>>(rows, stride, place, wide,

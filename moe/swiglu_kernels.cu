@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "moe/sigmoid.cuh"
 #include "parallel/device/row_vectors.cuh"
 
 namespace moetune {
@@ -9,12 +10,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kInFlight = 2;  // vectors of each operand that a thread has asked for before it uses the first
-
-// The fast forms err by some 2^-21, far below what rounding to bf16 does. Where 1 + exp(-x) is beyond 2^126, infinity
-// too, the fast quotient is 0.
-__device__ float sigmoid(float x, Bf16Bits) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-__device__ float sigmoid(float x, float) { return 1.0f / (1.0f + expf(-x)); }
-__device__ double sigmoid(double x, double) { return 1.0 / (1.0 + exp(-x)); }
 
 /// Calls body with the number of each vector of the thread. Vectors of a block lie side by side.
 template <typename Body>

@@ -3,7 +3,7 @@
 //   FetchSchedule lane;
 //   lane.begin({0, 1, 2, 2, 1, 0});               // the uses to come, again and again
 //   for (const Fetch& fetch : lane.due()) ...     // what is to be fetched now, after each of these calls
-//   const int buffer = lane.use(0);
+//   const int buffer = lane.use();                // that of lane.next()
 //   lane.release(0);
 //
 //   fetches_of_round({0, 1, 2, 2, 1, 0});         // the same for a plan: what a step fetches once steps follow steps

@@ -9,18 +9,6 @@
 #include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
-namespace {
-
-/// Products with and without recomputation are the same ones.
-void add_times(Work& sum, const Work& work, double rows) {
-  sum.dense += rows * work.dense;
-  sum.grouped += rows * work.grouped;
-  sum.attention += rows * work.attention;
-  sum.scores += rows * work.scores;
-}
-
-}  // namespace
-
 Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of) {
   AdapterTargets targets = adapter_targets(recipe);
   const bool trains_weights = !recipe.adapter;
@@ -37,10 +25,10 @@ Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_la
   Work work;
   for (const StepOp& op : planned_step(blueprint, recipe, kept_layers)) {
     switch (op.kind) {
-      case StepOp::Kind::kDown: add_times(work, costs.at(op.layer.number()).forward, rows); break;
+      case StepOp::Kind::kDown: work.add(costs.at(op.layer.number()).forward, rows); break;
       case StepOp::Kind::kUp:
-        if (!op.keeps) add_times(work, costs.at(op.layer.number()).forward, rows);
-        add_times(work, costs.at(op.layer.number()).backward, rows);
+        if (!op.keeps) work.add(costs.at(op.layer.number()).forward, rows);
+        work.add(costs.at(op.layer.number()).backward, rows);
         break;
       case StepOp::Kind::kHead: work.dense += rows * (trains_weights ? 6.0 : 4.0) * D * V; break;
       case StepOp::Kind::kMtpInput: work.dense += rows * 2.0 * D * 2.0 * D; break;

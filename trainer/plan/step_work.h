@@ -18,7 +18,7 @@ struct StepTokens {
 };
 
 /// Of all ranks together, recomputation included; the last `kept_layers` blocks recompute nothing. Every token counts
-/// as a target. Bytes are not filled in: they are a rank's.
+/// as a target. Bytes sent are those of one rank alone: none.
 Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of);
 
 std::string work_text(const Work& work);
