@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 
+#include "lora/adapters/peft_files.h"
 #include "moe/disk_layout.h"
 #include "moe/families/family.h"
 #include "parallel/base/clock.h"
@@ -99,8 +100,9 @@ class LoadProgress {
 /// Makes the parts in the order in which they need each other.
 class Assembler {
  public:
-  Assembler(const Recipe& recipe, const Blueprint& blueprint, Launch& launch, bool speaks)
-      : recipe_(recipe), blueprint_(blueprint), launch_(launch), speaks_(speaks) {}
+  Assembler(const Recipe& recipe, const Blueprint& blueprint, Launch& launch, bool speaks,
+            const AssemblyOptions& options = {})
+      : recipe_(recipe), blueprint_(blueprint), launch_(launch), speaks_(speaks), options_(options) {}
 
   Assembly assemble(std::unique_ptr<Mesh> mesh, std::optional<int64_t> rows) {
     Assembly run;
@@ -146,6 +148,8 @@ class Assembler {
     options.expert_axis = expert_axis(*run.mesh);
     options.seed = static_cast<uint64_t>(recipe_.run.seed);
     options.with_mtp = recipe_.mtp.trains();
+    options.head_chunk_rows = options_.head_chunk_rows;
+    options.expert_chunk_bytes = options_.expert_chunk_bytes;
     LoadProgress progress(*source, run.cache.get(), run.blueprint.num_layers() + (options.with_mtp ? 1 : 0));
     if (speaks_) options.loaded = [&](LayerId layer) { progress(layer); };
     {
@@ -161,6 +165,7 @@ class Assembler {
     run.sweep_options.stash_inputs = recipe_.offload.activations == ActivationTier::kHost;
     run.sweep_options.mtp_weight = recipe_.mtp.loss_weight;
     run.sweep_options.balance = balance_spec(recipe_, run.blueprint);
+    run.sweep_options.poison_released = options_.poison_released;
     return run;
   }
 
@@ -178,6 +183,7 @@ class Assembler {
   const Blueprint& blueprint_;
   Launch& launch_;
   bool speaks_;
+  AssemblyOptions options_;
 };
 
 }  // namespace
@@ -195,16 +201,21 @@ SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& 
 
 TensorAxis expert_axis(Mesh& mesh) { return mesh.shape().expert_tp > 1 ? TensorAxis(mesh.tp()) : TensorAxis(); }
 
+void load_adapter_from(const Recipe& recipe, Model& model) {
+  if (!recipe.adapter || !recipe.adapter->from) return;
+  load_peft_adapter(*recipe.adapter->from, model.parameters, recipe.adapter->alpha, recipe.adapter->rslora);
+}
+
 void set_up_process(const Recipe& recipe, Launch& launch) {
   choose_device_and_threads(recipe, launch);
   choose_determinism(recipe);
 }
 
-Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows) {
+Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows, const AssemblyOptions& options) {
   set_up_process(recipe, launch);
   const Blueprint blueprint = load_blueprint(recipe.model.path);
   auto mesh = std::make_unique<Mesh>(launch, mesh_shape(recipe, blueprint, launch.world_size()));
-  return Assembler(recipe, blueprint, launch, /*speaks=*/true).assemble(std::move(mesh), rows);
+  return Assembler(recipe, blueprint, launch, /*speaks=*/true, options).assemble(std::move(mesh), rows);
 }
 
 Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const Blueprint& blueprint, Launch& launch) {

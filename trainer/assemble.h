@@ -36,6 +36,14 @@ struct Assembly {
   int64_t slice_tokens = 0;
 };
 
+/// What no recipe says, since no result depends on it. Tests choose it so that there are several chunks of everything
+/// that comes in chunks, and a read after release shows.
+struct AssemblyOptions {
+  int64_t head_chunk_rows = ModelOptions().head_chunk_rows;
+  int64_t expert_chunk_bytes = ModelOptions().expert_chunk_bytes;
+  bool poison_released = false;  ///< SweepOptions
+};
+
 /// Who shares slabs, and which of them lie in host memory, as `weights` decided. `shards` must outlive its users.
 SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& shards);
 /// The ranks that share each of this rank's experts: its tensor axis, or itself alone.
@@ -43,9 +51,13 @@ TensorAxis expert_axis(Mesh& mesh);
 /// Chooses the device and threads, makes the mesh, plans memory and builds the model, reading weights with progress on
 /// rank 0. `rows`: tokens of the fullest rank in its fullest step, where they are known. Collective over the job.
 /// Throws UserError for what recipe, checkpoint and mesh do not agree on.
-Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows = std::nullopt);
+Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows = std::nullopt,
+                  const AssemblyOptions& options = {});
 /// The same for a model and a mesh that are not the recipe's own, saying nothing.
 Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const Blueprint& blueprint, Launch& launch);
+/// Masters and working copies as the adapter in the folder adapter.from has them, where the recipe names one. Adapters
+/// whose experts loads choose must be there by then (Model::adapt_experts).
+void load_adapter_from(const Recipe& recipe, Model& model);
 /// Chooses device, threads and determinism as the recipe says. Once, before anything is made on the device.
 void set_up_process(const Recipe& recipe, Launch& launch);
 

@@ -1,4 +1,6 @@
-"""The batches and the CONFIG of moetune_parity that the tests share."""
+"""The batches and the CONFIG that the tests share."""
+
+import os
 
 import torch
 
@@ -26,6 +28,7 @@ def documents(vocab_size=128, lengths=LENGTHS, seed=7):
 def config(model, adapter=None, **changes):
     """CONFIG for the checkpoint `model` and the section that adapter_files.write returned (None: the weights train)."""
     return {
+        "device": os.environ.get("MOETUNE_TEST_DEVICE", "cpu"),
         "model": str(model),
         "base": "fp32",
         "compute": "fp32",
@@ -37,10 +40,18 @@ def config(model, adapter=None, **changes):
         "keep": "none",
         "steps": 0,
         "lr": 1e-3,
+        "eps": 1e-8,
         "clip": 1.0,
         "mtp_loss_weight": 0.0,
+        "balance": "sequence",
         "balance_loss": 0.0,
+        "router_train": "none",
         "router_bias": "frozen",
         "bias_rate": 0.001,
-        "mesh": {"dp": 1, "ep": 1},
+        "mesh": {"dp": 1, "ep": 1, "tp": 1},
+        "expert_tp": 1,
+        "shard": "none",
+        "offload": "none",
+        "activations": "none",
+        "buffer_rows": "auto",
     } | changes

@@ -42,7 +42,6 @@ class MeshTest(ParityCase):
                 balance_loss=0.05,
                 router_bias="update",
                 bias_rate=0.01,
-                invariants=True,
             )
             | changes
         )
@@ -126,7 +125,7 @@ class MeshTest(ParityCase):
             adapter = {"targets": ["all_linear"], "rank": 4, "alpha": 6.0}
             for adapter, base in ((adapter, "nf4_double"), (None, "fp32")):
                 with self.subTest(family=name, base=base):
-                    config = cases.config(folder, adapter, base=base, compute="fp64", steps=3, invariants=True)
+                    config = cases.config(folder, adapter, base=base, compute="fp64", steps=3)
                     self.check(config, [(1, 1, 2), (1, 1, 4)], expert_tp=True)
 
     def test_full_training(self):
@@ -175,7 +174,7 @@ class MeshTest(ParityCase):
             meshes = [(1, 1), (2, 1), (2, 2), (4, 1)] + ([(2, 1, 2)] if base == "fp32" else [])
             for changes in (
                 {"shard": "all"},
-                {"offload": "all", "stash": True},
+                {"offload": "all", "activations": "host"},
                 {"shard": "all", "offload": "all", "keep": 1},
             ):
                 with self.subTest(base=base):

@@ -1,4 +1,4 @@
-"""Runs moetune_parity on a CONFIG and reads what it wrote.
+"""Runs moetune_parity on the recipe of a CONFIG and reads what it wrote.
 
 program.choose_build()                      # once per test file: takes the build folder off the command line
 tensors = program.run(config)               # starts dp * ep * tp ranks under mpirun, or one without it
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 
+import yaml
 from safetensors.torch import load_file
 
 TIMEOUT_S = 300
@@ -31,6 +32,38 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
+def recipe(config, folder):
+    """The recipe of a CONFIG, with its documents in `folder`. Without steps it takes one that changes nothing, with
+    gradients as they are."""
+    data, moves = folder / "train.jsonl", config["steps"] > 0
+    data.write_text("".join(json.dumps(document) + "\n" for document in config["documents"]))
+    return dict(
+        run=dict(dir=str(folder / "run"), device=config["device"], threads=1, check_replicas_every=1),
+        model=dict(path=config["model"], base=config["base"], compute=config["compute"]),
+        adapter=config["adapter"] or "none",
+        data=dict(train=str(data), max_tokens=config["max_tokens"], shuffle=False),
+        train=dict(
+            steps=max(1, config["steps"]),
+            batch=config["batch"],
+            slice_tokens=config["slice_tokens"],
+            keep=config["keep"],
+            clip=config["clip"] if moves else 0.0,
+            optimizer=dict(lr=config["lr"] if moves else 0.0, eps=config["eps"]),
+            schedule=dict(kind="constant"),
+        ),
+        mesh=config["mesh"] | dict(expert_tp=config["expert_tp"], shard=config["shard"]),
+        offload=dict(frozen=config["offload"], activations=config["activations"]),
+        exchange=dict(buffer_rows=config["buffer_rows"]),
+        router=dict(
+            train=config["router_train"],
+            bias=config["router_bias"],
+            bias_rate=config["bias_rate"],
+            balance=dict(kind=config["balance"], weight=config["balance_loss"]) if config["balance_loss"] else {},
+        ),
+        mtp=dict(loss_weight=config["mtp_loss_weight"]),
+    )
+
+
 def run(config):
     """{name: tensor} that moetune_parity wrote for `config` (README.md says which); raises with its output when it
     fails."""
@@ -41,12 +74,10 @@ def run(config):
         else []
     )
     with tempfile.TemporaryDirectory() as folder:
-        file, out = pathlib.Path(folder, "config.json"), pathlib.Path(folder, "out.safetensors")
-        file.write_text(
-            json.dumps({"device": os.environ.get("MOETUNE_TEST_DEVICE", "cpu")} | config | {"out": str(out)})
-        )
+        file, out = pathlib.Path(folder, "recipe.yaml"), pathlib.Path(folder, "out.safetensors")
+        file.write_text(yaml.safe_dump(recipe(config, pathlib.Path(folder))))
         done = subprocess.run(
-            [*launch, str(build / "moetune_parity"), str(file)],
+            [*launch, str(build / "moetune_parity"), str(file), str(out)],
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

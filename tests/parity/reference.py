@@ -1,8 +1,7 @@
 """What moetune must compute, computed by transformers, torch.optim and, for the MTP module and the balance loss, by the
 equations of the DeepSeek-V3 report (arXiv:2412.19437).
 
-    expected = reference.run(config)      # takes the CONFIG of moetune_parity (see README.md), returns its tensors by
-        name
+    expected = reference.run(config)      # takes a CONFIG, returns the tensors of moetune_parity by name (README.md)
 
 Adapters enter as effective weights: every weight of the model is W + scale * B A, a function of the leaves A and B, and
 the fused expert tensors of transformers 5 are stacked from such effective per-expert weights, so autograd yields the
@@ -138,13 +137,13 @@ class Reference:
 
     def __init__(self, config, attention="sdpa"):
         self.config = config
-        self.dtype = torch.float64 if config.get("compute") == "fp64" else torch.float32
+        self.dtype = torch.float64 if config["compute"] == "fp64" else torch.float32
         # Not under Widen: the frequencies of the rotary angles are constants that transformers computes in fp32.
         self.network = Network(config["model"], attention).to(self.dtype)
         keep_angles_narrow(self.network.model.rotary_emb)
         self.weights = {
             name: tensor.to(self.dtype)
-            for name, tensor in held_weights.held(models.read(config["model"]), config.get("base", "fp32")).items()
+            for name, tensor in held_weights.held(models.read(config["model"]), config["base"]).items()
         }
         if self.network.config.tie_word_embeddings:
             self.weights["lm_head.weight"] = self.weights["model.embed_tokens.weight"]
@@ -177,7 +176,7 @@ class Reference:
 
     @property
     def with_mtp(self):
-        return self.config.get("mtp_loss_weight", 0.0) > 0
+        return self.config["mtp_loss_weight"] > 0
 
     def share_mtp_copies(self):
         """Embedding and head of the MTP module are the main ones where the files hold equal values."""
@@ -218,9 +217,9 @@ class Reference:
         if self.with_mtp:
             result["mtp_loss"] = mean_nll(mtp_TV, labels, 2)
             result["total"] = result["total"] + self.config["mtp_loss_weight"] * result["mtp_loss"]
-        if self.config.get("balance_loss", 0.0) > 0:
+        if self.config["balance_loss"] > 0:
             routers = [routed[name] for name in self.trunk_routers()]
-            if self.config.get("balance", "sequence") == "sequence":
+            if self.config["balance"] == "sequence":
                 result["balance_loss"] = balance_loss(
                     [logits_TE for logits_TE, *_ in routers],
                     [len(document) for document in tokens],
@@ -300,37 +299,37 @@ def step_balance_loss(routers, kind):
 def run(config, kind=Reference):
     """Every tensor that moetune_parity writes for `config`; `kind` makes the object with `leaves` and `losses`.
 
-    `logits`, the losses and `grad/` belong to the parameters at the start (gradients before clipping), `losses` to each
-    of `steps` AdamW steps on the same batch, `adapter/` (or `weight/`) and `router_bias/` to the state after them.
+    `logits`, the losses and `grad/` belong to the parameters at the start (gradients as the update takes them: clipped,
+    where there is one), `losses` to each of `steps` AdamW steps on the same batch, `adapter/` (or `weight/`) and
+    `router_bias/` to the state after them.
     """
     reference = kind(config)
     documents, leaves = config["documents"], reference.leaves
-    optimizer = torch.optim.AdamW(
-        leaves.values(), lr=config.get("lr", 0.0), eps=config.get("eps", 1e-8), weight_decay=0.0
-    )
+    optimizer = torch.optim.AdamW(leaves.values(), lr=config["lr"], eps=config["eps"], weight_decay=0.0)
     result, losses = {}, []
-    for step in range(max(1, config.get("steps", 0))):
+    for step in range(max(1, config["steps"])):
         optimizer.zero_grad()
         step_losses = reference.losses(documents)
         step_losses["total"].backward()
         for leaf in leaves.values():  # an expert that got no token trains with a gradient of zero
             leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         losses.append(step_losses["loss"].item())
+        if config["steps"]:
+            torch.nn.utils.clip_grad_norm_(leaves.values(), config["clip"])
         if step == 0:
             scalars = ("loss", "mtp_loss", "balance_loss")
             result["logits"] = step_losses["logits"].detach()
             result |= {name: step_losses[name].detach()[None] for name in scalars if name in step_losses}
             result |= {f"grad/{name}": leaf.grad.clone() for name, leaf in leaves.items()}
-        if config.get("steps", 0):
-            torch.nn.utils.clip_grad_norm_(leaves.values(), config["clip"])
+        if config["steps"]:
             optimizer.step()
-            if config.get("router_bias") == "update":
+            if config["router_bias"] == "update":
                 reference.update_router_bias(step_losses["routed"])
-    if config.get("steps", 0):
+    if config["steps"]:
         result["losses"] = torch.tensor(losses, dtype=torch.float64)
         kind = "adapter" if reference.adapter else "weight"
         result |= {f"{kind}/{name}": leaf.detach() for name, leaf in leaves.items()}
-        if config.get("router_bias") == "update":
+        if config["router_bias"] == "update":
             result |= {
                 f"router_bias/{name.split('.')[2]}": reference.weights[name + ".e_score_correction_bias"]
                 for name in reference.network.routers

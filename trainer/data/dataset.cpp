@@ -230,6 +230,15 @@ Documents load_documents(const Recipe& recipe, const std::string& key, const Dat
   return documents;
 }
 
+BatchOptions batch_options(const Recipe& recipe) {
+  return {static_cast<uint64_t>(recipe.run.seed),
+          recipe.train.batch,
+          recipe.data.max_tokens,
+          recipe.data.packing,
+          recipe.data.shuffle,
+          recipe.train.epochs.value_or(0)};
+}
+
 std::string data_digest(const Documents& documents) {
   Sha256 digest;
   int64_t walked = 0;

@@ -1,6 +1,7 @@
 // Tokens of data files: read as they are where a file holds tokens, through the preparation step where it holds text.
 //
 //   Documents documents = load_documents(recipe, "data.train", recipe.data.train, blueprint, launch, tools);
+//   Batches batches(documents, batch_options(recipe));
 //
 // Text is tokenised, templated and masked by scripts/prepare (Python: the tokenizers library and jinja2), once for each
 // content of file, tokenizer, template and options, into `data.cache` or `.moetune/` beside the file; every rank maps
@@ -13,6 +14,7 @@
 
 #include "moe/blueprint.h"
 #include "parallel/comm/launch.h"
+#include "trainer/data/batches.h"
 #include "trainer/data/documents.h"
 #include "trainer/recipe/recipe.h"
 
@@ -31,6 +33,9 @@ struct PreparationTools {
 /// which the model's attention would not see all (Blueprint::longest_document).
 Documents load_documents(const Recipe& recipe, const std::string& key, const DataFiles& files, const Blueprint& model,
                          Launch& launch, const PreparationTools& tools);
+
+/// How the recipe makes batches of its training data.
+BatchOptions batch_options(const Recipe& recipe);
 
 /// Runs the preparation step on files in this process' place of start and returns the token cache of each; the first
 /// `show` documents are printed with their trained tokens marked.

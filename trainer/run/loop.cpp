@@ -53,8 +53,7 @@ class Run {
         blueprint_(load_blueprint(recipe.model.path)),
         tools_(PreparationTools::from_environment()),
         train_documents_(load_train_documents()),
-        batches_(train_documents_, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens,
-                                    recipe.data.packing, recipe.data.shuffle, recipe.train.epochs.value_or(0)}),
+        batches_(train_documents_, batch_options(recipe)),
         num_steps_(count_steps()),
         peak_(batches_.fullest_step(num_steps_, data_ranks())),
         run_(assemble(recipe, launch, peak_.tokens)),
@@ -207,10 +206,7 @@ class Run {
       }
       run_.model->adapt_experts(chosen.experts);
     }
-    if (!resumes_ && recipe_.adapter && recipe_.adapter->from) {
-      load_peft_adapter(*recipe_.adapter->from, run_.model->parameters, recipe_.adapter->alpha,
-                        recipe_.adapter->rslora);
-    }
+    if (!resumes_) load_adapter_from(recipe_, *run_.model);
     return text;
   }
 

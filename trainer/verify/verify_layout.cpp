@@ -8,6 +8,7 @@
 
 #include "moe/families/family.h"
 #include "parallel/base/error.h"
+#include "trainer/data/dataset.h"
 #include "trainer/run/stepper.h"
 #include "trainer/state/frozen_digest.h"
 #include "trainer/verify/twin.h"
@@ -113,8 +114,7 @@ Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   if (layout.buffer_rows > 0) recipe.exchange.buffer_rows = layout.buffer_rows;
   Assembly run = assemble_on(std::make_unique<Mesh>(launch, layout.mesh), recipe, twin.blueprint, launch);
   Stepper stepper(recipe, run, nullptr);
-  Batches batches(twin.documents, {static_cast<uint64_t>(recipe.run.seed), recipe.train.batch, recipe.data.max_tokens,
-                                   recipe.data.packing, recipe.data.shuffle});
+  Batches batches(twin.documents, batch_options(recipe));
   Outcome outcome;
   for (int64_t step = 0; step < twin.steps; ++step) {
     outcome.losses.push_back(stepper.train(batches, step, twin.steps).loss);

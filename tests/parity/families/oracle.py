@@ -90,14 +90,14 @@ class Oracle:
 
     def __init__(self, config):
         self.config, folder = config, config["model"]
-        self.dtype = torch.float64 if config.get("compute") == "fp64" else torch.float32
+        self.dtype = torch.float64 if config["compute"] == "fp64" else torch.float32
         self.family = family(folder)
         layout = checkpoint.layout(self.family, folder)
         if self.family.equations:
             self.network = deepseek_v2_equations.Network(checkpoint.text_settings(folder), self.dtype)
         else:
             self.network = TransformersNetwork(folder, layout, self.dtype)
-        held = held_weights.held(checkpoint.maps(self.family, folder), config.get("base", "fp32"))
+        held = held_weights.held(checkpoint.maps(self.family, folder), config["base"])
         self.weights = {name: tensor.to(self.dtype) for name, tensor in held.items()}
         self.leaves, self.adapter = {}, None
         if config["adapter"]:
@@ -106,7 +106,7 @@ class Oracle:
             for path, (A_RI, B_OR) in self.pairs.items():
                 self.leaves[path + ".lora_A.weight"] = A_RI.to(self.dtype)
                 self.leaves[path + ".lora_B.weight"] = B_OR.to(self.dtype)
-            if config.get("router_train") == "full":
+            if config["router_train"] == "full":
                 self.leaves |= {
                     name: tensor
                     for name, tensor in self.weights.items()
