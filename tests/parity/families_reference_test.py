@@ -256,6 +256,22 @@ class FamiliesReferenceTest(FamilyCase):
             for router, parts in routed.items()
         }
 
+    def test_pooled_balance_loss_equals_transformers(self):
+        """What transformers adds to the loss itself, in the families whose routers take a softmax."""
+
+        def check(name):
+            if self.family.scores != "softmax" or self.family.equations or self.quantised(name):
+                return
+            config = cases.config(self.model(name), balance="pooled", balance_loss=1.0)
+            document, model = config["documents"][0], pretrained(self.model(name))
+            ids = torch.tensor([document["input_ids"]])
+            with torch.no_grad():
+                expected = model(input_ids=ids, output_router_logits=True, use_cache=False).aux_loss
+                actual = Oracle(config).losses([document])["balance_loss"]
+            self.assertLess(compare.relative(actual, expected), 1e-6)
+
+        self.each(check)
+
     def test_no_gradient_is_zero_but_that_of_empty_experts(self):
         def check(name):
             result = reference.run(cases.config(self.model(name), self.adapter(name, ["all_linear"])), kind=Oracle)

@@ -219,17 +219,9 @@ class Reference:
             result["total"] = result["total"] + self.config["mtp_loss_weight"] * result["mtp_loss"]
         if self.config["balance_loss"] > 0:
             routers = [routed[name] for name in self.trunk_routers()]
-            if self.config["balance"] == "sequence":
-                result["balance_loss"] = balance_loss(
-                    [logits_TE for logits_TE, *_ in routers],
-                    [len(document) for document in tokens],
-                    self.network.config.num_experts_per_tok,
-                    self.config["balance_loss"],
-                )
-            else:
-                result["balance_loss"] = self.config["balance_loss"] * step_balance_loss(
-                    routers, self.config["balance"]
-                )
+            scores = [(probabilities(logits_TE, "sigmoid"), chosen_TK) for logits_TE, _, chosen_TK in routers]
+            lengths = [len(document) for document in tokens]
+            result["balance_loss"] = self.config["balance_loss"] * balance_loss(self.config["balance"], scores, lengths)
             result["total"] = result["total"] + result["balance_loss"]
         return result
 
@@ -239,12 +231,24 @@ class Reference:
             name for name in self.network.routers if int(name.split(".")[2]) < self.network.config.num_hidden_layers
         ]
 
+    def router_biases(self):
+        """{router: correction bias} of those that take part."""
+        return {
+            name: self.weights[name + ".e_score_correction_bias"]
+            for name in self.network.routers
+            if self.takes_part(name)
+        }
+
     def update_router_bias(self, routed):
-        """b_i += rate * sign(mean load - load_i) over all tokens of the step (section 2.1.2 of the report)."""
-        for name, (_, _, chosen_TK) in routed.items():
-            bias_E = self.weights[name + ".e_score_correction_bias"]
-            load_E = torch.bincount(chosen_TK.flatten(), minlength=len(bias_E))
-            bias_E += self.config["bias_rate"] * torch.sign(load_E.sum() - load_E * len(bias_E)).to(bias_E.dtype)
+        for name, bias_E in self.router_biases().items():
+            _, _, chosen_TK = routed[name]
+            update_bias(bias_E, chosen_TK, self.config["bias_rate"])
+
+
+def update_bias(bias_E, chosen_TK, rate):
+    """b_i += rate * sign(mean load - load_i) over all tokens of the step (section 2.1.2 of the report)."""
+    load_E = torch.bincount(chosen_TK.flatten(), minlength=len(bias_E))
+    bias_E += rate * torch.sign(load_E.sum() - load_E * len(bias_E)).to(bias_E.dtype)
 
 
 def fuse(weights, num_experts):
@@ -266,34 +270,47 @@ def mean_nll(logits_TV, labels, ahead):
     return F.cross_entropy(logits_TV, targets_T, ignore_index=IGNORED)
 
 
-def balance_loss(router_logits, lengths, top_k, alpha):
-    """Equations 17-20: alpha * sum over layers of sum_i f_i P_i, averaged over documents.
+def probabilities(logits_TE, scores):
+    """What a balance loss takes for the probability of each expert: softmax, or sigmoids over their sum."""
+    if scores == "softmax":
+        return logits_TE.softmax(-1)
+    scores_TE = logits_TE.sigmoid()
+    return scores_TE / scores_TE.sum(-1, keepdim=True)
+
+
+def balance_loss(kind, routers, lengths):
+    """Without its weight. routers: (probabilities [T, E], chosen [T, K]) of each layer, over the tokens of the step;
+    lengths: of its documents."""
+    if kind == "sequence":
+        return sequence_balance_loss(routers, lengths)
+    if kind == "pooled":
+        return pooled_balance_loss(routers)
+    assert kind == "switch", kind
+    return sum(pooled_balance_loss([router]) for router in routers)
+
+
+def sequence_balance_loss(routers, lengths):
+    """Equations 17-20: sum over layers of sum_i f_i P_i, averaged over documents.
 
     f_i counts the top-k of the plain scores (no bias, no groups) and carries no gradient.
     """
     terms = []
-    for logits_TE in router_logits:
-        for scores_TE in logits_TE.sigmoid().split(lengths):
-            T, E = scores_TE.shape
-            chosen_TK = scores_TE.topk(top_k).indices
-            f_E = torch.bincount(chosen_TK.flatten(), minlength=E).to(scores_TE.dtype) * E / (top_k * T)
-            P_E = (scores_TE / scores_TE.sum(-1, keepdim=True)).mean(0)
-            terms.append((f_E * P_E).sum())
-    return alpha * sum(terms) / len(lengths)
+    for probability_TE, chosen_TK in routers:
+        top_k = chosen_TK.shape[-1]
+        for document_TE in probability_TE.split(lengths):
+            T, E = document_TE.shape
+            f_E = torch.bincount(document_TE.topk(top_k).indices.flatten(), minlength=E).to(document_TE.dtype)
+            terms.append((f_E * E / (top_k * T) * document_TE.mean(0)).sum())
+    return sum(terms) / len(lengths)
 
 
-def step_balance_loss(routers, kind):
-    """E sum_i f_i P_i over the tokens of the whole step, f_i being the choices of expert i a token, all K counted: one a
-    layer and summed (switch; Fedus et al. 2021, eq. 4-6), or one over all layers' tokens together (pooled; transformers'
-    load_balancing_loss_func)."""
-    together = [zip(*routers)] if kind == "pooled" else [[[tensor] for tensor in router] for router in routers]
-    loss = 0.0
-    for logits, _, chosen in together:
-        scores_TE, chosen_TK = torch.cat(list(logits)).sigmoid(), torch.cat(list(chosen))
-        T, E = scores_TE.shape
-        f_E = torch.bincount(chosen_TK.flatten(), minlength=E).to(scores_TE.dtype) / T
-        loss = loss + E * (f_E * (scores_TE / scores_TE.sum(-1, keepdim=True)).mean(0)).sum()
-    return loss
+def pooled_balance_loss(routers):
+    """E sum_i f_i P_i over the tokens of these layers together, f_i being the choices of expert i a token, all K
+    counted: of one layer Fedus et al. 2021, eq. 4-6, of all transformers' load_balancing_loss_func."""
+    probability_TE, chosen_TK = (torch.cat(tensors) for tensors in zip(*routers))
+    T, E = probability_TE.shape
+    f_E = torch.bincount(chosen_TK.flatten(), minlength=E).to(probability_TE.dtype) / T
+    return E * (f_E * probability_TE.mean(0)).sum()
 
 
 def run(config, kind=Reference):
@@ -330,9 +347,5 @@ def run(config, kind=Reference):
         kind = "adapter" if reference.adapter else "weight"
         result |= {f"{kind}/{name}": leaf.detach() for name, leaf in leaves.items()}
         if config["router_bias"] == "update":
-            result |= {
-                f"router_bias/{name.split('.')[2]}": reference.weights[name + ".e_score_correction_bias"]
-                for name in reference.network.routers
-                if reference.takes_part(name)
-            }
+            result |= {f"router_bias/{name.split('.')[2]}": bias for name, bias in reference.router_biases().items()}
     return result

@@ -29,6 +29,7 @@ DEVICE = os.environ.get("MOETUNE_TEST_DEVICE", "cpu")
 EXACT = 1e-9 if DEVICE == "cpu" else 1e-6
 # Adam divides a gradient by its own size; eps this large keeps rounding from becoming a step.
 STATE_TOLERANCE, EPS = 1e-4, 1e-5
+STATE = ("adapter/", "router_bias/")
 SKIPPED = 77
 
 # How frozen maps are held, and the test of FamilyParity that compares them with the oracle.
@@ -45,9 +46,9 @@ class FamilyCase(ParityCase):
         folder = self.folder / self.family.model_type / name
         return folder if folder.exists() else checkpoint.write(self.family, name, folder)
 
-    def adapter(self, name, targets, rank=4, alpha=6.0, **settings):
+    def adapter(self, name, targets, rank=4, alpha=6.0, mtp=False, **settings):
         folder, layout = self.model(name), self.family.shapes[name].layout or self.family.layout
-        settings = dict(maps=checkpoint.maps(self.family, folder), translate=layout.adapter) | settings
+        settings = dict(maps=checkpoint.maps(self.family, folder, mtp), translate=layout.adapter) | settings
         to = self.folder / f"adapter-{len(list(self.folder.iterdir()))}"
         return adapter_files.write(to, folder, targets, rank, alpha, seed=11, **settings)
 
@@ -59,8 +60,8 @@ class FamilyParity(FamilyCase):
         config = config | {"eps": EPS}
         # Held against double precision, so that only one side rounds.
         expected, actual = reference.run(config | dict(compute="fp64"), kind=Oracle), program.run(config)
-        after = lambda tensors: {name: tensor for name, tensor in tensors.items() if name.startswith("adapter/")}
-        before = lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.startswith("adapter/")}
+        after = lambda tensors: {name: tensor for name, tensor in tensors.items() if name.startswith(STATE)}
+        before = lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.startswith(STATE)}
         compare.assert_close(self, before(actual), before(expected), tolerance)
         compare.assert_close(self, after(actual), after(expected), state_tolerance)
 
@@ -110,6 +111,44 @@ class FamilyParity(FamilyCase):
                             self.model(name), adapter, router_train=train, compute="fp64", mesh=mesh, steps=3
                         )
                         self.check(config, EXACT, EXACT)
+
+    def test_balance_losses(self):
+        """Through the frozen routers into what lies below them, whatever slices and ranks the loads come from."""
+        for name in self.shapes():
+            for kind, settings in (
+                ("sequence", dict(slice_tokens=28)),
+                ("switch", dict(mesh=dict(dp=2, ep=1))),
+                ("pooled", dict(mesh=dict(dp=1, ep=1, tp=2), keep=1)),
+            ):
+                with self.subTest(f"{name} {kind}"):
+                    adapter = self.adapter(name, ["attention", "experts"])
+                    config = cases.config(
+                        self.model(name), adapter, balance=kind, balance_loss=0.05, compute="fp64", **settings
+                    )
+                    self.check(config, EXACT, EXACT)
+
+    def test_mtp(self):
+        """Adapters of the trunk and of the module itself, where the checkpoint has one."""
+        for name in filter(lambda name: self.family.shapes[name].mtp, self.shapes()):
+            for settings in (dict(slice_tokens=28), dict(mesh=dict(dp=1, ep=2), steps=3)):
+                with self.subTest(f"{name} {settings}"):
+                    adapter = self.adapter(name, ["all_linear"], mtp=True)
+                    config = cases.config(self.model(name), adapter, mtp_loss_weight=0.3, compute="fp64", **settings)
+                    self.check(config, EXACT, EXACT)
+
+    def test_router_bias_update(self):
+        """Where routers have a correction bias; the experts that a step chooses depend on the loads of those before."""
+        for name in self.shapes():
+            adapter = self.adapter(name, ["attention", "experts"])
+            settings = dict(router_bias="update", bias_rate=0.05, compute="fp64", steps=4)
+            config = cases.config(self.model(name), adapter, **settings)
+            with self.subTest(name):
+                if Oracle(config).router_biases():
+                    self.check(config, EXACT, EXACT)
+                    self.check(config | dict(mesh=dict(dp=1, ep=2)), EXACT, EXACT)
+                else:
+                    with self.assertRaisesRegex(RuntimeError, "router.bias: update moves a correction bias"):
+                        program.run(config)
 
     def test_nf4(self):
         """Frozen maps in 4 bits, arithmetic in fp32; and that four ranks, whose cuts no block of them may feel, hold the

@@ -139,14 +139,14 @@ def layout(family, folder):
     return family.layout if wrapped or not hasattr(family.layout, "wrapper") else type(family.layout)()
 
 
-def maps(family, folder):
-    """Every tensor of the text model, FP8 and MXFP4 decoded; what belongs to the MTP module is left out."""
+def maps(family, folder, with_mtp=False):
+    """Every tensor of the text model, FP8 and MXFP4 decoded; of an MTP module only `with_mtp`."""
     tensors = layout(family, folder).from_disk(models.read(folder))
     num_layers = text_settings(folder)["num_hidden_layers"]
     return {
         name: tensor
         for name, tensor in tensors.items()
-        if not name.startswith("model.layers.") or int(name.split(".")[2]) < num_layers
+        if with_mtp or not name.startswith("model.layers.") or int(name.split(".")[2]) < num_layers
     }
 
 

@@ -8,6 +8,7 @@ from families.family import YARN, Family, Shape
 FAMILY = Family(
     model_type="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
+    scores="sigmoid",
     config={key: value for key, value in CONFIG.items() if not key.startswith("index_")}
     | dict(rope_scaling=YARN | dict(mscale=0.7, mscale_all_dim=0.9)),
     shapes={

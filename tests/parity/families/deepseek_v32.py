@@ -37,6 +37,7 @@ CONFIG = SMALL | dict(
 FAMILY = Family(
     model_type="deepseek_v32",
     architecture="DeepseekV32ForCausalLM",
+    scores="sigmoid",
     config=CONFIG | dict(rope_scaling=YARN | dict(mscale=0.7, mscale_all_dim=0.9)),
     shapes={
         "groups": Shape(seed=1, dtype=torch.bfloat16, shards=2, mtp=True),

@@ -7,6 +7,7 @@ from families.family import SMALL, Family, Shape
 FAMILY = Family(
     model_type="dots1",
     architecture="Dots1ForCausalLM",
+    scores="sigmoid",
     config=SMALL
     | dict(
         num_key_value_heads=4,

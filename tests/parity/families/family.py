@@ -55,3 +55,4 @@ class Family:
     shapes: dict
     layout: PerExpert = PerExpert()
     equations: bool = False  # the oracle is deepseek_v2_equations, not transformers
+    scores: str = "softmax"  # of a router's logits; or sigmoid

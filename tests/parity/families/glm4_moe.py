@@ -7,6 +7,7 @@ from families.family import SMALL, Family, Shape
 FAMILY = Family(
     model_type="glm4_moe",
     architecture="Glm4MoeForCausalLM",
+    scores="sigmoid",
     config=SMALL
     | dict(
         head_dim=16,

@@ -7,6 +7,7 @@ from families.family import ABSENT, SMALL, YARN, Family, Shape
 FAMILY = Family(
     model_type="glm4_moe_lite",
     architecture="Glm4MoeLiteForCausalLM",
+    scores="sigmoid",
     config=SMALL
     | dict(
         num_key_value_heads=4,

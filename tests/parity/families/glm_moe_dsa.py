@@ -8,6 +8,7 @@ from families.family import Family, Shape
 FAMILY = Family(
     model_type="glm_moe_dsa",
     architecture="GlmMoeDsaForCausalLM",
+    scores="sigmoid",
     config=CONFIG | dict(n_group=1, v_head_dim=16, qk_nope_head_dim=12, rope_scaling=None),
     shapes={
         "plain": Shape(seed=1, dtype=torch.bfloat16, shards=2, mtp=True),

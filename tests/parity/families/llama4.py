@@ -14,6 +14,7 @@ LLAMA3 = dict(rope_type="llama3", factor=16.0, original_max_position_embeddings=
 FAMILY = Family(
     model_type="llama4_text",
     architecture="Llama4ForCausalLM",
+    scores="sigmoid",
     layout=InputMajor(wrapper="language_model."),
     config=SMALL
     | dict(

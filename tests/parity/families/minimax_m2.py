@@ -9,6 +9,7 @@ from families.layouts import PerExpert
 FAMILY = Family(
     model_type="minimax_m2",
     architecture="MiniMaxM2ForCausalLM",
+    scores="sigmoid",
     layout=PerExpert(gate="w1", up="w3", down="w2", block="block_sparse_moe"),
     config=SMALL
     | dict(

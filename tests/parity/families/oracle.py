@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, Llama4ForCausalLM
 import adapter_files
 import held_weights
 import reference
-from families import FAMILIES, checkpoint, deepseek_v2_equations
+from families import FAMILIES, checkpoint, deepseek_v2_equations, mtp
+
+CORRECTION_BIAS = "e_score_correction_bias"
 
 
 def family(folder):
@@ -47,10 +49,11 @@ def alone(model, documents):
 
 
 class TransformersNetwork:
-    """Logits of one document at a time under given maps; what each router did with it is in `routed`."""
+    """Logits of one document at a time under given maps; what each router did with it is in `routed`. With its module
+    for multi-token prediction, those of the module too."""
 
-    def __init__(self, folder, layout, dtype):
-        self.layout, self.routed = layout, {}
+    def __init__(self, folder, layout, dtype, with_mtp=False):
+        self.layout, self.routed, self.state_TD = layout, {}, None
         config = checkpoint.configuration(folder)
         self.tied = config.tie_word_embeddings
         config.tie_word_embeddings = False  # the head is handed in
@@ -65,8 +68,19 @@ class TransformersNetwork:
             self.network.get_submodule(name).register_forward_hook(
                 lambda _module, _inputs, output, name=name: self.routed.update({name: routing(output)})
             )
+        self.mtp = mtp.Module(self.network, layout) if with_mtp else None
+        self.network.model.register_forward_hook(self.remember)
+
+    def remember(self, _module, _inputs, output):
+        self.state_TD = output.last_hidden_state[0]
+
+    def mtp_logits(self, maps, tokens_T):
+        """Of the document that logits() had last."""
+        with self.precision():
+            return self.mtp.logits(maps, tokens_T, self.state_TD)
 
     def logits(self, maps, tokens_T):
+        maps = {name: tensor for name, tensor in maps.items() if not self.mtp or not name.startswith(self.mtp.prefix)}
         parameters = self.layout.network(maps)
         if self.tied:
             parameters["lm_head.weight"] = parameters["model.embed_tokens.weight"]
@@ -96,8 +110,8 @@ class Oracle:
         if self.family.equations:
             self.network = deepseek_v2_equations.Network(checkpoint.text_settings(folder), self.dtype)
         else:
-            self.network = TransformersNetwork(folder, layout, self.dtype)
-        held = held_weights.held(checkpoint.maps(self.family, folder), config["base"])
+            self.network = TransformersNetwork(folder, layout, self.dtype, self.with_mtp)
+        held = held_weights.held(checkpoint.maps(self.family, folder, self.with_mtp), config["base"])
         self.weights = {name: tensor.to(self.dtype) for name, tensor in held.items()}
         self.leaves, self.adapter = {}, None
         if config["adapter"]:
@@ -113,8 +127,7 @@ class Oracle:
                     if adapter_files.is_router(name) or name.endswith(".router.bias")
                 }
         else:
-            frozen = "e_score_correction_bias"
-            self.leaves = {name: tensor for name, tensor in self.weights.items() if not name.endswith(frozen)}
+            self.leaves = {name: tensor for name, tensor in self.weights.items() if not name.endswith(CORRECTION_BIAS)}
         for leaf in self.leaves.values():
             leaf.requires_grad_()
 
@@ -127,14 +140,47 @@ class Oracle:
                 weights[path + ".weight"] = weights[path + ".weight"] + self.adapter.scale * (B_OR @ A_RI)
         return weights
 
+    @property
+    def with_mtp(self):
+        return self.config["mtp_loss_weight"] > 0
+
+    def router_biases(self):
+        """{router: correction bias}; none in most families."""
+        biases = {name.split(".")[2]: tensor for name, tensor in self.weights.items() if name.endswith(CORRECTION_BIAS)}
+        return {name: biases[name.split(".")[2]] for name in self.network.routers if biases}
+
+    def update_router_bias(self, routed):
+        for name, bias_E in self.router_biases().items():
+            chosen_TK = torch.cat([chosen_TK for _, _, chosen_TK in routed[name]])
+            reference.update_bias(bias_E, chosen_TK, self.config["bias_rate"])
+
+    def balance_loss(self, routed, documents):
+        routers = []
+        for parts in routed.values():
+            logits_TE, chosen_TK = (torch.cat([part[i] for part in parts]) for i in (0, 2))
+            routers.append((reference.probabilities(logits_TE, self.family.scores), chosen_TK))
+        lengths = [len(document["input_ids"]) for document in documents]
+        return self.config["balance_loss"] * reference.balance_loss(self.config["balance"], routers, lengths)
+
     def losses(self, documents):
-        """{"logits", "loss", "total", "routed": {router: [(logits, weights, chosen) of each document]}}."""
-        effective, logits, routed = self.effective(), [], {}
+        """{"logits", "loss", "mtp_loss" and "balance_loss" where they are on, "total", "routed": {router: [(logits,
+        weights, chosen) of each document]}}."""
+        effective, logits, mtp_logits, routed = self.effective(), [], [], {}
         for document in documents:
-            logits.append(self.network.logits(effective, torch.tensor(document["input_ids"])))
+            tokens_T = torch.tensor(document["input_ids"])
+            logits.append(self.network.logits(effective, tokens_T))
+            if self.with_mtp:
+                mtp_logits.append(self.network.mtp_logits(effective, tokens_T))
             for name, routing in self.network.routed.items():
                 routed.setdefault(name, []).append(routing)
         logits_TV = torch.cat(logits)
         labels = [torch.tensor(document["labels"]) for document in documents]
         loss = reference.mean_nll(logits_TV, labels, 1)
-        return dict(logits=logits_TV, loss=loss, total=loss, routed=routed)
+        result = dict(logits=logits_TV, loss=loss, total=loss, routed=routed)
+        if self.with_mtp:
+            result["mtp_loss"] = reference.mean_nll(torch.cat(mtp_logits), labels, 2)
+            result["total"] = result["total"] + self.config["mtp_loss_weight"] * result["mtp_loss"]
+        if self.config["balance_loss"] > 0:
+            result["balance_loss"] = self.balance_loss(routed, documents)
+            result["total"] = result["total"] + result["balance_loss"]
+        return result

@@ -1,0 +1,56 @@
+"""The multi-token-prediction module behind a family's last layer, as transformers drafts tokens with it.
+
+    module = Module(network, layout)                   # of a causal language model that transformers made
+    logits_TV = module.logits(maps, tokens_T, h_TD)    # h: of the same document, behind the last norm
+
+Row i of a document of n tokens, i = 0 .. n - 2, sees h_i and t_{i+1} and predicts t_{i+2} (arXiv:2412.19437, 2.2).
+"""
+
+import torch
+from torch.nn import functional as F
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import MtpLayer
+
+AROUND = ("enorm.", "hnorm.", "eh_proj.", "post_norm.")  # the decoder layer
+
+
+class Module:
+    def __init__(self, network, layout):
+        self.config, self.layout = network.config, layout
+        self.rotary = network.model.rotary_emb
+        last = self.config.num_hidden_layers - 1
+        self.prefix = f"model.layers.{last + 1}."
+        # Of index `last` it is a layer like the last one.
+        self.layer = MtpLayer(self.config, type(network.model.layers[-1]), type(network.model.norm), last)
+        # GLM-5's layers give their indexer's choice beside the hidden state.
+        self.layer.mtp_block.register_forward_hook(lambda _layer, _inputs, out: out[0] if type(out) is tuple else out)
+        self.layer.to(next(network.parameters()).dtype).eval()
+
+    def logits(self, maps, tokens_T, h_TD):
+        tensors = {
+            name.removeprefix(self.prefix).replace("shared_head.norm.", "post_norm."): tensor
+            for name, tensor in self.layout.network(maps).items()
+            if name.startswith(self.prefix)
+        }
+        embedding, head = tensors.pop("embed_tokens.weight"), tensors.pop("shared_head.head.weight")
+        parameters = {
+            name if name.startswith(AROUND) else f"mtp_block.{name}": tensor for name, tensor in tensors.items()
+        }
+        missing = self.layer.state_dict().keys() ^ parameters.keys()
+        assert not missing, f"in the checkpoint or the module alone: {sorted(missing)}"
+        next_1TD, position_1T = F.embedding(tokens_T[1:], embedding)[None], torch.arange(len(tokens_T) - 1)[None]
+        inputs = dict(
+            inputs_embeds=next_1TD,
+            previous_hidden_state=h_TD[None, :-1],
+            position_ids=position_1T,
+            position_embeddings=self.rotary(next_1TD, position_ids=position_1T),
+            attention_mask=create_causal_mask(
+                config=self.config,
+                inputs_embeds=next_1TD,
+                attention_mask=None,
+                past_key_values=None,
+                position_ids=position_1T,
+            ),
+            past_key_values=None,
+        )
+        return torch.func.functional_call(self.layer, parameters, kwargs=inputs)[0] @ head.T
