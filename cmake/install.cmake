@@ -10,7 +10,8 @@ get_filename_component(nccl_folder ${NCCL_LIBRARY} DIRECTORY)
 set_target_properties(moetune PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON
   INSTALL_RPATH "${TORCH_INSTALL_PREFIX}/lib;${nccl_folder};${CUDAToolkit_LIBRARY_DIR}")
 install(TARGETS moetune RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-install(DIRECTORY recipes DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune FILES_MATCHING PATTERN "*.yaml")
+install(DIRECTORY recipes DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune
+  FILES_MATCHING PATTERN "*.yaml" PATTERN "*.json")
 install(DIRECTORY scripts/prepare DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune/scripts FILES_MATCHING PATTERN "*.py")
 install(FILES scripts/requirements.txt DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune/scripts)
 install(FILES README.md DESTINATION ${CMAKE_INSTALL_DOCDIR})

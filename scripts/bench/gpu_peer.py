@@ -35,7 +35,7 @@ from v3_runs import PROGRAM, REPOSITORY, SEED, Layers, Machine, Run, RunFailed
 HERE = pathlib.Path(__file__).resolve().parent
 OUT_OF_MEMORY = "OutOfMemoryError"
 RANK = 16
-QWEN3 = REPOSITORY / "tests" / "data" / "flagships" / "Qwen3-30B-A3B.json"
+QWEN3 = REPOSITORY / "recipes" / "models" / "qwen3-30b-a3b.json"
 TINY_QWEN3 = {
     "vocab_size": 256,
     "hidden_size": 128,

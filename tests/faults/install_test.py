@@ -69,6 +69,8 @@ class InstallTest(unittest.TestCase):
         link = self.folder / "moetune"
         link.symlink_to(self.tree / "bin" / "moetune")
         self.assertIn("of the tree", self.call("recipes", "cat", "quickstart", program=link))
+        for data in ("models/deepseek-v3.json", "machines/h100.json", "machines/networks.json", "machines/prices.json"):
+            self.assertTrue((self.tree / "share" / "moetune" / "recipes" / data).is_file(), data)
 
     def test_prepare(self):
         recipe = self.tiny("prepared")

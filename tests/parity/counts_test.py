@@ -20,33 +20,35 @@ from transformers.utils import logging
 
 logging.set_verbosity_error()
 
-FLAGSHIPS = pathlib.Path(__file__).parent.parent / "data/flagships"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODELS = ROOT / "recipes" / "models"
+COUNTS = ROOT / "tests" / "data" / "flagships" / "counts.json"
 # What the publishers say, to as many digits as they say; model cards and safetensors metadata.
 PUBLISHED = {
-    "DeepSeek-V3": "671B",
-    "DeepSeek-V2": "236B",
-    "DeepSeek-V2-Lite": "16B",
-    "Kimi-K2": "1.0T",
-    "Moonlight-16B-A3B": "16B",
-    "Mixtral-8x7B": "46.7B",
-    "Mixtral-8x22B": "141B",
-    "Qwen3-30B-A3B": "30.5B",
-    "Qwen3-235B-A22B": "235B",
-    "Qwen1.5-MoE-A2.7B": "14.3B",
+    "deepseek-v3": "671B",
+    "deepseek-v2": "236B",
+    "deepseek-v2-lite": "16B",
+    "kimi-k2": "1.0T",
+    "moonlight-16b-a3b": "16B",
+    "mixtral-8x7b": "46.7B",
+    "mixtral-8x22b": "141B",
+    "qwen3-30b-a3b": "30.5B",
+    "qwen3-235b-a22b": "235B",
+    "qwen1.5-moe-a2.7b": "14.3B",
     "gpt-oss-20b": "20.9B",
     "gpt-oss-120b": "116.8B",
-    "Llama-4-Scout": "108B",
-    "Llama-4-Maverick": "401B",
-    "GLM-4.5-Air": "107B",
-    "GLM-4.5": "353B",
-    "MiniMax-M2": "229B",
-    "OLMoE-1B-7B": "6.9B",
+    "llama-4-scout": "108B",
+    "llama-4-maverick": "401B",
+    "glm-4.5-air": "107B",
+    "glm-4.5": "353B",
+    "minimax-m2": "229B",
+    "olmoe-1b-7b": "6.9B",
 }
 
 
 def count(name):
     """{"total", "active"} of a flagship."""
-    settings = json.loads((FLAGSHIPS / f"{name}.json").read_text())
+    settings = json.loads((MODELS / f"{name}.json").read_text())
     settings.pop("quantization_config", None)
     if settings["model_type"] == "kimi_k2":  # what its authors say it is to transformers
         settings["model_type"] = "deepseek_v3"
@@ -66,14 +68,14 @@ def count(name):
 
 class CountsTest(unittest.TestCase):
     def test_counts(self):
-        expected = json.loads((FLAGSHIPS / "counts.json").read_text())
+        expected = json.loads(COUNTS.read_text())
         self.assertEqual(expected.keys(), PUBLISHED.keys())
         for name in expected:
             with self.subTest(name):
                 self.assertEqual(count(name), expected[name])
 
     def test_counts_are_the_published_ones(self):
-        for name, counts in json.loads((FLAGSHIPS / "counts.json").read_text()).items():
+        for name, counts in json.loads(COUNTS.read_text()).items():
             unit = {"B": 1e9, "T": 1e12}[PUBLISHED[name][-1]]
             digits = len(PUBLISHED[name].partition(".")[2][:-1])
             self.assertEqual(f"{counts['total'] / unit:.{digits}f}", PUBLISHED[name][:-1], name)

@@ -15,18 +15,18 @@ import unittest
 import program
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FLAGSHIPS = ROOT / "tests" / "data" / "flagships"
+MODELS = ROOT / "recipes" / "models"
 STEPS, VOCABULARY = 10, 128
 
 # The flagship whose config.json a recipe is for, and the ranks that its first line starts.
 RECIPES = {
-    "deepseek-v3-attention": ("DeepSeek-V3", 16),
-    "deepseek-v3-experts": ("DeepSeek-V3", 16),
-    "deepseek-v2-lite": ("DeepSeek-V2-Lite", 1),
-    "mixtral-8x7b": ("Mixtral-8x7B", 1),
-    "qwen3-30b-a3b": ("Qwen3-30B-A3B", 1),
+    "deepseek-v3-attention": ("deepseek-v3", 16),
+    "deepseek-v3-experts": ("deepseek-v3", 16),
+    "deepseek-v2-lite": ("deepseek-v2-lite", 1),
+    "mixtral-8x7b": ("mixtral-8x7b", 1),
+    "qwen3-30b-a3b": ("qwen3-30b-a3b", 1),
     "gpt-oss-120b": ("gpt-oss-120b", 2),
-    "llama-4-scout": ("Llama-4-Scout", 4),
+    "llama-4-scout": ("llama-4-scout", 4),
 }
 # quickstart makes its own model and runs in scripts/quickstart.
 OTHERS = {"quickstart", "quickstart-base"}
@@ -113,14 +113,14 @@ class RecipesTest(unittest.TestCase):
             with self.subTest(recipe):
                 path = ROOT / "recipes" / f"{recipe}.yaml"
                 self.assertIn(f"-np {ranks} " if ranks > 1 else "# build/moetune", path.read_text())
-                model = self.write_model(recipe, json.loads((FLAGSHIPS / f"{flagship}.json").read_text()))
+                model = self.write_model(recipe, json.loads((MODELS / f"{flagship}.json").read_text()))
                 done = moetune("validate", path, "--ranks", ranks, *self.settings(model))
                 self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
     def test_twins_train(self):
         for recipe, (flagship, ranks) in RECIPES.items():
             with self.subTest(recipe):
-                small = shrunk(json.loads((FLAGSHIPS / f"{flagship}.json").read_text()))
+                small = shrunk(json.loads((MODELS / f"{flagship}.json").read_text()))
                 model, run = self.write_model(recipe, small), self.folder / f"run-{recipe}"
                 settings = [*self.settings(model), f"run.dir={run}", "run.device=cpu", "run.threads=1"]
                 settings += [
@@ -140,7 +140,7 @@ class RecipesTest(unittest.TestCase):
 
     def test_documents_beyond_the_indexer_are_refused(self):
         """Sparse attention is that of all tokens only where a document has no more than the indexer keeps."""
-        config = json.loads((FLAGSHIPS / "DeepSeek-V3.json").read_text()) | dict(model_type="deepseek_v32")
+        config = json.loads((MODELS / "deepseek-v3.json").read_text()) | dict(model_type="deepseek_v32")
         recipe, data = ROOT / "recipes" / "deepseek-v3-attention.yaml", self.folder / "data.jsonl"
         lengths = [len(json.loads(line)["input_ids"]) for line in data.read_text().splitlines()]
         for longest, code in ((max(lengths) - 1, 2), (max(lengths), 0)):
