@@ -1,6 +1,6 @@
 # `cmake --install build --prefix DIR`: a tree that runs from anywhere, found by parallel/base/program_files.h.
 #
-#   bin/moetune   share/moetune/{recipes, scripts/prepare, python}   share/doc/moetune
+#   bin/moetune   share/moetune/{recipes, scripts/prepare, scripts/draw, python}   share/doc/moetune
 #
 # LibTorch, CUDA and NCCL (5 GB) are not copied: the program finds them where they lay when it was built (its rpath), and Python where
 # MOETUNE_PYTHON was, whose path the file `python` holds. On a cluster both belong on the shared file system.
@@ -13,6 +13,7 @@ install(TARGETS moetune RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY recipes DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune
   FILES_MATCHING PATTERN "*.yaml" PATTERN "*.json")
 install(DIRECTORY scripts/prepare DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune/scripts FILES_MATCHING PATTERN "*.py")
+install(DIRECTORY scripts/draw DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune/scripts FILES_MATCHING REGEX "\\.(py|css|js)$")
 install(FILES scripts/requirements.txt DESTINATION ${CMAKE_INSTALL_DATADIR}/moetune/scripts)
 install(FILES README.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
 install(DIRECTORY docs/ DESTINATION ${CMAKE_INSTALL_DOCDIR}/docs FILES_MATCHING PATTERN "*.md" PATTERN "*.svg")

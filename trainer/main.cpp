@@ -26,6 +26,7 @@
 #include "trainer/exports/inspect.h"
 #include "trainer/exports/logits.h"
 #include "trainer/exports/merge.h"
+#include "trainer/exports/run_page.h"
 #include "trainer/plan/mesh_drawing.h"
 #include "trainer/plan/pictures/layer_picture.h"
 #include "trainer/plan/pictures/mesh_picture.h"
@@ -42,6 +43,8 @@ namespace moetune {
 namespace {
 
 constexpr int64_t kMostRanks = 1 << 20;
+// What a file that is drawn begins with: the C++ of trainer/plan/pictures, and HEAD of scripts/draw/page.py.
+constexpr const char *kPictureHead = "<svg", *kPageHead = "<!DOCTYPE html>\n<!-- drawn by moetune -->\n";
 
 /// The commands: each declares its words and what it does with them.
 class CommandLine {
@@ -208,12 +211,19 @@ class CommandLine {
         ->option_text("key.sub=value ...");
     CLI::App* inspect_command = add_text(app_, "inspect",
                                          "Say what a model, adapter, data file, run, checkpoint or cache of packed "
-                                         "weights holds; with --mesh, draw who holds what",
-                                         [this] { return mesh_ ? inspect_mesh() : inspect(run_, digests_); });
+                                         "weights holds; with --html, draw a run; with --mesh, draw who holds what",
+                                         [this] { return inspected(); });
     inspect_command->add_option("PATH", run_)->required();
-    inspect_command->add_flag("--digests", digests_, "SHA-256 of large files too");
+    CLI::Option* digests = inspect_command->add_flag("--digests", digests_, "SHA-256 of large files too");
+    html_option_ = inspect_command
+                       ->add_option("--html", html_,
+                                    "PATH is a run folder: a page of the run, going on or ended, written to this file; "
+                                    "with another RUN of both beside each other")
+                       ->option_text("FILE")
+                       ->excludes(digests);
     CLI::Option* mesh = inspect_command->add_flag(
         "--mesh", mesh_, "PATH is a recipe: its ranks, what each holds, and what a step moves");
+    mesh->excludes(html_option_);
     inspect_command
         ->add_option("--ranks", ranks_, "with --mesh: ranks of the job; 0: as many as the recipe's mesh asks for")
         ->check(CLI::Range(kMostRanks))
@@ -230,9 +240,10 @@ class CommandLine {
                      "the device (weights)")
         ->check(CLI::IsMember({"mesh", "layer", "weights"}))
         ->needs(svg_option_);
-    inspect_command->add_option("overrides", overrides_, "with --mesh: values that replace those of the recipe")
-        ->option_text("key.sub=value ...")
-        ->needs(mesh);
+    inspect_command
+        ->add_option("words", overrides_,
+                     "with --mesh: values that replace those of the recipe; with --html: the other run")
+        ->option_text("key.sub=value ... | RUN");
   }
 
   void add_shelf() {
@@ -259,23 +270,37 @@ class CommandLine {
     command->add_flag("--quick", bench_.quick, "fewer and shorter repeats");
   }
 
+  std::string inspected() {
+    if (mesh_) return inspect_mesh();
+    if (html_option_->count() > 0) return inspect_html();
+    if (overrides_.empty()) return inspect(run_, digests_);
+    throw UserError(
+        str("'", overrides_.front(), "' goes with --mesh (a value of the recipe) or with --html (another run)"));
+  }
+  std::string inspect_html() {
+    std::vector<std::filesystem::path> runs{run_};
+    runs.insert(runs.end(), overrides_.begin(), overrides_.end());
+    require_replaceable(html_, kPageHead, "page");
+    write_text_atomically(html_, run_page(runs));
+    return str(html_, ": page of ", run_, overrides_.empty() ? "" : " beside " + overrides_.front(), "\n");
+  }
   std::string inspect_mesh() {
     const PlannedMesh planned = plan_mesh(load_recipe(run_, overrides_), ranks_, ranks_per_host_);
     if (svg_option_->count() == 0) return draw_mesh(planned, run_);
-    require_replaceable(svg_);
+    require_replaceable(svg_, kPictureHead, "picture");
     write_text_atomically(svg_, picture_ == "layer"     ? layer_picture(planned)
                                 : picture_ == "weights" ? weights_picture(planned)
                                                         : mesh_picture(planned));
     return str(svg_, ": picture of the ", picture_, " of ", run_, "\n");
   }
 
-  /// A file that is there already must be a picture: a name given by mistake may be that of the recipe.
-  static void require_replaceable(const std::string& path) {
+  /// A file that is there already must be one of an earlier call: a name given by mistake may be that of the recipe.
+  static void require_replaceable(const std::string& path, const char* head, const char* what) {
     namespace fs = std::filesystem;
     std::error_code ignored;
     if (!fs::is_regular_file(path, ignored) || fs::file_size(path, ignored) == 0) return;
-    if (!read_text_file(path).starts_with("<svg")) {
-      throw UserError(str(path, ": is there already, and is no picture of an earlier call; name a new file"));
+    if (!read_text_file(path).starts_with(head)) {
+      throw UserError(str(path, ": is there already, and is no ", what, " of an earlier call; name a new file"));
     }
   }
 
@@ -299,8 +324,9 @@ class CommandLine {
       "Fine-tunes mixture-of-experts models that are far larger than the GPUs at hand. docs/tour.md shows how.",
       "moetune"};
   std::function<int()> action_;
-  CLI::Option* svg_option_ = nullptr;
-  std::string recipe_, run_, data_, to_, name_, reader_ = "peft", format_ = "hf", base_name_, svg_, picture_ = "mesh";
+  CLI::Option *svg_option_ = nullptr, *html_option_ = nullptr;
+  std::string recipe_, run_, data_, to_, name_, reader_ = "peft", format_ = "hf", base_name_;
+  std::string svg_, picture_ = "mesh", html_;
   std::vector<std::string> overrides_, layouts_;
   bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;
   BenchOptions bench_{.version = MOETUNE_VERSION};

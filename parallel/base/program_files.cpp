@@ -21,8 +21,10 @@ bool runs(const fs::path& path) {
 
 std::optional<ProgramFiles> files_in(const fs::path& root) {
   std::error_code ignored;
-  ProgramFiles files{root / "recipes", root / "scripts" / "prepare", "python3"};
-  if (!fs::is_directory(files.recipes, ignored) || !fs::is_directory(files.prepare, ignored)) return std::nullopt;
+  ProgramFiles files{root / "recipes", root / "scripts" / "prepare", root / "scripts" / "draw", "python3"};
+  for (const fs::path& folder : {files.recipes, files.prepare, files.draw}) {
+    if (!fs::is_directory(folder, ignored)) return std::nullopt;
+  }
   fs::path python = root / ".venv" / "bin" / "python";
   if (runs(root / kRecordedPython)) {
     const std::string text = read_text_file((root / kRecordedPython).string());
@@ -43,7 +45,7 @@ ProgramFiles program_files_of(const fs::path& executable, const fs::path& checko
     if (std::optional<ProgramFiles> files = files_in(place)) return *std::move(files);
     tried += str("\n  ", printable_line(place.string()));
   }
-  throw UserError(str("the program's recipes and data preparation are not where they belong; looked into", tried,
+  throw UserError(str("the program's recipes and Python are not where they belong; looked into", tried,
                       "\n  install the program with its files (cmake --install), and move bin/ and share/ together"));
 }
 

@@ -1,12 +1,13 @@
-// Where the program's own files lie: recipes, the Python of data preparation, and the Python that runs it.
+// Where the program's own files lie: recipes, its Python (data preparation, drawing of pages), and the Python that runs
+// both.
 //
 //   for (const auto& entry : std::filesystem::directory_iterator(program_files().recipes)) ...
 //
 // `cmake --install` puts them beside the executable, so that the tree can be moved; a build folder's program finds
 // those of its checkout.
 //
-//   PREFIX/bin/moetune      PREFIX/share/moetune/{recipes, scripts/prepare, python}
-//   CHECKOUT/build/moetune  CHECKOUT/{recipes, scripts/prepare, .venv/bin/python}
+//   PREFIX/bin/moetune      PREFIX/share/moetune/{recipes, scripts/prepare, scripts/draw, python}
+//   CHECKOUT/build/moetune  CHECKOUT/{recipes, scripts/prepare, scripts/draw, .venv/bin/python}
 #pragma once
 
 #include <filesystem>
@@ -16,7 +17,8 @@ namespace moetune {
 
 struct ProgramFiles {
   std::filesystem::path recipes;  ///< folder of *.yaml
-  std::filesystem::path prepare;  ///< folder that Python runs
+  std::filesystem::path prepare;  ///< folder that Python runs (parallel/base/python_call.h)
+  std::filesystem::path draw;     ///< the same
   /// Of the checkout, or the one that was recorded when the tree was installed; "python3" where that is gone.
   std::string python;
 };

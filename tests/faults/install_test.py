@@ -81,6 +81,17 @@ class InstallTest(unittest.TestCase):
         # A Python of the user's is taken instead; one that is none is named.
         self.assertIn("/dev/null", self.call("prepare", recipe, expect=2, MOETUNE_PYTHON="/dev/null"))
 
+    def test_draw(self):
+        run, page = self.folder / "drawn", self.folder / "drawn.html"
+        run.mkdir()
+        (run / "log.jsonl").write_text(json.dumps({"kind": "start", "step": 0, "steps": 5}) + "\n")
+        self.call("inspect", str(run), "--html", str(page))
+        self.assertIn("No step has been done yet.", page.read_text(encoding="utf-8"))
+        # Its Python needs no parts, its style and script are in the tree.
+        page.unlink()
+        self.call("inspect", str(run), "--html", str(page), MOETUNE_PYTHON=f"{sys.base_prefix}/bin/python3")
+        self.assertIn("prefers-color-scheme: dark", page.read_text(encoding="utf-8"))
+
     def test_a_python_without_the_parts(self):
         recipe = self.tiny("bare")
         base = f"{sys.base_prefix}/bin/python3"

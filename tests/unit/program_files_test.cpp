@@ -14,6 +14,7 @@ namespace {
 void make_tree(const fs::path& root) {
   fs::create_directories(root / "recipes");
   fs::create_directories(root / "scripts" / "prepare");
+  fs::create_directories(root / "scripts" / "draw");
 }
 
 void make_file(const fs::path& path, const std::string& text) {
@@ -33,6 +34,7 @@ TEST_CASE("the program's files are found beside it, wherever the tree lies", "[p
   CHECK(program_files_of(root / "installed/bin/moetune", root / "checkout").recipes ==
         root / "installed/share/moetune/recipes");
   CHECK(program_files_of(root / "checkout/build/moetune", "").prepare == root / "checkout/scripts/prepare");
+  CHECK(program_files_of(root / "checkout/build/moetune", "").draw == root / "checkout/scripts/draw");
   CHECK(program_files_of(root / "elsewhere/bin/moetune", root / "checkout").recipes == root / "checkout/recipes");
   CHECK(program_files_of("", root / "checkout").recipes == root / "checkout/recipes");
 

@@ -1,14 +1,6 @@
 #include "trainer/data/dataset.h"
 
-#include <fcntl.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <filesystem>
 
 #include <nlohmann/json.hpp>
@@ -16,11 +8,10 @@
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/base/program_files.h"
+#include "parallel/base/python_call.h"
 #include "parallel/base/sha256.h"
 #include "parallel/base/text.h"
 #include "trainer/data/data_files.h"
-
-extern char** environ;
 
 namespace moetune {
 namespace {
@@ -31,54 +22,6 @@ constexpr std::uintmax_t kMostReadDirectly = std::uintmax_t{64} << 20;
 constexpr size_t kFilesAtATime = 256;
 // What a walk over all documents keeps of mapped files at a time.
 constexpr int64_t kWalkTokens = int64_t{8} << 20;
-
-/// Runs a program, its standard error ours, and returns what it writes to standard output. Throws UserError with exit
-/// code 2 of the program, DoesNotFitError with 3 or SIGKILL, InternalError otherwise.
-std::string output_of(const std::vector<std::string>& arguments) {
-  int pipe_ends[2];
-  MT_CHECK(::pipe2(pipe_ends, O_CLOEXEC) == 0, "no pipe");
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, pipe_ends[1], STDOUT_FILENO);
-  // This program ignores SIGPIPE; what it starts shall end by it as usual.
-  posix_spawnattr_t attributes;
-  posix_spawnattr_init(&attributes);
-  sigset_t defaults;
-  sigemptyset(&defaults);
-  sigaddset(&defaults, SIGPIPE);
-  posix_spawnattr_setsigdefault(&attributes, &defaults);
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
-  std::vector<char*> argv;
-  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-  argv.push_back(nullptr);
-  pid_t child = 0;
-  const int failure = ::posix_spawnp(&child, argv[0], &actions, &attributes, argv.data(), environ);
-  posix_spawnattr_destroy(&attributes);
-  posix_spawn_file_actions_destroy(&actions);
-  ::close(pipe_ends[1]);
-  std::string output;
-  char buffer[4096];
-  for (ssize_t got; failure == 0 && (got = ::read(pipe_ends[0], buffer, sizeof buffer)) > 0;) {
-    output.append(buffer, static_cast<size_t>(got));
-  }
-  ::close(pipe_ends[0]);
-  if (failure != 0) {
-    throw UserError(str(printable_line(arguments[0]), ": cannot be started (", std::strerror(failure),
-                        "); run scripts/setup, or name a Python that has the parts of scripts/requirements.txt in "
-                        "MOETUNE_PYTHON"));
-  }
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return output;
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 2) {
-    throw UserError("preparing the data failed: see the message above");
-  }
-  if ((WIFEXITED(status) && WEXITSTATUS(status) == 3) || (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)) {
-    throw DoesNotFitError("preparing the data was ended, most often for want of memory: see above, or dmesg");
-  }
-  throw InternalError(
-      str("preparing the data ended with ", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status)));
-}
 
 void require_exact(const Documents& documents, const Blueprint& model, const Recipe& recipe, const std::string& place) {
   const int64_t longest = model.longest_document;
@@ -97,8 +40,7 @@ void require_exact(const Documents& documents, const Blueprint& model, const Rec
 
 PreparationTools PreparationTools::from_environment() {
   const ProgramFiles files = program_files();
-  const char* given = std::getenv("MOETUNE_PYTHON");
-  return {given != nullptr && *given != '\0' ? given : files.python, files.prepare.string()};
+  return {chosen_python(files), files.prepare.string()};
 }
 
 namespace {
@@ -181,7 +123,7 @@ std::vector<std::string> prepare_tokens(const Recipe& recipe, const std::vector<
     arguments.insert(arguments.end(), {"--model", recipe.model.path, "--cache", cache});
     for (std::string& option : options_of(recipe)) arguments.push_back(std::move(option));
     if (show > 0) arguments.insert(arguments.end(), {"--show", std::to_string(show)});
-    const std::string output = output_of(arguments);
+    const std::string output = python_output(arguments, "preparing the data");
     const size_t last = output.find_last_not_of('\n');
     const size_t line = last == std::string::npos ? 0 : output.rfind('\n', last) + 1;
     auto result = nlohmann::json::parse(output.substr(line), nullptr, false);

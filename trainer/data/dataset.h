@@ -23,7 +23,7 @@ namespace moetune {
 /// Where the preparation step is found: with the program's files (parallel/base/program_files.h); the environment is
 /// read at start-up.
 struct PreparationTools {
-  std::string python;  ///< MOETUNE_PYTHON, else the Python that goes with the program, else python3
+  std::string python;  ///< chosen_python (parallel/base/python_call.h)
   std::string script;  ///< scripts/prepare
   static PreparationTools from_environment();
 };

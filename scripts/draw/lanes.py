@@ -1,0 +1,56 @@
+"""Lanes over a common axis: what lasts as bars, what happens as marks.
+
+svg = lanes([Lane("saves", marks=[Mark(100, "s2", "step 100: saved in 0.1 s")])], steps_axis(0, 600, 120, 1120), x="step")
+"""
+
+from dataclasses import dataclass, field
+
+from draw.chart import FULL, pixels, rule, svg, text, x_axis
+from draw.page import escaped
+
+TALL = 24
+
+
+@dataclass
+class Span:
+    begin: float
+    end: float
+    classes: str
+    name: str = ""  # said under the pointer
+
+
+@dataclass
+class Mark:
+    at: float
+    classes: str  # a colour, and "ring" for an open one
+    name: str = ""
+
+
+@dataclass
+class Lane:
+    name: str
+    spans: list = field(default_factory=list)
+    marks: list = field(default_factory=list)
+
+
+def lanes(rows, along, x, width=FULL, label=""):
+    """`along`: the axis, a scale whose begin leaves room for the names."""
+    content = []
+    foot = 4 + TALL * len(rows)
+    for i, lane in enumerate(rows):
+        middle = 4 + TALL * (i + 0.5)
+        content.append(text(along.begin - 12, middle + 4, lane.name, "ink end"))
+        content.append(rule(along.begin, middle, along.end, middle))
+        for span in lane.spans:
+            begin, end = along.at(span.begin), along.at(span.end)
+            content.append(
+                f'<rect class="bar {span.classes}" x="{pixels(begin)}" y="{pixels(middle - 7)}"'
+                f' width="{pixels(max(1, end - begin))}" height="14"><title>{escaped(span.name)}</title></rect>\n'
+            )
+        for mark in lane.marks:
+            kind = "ring" if "ring" in mark.classes else "mark"
+            content.append(
+                f'<circle class="{kind} {mark.classes}" cx="{pixels(along.at(mark.at))}" cy="{pixels(middle)}" r="5">'
+                f"<title>{escaped(mark.name)}</title></circle>\n"
+            )
+    return svg(width, foot + 26, label, "".join(content) + x_axis(along, x, foot))

@@ -1,0 +1,127 @@
+"""Run folders as the program leaves them (trainer/run/reporter.cpp), written by hand.
+
+folder = write_run(folder, steps=30, evals=(10, 20, 30))
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+RECIPE = """# Written by moetune: change a copy, not this file. SHA-256 of the lines below: 00
+# Every value in force, and where it came from.
+run:
+  dir: {folder}                                   # command line
+  seed: 17                                        # r.yaml:3
+model:
+  path: model                                     # r.yaml:5
+adapter: none                                     # default
+data:
+  train: "a: b  # c.jsonl"                        # r.yaml:7
+train:
+  steps: {steps}                                  # command line
+  clip: 1.0                                       # default
+  optimizer:
+    lr: {lr}                                      # r.yaml:9
+"""
+
+
+def start_line(step=0, steps=30, **more):
+    return {
+        "kind": "start",
+        "step": step,
+        "steps": steps,
+        "model": "deepseek_v3",
+        "parameters": 2_250_000,
+        "trained_parameters": 499_200,
+        "mesh": "pp 1 x dp 1 x ep 2 x tp 1",
+        "ranks": 2,
+        "device": "cuda:0",
+        "planned_bytes": 3 << 30,
+        "load_s": 0.5,
+    } | more
+
+
+def step_line(step, layers=3, **more):
+    """Figures differ from step to step, so that a recount tells one from another."""
+    loads = [1.0 + (step * (layer + 3) % 17) / 10 for layer in range(layers)]
+    return {
+        "kind": "step",
+        "step": step,
+        "loss": 2.0 + 6.0 * math.exp(-step / 10),
+        "tokens": 2000 + step,
+        "target_tokens": 1000,
+        "grad_norm": 1.0 + step % 5,
+        "lr": 0.001 * step,
+        "step_s": 0.25 + 0.001 * (step % 7),
+        "tokens_per_s": 8000.0 + 10 * step,
+        "memory_bytes": (2 << 30) + (step << 20),
+        "exchange_s": 0.05,
+        "tensor_axis_s": 0.0,
+        "weights_wait_s": 0.0,
+        "optimizer_wait_s": 0.001,
+        "expert_max_over_mean": max(loads),
+        "expert_max_over_mean_of_layers": loads,
+    } | more
+
+
+def eval_line(step):
+    return {"kind": "eval", "step": step, "loss": 2.1 + 6.0 * math.exp(-step / 11), "target_tokens": 4096}
+
+
+def save_line(step):
+    return {"kind": "save", "step": step, "save_s": 0.125, "replica_check_s": 0.01}
+
+
+def end_line(step, signal=0):
+    return {"kind": "end", "step": step, "loss": 2.5, "elapsed_s": 83.0, "stopped_by_signal": signal}
+
+
+def write_run(folder, lines=None, steps=30, evals=(10, 20, 30), lr=0.001, tail=""):
+    """`lines`: of the log, instead of those of a run of so many steps; `tail`: what stands behind them."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if lines is None:
+        lines = [start_line(steps=steps)]
+        for step in range(1, steps + 1):
+            lines.append(step_line(step))
+            lines += [eval_line(step), save_line(step)] if step in evals else []
+        lines.append(end_line(steps))
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder, steps=steps, lr=lr))
+    return str(folder)
+
+
+def receipt():
+    """As train leaves it beside the log."""
+    return {
+        "format": "moetune-receipt-1",
+        "date": "2026-11-29",
+        "host": "gpu1",
+        "version": "0.1.0",
+        "machine": {"device": "cuda", "ranks": 2, "ranks_per_host": 8},
+        "memory": {
+            "where": "device",
+            "predicted_bytes": 5 << 30,
+            "measured_bytes": 6 << 30,
+            "parts": [
+                {"name": "frozen weights", "bytes": 4 << 30, "where": "device", "phase": "always"},
+                {"name": "activations", "bytes": 1 << 30, "where": "device", "phase": "up"},
+            ],
+            "ranks": [
+                {"rank": 0, "predicted_bytes": 5 << 30, "measured_bytes": 6 << 30},
+                {"rank": 1, "predicted_bytes": 5 << 30, "measured_bytes": 11 << 29},
+            ],
+        },
+        "time": {
+            "calibrated": False,
+            "predicted_step_s": {"low": 0.2, "expected": 0.24, "high": 0.3},
+            "measured_step_s": {"median": 0.26, "min": 0.25, "max": 0.31},
+            "parts": [
+                {"name": "attention", "predicted_s": 0.125, "exposed_s": 0.125, "measured_s": 0.135},
+                {"name": "token exchange", "predicted_s": 0.095, "exposed_s": 0.015, "measured_s": None},
+            ],
+        },
+    }
