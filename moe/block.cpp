@@ -78,6 +78,32 @@ void Block::add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) c
   if (!is_moe()) mixed.z_TD = at::Tensor();
 }
 
+namespace {
+
+bool are_alike(const Blueprint& blueprint, const std::vector<LinearMap>& a, const std::vector<LinearMap>& b) {
+  const auto of = [&](const std::vector<LinearMap>& maps) { return blueprint.layer(maps.at(0).layer); };
+  const auto same = [](const LinearMap& x, const LinearMap& y) {
+    if (x.outputs != y.outputs || x.inputs != y.inputs || x.stack != y.stack) return false;
+    if (x.adapter.has_value() != y.adapter.has_value()) return false;
+    return !x.adapter || (x.adapter->rank == y.adapter->rank && x.adapter->dropout == y.adapter->dropout &&
+                          x.adapter->experts == y.adapter->experts && x.adapter->top_experts == y.adapter->top_experts);
+  };
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), same) && of(a) == of(b);
+}
+
+}  // namespace
+
+std::vector<size_t> first_alike(const Blueprint& blueprint, const std::vector<std::vector<LinearMap>>& blocks) {
+  std::vector<size_t> firsts, first(blocks.size());
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const auto found = std::find_if(firsts.begin(), firsts.end(),
+                                    [&](size_t j) { return are_alike(blueprint, blocks[j], blocks[i]); });
+    first[i] = found == firsts.end() ? i : *found;
+    if (found == firsts.end()) firsts.push_back(i);
+  }
+  return first;
+}
+
 BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& maps, const PassTraits& traits) {
   const AttentionSpec& spec = blueprint.layer(maps.at(0).layer).attention;
   const int64_t D = blueprint.width, size = traits.element_bytes();
@@ -101,6 +127,7 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
     cost.forward.add(part->forward);
     cost.backward.add(part->backward);
   }
+  cost.again = cost.forward;
   if (!cost.is_moe) return cost;
   const PartCost router = router_cost(blueprint.router, D, traits);
   cost.saved += router.saved;
@@ -109,6 +136,7 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
   cost.experts = routed_experts_cost(blueprint, maps, traits);
   cost.forward.add(cost.experts.forward);
   cost.backward.add(cost.experts.backward);
+  cost.again.add(router.forward).add(cost.experts.again);
   return cost;
 }
 

@@ -90,12 +90,16 @@ class Block {
 /// and what passes between its two stages. A test compares that with what the allocator hands out.
 struct BlockCost {
   Work forward, backward;  ///< a row, experts included
+  Work again;              ///< of a row, what the way up recomputes where no graph was kept
   int64_t saved = 0;       ///< a row of the local batch: what mixing keeps up to its backward pass, outputs included
   int64_t mixing = 0;      ///< a row of the slice in flight: temporaries of attention or MLP
   int64_t mixing_of_long = 0;  ///< the same where the slice is one long document
   ExpertsCost experts;         ///< nothing in a dense block
   bool is_moe = false;
 };
+/// For each of these blocks (all maps of one, with their adapters) the first that is made like it: what one costs, the
+/// other does.
+std::vector<size_t> first_alike(const Blueprint& blueprint, const std::vector<std::vector<LinearMap>>& blocks);
 /// `maps`: all of one block, with their adapters.
 BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& maps, const PassTraits& traits);
 

@@ -27,7 +27,7 @@ class TensorList {
     const LayerId layer = model_.mtp();
     add_block(layer);
     layer_ = layer;
-    path_ = str("model.layers.", layer.number());
+    path_ = "model.layers." + std::to_string(layer.number());
     norm(TensorRole::kMtpEmbeddingNorm, "enorm", D);
     norm(TensorRole::kMtpHiddenNorm, "hnorm", D);
     map(TensorRole::kMtpProjection, "eh_proj", "mtp", D, 2 * D, Cut::kNone).held = Held::kJoint;
@@ -39,12 +39,12 @@ class TensorList {
   void add_block(LayerId layer) {
     const LayerSpec& spec = model_.layer(layer);
     layer_ = layer;
-    path_ = str("model.layers.", layer.number());
+    path_ = "model.layers." + std::to_string(layer.number());
     norm(TensorRole::kInputNorm, "input_layernorm", model_.width);
     norm(TensorRole::kPostAttentionNorm, "post_attention_layernorm", model_.width);
     path_ += ".self_attn";
     spec.attention.kind == AttentionSpec::Kind::kLatent ? add_latent(spec.attention) : add_grouped(spec.attention);
-    path_ = str("model.layers.", layer.number(), ".");
+    path_ = "model.layers." + std::to_string(layer.number()) + ".";
     if (spec.has_experts()) {
       path_ += model_.naming.sparse;
       add_experts();
@@ -69,12 +69,12 @@ class TensorList {
   }
 
   void norm(TensorRole role, const std::string& rest, int64_t width) {
-    add(role, layer_, str(path_, ".", rest, ".weight"), {width}, "norms");
+    add(role, layer_, path_ + "." + rest + ".weight", {width}, "norms");
   }
 
   TensorSpec& map(TensorRole role, const std::string& leaf, const std::string& group, int64_t outputs, int64_t inputs,
                   Cut cut, int64_t stack = 0) {
-    TensorSpec& tensor = add(role, layer_, str(path_, ".", leaf, ".weight"), {outputs, inputs}, group);
+    TensorSpec& tensor = add(role, layer_, path_ + "." + leaf + ".weight", {outputs, inputs}, group);
     tensor.held = Held::kLinear;
     tensor.cut = cut;
     tensor.stack = stack;
@@ -150,22 +150,21 @@ class TensorList {
     const int64_t D = model_.width, E = router.experts, F = experts.width;
     const std::string sparse = path_;
     if (experts.shared_width > 0) {
-      path_ = str(sparse, ".", naming.shared);
+      path_ = sparse + "." + naming.shared;
       add_mlp("shared_expert", experts.shared_width);
       path_ = sparse;
     }
     if (experts.shared_gate) {
       add(TensorRole::kSharedGate, layer_, sparse + ".shared_expert_gate.weight", {1, D}, "router");
     }
-    add(TensorRole::kRouter, layer_, str(sparse, ".", naming.router, ".weight"), {E, D}, "router").held = Held::kStored;
+    add(TensorRole::kRouter, layer_, sparse + "." + naming.router + ".weight", {E, D}, "router").held = Held::kStored;
     if (router.bias) {
       TensorSpec& bias = add(TensorRole::kRouter, layer_, str(sparse, ".", naming.router, ".bias"), {E}, "router");
       bias.bias = true;
       bias.held = Held::kStored;
     }
     if (router.correction_bias) {
-      add(TensorRole::kCorrectionBias, layer_, str(sparse, ".", naming.correction_bias), {E}, "router").held =
-          Held::kBias;
+      add(TensorRole::kCorrectionBias, layer_, sparse + "." + naming.correction_bias, {E}, "router").held = Held::kBias;
     }
     path_ = sparse + ".experts.*";
     const auto stack = [&](TensorRole role, const std::string& leaf, int64_t outputs, int64_t inputs, Cut cut) {
@@ -175,7 +174,7 @@ class TensorList {
     const auto joint = [&](const char* module) {
       for (TensorSpec& tensor : tensors_) {
         if (tensor.layer == layer_ && tensor.stack > 0 && !tensor.bias && tensor.joint_module.empty()) {
-          tensor.joint_module = str(sparse, module);
+          tensor.joint_module = sparse + module;
         }
       }
     };

@@ -66,4 +66,18 @@ double DenseMaps::backward_flops(const std::vector<std::string>& leaves) const {
   return flops;
 }
 
+// x A^T reads x, and what B makes of it is added to y; backwards d y is read for B and its gradient, x for that of A,
+// and A's part is added to d x.
+double DenseMaps::forward_adapter_bytes(const std::vector<std::string>& leaves) const {
+  int64_t elements = 0;
+  visit(leaves, [&](const LinearMap& map) { elements += map.adapter ? map.inputs + 2 * map.outputs : 0; });
+  return static_cast<double>(elements * traits_.element_bytes());
+}
+
+double DenseMaps::backward_adapter_bytes(const std::vector<std::string>& leaves) const {
+  int64_t elements = 0;
+  visit(leaves, [&](const LinearMap& map) { elements += map.adapter ? 3 * map.inputs + 2 * map.outputs : 0; });
+  return static_cast<double>(elements * traits_.element_bytes());
+}
+
 }  // namespace moetune

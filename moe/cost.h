@@ -24,6 +24,7 @@ struct PassTraits {
   at::DeviceType device = at::kCPU;
   bool train_weights = false;  ///< every map's own weight trains: its input is kept
   bool exchanged = false;      ///< rows are copies from other ranks, not the local batch itself
+  double remote_ranks = 0.0;   ///< other ranks that a row goes to, on average
   bool balance_loss = false;
   /// ranks of the tensor axis, which share matrices and rows, and those of them that share each expert
   TensorParts parts;
@@ -74,6 +75,9 @@ class DenseMaps {
   /// The products of these maps and of their adapters; forward, or d x and what trains.
   double forward_flops(const std::vector<std::string>& leaves) const;
   double backward_flops(const std::vector<std::string>& leaves) const;
+  /// What the thin products of their adapters read and write, which bytes bound and not multiplications.
+  double forward_adapter_bytes(const std::vector<std::string>& leaves) const;
+  double backward_adapter_bytes(const std::vector<std::string>& leaves) const;
   /// Outputs that all ranks of the tensor axis hold of a map together; 0: there is none.
   int64_t outputs(const std::string& leaf) const;
 

@@ -220,23 +220,30 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
   const int64_t F = traits.parts.expert_features(blueprint).outputs(blueprint.experts.width);
   const bool weighs_input = blueprint.experts.weight_acts == ExpertSpec::WeightActs::kInput;
   bool adapted = false;
-  double forward = 0.0, backward = 0.0;  // of one routed row
+  double forward = 0.0, backward = 0.0, again = 0.0;  // of one routed row
+  int64_t adapted_elements = 0;                       // that products for the gradients of A and B read and write
   for (const LinearMap& map : maps) {
     if (map.stack == 0) continue;
     forward += forward_flops(map);
     backward += backward_flops(map, traits.train_weights);
+    if (map.role != TensorRole::kDown) again += forward_flops(map);
     adapted = adapted || map.adapter;
+    if (map.adapter) adapted_elements += 3 * map.inputs + 2 * map.outputs;
   }
   ExpertsCost cost;
   const auto routed = static_cast<double>(K);
   cost.forward.grouped = routed * forward;
   cost.backward.grouped = routed * backward;
+  cost.again.grouped = routed * again;
   // Rows gathered and summed; gate and up read, h written.
   cost.forward.touched_bytes = routed * static_cast<double>(size * (4 * D + 3 * F));
-  cost.backward.touched_bytes = routed * static_cast<double>(size * (6 * D + 6 * F));
+  cost.backward.touched_bytes = routed * static_cast<double>(size * (6 * D + 6 * F + adapted_elements));
+  cost.again.touched_bytes = routed * static_cast<double>(size * (2 * D + 3 * F));
   if (traits.exchanged) {
-    cost.forward.exchange_bytes = routed * static_cast<double>(2 * D * size);
-    cost.backward.exchange_bytes = routed * static_cast<double>(3 * D * size);
+    // A copy of the row to each rank, a sum home from each; backwards the gradients of both, the row again beside them.
+    const double copies = traits.remote_ranks * static_cast<double>(D * size);
+    cost.forward.exchange_bytes = cost.backward.exchange_bytes = 2.0 * copies;
+    cost.again.exchange_bytes = copies;
   }
 
   // The sum of gradients of the rows; copies of rows and of their gradients where they came from other ranks. Of each

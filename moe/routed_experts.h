@@ -136,8 +136,9 @@ class RoutedExperts {
 
 /// Of the routed experts of a layer, in bytes of memory and in work.
 struct ExpertsCost {
-  Work forward,
-      backward;  ///< a row of the local batch, of which K go to experts; all of one rank's experts chosen evenly
+  // A row of the local batch, of which K go to experts; all of one rank's experts chosen evenly.
+  Work forward, backward;
+  Work again;  ///< what the way up computes of the forward pass again where nothing was kept: gate and up
   /// a row that this rank's experts received: copies of it and of gradients, and what orders its K routed rows
   int64_t received = 0;
   int64_t chunk = 0;          ///< a routed row of the chunk in flight

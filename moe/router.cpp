@@ -1,5 +1,7 @@
 #include "moe/router.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "moe/expert_choice_kernels.h"
@@ -92,6 +94,40 @@ void Router::update_bias(const at::Tensor& load_E, double rate) {
   at::Tensor& bias_E = tensors_.correction_E;
   at::Tensor load = load_E.to(bias_E.scalar_type());
   bias_E.add_((load.mean() - load).sign(), rate);
+}
+
+namespace {
+
+/// That none of `drawn` of `all` are among `marked`, drawn without putting back.
+double none_drawn(int64_t all, int64_t marked, int64_t drawn) {
+  double chance = 1.0;
+  for (int64_t i = 0; i < drawn; ++i) {
+    chance *= std::max(0.0, static_cast<double>(all - marked - i)) / static_cast<double>(all - i);
+  }
+  return chance;
+}
+
+}  // namespace
+
+// The groups of a rank's experts are among the chosen ones or not; of the experts of the chosen groups K are drawn.
+double expected_remote_ranks(const RouterSpec& spec, int64_t ranks) {
+  if (ranks <= 1) return 0.0;
+  const int64_t G = std::max<int64_t>(1, spec.num_groups), g = G > 1 ? spec.top_groups : 1;
+  const int64_t of_group = spec.experts / G, of_rank = spec.experts / ranks;
+  const int64_t groups = std::max<int64_t>(1, of_rank / of_group);  // that a rank has experts of
+  const int64_t in_each = std::min(of_rank, of_group);              // of its experts, in each of these
+  double met = 0.0, chance = none_drawn(G, groups, g);              // of j = 0 of the rank's groups being chosen
+  for (int64_t j = 1; j <= std::min(groups, g); ++j) {
+    // Hypergeometric: C(groups, j) C(G - groups, g - j) / C(G, g).
+    double ways = 1.0;
+    for (int64_t i = 0; i < j; ++i) ways *= static_cast<double>(groups - i) / static_cast<double>(i + 1);
+    for (int64_t i = 0; i < g - j; ++i) ways *= static_cast<double>(G - groups - i) / static_cast<double>(i + 1);
+    for (int64_t i = 0; i < g; ++i) ways *= static_cast<double>(i + 1) / static_cast<double>(G - i);
+    chance += ways;
+    met += ways * (1.0 - none_drawn(g * of_group, j * in_each, spec.top_k));
+  }
+  MT_CHECK(std::abs(chance - 1.0) < 1e-9, "chances of chosen groups add up to ", chance);
+  return met * static_cast<double>(ranks - 1);
 }
 
 PartCost router_cost(const RouterSpec& spec, int64_t width, const PassTraits& traits) {

@@ -75,6 +75,10 @@ class Router {
   RouterTensors tensors_;
 };
 
+/// Other ranks than its own to which a row goes, on average over choices that are all alike, where each of `ranks`
+/// ranks holds as many of the experts, in their order.
+double expected_remote_ranks(const RouterSpec& spec, int64_t ranks);
+
 /// Of a row: scores, choice and weights, and their backward pass; `width`: D.
 PartCost router_cost(const RouterSpec& spec, int64_t width, const PassTraits& traits);
 

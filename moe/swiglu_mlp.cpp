@@ -13,9 +13,9 @@ PartCost swiglu_mlp_cost(const DenseMaps& maps, int64_t width, const PassTraits&
   // The gradient of h with those of gate and up, or h itself; on CPUs what these are made of too.
   cost.transient = cost.transient_of_long = size * ((traits.on_gpu() ? 3 : 4) * F + 2 * P * width);
   cost.forward.dense = maps.forward_flops(leaves);
-  cost.forward.touched_bytes = static_cast<double>(size * 3 * F);
+  cost.forward.touched_bytes = static_cast<double>(size * 3 * F) + maps.forward_adapter_bytes(leaves);
   cost.backward.dense = maps.backward_flops(leaves);
-  cost.backward.touched_bytes = static_cast<double>(size * 5 * F);
+  cost.backward.touched_bytes = static_cast<double>(size * 5 * F) + maps.backward_adapter_bytes(leaves);
   if (P > 1) {
     cost.forward.tensor_axis_bytes = cost.backward.tensor_axis_bytes = static_cast<double>((P - 1) * 2 * width * size);
   }

@@ -27,10 +27,10 @@
 #include "trainer/exports/logits.h"
 #include "trainer/exports/merge.h"
 #include "trainer/exports/run_page.h"
+#include "trainer/plan/draw_call.h"
 #include "trainer/plan/mesh_drawing.h"
-#include "trainer/plan/pictures/layer_picture.h"
-#include "trainer/plan/pictures/mesh_picture.h"
-#include "trainer/plan/pictures/weights_picture.h"
+#include "trainer/plan/mesh_json.h"
+#include "trainer/plan/plan_command.h"
 #include "trainer/plan/validate.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/recipe/recipe_docs.h"
@@ -43,7 +43,7 @@ namespace moetune {
 namespace {
 
 constexpr int64_t kMostRanks = 1 << 20;
-// What a file that is drawn begins with: the C++ of trainer/plan/pictures, and HEAD of scripts/draw/page.py.
+// What a file that is drawn begins with (HEAD of scripts/draw/picture.py, and of page.py).
 constexpr const char *kPictureHead = "<svg", *kPageHead = "<!DOCTYPE html>\n<!-- drawn by moetune -->\n";
 
 /// The commands: each declares its words and what it does with them.
@@ -57,6 +57,7 @@ class CommandLine {
     add_run_commands();
     add_shelf();
     add_bench();
+    add_plan();
   }
 
   int run(int argc, char** argv) {
@@ -136,7 +137,7 @@ class CommandLine {
     CLI::App* train_command =
         add_launched("train", "Train. One rank alone, more under mpirun -np N", [this](Launch& launch) {
           gives_text_ = false;
-          return train(recipe(), {resume_, profile_}, launch);
+          return train(recipe(), {.resume = resume_, .version = MOETUNE_VERSION, .profile = profile_}, launch);
         });
     takes_recipe(train_command);
     train_command->add_flag("--resume", resume_, "Go on from the newest whole checkpoint of run.dir");
@@ -284,13 +285,63 @@ class CommandLine {
     write_text_atomically(html_, run_page(runs));
     return str(html_, ": page of ", run_, overrides_.empty() ? "" : " beside " + overrides_.front(), "\n");
   }
+
+  void add_plan() {
+    CLI::App* command = add(app_, "plan", "Say what a run needs, takes and costs, before a GPU is rented", [this] {
+      if (!plan_.html.empty()) require_replaceable(plan_.html, kPageHead, "page");
+      const PlanAnswer answer = plan(plan_);
+      std::cout << (plan_.json ? answer.text : printable(answer.text));
+      return static_cast<int>(answer.fits ? ExitCode::kDone : ExitCode::kDoesNotFit);
+    });
+    command->add_option("RECIPE", plan_.recipe, "YAML file; with --model there is none");
+    command->add_option("overrides", plan_.overrides, "values that replace those of the recipe")
+        ->option_text("key.sub=value ...");
+    command->add_option("--model", plan_.model, "instead of a recipe: a model by name, or its folder")
+        ->option_text("NAME|PATH");
+    command->add_option("--method", plan_.method, "with --model: what trains")
+        ->check(CLI::IsMember({"attention", "experts", "full"}));
+    command->add_option("--documents", plan_.documents, "how many there are to train on")->check(CLI::PositiveNumber);
+    command->add_option("--tokens-per-document", plan_.tokens_per_document, "and how long each is")
+        ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+    command
+        ->add_option("--lengths", plan_.lengths,
+                     "prepared tokens, a tokenised JSONL file, or JSON {\"tokens\": documents, ...}")
+        ->option_text("FILE");
+    command->add_option("--on", plan_.on, "machines: 16xH100, or several with commas; without it the one at hand")
+        ->option_text("GPUS");
+    command->add_option("--machine", plan_.machine, "figures that moetune bench measured")->option_text("FILE");
+    command->add_option("--network", plan_.network, "between hosts: ndr, hdr, 100gbe");
+    command->add_option("--disk", plan_.disk, "of a host: nvme, network");
+    command->add_option("--host-memory", plan_.host_memory_gb, "GB of host memory for each GPU; 200 with --on")
+        ->check(CLI::PositiveNumber)
+        ->option_text("GB");
+    command->add_option("--prices", plan_.prices, "a table instead of the one that comes along")->option_text("FILE");
+    command->add_option("--cloud", plan_.price_class,
+                        "class of the table's prices: marketplace, neocloud, hyperscaler");
+    command->add_option("--price", plan_.price, "dollars a GPU-hour, instead of a table's")
+        ->check(CLI::NonNegativeNumber);
+    command->add_option("--skew", plan_.skew, "routed rows of the busiest rank over their mean, where that is known")
+        ->check(CLI::Range(1.0, 1e6));
+    command
+        ->add_option("--receipts", plan_.receipts,
+                     "folder of runs whose receipts correct the plan; alone: what they say")
+        ->option_text("DIR");
+    command->add_flag("--json", plan_.json, "print JSON alone");
+    command->add_option("--html", plan_.html, "write a page of the plan")->option_text("FILE");
+    CLI::Option* search = command->add_flag("--search", plan_.search, "the cheapest and the fastest layout that fit");
+    command->add_option("--max-gpus", plan_.max_gpus, "with --search")
+        ->check(CLI::Range(int64_t{1}, int64_t{4096}))
+        ->needs(search);
+    command->add_option("--max-hours", plan_.max_hours, "with --search")->check(CLI::PositiveNumber)->needs(search);
+    command->add_option("--max-dollars", plan_.max_dollars, "with --search")->check(CLI::PositiveNumber)->needs(search);
+    command->add_option("--to", plan_.to, "with --search: recipe to write")->option_text("FILE")->needs(search);
+  }
+
   std::string inspect_mesh() {
     const PlannedMesh planned = plan_mesh(load_recipe(run_, overrides_), ranks_, ranks_per_host_);
     if (svg_option_->count() == 0) return draw_mesh(planned, run_);
     require_replaceable(svg_, kPictureHead, "picture");
-    write_text_atomically(svg_, picture_ == "layer"     ? layer_picture(planned)
-                                : picture_ == "weights" ? weights_picture(planned)
-                                                        : mesh_picture(planned));
+    write_text_atomically(svg_, drawn(picture_, mesh_json(planned)));
     return str(svg_, ": picture of the ", picture_, " of ", run_, "\n");
   }
 
@@ -329,6 +380,7 @@ class CommandLine {
   std::string svg_, picture_ = "mesh", html_;
   std::vector<std::string> overrides_, layouts_;
   bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;
+  PlanOptions plan_;
   BenchOptions bench_{.version = MOETUNE_VERSION};
   bool gives_text_ = true;  ///< standard output is what the command is for
   int64_t ranks_ = 0, ranks_per_host_ = 0, show_ = 3, documents_ = 4, profile_ = 0;

@@ -77,10 +77,12 @@ PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, in
   cost.forward.attention = product;
   // Two norms, the rotation, keys written once.
   cost.forward.touched_bytes =
-      static_cast<double>(size * (2 * (q_lora + a.kv_lora) + 2 * a.heads * a.rotary_dim + a.heads * a.nope_dim + qk));
+      static_cast<double>(size * (2 * (q_lora + a.kv_lora) + 2 * a.heads * a.rotary_dim + a.heads * a.nope_dim + qk)) +
+      maps.forward_adapter_bytes(leaves);
   cost.backward.dense = maps.backward_flops(leaves);
   cost.backward.attention = 2.5 * product;
-  cost.backward.touched_bytes = static_cast<double>(size * (3 * (q_lora + a.kv_lora) + 2 * qk + qk + value + kv));
+  cost.backward.touched_bytes = static_cast<double>(size * (3 * (q_lora + a.kv_lora) + 2 * qk + qk + value + kv)) +
+                                maps.backward_adapter_bytes(leaves);
   if (P > 1) {
     const double gathered = static_cast<double>(P - 1) / static_cast<double>(P) * static_cast<double>(size);
     const double latents = static_cast<double>(P * (a.q_lora.value_or(width) + a.kv_lora + a.rotary_dim)),

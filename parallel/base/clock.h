@@ -4,9 +4,12 @@
 //   const auto start = std::chrono::steady_clock::now();
 //   report.step_s = seconds_since(start);
 //   lock.since = seconds_since_1970();
+//   machine.date = utc_now();
 #pragma once
 
 #include <chrono>
+#include <ctime>
+#include <string>
 
 namespace moetune {
 
@@ -16,6 +19,16 @@ inline double seconds_since(std::chrono::steady_clock::time_point start) {
 
 inline double seconds_since_1970() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+/// Now in UTC, as files have it: "2026-11-29T03:00:00Z".
+inline std::string utc_now() {
+  const std::time_t time = std::time(nullptr);
+  std::tm utc{};
+  ::gmtime_r(&time, &utc);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc);
+  return text;
 }
 
 }  // namespace moetune

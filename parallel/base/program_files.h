@@ -1,5 +1,4 @@
-// Where the program's own files lie: recipes, its Python (data preparation, drawing of pages), and the Python that runs
-// both.
+// Where the program's own files lie: recipes, its Python (data preparation, drawing), and the Python that runs both.
 //
 //   for (const auto& entry : std::filesystem::directory_iterator(program_files().recipes)) ...
 //

@@ -22,6 +22,9 @@ std::string printable(std::string_view text);
 /// The same in one line: line ends and tabs become \n and \t. For paths, which may hold any byte.
 std::string printable_line(std::string_view text);
 
+/// ASCII letters in lower case.
+std::string lower_case(std::string text);
+
 /// The quoted words joined by ", ".
 std::string list_in_quotes(const std::vector<std::string>& words);
 

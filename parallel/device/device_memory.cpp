@@ -1,5 +1,7 @@
 #include "parallel/device/device_memory.h"
 
+#include <unistd.h>
+
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -32,6 +34,14 @@ int64_t device_memory_bytes(c10::DeviceType kind) {
   size_t free = 0, total = 0;
   C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
   return static_cast<int64_t>(total);
+}
+
+int64_t host_memory_bytes() {
+  const int64_t pages = ::sysconf(_SC_PHYS_PAGES), page = ::sysconf(_SC_PAGESIZE);
+  const int64_t all = pages > 0 && page > 0 ? pages * page : 0;
+  std::ifstream limit("/sys/fs/cgroup/memory.max");
+  int64_t allowed = 0;
+  return limit >> allowed && allowed > 0 && allowed < all ? allowed : all;
 }
 
 }  // namespace moetune

@@ -1,6 +1,8 @@
-"""Draws a page: one HTML file that holds all it shows, on standard output.
+"""Draws a page, one HTML file that holds all it shows, or a picture, one SVG file, on standard output.
 
     python scripts/draw run RUN [OTHER] [--holder RUN TEXT] > page.html
+    python scripts/draw plan PLAN.json > page.html
+    python scripts/draw mesh|layer|weights MESH.json > picture.svg
 
 Python's standard library is all that it needs. Exit code 0, or 2 for a mistake in options or files, whose text stands on
 standard error.
@@ -13,17 +15,23 @@ from pathlib import Path
 # `python scripts/draw` puts this folder on the path; the package itself is found from its parent.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from draw import run_page  # noqa: E402
+from draw import layer_picture, mesh_picture, plan_page, run_page, weights_picture  # noqa: E402
 from draw.errors import UserError, printable  # noqa: E402
 
-PAGES = {"run": run_page.draw}
+DRAWINGS = {
+    "plan": plan_page.draw,
+    "run": run_page.draw,
+    "mesh": mesh_picture.draw,
+    "layer": layer_picture.draw,
+    "weights": weights_picture.draw,
+}
 
 
 def main(arguments):
-    if not arguments or arguments[0] not in PAGES:
-        raise UserError(f"usage: python scripts/draw {'|'.join(PAGES)} ...")
-    # Bytes, so that no locale decides what a page may hold.
-    sys.stdout.buffer.write(PAGES[arguments[0]](arguments[1:]).encode("utf-8"))
+    if not arguments or arguments[0] not in DRAWINGS:
+        raise UserError(f"usage: python scripts/draw {'|'.join(DRAWINGS)} ...")
+    # Bytes, so that no locale decides what may be drawn.
+    sys.stdout.buffer.write(DRAWINGS[arguments[0]](arguments[1:]).encode("utf-8"))
     sys.stdout.buffer.flush()
 
 

@@ -1,6 +1,8 @@
 """Lanes over a common axis: what lasts as bars, what happens as marks.
 
 svg = lanes([Lane("saves", marks=[Mark(100, "s2", "step 100: saved in 0.1 s")])], steps_axis(0, 600, 120, 1120), x="step")
+
+What a span is called stands in it where there is room.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from draw.chart import FULL, pixels, rule, svg, text, x_axis
 from draw.page import escaped
 
 TALL = 24
+LETTER = 6.2  # what a letter of 11 px takes at most, on average
 
 
 @dataclass
@@ -17,6 +20,7 @@ class Span:
     end: float
     classes: str
     name: str = ""  # said under the pointer
+    label: str = ""  # written into it
 
 
 @dataclass
@@ -47,6 +51,8 @@ def lanes(rows, along, x, width=FULL, label=""):
                 f'<rect class="bar {span.classes}" x="{pixels(begin)}" y="{pixels(middle - 7)}"'
                 f' width="{pixels(max(1, end - begin))}" height="14"><title>{escaped(span.name)}</title></rect>\n'
             )
+            if span.label and LETTER * len(span.label) + 6 <= end - begin:
+                content.append(text((begin + end) / 2, middle + 4, span.label, "middle within"))
         for mark in lane.marks:
             kind = "ring" if "ring" in mark.classes else "mark"
             content.append(

@@ -63,17 +63,23 @@ def number_text(value):
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def _scaled(value, base, names):
+    """Three figures, in the largest unit of which there is one; what would print as `base` is one of the next."""
+    value, unit = float(value), 0
+    while abs(value) >= base - 0.5 and unit + 1 < len(names):
+        value, unit = value / base, unit + 1
+    decimals = 0 if unit == 0 or abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
+    return f"{value:.{decimals}f}{names[unit]}"
+
+
 def bytes_text(value):
-    unit = bytes_(abs(value))
-    return f"{value:.0f} B" if unit.name == "B" else unit.text(value)
+    """As the program says it: "812 B", "1.50 KiB", "1023 MiB"."""
+    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB", " PiB"))
 
 
-def count_text(value):
-    """ "8", "950", "8.90 k", "1.80 M": three figures."""
-    for size, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{three_figures(value / size)} {name}"
-    return f"{value:.0f}"
+def count_text(value, gap=" "):
+    """ "8", "950", "8.90 k", "1.80 M"; the program leaves no gap."""
+    return _scaled(value, 1000, ("", *(f"{gap}{name}" for name in "kMBT")))
 
 
 def seconds_text(value):

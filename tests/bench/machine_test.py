@@ -28,19 +28,26 @@ ALONE = {
     "dense.deepseek_q_b": "FLOP/s",
     "dense.deepseek_o": "FLOP/s",
     "dense.qwen3_q": "FLOP/s",
+    "dense.tiny": "FLOP/s",
     **{
         f"grouped.{name}.rows{rows}": "FLOP/s"
-        for name in ("deepseek_gate_up", "qwen3_gate_up")
+        for name in ("deepseek_gate_up", "qwen3_gate_up", "tiny")
         for rows in (64, 128, 512, 1024)
     },
-    **{f"attention.{kind}.{way}": "FLOP/s" for kind in ("latent", "grouped_query") for way in ("forward", "backward")},
+    **{
+        f"attention.{kind}.{way}{length}": "FLOP/s"
+        for kind in ("latent", "grouped_query")
+        for way in ("forward", "backward")
+        for length in ("", ".s256", ".s1024", ".s16384")
+    },
+    "small_blocks": "1/s",
     "nf4.dequantise": "numbers/s",
     "nf4.dequantise_bytes": "B/s",
     "optimizer.adamw": "numbers/s",
 }
 TOGETHER = {"exchange.out": "B/s", "exchange.back": "B/s", "all_gather": "B/s"}
 # No CPU that these tests meet comes near, nor falls below: a rate in the wrong unit or of the wrong amount does.
-BOUNDS = {"B/s": (1e6, 1e13), "FLOP/s": (1e7, 1e14), "numbers/s": (1e5, 1e12)}
+BOUNDS = {"1/s": (0.1, 1e6), "B/s": (1e6, 1e13), "FLOP/s": (1e7, 1e14), "numbers/s": (1e5, 1e12)}
 
 
 class MachineTest(unittest.TestCase):

@@ -1,6 +1,8 @@
-"""Run folders as the program leaves them (trainer/run/reporter.cpp), written by hand.
+"""Run folders as the program leaves them (trainer/run/reporter.cpp), and plans as it prints them
+(trainer/plan/plan_json.cpp), written by hand.
 
 folder = write_run(folder, steps=30, evals=(10, 20, 30))
+path.write_text(json.dumps(plan(gpus=2)))
 """
 
 import json
@@ -124,4 +126,96 @@ def receipt():
                 {"name": "token exchange", "predicted_s": 0.095, "exposed_s": 0.015, "measured_s": None},
             ],
         },
+    }
+
+
+def plan(gpus=2, machine="h200", dollars=12.5, host_limit=100 << 30):
+    """A step of 2 s of eight layers; the optimizer runs past its end."""
+    operations = [("embed embedding", 0.1), *((f"down layer {layer}", 0.1) for layer in range(8)), ("head turn", 0.1)]
+    operations += [(f"up layer {layer}", 0.12) for layer in range(7, -1, -1)]
+    spans, at = [["copy", "experts of layer 2", 0.1, 0.4]], 0.0
+    for name, seconds in operations:
+        spans.append(["compute", name, at, at + seconds])
+        at += seconds
+        if name.startswith("up"):
+            spans.append(["network", name.replace("up", "reduce"), at, at + 0.01])
+    spans.append(["compute", "end of the step", at, 2.0])
+    spans.append(["host", "update layer 0", 1.9, 2.1])
+    parts = [
+        ("frozen experts", 60 << 30, "device", "run", "16 of 32 experts a layer in nf4"),
+        ("head", 2 << 30, "device", "step", "<1024> rows"),
+    ]
+    parts += [
+        ("one block, way up", 5 << 30, "device", "step", "T x 3 KiB"),
+        ("map on its way in", 1 << 30, "device", "load", "the largest"),
+    ]
+    parts += [
+        ("optimizer", 8 << 30, "host", "run", "18 B each"),
+        ("layer on its way out", 1 << 20, "host", "save", "in fp32"),
+    ]
+    host = (8 << 30) + (1 << 20)
+    return {
+        "model": {
+            "parameters": 30e9,
+            "active_parameters": 3e9,
+            "layers": 8,
+            "experts": 32,
+            "model_type": "a_type",
+            "path": "/models/A-Model",
+        },
+        "adapter": {"parameters": 12345678, "bytes": 49382712},
+        "mesh": {"gpus": gpus, "pp": 1, "dp": 1, "ep": gpus, "tp": 1, "shard": "none"},
+        "machine": {
+            "name": machine,
+            "device": f"NVIDIA {machine}",
+            "gpus_per_host": 8,
+            "network": "ndr",
+            "figures": {
+                "device_copy": {"value": 4.25e12, "source": "moetune bench, <here>"},
+                "dense.qwen3_q": {"value": 641e12, "source": "a peak x 0.65"},
+                "optimizer.adamw": {"value": 3.5e9, "source": ""},
+            },
+        },
+        "memory": {
+            "device_bytes": 65 << 30,
+            "host_bytes": host,
+            "device_limit_bytes": 80 << 30,
+            "host_limit_bytes": host_limit,
+            "fits": host <= host_limit,
+            "parts": [dict(zip(("name", "bytes", "where", "phase", "formula"), part)) for part in parts],
+        },
+        "time": {
+            "step_s": {"low": 1.5, "expected": 2.0, "high": 3.0},
+            "tokens_per_s": 8000.0,
+            "tokens_per_s_per_gpu": 8000.0 / gpus,
+            "parts": [
+                {"name": "dense products", "s": 1.25, "exposed_s": 1.25},
+                {"name": "grouped products", "s": 0.5, "exposed_s": 0.5},
+                {"name": "host copies of weights", "s": 0.4, "exposed_s": 0.25},
+                {"name": "optimizer", "s": 0.2, "exposed_s": 0.0},
+            ],
+            "calibrated": False,
+            "computing": 1.0,
+            "spans": spans,
+        },
+        "run": {
+            "steps": 1800,
+            "tokens": 28800000,
+            "hours": 1.125,
+            "hours_low": 0.875,
+            "hours_high": 1.625,
+            "load_s": 400.0,
+            "evaluation_s": 0.0,
+            "save_s": 50.0,
+            "sequences_a_step": 4,
+            "max_tokens": 4096,
+            "data": "7200 documents of 4000 tokens",
+        },
+        "cost": {
+            "dollars": dollars,
+            "dollars_per_million_tokens": dollars and dollars / 28.8,
+            "price_per_gpu_hour": dollars and dollars / 1.125 / gpus,
+            "price_source": dollars and "a table, https://prices.example",
+        },
+        **({} if host <= host_limit else {"changes_to_fit": ["train.batch=2", "--host-memory 9 GiB"]}),
     }

@@ -92,6 +92,24 @@ class InstallTest(unittest.TestCase):
         self.call("inspect", str(run), "--html", str(page), MOETUNE_PYTHON=f"{sys.base_prefix}/bin/python3")
         self.assertIn("prefers-color-scheme: dark", page.read_text(encoding="utf-8"))
 
+    def test_pictures(self):
+        pictures, drawn = ROOT / "docs" / "pictures", self.folder / "drawn.svg"
+        example = [str(pictures / "example.yaml"), f"model.path={pictures}", "--ranks-per-host", "4"]
+        for name in ("mesh", "layer", "weights"):
+            said = self.call("inspect", "--mesh", *example, "--svg", str(drawn), "--picture", name)
+            self.assertIn(f"picture of the {name}", said)
+            self.assertEqual(drawn.read_bytes(), (pictures / f"{name}.svg").read_bytes())
+        # Nothing is left where none could be drawn.
+        drawn.unlink()
+        python = {"MOETUNE_PYTHON": "/no/python3"}
+        said = self.call("inspect", "--mesh", *example, "--svg", str(drawn), expect=2, **python)
+        self.assertIn("/no/python3: cannot be started", said)
+        whole = [*example, "adapter=none", "model.base=bf16", "offload.frozen=none", "mesh.shard=none"]
+        said = self.call("inspect", "--mesh", *whole, "--svg", str(drawn), "--picture", "weights", expect=2)
+        self.assertIn("none are frozen", said)
+        self.assertNotIn("Traceback", said)
+        self.assertFalse(drawn.exists())
+
     def test_a_python_without_the_parts(self):
         recipe = self.tiny("bare")
         base = f"{sys.base_prefix}/bin/python3"

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <ctime>
 #include <filesystem>
 
+#include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/host_name.h"
@@ -18,6 +18,7 @@
 #include "trainer/assemble.h"
 #include "trainer/bench/compute_bounds.h"
 #include "trainer/bench/optimizer_bounds.h"
+#include "trainer/bench/step_bounds.h"
 #include "trainer/bench/traffic_bounds.h"
 
 namespace moetune {
@@ -48,15 +49,6 @@ void print_figure(const Figure& figure) {
   print(str(text.data(), "  ", figure.shape, "\n"));
 }
 
-std::string now() {
-  const std::time_t time = std::time(nullptr);
-  std::tm utc{};
-  ::gmtime_r(&time, &utc);
-  std::array<char, 32> text;
-  std::strftime(text.data(), text.size(), "%Y-%m-%dT%H:%M:%SZ", &utc);
-  return text.data();
-}
-
 /// Finds out before minutes are spent on what could not be kept.
 void require_writable(const std::string& to) {
   std::error_code error;
@@ -68,7 +60,7 @@ void require_writable(const std::string& to) {
 
 MeasuredMachine machine_of(const Launch& launch, at::Device device, const std::string& version) {
   MeasuredMachine machine;
-  machine.date = now();
+  machine.date = utc_now();
   machine.host = host_name();
   machine.ranks = launch.world_size();
   machine.ranks_per_host = launch.local_size();
@@ -107,6 +99,7 @@ int bench(const BenchOptions& options, Launch& launch) {
   measure_grouped_products(meter);
   measure_attention(meter);
   measure_dequantising(meter);
+  measure_small_blocks(meter);
   measure_traffic(meter);
   measure_optimizer(meter);
   if (!speaks) return 0;

@@ -12,16 +12,22 @@
 namespace moetune {
 namespace {
 
-/// A linear map of a model.
+/// A linear map of a model; of a tiny one, as wide on CPUs as on GPUs.
 struct Map {
   const char* name;
   int64_t inputs, outputs;
+  bool tiny = false;
 };
-constexpr Map kDense[] = {
-    {"deepseek_q_a", 7168, 1536}, {"deepseek_q_b", 1536, 24576}, {"deepseek_o", 16384, 7168}, {"qwen3_q", 2048, 4096}};
+constexpr Map kDense[] = {{"deepseek_q_a", 7168, 1536},
+                          {"deepseek_q_b", 1536, 24576},
+                          {"deepseek_o", 16384, 7168},
+                          {"qwen3_q", 2048, 4096},
+                          {"tiny", 128, 256, true}};
 /// Gate and up of an expert as one.
-constexpr Map kGrouped[] = {{"deepseek_gate_up", 7168, 4096}, {"qwen3_gate_up", 2048, 1536}};
+constexpr Map kGrouped[] = {{"deepseek_gate_up", 7168, 4096}, {"qwen3_gate_up", 2048, 1536}, {"tiny", 128, 256, true}};
 constexpr Map kDequantised = {"deepseek_up", 7168, 2048};
+
+constexpr int64_t kUsualDocument = 4096;
 
 /// What fills a device and takes a CPU well under a second.
 struct Sizes {
@@ -29,44 +35,58 @@ struct Sizes {
       : options(at::TensorOptions(meter.device().is_cuda() ? at::kBFloat16 : at::kFloat).device(meter.device())),
         gpu(meter.device().is_cuda()) {}
   Map cut(const Map& map) const {
-    return {map.name, gpu ? map.inputs : map.inputs / 4, gpu ? map.outputs : map.outputs / 4};
+    const int64_t shrunk = gpu || map.tiny ? 1 : 4;
+    return {map.name, map.inputs / shrunk, map.outputs / shrunk, map.tiny};
   }
   std::string dtype() const { return gpu ? "bf16" : "fp32"; }
 
   at::TensorOptions options;
   bool gpu;
-  int64_t rows = gpu ? 4096 : 256;      ///< T
-  int64_t experts = gpu ? 16 : 2;       ///< of a chunk
-  int64_t units = gpu ? 16 : 64;        ///< of packed weights: beyond any cache
-  int64_t document = gpu ? 4096 : 512;  ///< tokens
-  int64_t head_share = gpu ? 1 : 8;     ///< what latent attention's heads are divided by
+  int64_t rows = gpu ? 4096 : 256;                               ///< T
+  int64_t experts = gpu ? 16 : 2;                                ///< of a chunk
+  int64_t units = gpu ? 16 : 64;                                 ///< of packed weights: beyond any cache
+  int64_t document = gpu ? kUsualDocument : kUsualDocument / 8;  ///< tokens
+  int64_t head_share = gpu ? 1 : 8;                              ///< what latent attention's heads are divided by
 };
 
 double product_flops(int64_t rows, const Map& map) {
   return 2.0 * static_cast<double>(rows) * static_cast<double>(map.inputs) * static_cast<double>(map.outputs);
 }
 
-void measure_attention_of(Meter& meter, const Sizes& sizes, const std::string& name, const AttentionSpec& spec) {
-  const int64_t U = sizes.document, H = spec.heads, G = spec.kv_heads;
-  std::vector<int64_t> position_U(static_cast<size_t>(U));
-  std::iota(position_U.begin(), position_U.end(), int64_t{0});
-  const Slice slice = make_slices({U}, position_U, position_U, U, meter.device()).at(0);
+/// Documents of `length` tokens on a GPU, as many as fill a slice; `suffix` is the end of the figures' names.
+void measure_attention_of(Meter& meter, const Sizes& sizes, const std::string& name, const AttentionSpec& spec,
+                          int64_t length, const std::string& suffix) {
+  const int64_t L = length * sizes.document / kUsualDocument, documents = std::max<int64_t>(1, sizes.document / L);
+  const int64_t U = documents * L, H = spec.heads, G = spec.kv_heads;
+  std::vector<int64_t> position_U(static_cast<size_t>(U)), token_U(static_cast<size_t>(U));
+  std::iota(token_U.begin(), token_U.end(), int64_t{0});
+  for (int64_t i = 0; i < U; ++i) position_U[static_cast<size_t>(i)] = i % L;
+  const Slice slice =
+      make_slices(std::vector<int64_t>(static_cast<size_t>(documents), L), position_U, token_U, U, meter.device())
+          .at(0);
   const at::Tensor q_UHA = at::randn({U, H, spec.key_dim()}, sizes.options).requires_grad_(),
                    k_UGA = at::randn({U, G, spec.key_dim()}, sizes.options).requires_grad_(),
                    v_UGA = at::randn({U, G, spec.value_dim}, sizes.options).requires_grad_(),
                    d_y_UHA = at::randn({U, H, spec.value_dim}, sizes.options);
-  const double pairs = 0.5 * static_cast<double>(U) * static_cast<double>(U + 1);
+  const double pairs = 0.5 * static_cast<double>(U) * static_cast<double>(L + 1);
   const double flops = pairs * static_cast<double>(H * 2 * (spec.key_dim() + spec.value_dim));
-  const std::string shape = str("S ", U, ", ", H, " heads, ", G, " of keys, widths ", spec.key_dim(), " and ",
-                                spec.value_dim, ", causal, ", sizes.dtype());
-  meter.measure({"attention." + name + ".forward", "FLOP/s", flops, shape}, Meter::Where::kDevice, [&] {
+  const std::string shape = str(documents, " x S ", L, ", ", H, " heads, ", G, " of keys, widths ", spec.key_dim(),
+                                " and ", spec.value_dim, ", causal, ", sizes.dtype());
+  meter.measure({"attention." + name + ".forward" + suffix, "FLOP/s", flops, shape}, Meter::Where::kDevice, [&] {
     const at::NoGradGuard no_grad;
     return packed_attention(q_UHA, k_UGA, v_UGA, slice, spec);
   });
   const at::Tensor y_UHA = packed_attention(q_UHA, k_UGA, v_UGA, slice, spec);
-  meter.measure({"attention." + name + ".backward", "FLOP/s", 2.5 * flops, shape}, Meter::Where::kDevice, [&] {
+  meter.measure({"attention." + name + ".backward" + suffix, "FLOP/s", 2.5 * flops, shape}, Meter::Where::kDevice, [&] {
     return torch::autograd::grad({y_UHA}, {q_UHA, k_UGA, v_UGA}, {d_y_UHA}, /*retain_graph=*/true).front();
   });
+}
+
+void measure_attention_of(Meter& meter, const Sizes& sizes, const std::string& name, const AttentionSpec& spec) {
+  measure_attention_of(meter, sizes, name, spec, kUsualDocument, "");
+  for (const int64_t length : {256, 1024, 16384}) {
+    measure_attention_of(meter, sizes, name, spec, length, str(".s", length));
+  }
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ std::vector<double> Meter::repeated(Where where, const Work& work) {
   const double target_s = (options_.quick ? 0.25 : 1.0) * (device.is_cuda() ? 0.02 : 0.1);
   const auto calls = static_cast<int64_t>(std::clamp(std::ceil(target_s / seconds_of(1)), 1.0, 1000.0));
   if (calls > 1) seconds_of(calls);
-  const size_t wanted = options_.quick ? kFewestRepeats : 11;
+  const size_t wanted = options_.quick ? kFewestRepeats : device.is_cuda() ? 11 : 7;
   std::vector<double> seconds;
   do {
     seconds.push_back(seconds_of(calls) / static_cast<double>(calls));

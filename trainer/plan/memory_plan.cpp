@@ -40,11 +40,11 @@ class Sums {
 class Planner {
  public:
   Planner(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
-          std::optional<int64_t> rows, int64_t kept_layers)
+          std::optional<int64_t> rows)
       : blueprint_(blueprint),
         recipe_(recipe),
         mesh_(mesh),
-        machine_(machine),
+        placer_(blueprint, recipe, mesh, machine),
         compute_(scalar_type(recipe.model.compute)),
         base_(recipe.model.base),
         size_(static_cast<int64_t>(c10::elementSize(compute_))),
@@ -63,18 +63,22 @@ class Planner {
     plan_.device = machine.device;
     plan_.rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
     plan_.held_rows = ceil_div(plan_.rows, mesh.tp);
-    plan_.kept_layers = kept_layers;
     AdapterTargets targets = adapter_targets(recipe);
     for (const LayerId layer : blueprint.blocks(with_mtp_)) {
       blocks_.push_back(block_maps(blueprint, layer, trains_weights_ ? nullptr : &targets));
     }
     if (!trains_weights_) targets.require_all_matched();
-  }
-
-  MemoryPlan plan() {
+    alike_ = first_alike(blueprint_, blocks_);
     add_plain();
     add_trained();
     add_scratch();
+    common_ = std::move(plan_);
+  }
+
+  /// With the graphs of the last so many blocks kept.
+  MemoryPlan plan(int64_t kept_layers) {
+    plan_ = common_;
+    plan_.kept_layers = kept_layers;
     add_step();
     add_frozen();
     return std::move(plan_);
@@ -121,7 +125,7 @@ class Planner {
   /// The packed weights come last, for what the rest leaves decides where they lie; they are listed first.
   void add_frozen() {
     if (trains_weights_) return;
-    plan_.weights = place_weights(blueprint_, recipe_, mesh_, machine_, plan_.device_bytes());
+    plan_.weights = placer_.place(plan_.device_bytes());
     const WeightPlacement& placed = plan_.weights;
     Sums numbers;
     for_each_map([&](const LinearMap& map, const LinearMap& held) {
@@ -186,7 +190,12 @@ class Planner {
         str(count_text(most_gradients()), " numbers of one layer in ", dtype));
     int64_t shards = Partition::shard_numbers(spread_numbers_, num_replicas(mesh_, Replicas::kEverywhere));
     for (const auto& [place, count] : by_layer_) {
-      shards += Partition::shard_numbers(count, num_replicas(mesh_, place.second));
+      const int64_t shard = Partition::shard_numbers(count, num_replicas(mesh_, place.second));
+      shards += shard;
+      std::vector<TrainedLayer>& layers = plan_.trained_layers;
+      if (layers.empty() || layers.back().layer != place.first) layers.push_back({place.first});
+      layers.back().numbers += count;
+      layers.back().shard_numbers += shard;
     }
     plan_.parts.push_back(
         {"optimizer", Optimizer::host_bytes(shards, compute_), true, Span::kRun,
@@ -252,6 +261,7 @@ class Planner {
     const int64_t moe_blocks = num_blocks - blueprint_.num_dense_layers();
     const int64_t first_trained = std::clamp<int64_t>(lowest_trained(blueprint_, recipe_).number(), 0, num_blocks);
     const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
+    if (plan_.device != at::kCPU) add("workspaces", kWorkspaceBytes, "of cuBLAS and cuBLASLt");
     add("tokens and positions", U * (9 * 8 + blueprint_.rotary.dim * size_),
         str(rows_of_all, " x (nine indices + rotary angles)"));
     const int64_t kept_blocks = num_blocks - first_trained;
@@ -270,7 +280,8 @@ class Planner {
     const int64_t buffer = recipe_.exchange.buffer_rows.value_or(0);
     if (sends > 0 && buffer > 0 && routed * sends > buffer) tokens = std::max<int64_t>(1, buffer / mesh_.ep);
     const int64_t received = tokens * std::max<int64_t>(1, sends);
-    const int64_t chunk_rows = ceil_div(tokens * K * chunk_experts_, local_experts_);
+    const int64_t even_rows = ceil_div(tokens * K * chunk_experts_, local_experts_);
+    const int64_t chunk_rows = std::min(tokens * K, static_cast<int64_t>(kChunkSkew * static_cast<double>(even_rows)));
     const int64_t slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(at::Device(plan_.device)));
     const int64_t slice_rows = ceil_div(std::min(U, std::max(slice_tokens, recipe_.data.max_tokens)), mesh_.tp);
     // Documents that share a slice make at most slice_tokens rows; a longer one has its own.
@@ -283,8 +294,11 @@ class Planner {
 
     const int64_t kept = std::min(plan_.kept_layers, num_blocks - first_trained);
     int64_t kept_bytes = 0, graph = 0, mixing = 0, experts = 0;
+    std::map<size_t, BlockCost> costs;
     for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
-      const BlockCost row = block_cost(blueprint_, blocks_[layer], traits);
+      const size_t first = alike_[layer];
+      if (!costs.contains(first)) costs.emplace(first, block_cost(blueprint_, blocks_[first], traits));
+      const BlockCost& row = costs.at(first);
       if (layer >= num_blocks - kept) {
         kept_bytes +=
             T * row.saved + (row.is_moe ? routed * K * row.experts.kept + received * row.experts.kept_received : 0);
@@ -342,7 +356,7 @@ class Planner {
   const Blueprint& blueprint_;
   const Recipe& recipe_;
   const MeshShape& mesh_;
-  const Machine& machine_;
+  WeightPlacer placer_;
   at::ScalarType compute_;
   BaseFormat base_;
   int64_t size_;
@@ -352,10 +366,11 @@ class Planner {
   PassTraits traits_;
   int64_t chunk_experts_ = 0;
   std::vector<std::vector<LinearMap>> blocks_;
+  std::vector<size_t> alike_;  ///< for each block the first that is made like it
   Sums trained_;
   std::map<std::pair<LayerId, Replicas>, int64_t> by_layer_;  // trained numbers of this rank, as they are reduced
   int64_t spread_numbers_ = 0;                                // trained besides, a few in every layer
-  MemoryPlan plan_;
+  MemoryPlan common_, plan_;
 };
 
 int64_t most_at_a_time(const MemoryPlan& plan, bool on_host) {
@@ -378,15 +393,13 @@ MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const M
                        std::optional<int64_t> rows) {
   MT_CHECK(blueprint.router.experts % mesh.ep == 0, blueprint.router.experts, " experts on ", mesh.ep, " ranks");
   const auto num_blocks = static_cast<int64_t>(blueprint.blocks(recipe.mtp.trains()).size());
-  const auto plan_with = [&](int64_t kept_layers) {
-    return Planner(blueprint, recipe, mesh, machine, rows, kept_layers).plan();
-  };
-  MemoryPlan plan = plan_with(num_kept_layers(recipe.train.keep, num_blocks));
+  Planner planner(blueprint, recipe, mesh, machine, rows);
+  MemoryPlan plan = planner.plan(num_kept_layers(recipe.train.keep, num_blocks));
   if (recipe.train.keep.kind != KeepLayers::Kind::kAuto || machine.device_memory_bytes == 0) return plan;
   const auto room = static_cast<int64_t>((1.0 - kKeepReserve) * static_cast<double>(machine.device_memory_bytes));
   for (int64_t fits = 0, too_many = num_blocks + 1; too_many - fits > 1;) {
     const int64_t tried = fits + (too_many - fits) / 2;
-    MemoryPlan more = plan_with(tried);
+    MemoryPlan more = planner.plan(tried);
     if (more.device_bytes() > room || more.weights.host_layers != plan.weights.host_layers) {
       too_many = tried;
     } else {

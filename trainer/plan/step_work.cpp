@@ -14,6 +14,7 @@ Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_la
   const bool trains_weights = !recipe.adapter;
   const PassTraits traits{.compute = scalar_type(recipe.model.compute),
                           .train_weights = trains_weights,
+                          .parts = {},
                           .trains_router = trains_weights || recipe.router.train != RouterTraining::kNone,
                           .keys = of.keys};
   std::vector<BlockCost> costs;  // by LayerId::number()
@@ -27,7 +28,7 @@ Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_la
     switch (op.kind) {
       case StepOp::Kind::kDown: work.add(costs.at(op.layer.number()).forward, rows); break;
       case StepOp::Kind::kUp:
-        if (!op.keeps) work.add(costs.at(op.layer.number()).forward, rows);
+        if (!op.keeps) work.add(costs.at(op.layer.number()).again, rows);
         work.add(costs.at(op.layer.number()).backward, rows);
         break;
       case StepOp::Kind::kHead: work.dense += rows * (trains_weights ? 6.0 : 4.0) * D * V; break;

@@ -102,9 +102,10 @@ struct RunRecipe {
   std::string dir;  ///< required
   int64_t seed = 17;
   DeviceChoice device = DeviceChoice::kAuto;
-  int64_t threads = 0;                ///< CPU threads per rank; 0: automatic
-  double stall_timeout_s = 30.0;      ///< 0: no watchdog
-  int64_t check_replicas_every = 50;  ///< steps; 0: only at the start and before saves
+  int64_t threads = 0;                 ///< CPU threads per rank; 0: automatic
+  double stall_timeout_s = 30.0;       ///< 0: no watchdog
+  int64_t check_replicas_every = 50;   ///< steps; 0: only at the start and before saves
+  std::optional<std::string> machine;  ///< null: the figures that come with the program
   bool operator==(const RunRecipe&) const = default;
 };
 

@@ -85,6 +85,12 @@ void visit_keys(Visitor& v, S& run) {
            .unit = "steps",
            .range = {.min = 0},
            .on_resume = OnResume::kFree});
+  v.field(
+      "machine", run.machine,
+      {.doc = "File of `moetune bench` on this machine: what the times that the run predicts at its start come from "
+              "(docs/planner.md). null: figures of its kind that come with the program.",
+       .path = true,
+       .on_resume = OnResume::kFree});
 }
 
 template <typename Visitor, SectionOf<ModelRecipe> S>

@@ -21,6 +21,7 @@
 #include "trainer/run/expert_choice.h"
 #include "trainer/run/reporter.h"
 #include "trainer/run/run_folder.h"
+#include "trainer/run/run_receipt.h"
 #include "trainer/run/signals.h"
 #include "trainer/run/step_trace.h"
 #include "trainer/run/stepper.h"
@@ -88,6 +89,8 @@ class Run {
                                            launch_.rank() == 0);
     const DataSummary data = summary();
     reporter_->show_plan(run_.plan, data);
+    RunReceipt receipt(recipe_, run_, train_documents_, options_.version);
+    if (own_folder_) log_info(str("predicted: ", receipt.prediction_text()));
     warm_up();
     probe(peak_.step);
     // Only now is it known that a resumed run fits what was saved, and memory: a mistake writes over nothing.
@@ -114,6 +117,7 @@ class Run {
       report.ranks = last.ranks;
       if (own_folder_) own_folder_->require_held();
       reporter_->step(report);
+      receipt.add(report);
       const bool ends = done == num_steps_ || last.stop_signal != 0;
       bool best = false;
       if (eval_batches_ &&
@@ -128,7 +132,10 @@ class Run {
     }
     if (saved_step < 0) save(step, state);
     require_sound(state, "at the end", "what was saved was sound when it was saved");
+    const std::vector<int64_t> peaks = receipt.peaks();
+    const std::string comparison = own_folder_ ? receipt.write(folder_ / "receipt.json", peaks) : "";
     reporter_->end(step, last.stop_signal);
+    if (!comparison.empty()) log_info(comparison);
     return last.stop_signal == 0 ? 0 : 128 + last.stop_signal;
   }
 

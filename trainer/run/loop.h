@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "parallel/comm/launch.h"
 #include "trainer/recipe/recipe.h"
@@ -11,8 +12,9 @@
 namespace moetune {
 
 struct TrainOptions {
-  bool resume = false;  ///< go on from the newest whole checkpoint of run.dir
-  int64_t profile = 0;  ///< trace this many steps into run.dir/profile (trainer/run/step_trace.h); 0: none
+  bool resume = false;       ///< go on from the newest whole checkpoint of run.dir
+  std::string version = {};  ///< the program's, for the receipt
+  int64_t profile = 0;       ///< trace this many steps into run.dir/profile (trainer/run/step_trace.h); 0: none
 };
 
 /// Trains as the recipe says and returns the exit code: 0 done, 130 or 143 stopped by a signal after saving. Collective

@@ -87,7 +87,7 @@ void RunFolder::refuse_foreign_files() const {
     std::error_code error;
     if (is_there(path_ / name) && !fs::is_directory(path_ / name, error)) refuse(name, "is no folder");
   }
-  for (const char* name : {"log.jsonl", "recipe.yaml", "experts.json"}) {
+  for (const char* name : {"log.jsonl", "recipe.yaml", "experts.json", "receipt.json"}) {
     const fs::file_type type = type_of(path_ / name);
     if (type == fs::file_type::symlink) refuse(name, "is a symbolic link");
     if (type != fs::file_type::regular && type != fs::file_type::not_found) refuse(name, "is no regular file");

@@ -1,0 +1,259 @@
+// Plans of time and money against figures by hand and from the literature.
+#include "trainer/plan/run_plan.h"
+
+#include <cmath>
+#include <numeric>
+
+#include "moe/router.h"
+#include "parallel/base/error.h"
+#include "tests/support/catch.h"
+#include "trainer/plan/layout_search.h"
+#include "trainer/plan/model_shelf.h"
+#include "trainer/plan/receipts.h"
+#include "trainer/recipe/recipe_load.h"
+
+using namespace moetune;
+
+namespace {
+
+/// A GPU on which every rate is a round number.
+MachineProfile round_machine() {
+  MachineProfile machine;
+  machine.name = machine.device_name = "round";
+  machine.memory_bytes = int64_t{1} << 40;
+  machine.host_memory_bytes = int64_t{1} << 42;
+  machine.measured = true;
+  const auto put = [&](const std::string& name, double rate) { machine.figures[name] = {rate, rate, rate, "test"}; };
+  for (const char* name : {"dense.deepseek_q_a", "dense.deepseek_q_b", "dense.deepseek_o", "dense.qwen3_q"}) {
+    put(name, 1e15);
+  }
+  for (const char* model : {"deepseek_gate_up", "qwen3_gate_up"}) {
+    for (const int rows : {64, 128, 512, 1024}) put(str("grouped.", model, ".rows", rows), 1e15);
+  }
+  for (const char* kind : {"latent", "grouped_query"}) {
+    for (const char* way : {"forward", "backward"}) put(str("attention.", kind, ".", way), 1e15);
+  }
+  put("device_copy", 1e30);  // row kernels take no time
+  put("nf4.dequantise", 1e12);
+  put("copy_to_device", 5e10);
+  put("copy_from_device", 1e30);
+  put("all_gather", 1e11);
+  put("optimizer.adamw", 1e30);
+  put("small_blocks", 1e30);
+  return machine;
+}
+
+PlanRequest request_of(const std::string& model, const std::vector<std::string>& overrides, int64_t gpus = 1) {
+  const Recipe recipe = parse_recipe(
+      "run: {dir: r, device: cuda}\nmodel: {path: m}\nadapter: {rank: 16, targets: [attention]}\n"
+      "data: {train: t.jsonl, max_tokens: 4096}\ntrain: {epochs: 1, batch: 4, keep: all}\n",
+      "r.yaml", overrides);
+  return {.recipe = recipe,
+          .blueprint = load_planned_model(model),
+          .machine = round_machine(),
+          .gpus = gpus,
+          .network = {"net", 5e10, "test"},
+          .disk = {1e9, 1e9, "test"},
+          .data = DataAmount::of_equal(100, 4096),
+          .expert_skew = 1.0,
+          .host_memory_bytes = 0,
+          .price = Price{"round", "", 3.0, "test"},
+          .corrected = false};
+}
+
+double part_s(const StepTime& time, const std::string& name) {
+  for (const TimePart& part : time.parts) {
+    if (part.name == name) return part.busy_s;
+  }
+  return 0.0;
+}
+
+double exposed(const StepTime& time) {
+  return std::accumulate(time.parts.begin(), time.parts.end(), 0.0,
+                         [](double sum, const TimePart& part) { return sum + part.exposed_s; });
+}
+
+bool near(double value, double expected, double share = 1e-6) {
+  return std::abs(value - expected) <= share * std::abs(expected);
+}
+
+}  // namespace
+
+// DeepSeek-V3's 8 of 256 experts in the best 4 of 8 groups: a rank of 8 holds one group. Chosen are 4 of 8, and of each
+// of their 32 experts one with 1 - C(96, 8) / C(128, 8).
+TEST_CASE("a token goes to as many other ranks as chance has it", "[run_plan]") {
+  const RouterSpec router = load_planned_model("deepseek-v3").router;
+  double none = 1.0;
+  for (int i = 0; i < 8; ++i) none *= (96.0 - i) / (128.0 - i);
+  CHECK(near(expected_remote_ranks(router, 8), 7.0 * 0.5 * (1.0 - none)));
+  CHECK(near(expected_remote_ranks(router, 8), 3.18, 2e-3));  // a simulation of the choice says so too
+  // Two ranks of four groups: j of the chosen 4 are the other's with C(4, j) C(4, 4 - j) / 70.
+  double other = 0.0;
+  for (const auto& [j, ways] : {std::pair{1, 16.0}, {2, 36.0}, {3, 16.0}, {4, 1.0}}) {
+    double missed = 1.0;
+    for (int i = 0; i < 8; ++i) missed *= std::max(0.0, 128.0 - 32.0 * j - i) / (128.0 - i);
+    other += ways / 70.0 * (1.0 - missed);
+  }
+  CHECK(near(expected_remote_ranks(router, 2), other));
+  CHECK(expected_remote_ranks(router, 1) == 0.0);
+  RouterSpec greedy = router;
+  greedy.num_groups = greedy.top_groups = 1;
+  double missed = 1.0;
+  for (int i = 0; i < 8; ++i) missed *= (192.0 - i) / (256.0 - i);
+  CHECK(near(expected_remote_ranks(greedy, 4), 3.0 * (1.0 - missed)));
+}
+
+TEST_CASE("a step takes what its products take at the machine's rates", "[run_plan]") {
+  const RunPlan plan = plan_run(request_of("deepseek-v3", {}));
+  const StepTime& step = plan.time.expected;
+  const double tokens = 4 * 4096, keys = 4097.0 / 2.0;
+  // Forward and input gradient of 58 layers' 8 experts of 3 x 7168 x 2048.
+  CHECK(near(part_s(step, "grouped products"), tokens * 2 * 2 * 58 * 8 * 3 * 7168.0 * 2048 / 1e15));
+  CHECK(near(part_s(step, "attention"), tokens * 3.5 * 2 * keys * 128 * (192 + 128) * 61 / 1e15));
+  // Packed numbers are made dense twice: all linear maps but embedding, head, norms and router.
+  const double maps = 61 * 187105280.0 + 3 * 3 * 7168.0 * 18432 + 58 * 257 * 44040192.0;
+  CHECK(near(part_s(step, "dequantise"), 2 * maps / 1e12));
+  CHECK(near(exposed(step), step.seconds, 1e-9));
+  CHECK(near(exposed(plan.time.high), plan.time.high.seconds, 1e-9));
+  CHECK(plan.time.low.seconds < step.seconds);
+  CHECK(step.seconds < plan.time.high.seconds);
+  CHECK(near(plan.time.tokens_per_s, tokens / step.seconds));
+  CHECK(plan.run.tokens == 100 * 4096);
+  CHECK(plan.run.steps == 25);
+  CHECK(near(plan.dollars(), plan.run.hours * 3.0));
+  const double besides = plan.run.load_s + plan.run.evaluation_s + plan.run.save_s;
+  CHECK(near(plan.run.hours, (besides + 25 * step.seconds) / 3600));
+}
+
+TEST_CASE("recomputing adds a forward pass without the experts' down map and the head", "[run_plan]") {
+  const StepTime kept = plan_run(request_of("qwen3-30b-a3b", {})).time.expected,
+                 again = plan_run(request_of("qwen3-30b-a3b", {"train.keep=none"})).time.expected;
+  CHECK(near(part_s(again, "grouped products") / part_s(kept, "grouped products"), (6.0 + 2.0) / 6.0));
+  CHECK(near(part_s(again, "attention") / part_s(kept, "attention"), 4.5 / 3.5));
+  CHECK(near(part_s(again, "dequantise"), part_s(kept, "dequantise")));
+}
+
+// All packed weights leave host memory twice a step but for what the turn finds in the buffers.
+TEST_CASE("weights from host memory are exposed where copying takes longer than computing", "[run_plan]") {
+  const RunPlan plan = plan_run(request_of("qwen3-30b-a3b", {"offload.frozen=all"}));
+  const StepTime& step = plan.time.expected;
+  const double copied = static_cast<double>(plan.memory.weights.copied_bytes_per_step) / 5e10;
+  CHECK(near(part_s(step, "host copies of weights"), copied));
+  CHECK(step.seconds >= copied);
+  const double resident = plan_run(request_of("qwen3-30b-a3b", {})).time.expected.seconds;
+  CHECK(step.seconds < resident + copied);
+  CHECK(near(exposed(step), step.seconds, 1e-9));
+}
+
+TEST_CASE("what ranks send takes the link that it goes through", "[run_plan]") {
+  PlanRequest request = request_of("deepseek-v3", {"mesh.ep=8"}, 8);
+  request.recipe.train.batch = 8;
+  const double inside = part_s(plan_run(request).time.expected, "exchange");
+  const double rows = 4096, copies = expected_remote_ranks(request.blueprint.router, 8);
+  CHECK(near(inside, 58 * rows * copies * 4 * 7168 * 2 / 1e11));  // two ways, each out and home, bf16
+  request.machine.ranks_per_host = 1;
+  CHECK(near(part_s(plan_run(request).time.expected, "exchange"), inside * 1e11 / (0.86 * 5e10)));
+  request.recipe.train.batch = 4;
+  CHECK_THROWS_AS(plan_run([&] {
+                    PlanRequest other = request;
+                    other.recipe.mesh.ep = 3;
+                    return other;
+                  }()),
+                  UserError);
+}
+
+TEST_CASE("parts of memory add up to the peak of their place", "[run_plan]") {
+  for (const char* model : {"deepseek-v2-lite", "gpt-oss-20b", "mixtral-8x7b"}) {
+    const RunPlan plan = plan_run(request_of(model, {}));
+    for (const bool on_host : {false, true}) {
+      int64_t sum = 0, always = 0, phase = 0;
+      for (const PlannedBytes& part : plan.parts) {
+        if (part.on_host != on_host) continue;
+        sum += part.bytes;
+        (part.phase == "run" ? always : phase) =
+            part.phase == "run" ? always + part.bytes : std::max(phase, part.bytes);
+      }
+      const int64_t peak = on_host ? plan.host_bytes : plan.device_bytes;
+      CHECK(sum >= peak);
+      CHECK(peak == always + phase);
+    }
+    CHECK(plan.fits());
+  }
+}
+
+TEST_CASE("a run that does not fit says what would", "[run_plan]") {
+  PlanRequest request = request_of("qwen3-30b-a3b", {});
+  request.machine.memory_bytes = int64_t{24} << 30;
+  request.machine.host_memory_bytes = int64_t{64} << 30;
+  const RunPlan plan = plan_run(request);
+  CHECK_FALSE(plan.fits());
+  const std::vector<std::string> changes = changes_to_fit(plan, {});
+  REQUIRE_FALSE(changes.empty());
+  CHECK(changes.front() == "train.keep=none");
+  request.recipe.train.keep = {KeepLayers::Kind::kNone};
+  CHECK(plan_run(request).fits());
+}
+
+TEST_CASE("a search takes the fastest layout that fits", "[run_plan]") {
+  PlanRequest request = request_of("deepseek-v3", {"train.keep=auto"}, 8);
+  request.machine.memory_bytes = int64_t{80} << 30;
+  const RunPlan best = best_layout(request, {.own_batch = true});
+  CHECK(best.fits());
+  for (Recipe recipe : layouts(request.recipe, request.blueprint, 8)) {
+    recipe.train.batch =
+        best.request.recipe.train.batch / (best.mesh.dp * best.mesh.ep) * *recipe.mesh.dp * recipe.mesh.ep;
+    PlanRequest other = request;
+    other.recipe = recipe;
+    const RunPlan plan = plan_run(other);
+    if (plan.fits()) CHECK(plan.time.tokens_per_s <= best.time.tokens_per_s * (1 + 1e-9));
+  }
+}
+
+TEST_CASE("documents pack as training packs them", "[run_plan]") {
+  const PackedData equal = DataAmount::of_equal(10, 1000).packed(4096, true);
+  CHECK(equal.sequences == 3);
+  CHECK(near(equal.keys, 1001.0 / 2));
+  CHECK(DataAmount::of_equal(10, 1000).packed(4096, false).sequences == 10);
+  const PackedData cut = DataAmount::of_equal(7, 9000).packed(4096, true);
+  CHECK(cut.sequences == 7);
+  CHECK(cut.tokens_a_sequence == 4096.0);
+  // 6 + 2 and 5 + 3: best fit leaves nothing free.
+  const PackedData mixed = DataAmount({{2, 1}, {3, 1}, {5, 1}, {6, 1}}, "t").packed(8, true);
+  CHECK(mixed.sequences * 8 >= 16);
+  CHECK(near(mixed.keys, (2 * 3 + 3 * 4 + 5 * 6 + 6 * 7) / 2.0 / 16));
+}
+
+TEST_CASE("machines are named by number and kind", "[run_plan]") {
+  CHECK(parse_machine_choice("16xH100").gpus == 16);
+  CHECK(parse_machine_choice("16xH100").name == "h100");
+  for (const char* wrong : {"H100", "xH100", "16x", "0xH100", "-1xH100", "99999999xH100", ""}) {
+    CHECK_THROWS_AS(parse_machine_choice(wrong), UserError);
+  }
+  // What was not measured is its peak times the share that the measured one reaches.
+  const MachineProfile h200 = shipped_machine("h200"), a100 = shipped_machine("A100-80GB");
+  CHECK(near(a100.figure("dense.deepseek_o").value / h200.figure("dense.deepseek_o").value, 312.0 / 989.4, 1e-3));
+  CHECK(near(a100.figure("device_copy").value / h200.figure("device_copy").value, 2.039 / 4.8, 1e-3));
+  CHECK_THROWS_AS(shipped_machine("h9000"), UserError);
+}
+
+TEST_CASE("receipts correct what computing takes", "[run_plan]") {
+  PlanRequest request = request_of("qwen3-30b-a3b", {});
+  const double before = plan_run(request).time.expected.seconds;
+  const Receipt slow{.path = "a",
+                     .device = "round",
+                     .predicted_step_s = 1,
+                     .measured_step_s = 1.2,
+                     .predicted_computing_s = 1,
+                     .measured_computing_s = 1.2,
+                     .predicted_bytes = 1,
+                     .measured_bytes = 1};
+  Receipt other = slow;
+  other.device = "another";
+  other.measured_computing_s = 9;
+  Receipts({slow, slow, other}).correct(request);
+  CHECK(request.corrected);
+  CHECK(near(request.machine.computing.value, 1.2));
+  const RunPlan plan = plan_run(request);
+  CHECK(plan.time.calibrated);
+  CHECK(near(plan.time.expected.seconds, 1.2 * before, 1e-3));
+}

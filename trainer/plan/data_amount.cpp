@@ -1,0 +1,140 @@
+#include "trainer/plan/data_amount.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <map>
+
+#include <nlohmann/json.hpp>
+
+#include "parallel/base/ceil_div.h"
+#include "parallel/base/error.h"
+#include "parallel/base/strict_json.h"
+#include "trainer/data/batches.h"
+#include "trainer/data/data_files.h"
+#include "trainer/data/documents.h"
+
+namespace moetune {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Lengths are of interest, not ids.
+constexpr int64_t kAnyVocabulary = std::numeric_limits<int32_t>::max();
+// What is packed document by document; more documents are packed as a sample of that many.
+constexpr int64_t kSample = 20000;
+constexpr int64_t kOpenSequences = 64;
+
+std::vector<LengthCount> counted(const std::map<int64_t, int64_t>& documents) {
+  std::vector<LengthCount> lengths;
+  for (const auto& [length, count] : documents) lengths.push_back({length, count});
+  return lengths;
+}
+
+std::vector<LengthCount> lengths_in(const Documents& documents) {
+  std::map<int64_t, int64_t> counts;
+  for (int64_t i = 0; i < documents.size(); ++i) ++counts[documents.length(i)];
+  return counted(counts);
+}
+
+}  // namespace
+
+DataAmount::DataAmount(std::vector<LengthCount> lengths, std::string source)
+    : lengths_(std::move(lengths)), source_(std::move(source)) {
+  if (documents() == 0) throw UserError(str(source_, ": no documents"));
+}
+
+DataAmount DataAmount::of_equal(int64_t documents, int64_t tokens) {
+  return DataAmount({{tokens, documents}}, str(documents, " documents of ", tokens, " tokens"));
+}
+
+DataAmount DataAmount::of_file(const std::string& path) {
+  if (fs::path(path).extension() == ".json") {
+    std::map<int64_t, int64_t> counts;
+    const nlohmann::json histogram = read_json_object(path);
+    for (const auto& [length, documents] : histogram.items()) {
+      const bool is_number = !length.empty() && length.size() < 10 &&
+                             std::all_of(length.begin(), length.end(), [](char c) { return c >= '0' && c <= '9'; });
+      if (!is_number || std::stoll(length) < 1 || !documents.is_number_integer() || documents.get<int64_t>() < 0) {
+        throw UserError(str(path, ": \"", length, "\": ", shown(documents),
+                            "; a histogram is {\"tokens of a document\": documents, ...}"));
+      }
+      counts[std::stoll(length)] += documents.get<int64_t>();
+    }
+    return DataAmount(counted(counts), path);
+  }
+  const Documents documents = fs::path(path).extension() == ".safetensors"
+                                  ? Documents::from_cache(path, kAnyVocabulary)
+                                  : Documents::from_jsonl(path, kAnyVocabulary);
+  return DataAmount(lengths_in(documents), path);
+}
+
+std::vector<LengthCount> DataAmount::lengths_of(const Recipe& recipe) {
+  std::map<int64_t, int64_t> counts;
+  try {
+    for (const DataFile& file : select_files(recipe, "data.train", recipe.data.train).files) {
+      if (fs::path(file.path).extension() != ".jsonl" || !Documents::is_tokenised_jsonl(file.path)) return {};
+      for (const LengthCount& of :
+           lengths_in(Documents::from_jsonl(file.path, kAnyVocabulary, recipe.data.ignore_keys))) {
+        counts[of.length] += static_cast<int64_t>(file.weight * static_cast<double>(of.documents));
+      }
+    }
+  } catch (const UserError&) {
+    return {};  // training will say what is wrong; a plan does without
+  }
+  return counted(counts);
+}
+
+int64_t DataAmount::documents() const {
+  int64_t documents = 0;
+  for (const LengthCount& of : lengths_) documents += of.documents;
+  return documents;
+}
+
+int64_t DataAmount::tokens() const {
+  int64_t tokens = 0;
+  for (const LengthCount& of : lengths_) tokens += of.documents * of.length;
+  return tokens;
+}
+
+PackedData DataAmount::packed(int64_t max_tokens, bool packing) const {
+  const int64_t all = documents();
+  PackedData packed;
+  double tokens = 0.0, pairs = 0.0;
+  std::vector<int64_t> sample;
+  for (const LengthCount& of : lengths_) {
+    const int64_t length = std::min(of.length, max_tokens);
+    const auto count = static_cast<double>(of.documents), L = static_cast<double>(length);
+    tokens += count * L;
+    pairs += count * L * (L + 1.0) / 2.0;
+    if (of.documents > 0) packed.longest = std::max(packed.longest, length);
+    const int64_t drawn = all <= kSample ? of.documents : of.documents * kSample / all;
+    sample.insert(sample.end(), static_cast<size_t>(drawn), length);
+  }
+  packed.keys = tokens > 0.0 ? pairs / tokens : 0.0;
+  packed.sequences = all;
+  if (packing && packed.longest > 0 && sample.front() == sample.back()) {
+    packed.sequences = ceil_div(all, std::max<int64_t>(1, max_tokens / packed.longest));
+  } else if (packing && !sample.empty()) {
+    // Lengths in an order without a pattern: every document as far from the last as the golden ratio has it.
+    std::vector<int64_t> mixed(sample.size());
+    constexpr double kGolden = 0.6180339887498949;
+    std::vector<std::pair<double, int64_t>> places;
+    for (size_t i = 0; i < sample.size(); ++i) {
+      const double place = kGolden * static_cast<double>(i);
+      places.emplace_back(place - std::floor(place), sample[i]);
+    }
+    std::stable_sort(places.begin(), places.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (size_t i = 0; i < places.size(); ++i) mixed[i] = places[i].second;
+    const std::vector<int64_t> sequence_of = pack(mixed, max_tokens, kOpenSequences);
+    const int64_t sequences = 1 + *std::max_element(sequence_of.begin(), sequence_of.end());
+    packed.sequences = std::max<int64_t>(
+        1, static_cast<int64_t>(std::ceil(
+               static_cast<double>(sequences) * static_cast<double>(all) / static_cast<double>(mixed.size()) - 1e-9)));
+  }
+  packed.tokens_a_sequence = tokens / static_cast<double>(packed.sequences);
+  return packed;
+}
+
+}  // namespace moetune

@@ -1,0 +1,51 @@
+// How much there is to train on, where a plan may not or need not read the data: documents and their lengths.
+//
+//   DataAmount data = DataAmount::of_equal(50000, 1024);
+//   DataAmount data = DataAmount::of_file("data/.moetune/2f0c....safetensors");     // prepared tokens, or a histogram
+//   data.packed(4096).tokens_a_sequence;
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "trainer/recipe/recipe.h"
+
+namespace moetune {
+
+/// Documents of one length.
+struct LengthCount {
+  int64_t length = 0, documents = 0;
+};
+
+/// What an epoch packs into sequences.
+struct PackedData {
+  int64_t sequences = 0;
+  double tokens_a_sequence = 0.0;
+  double keys = 0.0;  ///< that a token sees on average, itself included
+  int64_t longest = 0;
+};
+
+class DataAmount {
+ public:
+  static DataAmount of_equal(int64_t documents, int64_t tokens);
+  /// Prepared tokens (`moetune prepare` names the file), a tokenised JSONL file, or JSON {"length": documents, ...}.
+  /// Throws UserError.
+  static DataAmount of_file(const std::string& path);
+  /// Of the recipe's data.train where these files hold tokens, nothing where they hold text or are not there.
+  static std::vector<LengthCount> lengths_of(const Recipe& recipe);
+
+  explicit DataAmount(std::vector<LengthCount> lengths, std::string source);
+
+  int64_t documents() const;
+  int64_t tokens() const;
+  /// Documents cut to `max_tokens`, and packed as trainer/data/batches.h does, or one a sequence.
+  PackedData packed(int64_t max_tokens, bool packing) const;
+  const std::string& source() const { return source_; }  ///< in words
+
+ private:
+  std::vector<LengthCount> lengths_;
+  std::string source_;
+};
+
+}  // namespace moetune

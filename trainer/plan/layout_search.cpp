@@ -1,0 +1,96 @@
+#include "trainer/plan/layout_search.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "parallel/base/error.h"
+#include "trainer/recipe/recipe_meaning.h"
+
+namespace moetune {
+namespace {
+
+// Sequences a rank that a step is tried with where the batch is free: weights are used twice a step whatever its
+// tokens, but a step of more than a million of them makes fewer than most runs want.
+constexpr int64_t kTokensOfRank[] = {32768, 16384, 8192, 4096};
+constexpr int64_t kMostTokensOfStep = int64_t{1} << 20;
+
+/// How far a plan is beyond its limits, in bytes.
+int64_t lack(const RunPlan& plan) {
+  return std::max<int64_t>(0, plan.device_bytes - plan.device_limit_bytes) +
+         std::max<int64_t>(0, plan.host_bytes - plan.host_limit_bytes);
+}
+
+PlanRequest with(const PlanRequest& request, const Recipe& recipe) {
+  PlanRequest other = request;
+  other.recipe = recipe;
+  return other;
+}
+
+/// Sequences of a step to try on so many ranks that take different data.
+std::vector<int64_t> batches(const PlanRequest& request, int64_t data_ranks, bool own_batch) {
+  if (!own_batch) return {request.recipe.train.batch};
+  std::vector<int64_t> sizes;
+  for (const int64_t tokens : kTokensOfRank) {
+    const int64_t of_rank = std::max<int64_t>(1, tokens / request.recipe.data.max_tokens);
+    const int64_t batch = of_rank * data_ranks;
+    const bool small = of_rank == 1 || batch * request.recipe.data.max_tokens <= kMostTokensOfStep;
+    if (small && std::find(sizes.begin(), sizes.end(), batch) == sizes.end()) sizes.push_back(batch);
+  }
+  return sizes;
+}
+
+}  // namespace
+
+std::vector<Recipe> layouts(const Recipe& recipe, const Blueprint& blueprint, int64_t gpus) {
+  std::vector<Recipe> found;
+  for (int64_t tp = 1; tp <= std::min<int64_t>(8, gpus); tp *= 2) {
+    for (int64_t ep = 1; ep * tp <= gpus; ++ep) {
+      if (gpus % (ep * tp) != 0 || blueprint.router.experts % ep != 0) continue;
+      Recipe tried = recipe;
+      tried.mesh.tp = tp;
+      tried.mesh.ep = ep;
+      tried.mesh.dp = gpus / (ep * tp);
+      tried.mesh.expert_tp = 1;
+      for (const ShardScope shard : {ShardScope::kNone, ShardScope::kAll}) {
+        if (shard == ShardScope::kAll && (gpus == 1 || !recipe.adapter)) continue;
+        tried.mesh.shard = shard;
+        try {
+          mesh_shape(tried, blueprint, gpus);
+          found.push_back(tried);
+        } catch (const UserError&) {
+          break;  // this mesh does not go with the model
+        }
+      }
+    }
+  }
+  return found;
+}
+
+RunPlan best_layout(const PlanRequest& request, const SearchOptions& options) {
+  const std::vector<Recipe> tried = layouts(request.recipe, request.blueprint, request.gpus);
+  if (tried.empty()) {
+    throw UserError(str("no mesh of ", request.gpus, " ranks goes with ", request.blueprint.router.experts,
+                        " experts; name another number of GPUs"));
+  }
+  std::optional<RunPlan> best, least;
+  double fastest = 0.0;
+  for (Recipe recipe : tried) {
+    for (const int64_t batch : batches(request, *recipe.mesh.dp * recipe.mesh.ep, options.own_batch)) {
+      recipe.train.batch = batch;
+      const PlanRequest asked = with(request, recipe);
+      RunPlan plan = plan_run_memory(asked);
+      if (!plan.fits()) {
+        if (!least || lack(plan) < lack(*least)) least = std::move(plan);
+        continue;
+      }
+      const double rate = expected_tokens_per_s(plan);
+      if (best && rate <= fastest) continue;
+      fastest = rate;
+      best = std::move(plan);
+    }
+  }
+  return plan_run(best ? best->request : least->request);
+}
+
+}  // namespace moetune

@@ -1,0 +1,25 @@
+// The layouts that a run could have on so many GPUs, and the best of them.
+//
+//   const RunPlan best = best_layout(request);                        // mesh, sharding; the batch as it is
+//   const RunPlan best = best_layout(request, {.own_batch = true});   // the batch too
+#pragma once
+
+#include <vector>
+
+#include "trainer/plan/run_plan.h"
+
+namespace moetune {
+
+struct SearchOptions {
+  bool own_batch = false;  ///< the step takes what the GPUs are best at, instead of the recipe's train.batch
+};
+
+/// Meshes of `gpus` ranks that go with the model, and whether frozen weights are sharded among copies; offloading and
+/// kept layers are left to the plan.
+std::vector<Recipe> layouts(const Recipe& recipe, const Blueprint& blueprint, int64_t gpus);
+
+/// Of those that fit the fastest; where none does, the one that lacks least memory. Throws UserError where no mesh goes
+/// with the model at all.
+RunPlan best_layout(const PlanRequest& request, const SearchOptions& options = {});
+
+}  // namespace moetune

@@ -1,0 +1,139 @@
+#include "trainer/plan/plan_json.h"
+
+#include <nlohmann/json.hpp>
+
+#include "moe/inventory.h"
+#include "parallel/base/choice.h"
+
+namespace moetune {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// Numbers of attention in a layer, with its own norms and biases; and of one routed expert.
+int64_t attention_numbers(const Blueprint& blueprint) {
+  int64_t numbers = 0;
+  for (const TensorSpec& tensor : blueprint.block_tensors(blueprint.blocks(false).back())) {
+    const bool is_of_attention = tensor.role >= TensorRole::kQ && tensor.role <= TensorRole::kSinks;
+    if (is_of_attention) numbers += tensor.numel();
+  }
+  return numbers;
+}
+
+int64_t expert_numbers(const Blueprint& blueprint) {
+  int64_t numbers = 0;
+  for (const LayerId layer : blueprint.blocks(false)) {
+    if (!blueprint.has_experts(layer)) continue;
+    for (const LinearMap& map : block_maps(blueprint, layer)) numbers += map.stack > 0 ? map.outputs * map.inputs : 0;
+    break;
+  }
+  return numbers;
+}
+
+int64_t adapter_numbers(const RunPlan& plan) {
+  if (!plan.request.recipe.adapter) return 0;
+  int64_t numbers = 0;
+  for (const auto& [group, count] : plan.memory.trained_by_group) numbers += count;
+  return numbers;
+}
+
+Json memory_json(const RunPlan& plan) {
+  Json parts = Json::array();
+  for (const PlannedBytes& part : plan.parts) {
+    parts.push_back({{"name", part.name},
+                     {"bytes", part.bytes},
+                     {"where", part.on_host ? "host" : "device"},
+                     {"phase", part.phase},
+                     {"formula", part.formula}});
+  }
+  return {{"worst_rank", 0},
+          {"why", "ranks hold equal shares; that of the most tokens, and of the first parts, is planned"},
+          {"device_bytes", plan.device_bytes},
+          {"host_bytes", plan.host_bytes},
+          {"device_limit_bytes", plan.device_limit_bytes},
+          {"host_limit_bytes", plan.host_limit_bytes},
+          {"allocator_bytes", plan.memory.device_bytes()},
+          {"fits", plan.fits()},
+          {"kept_layers", plan.memory.kept_layers},
+          {"host_layers", plan.memory.weights.host_layers.size()},
+          {"parts", parts}};
+}
+
+Json time_json(const RunPlan& plan) {
+  const StepTime& expected = plan.time.expected;
+  Json parts = Json::array(), spans = Json::array();
+  for (const TimePart& part : expected.parts) {
+    parts.push_back({{"name", part.name}, {"s", part.busy_s}, {"exposed_s", part.exposed_s}});
+  }
+  for (const LaneSpan& span : expected.spans) {
+    spans.push_back({to_string(span.lane), span.name, span.begin_s, span.end_s});
+  }
+  return {
+      {"step_s", {{"low", plan.time.low.seconds}, {"expected", expected.seconds}, {"high", plan.time.high.seconds}}},
+      {"tokens_per_s", plan.time.tokens_per_s},
+      {"tokens_per_s_per_gpu", plan.time.tokens_per_s / static_cast<double>(plan.request.gpus)},
+      {"parts", parts},
+      {"calibrated", plan.time.calibrated},
+      {"computing", plan.request.machine.computing.value},
+      {"spans", spans}};
+}
+
+}  // namespace
+
+Json plan_json(const RunPlan& plan, const std::vector<std::string>& changes) {
+  const PlanRequest& request = plan.request;
+  const Blueprint& blueprint = request.blueprint;
+  const Recipe& recipe = request.recipe;
+  const int64_t adapter = adapter_numbers(plan);
+  constexpr int64_t kExported = 4;  // adapters leave in fp32
+  Json figures = Json::object();
+  for (const auto& [name, rate] : request.machine.figures) {
+    figures[name] = {{"value", rate.value}, {"source", rate.source}};
+  }
+  Json json = {{"model",
+                {{"parameters", count_parameters(blueprint)},
+                 {"active_parameters", count_active_parameters(blueprint)},
+                 {"attention_parameters_per_layer", attention_numbers(blueprint)},
+                 {"expert_parameters", expert_numbers(blueprint)},
+                 {"layers", blueprint.num_layers()},
+                 {"experts", blueprint.router.experts},
+                 {"model_type", blueprint.model_type},
+                 {"path", recipe.model.path}}},
+               {"adapter", {{"parameters", adapter}, {"bytes", adapter * kExported}}},
+               {"mesh",
+                {{"gpus", request.gpus},
+                 {"pp", plan.mesh.pp},
+                 {"dp", plan.mesh.dp},
+                 {"ep", plan.mesh.ep},
+                 {"tp", plan.mesh.tp},
+                 {"shard", to_string(recipe.mesh.shard)}}},
+               {"machine",
+                {{"name", request.machine.name},
+                 {"device", request.machine.device_name},
+                 {"gpus_per_host", request.machine.ranks_per_host},
+                 {"network", request.network.name},
+                 {"figures", figures}}},
+               {"memory", memory_json(plan)},
+               {"time", time_json(plan)},
+               {"run",
+                {{"steps", plan.run.steps},
+                 {"tokens", plan.run.tokens},
+                 {"hours", plan.run.hours},
+                 {"hours_low", plan.run.hours_low},
+                 {"hours_high", plan.run.hours_high},
+                 {"load_s", plan.run.load_s},
+                 {"evaluation_s", plan.run.evaluation_s},
+                 {"save_s", plan.run.save_s},
+                 {"sequences_a_step", recipe.train.batch},
+                 {"max_tokens", recipe.data.max_tokens},
+                 {"data", request.data.source()}}},
+               {"cost",
+                {{"dollars", request.price ? Json(plan.dollars()) : Json()},
+                 {"dollars_per_million_tokens", request.price ? Json(plan.dollars_per_million_tokens()) : Json()},
+                 {"price_per_gpu_hour", request.price ? Json(request.price->dollars_per_gpu_hour) : Json()},
+                 {"price_source", request.price ? Json(request.price->source) : Json()}}}};
+  if (!plan.fits()) json["changes_to_fit"] = changes;
+  return json;
+}
+
+}  // namespace moetune
