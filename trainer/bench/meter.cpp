@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "parallel/base/error.h"
+#include "parallel/base/median.h"
 #include "parallel/device/stream_timer.h"
 
 namespace moetune {
@@ -12,13 +13,6 @@ namespace {
 /// What a figure may take in all: beyond it there are fewer repeats, so that a slow or a busy machine ends too.
 constexpr double kLongest_s = 1.8;
 constexpr size_t kFewestRepeats = 3;
-
-/// Of an odd number of repeats, so that one of them is the median.
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 void require_computed(const at::Tensor& result, const std::vector<Rate>& rates) {
   const at::Tensor some = result.flatten().narrow(0, 0, std::min<int64_t>(result.numel(), 1 << 20));

@@ -53,22 +53,12 @@ class Planner {
         local_experts_(blueprint.router.experts / mesh.ep),
         data_ranks_(mesh.dp * mesh.ep),
         parts_{mesh.tp, mesh.expert_tp, recipe.model.base},
-        traits_{.compute = compute_,
-                .device = machine.device,
-                .train_weights = trains_weights_,
-                .exchanged = mesh.ep > 1,
-                .balance_loss = balance_spec(recipe, blueprint).is_on(),
-                .parts = parts_,
-                .trains_router = recipe.router.train != RouterTraining::kNone} {
+        traits_(planned_traits(blueprint, recipe, mesh, machine.device)),
+        blocks_(planned_blocks(blueprint, recipe)),
+        alike_(first_alike(blueprint, blocks_)) {
     plan_.device = machine.device;
     plan_.rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
     plan_.held_rows = ceil_div(plan_.rows, mesh.tp);
-    AdapterTargets targets = adapter_targets(recipe);
-    for (const LayerId layer : blueprint.blocks(with_mtp_)) {
-      blocks_.push_back(block_maps(blueprint, layer, trains_weights_ ? nullptr : &targets));
-    }
-    if (!trains_weights_) targets.require_all_matched();
-    alike_ = first_alike(blueprint_, blocks_);
     add_plain();
     add_trained();
     add_scratch();

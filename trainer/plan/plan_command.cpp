@@ -77,8 +77,9 @@ class Planner {
       blueprint_ = load_planned_model(options.model);
       recipe_ = recipe_of_method(options, blueprint_);
       // Sequences no longer than the model attends to; a document that is, is refused.
-      if (longest() > 0 && options.tokens_per_document.value_or(0) <= longest()) {
-        recipe_.data.max_tokens = std::min(recipe_.data.max_tokens, longest());
+      const int64_t longest = longest_planned_document(blueprint_);
+      if (longest > 0 && options.tokens_per_document.value_or(0) <= longest) {
+        recipe_.data.max_tokens = std::min(recipe_.data.max_tokens, longest);
       }
     } else {
       recipe_ = load_recipe(options.recipe, options.overrides);
@@ -109,11 +110,6 @@ class Planner {
   }
 
  private:
-  int64_t longest() const {
-    return blueprint_.longest_document > 0 ? std::min(blueprint_.longest_document, blueprint_.max_positions)
-                                           : blueprint_.max_positions;
-  }
-
   std::string machines_text() const {
     return options_.on.empty() && options_.recipe.empty() && options_.machine.empty() ? kUsualMachines : options_.on;
   }
@@ -213,17 +209,21 @@ class Planner {
   PlanAnswer said(const std::vector<RunPlan>& plans, bool several) {
     PlanAnswer answer;
     for (const RunPlan& plan : plans) answer.fits = answer.fits || plan.fits();
-    Json all = Json::array();
-    for (const RunPlan& plan : plans) all.push_back(plan_json(plan, changes(plan)));
-    const Json json = several ? Json{{"plans", all}, {"notes", notes_}} : all.front();
-    if (!options_.html.empty()) write_text_atomically(options_.html, drawn("plan", json.dump()));
-    if (options_.json) {
-      answer.text = json.dump(2) + "\n";
-      return answer;
+    std::vector<std::vector<std::string>> to_fit;
+    for (const RunPlan& plan : plans) to_fit.push_back(changes(plan));
+    if (options_.json || !options_.html.empty()) {
+      Json all = Json::array();
+      for (size_t i = 0; i < plans.size(); ++i) all.push_back(plan_json(plans[i], to_fit[i]));
+      const Json json = several ? Json{{"plans", all}, {"notes", notes_}} : all.front();
+      if (!options_.html.empty()) write_text_atomically(options_.html, drawn("plan", json.dump()));
+      if (options_.json) {
+        answer.text = json.dump(2) + "\n";
+        return answer;
+      }
     }
     for (const std::string& note : notes_) answer.text += str("note: ", note, "\n");
     if (!several) {
-      answer.text += plan_text(plans.front(), changes(plans.front()));
+      answer.text += plan_text(plans.front(), to_fit.front());
     } else {
       answer.text +=
           str(blueprint_.model_type, ", ", data_->source(), ", prices of ", prices_.date, "\n", plans_table(plans));

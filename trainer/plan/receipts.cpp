@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "parallel/base/error.h"
+#include "parallel/base/median.h"
 #include "parallel/base/strict_json.h"
 #include "parallel/base/units.h"
 
@@ -43,12 +44,6 @@ Receipt read_receipt(const fs::path& path) {
   } catch (const json::exception& error) {
     throw UserError(str(path.string(), ": is no receipt: ", error.what()));
   }
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2.0;
 }
 
 std::set<std::string> devices(const std::vector<Receipt>& receipts) {

@@ -8,13 +8,13 @@
 #include "parallel/base/error.h"
 #include "parallel/base/units.h"
 #include "trainer/recipe/recipe_meaning.h"
-#include "trainer/update/optimizer.h"
 
 namespace moetune {
 namespace {
 
-// What is on a device beside what the program's allocator hands out. Measured on an H200 (docs/planner.md): CUDA's
-// context with the kernels of torch, cuBLAS and cuDNN; NCCL's buffers for each group of ranks.
+// What is on a device beside what the program's allocator hands out, assumed and not measured part by part
+// (docs/planner.md): CUDA's context with the kernels of torch, cuBLAS and cuDNN; NCCL's buffers for each group of
+// ranks.
 constexpr int64_t kContextBytes = int64_t{900} << 20;
 constexpr int64_t kNcclBytesOfGroup = int64_t{160} << 20;
 /// Pieces between the allocator's blocks that no tensor fits into, a share of what it hands out in a step.
@@ -73,11 +73,9 @@ class Planned {
   }
 
  private:
-  /// Training refuses documents of which the model would not see all.
   void require_attended(int64_t longest) const {
     const Blueprint& model = request_.blueprint;
-    int64_t most = model.max_positions;
-    if (model.longest_document > 0) most = most > 0 ? std::min(most, model.longest_document) : model.longest_document;
+    const int64_t most = longest_planned_document(model);
     if (most <= 0 || longest <= most) return;
     throw UserError(str("a document of ", longest, " tokens: ", model.model_type, " attends to ", most,
                         " at the most; lower data.max_tokens or --tokens-per-document"));
@@ -275,6 +273,11 @@ double RunPlan::dollars() const {
 double RunPlan::dollars_per_million_tokens() const {
   constexpr double kMillion = 1e6;
   return run.tokens > 0 ? dollars() * kMillion / static_cast<double>(run.tokens) : 0.0;
+}
+
+int64_t longest_planned_document(const Blueprint& model) {
+  if (model.longest_document == 0 || model.max_positions == 0) return model.longest_document + model.max_positions;
+  return std::min(model.longest_document, model.max_positions);
 }
 
 RunPlan plan_run(const PlanRequest& request) { return Planned(request).all(); }

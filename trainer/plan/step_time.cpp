@@ -7,7 +7,6 @@
 
 #include "moe/block.h"
 #include "moe/inventory.h"
-#include "moe/router.h"
 #include "parallel/base/error.h"
 #include "parallel/bytes/fetch_schedule.h"
 #include "trainer/plan/planned_step.h"
@@ -130,21 +129,9 @@ class Simulation {
         parts_{mesh.tp, mesh.expert_tp, recipe.model.base},
         size_(static_cast<double>(c10::elementSize(scalar_type(recipe.model.compute)))),
         training_(training) {
-    const bool trains_weights = !recipe.adapter;
-    const PassTraits traits{.compute = scalar_type(recipe.model.compute),
-                            .device = memory.device,
-                            .train_weights = trains_weights,
-                            .exchanged = mesh.ep > 1,
-                            .remote_ranks = expected_remote_ranks(blueprint.router, mesh.ep),
-                            .balance_loss = balance_spec(recipe, blueprint).is_on(),
-                            .parts = parts_,
-                            .trains_router = trains_weights || recipe.router.train != RouterTraining::kNone,
-                            .keys = load.keys};
-    AdapterTargets targets = adapter_targets(recipe);
-    std::vector<std::vector<LinearMap>> blocks;
-    for (const LayerId layer : blueprint.blocks(recipe.mtp.trains())) {
-      blocks.push_back(block_maps(blueprint, layer, trains_weights ? nullptr : &targets));
-    }
+    PassTraits traits = planned_traits(blueprint, recipe, mesh, memory.device);
+    traits.keys = load.keys;
+    const std::vector<std::vector<LinearMap>> blocks = planned_blocks(blueprint, recipe);
     for (const size_t first : first_alike(blueprint, blocks)) {
       if (first < blocks_.size()) blocks_.push_back(blocks_[first]);
       else blocks_.push_back(planned_block(blocks[first], block_cost(blueprint, blocks[first], traits)));

@@ -13,6 +13,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/host_name.h"
+#include "parallel/base/median.h"
 #include "parallel/base/units.h"
 #include "parallel/device/device_memory.h"
 #include "parallel/device/device_name.h"
@@ -73,13 +74,6 @@ DataAmount amount_of(const Documents& documents) {
   std::vector<LengthCount> lengths;
   for (const auto& [length, count] : counts) lengths.push_back({length, count});
   return DataAmount(std::move(lengths), "the run's data");
-}
-
-template <typename Value>
-double median(std::vector<Value> values) {
-  std::sort(values.begin(), values.end());
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2.0;
 }
 
 std::string line(const char* format, const std::string& name, const std::string& planned, const std::string& measured,
