@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <fstream>
 #include <utility>
 
 #include "parallel/base/clock.h"
@@ -22,10 +23,18 @@ double seconds_of(clockid_t clock) {
 
 }  // namespace
 
-RankProgress::RankProgress() {
-  host_ = host_name();
+WorkingThread::WorkingThread() : schedule_file_(str("/proc/self/task/", gettid(), "/schedstat")) {
   pthread_getcpuclockid(pthread_self(), &cpu_clock_);
 }
+
+double WorkingThread::busy_s() const {
+  // Nanoseconds on a CPU, and ready but waiting for one.
+  int64_t ran = 0, ready = 0;
+  std::ifstream file(schedule_file_);
+  return file >> ran >> ready ? 1e-9 * static_cast<double>(ran + ready) : seconds_of(cpu_clock_);
+}
+
+RankProgress::RankProgress() { host_ = host_name(); }
 
 RankProgress::Place::Place(RankProgress* progress, std::string text, Pace pace)
     : progress_(progress), exceptions_at_birth_(std::uncaught_exceptions()) {
@@ -69,7 +78,7 @@ RankReport RankProgress::report(int64_t operators) {
   if (signs_ + operators != signs_told_) {
     signs_told_ = signs_ + operators;
     last_sign_ = Clock::now();
-    cpu_at_last_sign_s_ = seconds_of(cpu_clock_);
+    busy_at_last_sign_s_ = thread_.busy_s();
   }
   RankReport report;
   report.host = host_;
@@ -77,7 +86,7 @@ RankReport RankProgress::report(int64_t operators) {
   report.place = place();
   report.patient = places_.empty() || places_.back().patient;
   report.idle_s = seconds_since(last_sign_);
-  report.cpu_s = seconds_of(cpu_clock_) - cpu_at_last_sign_s_;
+  report.busy_s = thread_.busy_s() - busy_at_last_sign_s_;
   const std::optional<UnderWay>& waiting = call_ ? call_ : unfinished_;
   if (waiting) {
     report.waiting = waiting->collective;

@@ -21,6 +21,20 @@
 
 namespace moetune {
 
+/// The thread that makes it, as the kernel schedules it.
+class WorkingThread {
+ public:
+  WorkingThread();
+  /// Seconds that it ran or was ready to run. On a crowded machine a thread that only looks whether others have come
+  /// is seldom on a CPU, but always ready; one that is stopped or waits for a lock is neither. Where the kernel does
+  /// not tell: its CPU time.
+  double busy_s() const;
+
+ private:
+  std::string schedule_file_;
+  clockid_t cpu_clock_;
+};
+
 class RankProgress {
  public:
   /// Whether a rank that lives but does not get on may be called stalled. Outside of any place it may not.
@@ -84,8 +98,8 @@ class RankProgress {
   int64_t signs_ = 0;
   int64_t signs_told_ = -1;
   Clock::time_point last_sign_ = Clock::now();
-  clockid_t cpu_clock_;  ///< of the thread that works
-  double cpu_at_last_sign_s_ = 0.0;
+  const WorkingThread thread_;
+  double busy_at_last_sign_s_ = 0.0;
 };
 
 /// A group of ranks as RankProgress sees it: counts its collectives. Held by the Communicator of the group.

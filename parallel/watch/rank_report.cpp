@@ -13,7 +13,7 @@ std::string to_line(const RankReport& report) {
                       {"place", report.place},
                       {"patient", report.patient},
                       {"idle_s", report.idle_s},
-                      {"cpu_s", report.cpu_s},
+                      {"busy_s", report.busy_s},
                       {"transport_error", report.transport_error},
                       {"groups", report.groups}};
   if (report.waiting) json["waiting"] = *report.waiting;
@@ -30,7 +30,7 @@ std::optional<RankReport> report_from(const std::string& line) {
     json.at("place").get_to(report.place);
     json.at("patient").get_to(report.patient);
     json.at("idle_s").get_to(report.idle_s);
-    json.at("cpu_s").get_to(report.cpu_s);
+    json.at("busy_s").get_to(report.busy_s);
     json.at("transport_error").get_to(report.transport_error);
     json.at("groups").get_to(report.groups);
     if (json.contains("waiting")) report.waiting = json["waiting"].get<Collective>();

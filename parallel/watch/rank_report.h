@@ -34,7 +34,7 @@ struct RankReport {
   std::string place;    ///< "step 17, layer 5 on its way up"; empty outside of steps
   bool patient = true;  ///< loads, saves or prepares: whoever waits for it waits
   double idle_s = 0.0;  ///< since the last sign of progress of the thread that works
-  double cpu_s = 0.0;   ///< CPU time of that thread since then: whoever waits in MPI or for a GPU is busy looking
+  double busy_s = 0.0;  ///< that thread ran or was ready to: whoever waits in MPI or for a GPU is busy looking
   std::optional<Collective> waiting;  ///< the collective that it is in, or the oldest that its GPU has not finished
   std::string transport_error;        ///< what NCCL says broke, if it did
   std::vector<GroupCount> groups;

@@ -59,7 +59,7 @@ class Judge {
     return ranks;
   }
 
-  static bool asleep(const Witness& rank) { return rank.report.cpu_s < 0.05 * rank.report.idle_s; }
+  static bool asleep(const Witness& rank) { return rank.report.busy_s < 0.05 * rank.report.idle_s; }
   std::string stalls(int64_t rank) const {
     return str("stalls: without progress for ", whole(ranks_[rank].report.idle_s), " s, ",
                asleep(ranks_[rank]) ? "asleep" : "busy");

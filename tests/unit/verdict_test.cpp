@@ -97,7 +97,7 @@ TEST_CASE("a collective that all came to may take as long as its bytes need") {
 
 TEST_CASE("who sleeps in a collective that the others are busy in holds them up") {
   Witness busy = waiting(9, 40), asleep = waiting(9, 40), behind = waiting(9, 40);
-  busy.report.cpu_s = 39;
+  busy.report.busy_s = 39;
   const std::string text = text_of({busy, asleep, busy});
   CHECK(text.find("rank 1 of 3 (host a, process 109) stalls: without progress for 40 s, asleep") == 0);
   CHECK(text.find("in the same collective: ranks 0 and 2") != std::string::npos);
@@ -150,7 +150,7 @@ TEST_CASE("a report survives its line") {
   Witness sent = waiting(9, 1.5);
   sent.report.host = "h\n\"\xff";
   sent.report.transport_error = "x";
-  sent.report.cpu_s = 0.25;
+  sent.report.busy_s = 0.25;
   const std::string line = to_line(sent.report);
   CHECK(line.find('\n') == std::string::npos);
   const std::optional<RankReport> got = report_from(line);
@@ -159,7 +159,7 @@ TEST_CASE("a report survives its line") {
   CHECK(got->place == "step 7, layer 2 on its way up");
   CHECK(!got->patient);
   CHECK(got->idle_s == 1.5);
-  CHECK(got->cpu_s == 0.25);
+  CHECK(got->busy_s == 0.25);
   CHECK(got->transport_error == "x");
   REQUIRE(got->waiting);
   CHECK(got->waiting->number == 9);
