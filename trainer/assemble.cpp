@@ -120,7 +120,8 @@ class Assembler {
     run.store = std::make_unique<WeightStore>(run.device);
     // The smallest of the GPUs and the fullest of the hosts decide for all: ranks that share weights place them alike.
     const Machine machine{run.device.type(), -launch_.max_over_world(-device_memory_bytes(run.device.type())),
-                          launch_.max_over_world(launch_.local_size())};
+                          launch_.max_over_world(launch_.local_size()),
+                          -launch_.max_over_world(-host_memory_bytes() / launch_.local_size())};
     run.plan = plan_memory(run.blueprint, recipe_, shape, machine, rows);
     run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, recipe_.mesh.shard);
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;

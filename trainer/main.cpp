@@ -27,6 +27,7 @@
 #include "trainer/exports/logits.h"
 #include "trainer/exports/merge.h"
 #include "trainer/exports/run_page.h"
+#include "trainer/exports/saved_run.h"
 #include "trainer/plan/draw_call.h"
 #include "trainer/plan/mesh_drawing.h"
 #include "trainer/plan/mesh_json.h"
@@ -126,12 +127,24 @@ class CommandLine {
         ->option_text("key.sub=value ...");
   }
   void takes_run(CLI::App* command) {
-    command->add_option("RUN", run_, "run folder or one of its checkpoints")->required();
+    command->add_option("RUN", run_, "run folder, of which the newest checkpoint is taken, or one of its checkpoints")
+        ->required();
+    takes_best(command);
+  }
+  void takes_best(CLI::App* command) {
+    command->add_flag("--best", best_, "Take the checkpoint with the least held-out loss (checkpoint.keep_best)");
   }
   void writes_folder(CLI::App* command) {
     command->add_option("--to", to_, "folder to write: new, empty or an earlier export")->required();
   }
+  CLI::Option* splits_model(CLI::App* command) {
+    return command->add_option("--max-shard-gb", shard_gb_, "Bytes of the model in one file, in 10^9; 5 if not given")
+        ->check(CLI::PositiveNumber)
+        ->option_text("GB");
+  }
+  std::uint64_t shard_bytes() const { return static_cast<std::uint64_t>(1e9 * shard_gb_); }
   Recipe recipe() const { return load_recipe(recipe_, overrides_); }
+  std::string chosen_run() const { return best_ ? best_checkpoint(run_).string() : run_; }
 
   void add_recipe_commands() {
     CLI::App* train_command =
@@ -169,7 +182,8 @@ class CommandLine {
   void add_run_commands() {
     CLI::App* export_command =
         add_text(app_, "export", "Write the adapter, or with --base the weights that it was trained on", [this] {
-          return base_ ? export_base(run_, to_) : export_adapter(run_, to_, adapter_reader(reader_), base_name_);
+          return base_ ? export_base(chosen_run(), to_, shard_bytes())
+                       : export_adapter(chosen_run(), to_, adapter_reader(reader_), base_name_);
         });
     takes_run(export_command);
     writes_folder(export_command);
@@ -177,21 +191,24 @@ class CommandLine {
         ->check(CLI::IsMember({"peft", "peft3d", "vllm", "sglang"}));
     CLI::Option* base_name = export_command->add_option(
         "--base-name", base_name_, "base model that the adapter names; the recipe's model.path if not given");
-    export_command
-        ->add_flag("--base", base_,
-                   "the frozen weights as they were trained on, or the weights that adapter: none trained")
-        ->excludes(base_name);
+    CLI::Option* base =
+        export_command
+            ->add_flag("--base", base_,
+                       "the frozen weights as they were trained on, or the weights that adapter: none trained")
+            ->excludes(base_name);
+    splits_model(export_command)->needs(base);
     CLI::App* merge_command =
-        add_text(app_, "merge", "Write the original model with the adapter merged into its weights",
-                 [this] { return merge_adapter(run_, to_, merge_format(format_)); });
+        add_text(app_, "merge", "Write the original model with what was trained: the adapter merged, or the weights",
+                 [this] { return merge_run(chosen_run(), to_, merge_format(format_), shard_bytes()); });
     takes_run(merge_command);
     writes_folder(merge_command);
+    splits_model(merge_command);
     merge_command->add_option("--for", format_, "hf: bf16 where the model is in FP8 or MXFP4 blocks; hf-fp8: FP8 stays")
         ->check(CLI::IsMember({"hf", "hf-fp8"}));
     CLI::App* logits_command =
         add_launched("logits", "Write the logits of some documents, to compare another reader of an export with",
                      [this](Launch& launch) {
-                       write_logits(run_, data_, documents_, to_, launch);
+                       write_logits(chosen_run(), data_, documents_, to_, launch);
                        return 0;
                      });
     takes_run(logits_command);
@@ -200,9 +217,10 @@ class CommandLine {
     logits_command->add_option("--documents", documents_, "the first so many")->check(CLI::Range(1, 10000));
     CLI::App* evaluate_command =
         add_launched("evaluate", "Say the held-out loss of a run's model, or of a model as it is; nothing trains",
-                     [this](Launch& launch) { return evaluate_model(run_, data_, overrides_, to_, launch); });
+                     [this](Launch& launch) { return evaluate_model(chosen_run(), data_, overrides_, to_, launch); });
     evaluate_command->add_option("RUN", run_, "run folder, one of its checkpoints, or a Hugging Face model's folder")
         ->required();
+    takes_best(evaluate_command);
     evaluate_command->add_option("DATA", data_, "held-out data, as data.eval takes it")->required();
     evaluate_command->add_option("--to", to_, "JSON lines file to write: the loss of each document");
     evaluate_command
@@ -379,10 +397,11 @@ class CommandLine {
   std::string recipe_, run_, data_, to_, name_, reader_ = "peft", format_ = "hf", base_name_;
   std::string svg_, picture_ = "mesh", html_;
   std::vector<std::string> overrides_, layouts_;
-  bool resume_ = false, base_ = false, digests_ = false, mesh_ = false;
+  bool resume_ = false, base_ = false, best_ = false, digests_ = false, mesh_ = false;
   PlanOptions plan_;
   BenchOptions bench_{.version = MOETUNE_VERSION};
   bool gives_text_ = true;  ///< standard output is what the command is for
+  double shard_gb_ = static_cast<double>(kShardBytes) / 1e9;
   int64_t ranks_ = 0, ranks_per_host_ = 0, show_ = 3, documents_ = 4, profile_ = 0;
 };
 

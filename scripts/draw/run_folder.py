@@ -231,10 +231,18 @@ class Run:
         loss, targets = number(entry.get("loss")), whole(entry.get("target_tokens"))
         self.evals = [e for e in self.evals if e[0] < step] + [(step, loss)]
         over = f" over {number_text(float(targets))} target tokens" if targets else ""
-        self.events.append(Event(step, "eval", f"held-out loss {number_text(loss)}{over}"))
+        best = ", the best so far" if entry.get("best") is True else ""
+        self.events.append(Event(step, "eval", f"held-out loss {number_text(loss)}{over}{best}"))
 
     def _take_save(self, step, entry):
-        self.events.append(Event(step, "save", f"saved in {seconds_text(number(entry.get('save_s')))}"))
+        stood, by = seconds_text(number(entry.get("save_s"))), whole(entry.get("whole_step"))
+        beside = by is not None and by > step
+        how = (
+            f"saved beside training, whole by step {by:,}; it stood still for {stood}"
+            if beside
+            else f"saved in {stood}"
+        )
+        self.events.append(Event(step, "save", how))
 
     def _take_end(self, step, entry):
         self.end = entry

@@ -146,6 +146,20 @@ class PageTest(unittest.TestCase):
         self.assertEqual(self.hover("Loss, nats")["series"][0]["xs"], [1, 2, 3, 4, 5, 6, 7])
         self.assertEqual(self.figures()[0]["last loss"].split("|")[0], "1.5")
 
+    def test_saved_beside_training(self):
+        """The line of a save that steps went on under stands behind them; a best evaluation is said to be one."""
+        lines = [start_line(steps=12)] + [step_line(s) for s in range(1, 11)]
+        lines.append(eval_line(10) | {"best": True})
+        lines += [step_line(11), step_line(12)]
+        lines.append(save_line(10) | {"whole_step": 12, "begun_at_s": 5.0, "whole_at_s": 9.0})
+        lines.append(save_line(12) | {"whole_step": 12})
+        self.page(write_run(self.folder / "a", lines + [end_line(12)]))
+        self.assertIn("saved beside training, whole by step 12; it stood still for 125 ms", self.text)
+        self.assertIn("saved in 125 ms", self.text)
+        self.assertIn("target tokens, the best so far", self.text)
+        (row,) = self.figures()
+        self.assertEqual(row["steps"], "12|of 12")
+
     def test_two(self):
         a, b = write_run(self.folder / "a"), write_run(self.folder / "b", steps=20, lr=0.5)
         self.page(a, b, "--holder", b, "process 17")

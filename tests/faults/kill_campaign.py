@@ -4,6 +4,7 @@ the run ends. What it then has is bit for bit what an undisturbed run has, and n
     .venv/bin/python tests/faults/kill_campaign.py [BUILD_FOLDER] [--kills N] [--seed S] [--ranks R] [--minutes M]
 
 A run is killed again and again (--kills-per-run) before it may end; a campaign is as many such runs as the kills need.
+Every other run, the first one too, writes its checkpoints while it trains; the undisturbed one writes them at once.
 """
 
 import argparse
@@ -27,13 +28,15 @@ SETTINGS = {
     "train.steps": STEPS,
     "checkpoint.every_steps": 3,
     "checkpoint.keep_last": 2,
-    "checkpoint.keep_best": "true",
+    "checkpoint.keep_best": 2,
     "eval.every_steps": 4,
 }
 
 
-def make_run(folder, ranks):
-    run = TinyRun(folder, **SETTINGS, **({"mesh.ep": 2} if ranks > 1 else {}))
+def make_run(folder, ranks, beside):
+    """`beside`: checkpoints are written while training goes on."""
+    mesh = {"mesh.ep": 2} if ranks > 1 else {}
+    run = TinyRun(folder, **SETTINGS, **mesh, **{"checkpoint.async": "true" if beside else "false"})
     lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
     (folder / "heldout.jsonl").write_text("".join(lines[:6]))
     run.values["data.eval"] = str(folder / "heldout.jsonl")
@@ -112,19 +115,20 @@ def leftovers(run):
     return [name for name in names if name.startswith((".saving", ".removing", "run.lock")) or ".tmp-" in name]
 
 
-def disturbed_run(folder, ranks, draw, kills, start_s, deadline):
-    """A run killed so often; (run, kills that hit it)."""
-    run, hits = make_run(folder, ranks), 0
+def disturbed_run(folder, ranks, beside, draw, kills, start_s, deadline):
+    """A run killed so often; (run, kills that hit it, of these while a checkpoint was written)."""
+    run, hits, in_saves = make_run(folder, ranks, beside), 0, 0
     process = run.start(ranks)
     while hits < kills and time.time() < deadline:
         if not wait_for_instant(run, process, draw, start_s):
             break
         kill(process, draw, ranks)
         hits += 1
+        in_saves += bool(list((run.folder / "run" / "checkpoints").glob(".saving-*")))
         process = run.start(ranks, resume=True)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, f"after {hits} kills: exit code {process.returncode}\n{output[-3000:]}"
-    return run, hits
+    return run, hits, in_saves
 
 
 def main():
@@ -140,7 +144,7 @@ def main():
     deadline = time.time() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as root:
         root = pathlib.Path(root)
-        whole = make_run(root / "whole", options.ranks)
+        whole = make_run(root / "whole", options.ranks, beside=False)
         begin = time.time()
         process = whole.start(options.ranks)
         whole.wait_for_step(1, process)
@@ -156,13 +160,21 @@ def main():
         while total < options.kills and time.time() < deadline:
             number += 1
             kills = min(options.kills_per_run, options.kills - total)
-            run, hits = disturbed_run(root / f"run-{number}", options.ranks, draw, kills, start_s, deadline)
+            beside = number % 2 == 1
+            run, hits, in_saves = disturbed_run(
+                root / f"run-{number}", options.ranks, beside, draw, kills, start_s, deadline
+            )
             total += hits
             found = result_of(run)
             for what, value in expected.items():
                 assert found[what] == value, f"run {number} (seed {options.seed}): {what} differs: {found[what]}"
             assert not leftovers(run), f"run {number}: left behind: {leftovers(run)}"
-            print(f"run {number}: {hits} kills, {total} in all: the same adapter, state, losses", flush=True)
+            how = "beside training" if beside else "at once"
+            print(
+                f"run {number}: {hits} kills, {in_saves} while a checkpoint was written ({how}), {total} in all: the "
+                "same adapter, state, losses",
+                flush=True,
+            )
             shutil.rmtree(run.folder)
     print(f"{total} kills, {number} runs, all equal to the undisturbed one; adapter {expected['adapter'][:16]}")
 

@@ -304,6 +304,17 @@ class RunFolderTest(unittest.TestCase):
         resumed.values["train.steps"] = 30
         resumed.finish(resume=True)
         self.assertEqual([path.name for path in resumed.checkpoints()], [path.name for path in whole.checkpoints()])
+        # Three are kept where three are asked for, and the first of them is what --best takes.
+        three = make("three", **{"checkpoint.keep_best": 3})
+        three.finish()
+        ranked = sorted(losses, key=losses.get)[:3]
+        self.assertEqual(sorted(int(path.name[5:]) for path in three.checkpoints()), sorted({*ranked, 30}))
+        text = moetune("inspect", three.folder / "run")
+        for step in ranked:
+            self.assertIn(f"step {step}, held-out loss ", text)
+        moetune("export", three.folder / "run", "--best", "--to", self.folder / "best of three")
+        self.assertEqual(json.loads((self.folder / "best of three" / "moetune_export.json").read_text())["step"], best)
+        self.assertEqual([line["step"] for line in three.lines("eval") if line["best"]][-1], best)
         # Over other held-out data another loss counts.
         resumed.values |= {"train.steps": 31, "eval.max_sequences": 1}
         self.assertIn("no longer counts: it was evaluated on other data", resumed.finish(resume=True))

@@ -198,6 +198,57 @@ class ExportTest(ExportCase):
                 actual = self.logits(self.load(run.parent / "model"))
                 self.assert_same(actual, self.own_logits(run), self.logits(self.load(self.model(name))))
 
+    def test_trained_weights_merge(self):
+        """`merge` of a run of weights: the trained weights in the source's dtypes and, in files of at most 40 kB, as
+        transformers finds them by the index that it would have written itself."""
+        run = self.train(self.model("groups"), "none", weights="pretrained")
+        report = self.moetune("merge", run, "--to", run.parent / "merged", "--max-shard-gb", "4e-5")
+        self.assertIn("trained weights of step", report)
+        folder = run.parent / "merged"
+        self.assert_same(
+            self.logits(self.load(folder)), self.own_logits(run), self.logits(self.load(self.model("groups")))
+        )
+        merged, original = models.read(folder), models.read(self.model("groups"))
+        self.assertEqual({n: t.dtype for n, t in merged.items()}, {n: t.dtype for n, t in original.items()})
+        shards = sorted(folder.glob("model-*.safetensors"))
+        self.assertGreater(len(shards), 3)
+        largest = max(tensor.nbytes for tensor in merged.values())
+        self.assertTrue(all(sum(t.nbytes for t in load_file(s).values()) <= max(40_000, largest) for s in shards))
+        # Of the same model transformers' own writer names total size, tensors and files in the same way.
+        self.load(folder).save_pretrained(run.parent / "theirs", max_shard_size="40KB")
+        read = lambda path: json.loads((path / "model.safetensors.index.json").read_text())
+        ours, theirs = read(folder), read(run.parent / "theirs")
+        self.assertEqual(ours.keys(), theirs.keys())
+        self.assertEqual(ours["metadata"].keys(), theirs["metadata"].keys())
+        self.assertEqual(ours["metadata"]["total_size"], sum(tensor.nbytes for tensor in merged.values()))
+        self.assertEqual(set(ours["weight_map"].values()), {shard.name for shard in shards})
+        self.assertRegex(shards[0].name, r"^model-00001-of-\d{5}\.safetensors$")
+        self.assertRegex(min(theirs["weight_map"].values()), r"^model-00001-of-\d{5}\.safetensors$")
+
+    def test_trained_weights_of_fp8(self):
+        """A run of weights on an FP8 checkpoint: bf16 by default, FP8 blocks again on request."""
+        run = self.train(self.model("fp8"), "none", weights="pretrained")
+        self.moetune("merge", run, "--to", run.parent / "bf16")
+        self.moetune("merge", run, "--to", run.parent / "fp8", "--for", "hf-fp8")
+
+        def stored(folder):
+            files = sorted(pathlib.Path(folder).glob("*.safetensors"))
+            return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+        wide, blocks = stored(run.parent / "bf16"), stored(run.parent / "fp8")
+        kinds = lambda tensors: {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+        self.assertEqual(kinds(blocks), kinds(stored(self.model("fp8"))))
+        scaled = [name for name in blocks if name + "_scale_inv" in blocks]
+        self.assertTrue(scaled)
+        for name in scaled:
+            scale = blocks[name + "_scale_inv"].double().repeat_interleave(128, 0).repeat_interleave(128, 1)
+            held = blocks[name].double() * scale[: wide[name].shape[0], : wide[name].shape[1]]
+            error = (held - wide[name].double()).abs()
+            # Half a step of e4m3, and of bf16.
+            self.assertTrue(
+                (error <= wide[name].double().abs() * (2.0**-4 + 2.0**-8) + scale.max() * 2.0**-10).all(), name
+            )
+
     def test_nothing_is_written_over(self):
         run = self.train(self.model("groups"), self.adapter_section(["attention"]))
         before = {path: path.read_bytes() for path in pathlib.Path(self.model("groups")).iterdir()}

@@ -4,12 +4,15 @@
 #include <sys/stat.h>
 
 #include <fstream>
+#include <future>
+#include <thread>
 
 #include <nlohmann/json.hpp>
 
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/comm/launch.h"
+#include "tests/support/memory_count.h"
 #include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
 #include "tests/support/tiny_model.h"
@@ -51,6 +54,18 @@ struct Run {
     }
     return found;
   }
+  /// As training would, in place.
+  void change(double by) {
+    at::NoGradGuard no_grad;
+    optimizer.flush();
+    for (Optimizer::Shard& shard : optimizer.shards()) {
+      for (const at::Tensor& tensor : {shard.master, shard.first_moment, shard.second_moment}) tensor.add_(by);
+    }
+    optimizer.publish();
+    for (Block& block : tiny.model->blocks) {
+      if (block.is_moe()) block.router()->bias().add_(by);
+    }
+  }
   Launch launch;
   Mesh mesh{launch, {1, 1, 1, 1}};
   TinyModel tiny;
@@ -73,11 +88,29 @@ void flip_byte(const fs::path& path, int64_t from_end) {
 }
 
 struct Place {
+  explicit Place(std::unique_ptr<OrderedWorker> writer = nullptr)
+      : checkpoints(folder.path(), mesh, "", std::move(writer)) {}
+  fs::path step(int64_t number) const { return folder.path() + "/step-0000000" + std::to_string(number); }
+  std::vector<int64_t> steps() const {
+    std::vector<int64_t> found;
+    for (const fs::path& path : list_checkpoints(folder.path())) found.push_back(*step_of_name(path));
+    return found;
+  }
   Launch launch;
   Mesh mesh{launch, {1, 1, 1, 1}};
   TemporaryFolder folder;
-  Checkpoints checkpoints{folder.path(), mesh};
-  fs::path step(int64_t number) const { return folder.path() + "/step-0000000" + std::to_string(number); }
+  Checkpoints checkpoints;
+};
+
+/// Holds a writer's first job back.
+struct Gate {
+  std::unique_ptr<OrderedWorker> worker() {
+    auto worker = std::make_unique<OrderedWorker>(1);
+    worker->post([opened = opened.get_future().share()] { opened.wait(); });
+    return worker;
+  }
+  void open() { opened.set_value(); }
+  std::promise<void> opened;
 };
 
 const char* const kState = "state-00000-of-00001.safetensors";
@@ -156,7 +189,7 @@ TEST_CASE("any flipped bit of any file of a checkpoint is noticed", "[checkpoint
   Place place;
   Run run(1);
   run.state.config_text = "{\"model_type\": \"tiny\"}";
-  run.state.best = BestStep{1, 0.75, "d"};
+  run.state.best = {{1, 0.75, "d"}};
   place.checkpoints.save(2, run.state, 5);
   REQUIRE(damage_of(place.step(2)).empty());
   for (const char* name : {"manifest.json", "recipe.yaml", "config.json", kState}) {
@@ -286,23 +319,153 @@ TEST_CASE("saving loses nothing that a user put where checkpoints go", "[checkpo
   CHECK(read_text_file(place.step(1).string() + "-before-2/notes.txt") == "the good one");
 }
 
-TEST_CASE("the best checkpoint stays beside the last ones, and a resumed run knows it", "[checkpoint]") {
+TEST_CASE("the best checkpoints stay beside the last ones, and a resumed run knows them", "[checkpoint]") {
   Place place;
   Run run(1), loaded(1000);
-  auto steps = [&] {
-    std::vector<int64_t> found;
-    for (const fs::path& path : list_checkpoints(place.folder.path())) found.push_back(*step_of_name(path));
-    return found;
-  };
-  run.state.best = BestStep{1, 0.1 + 0.2, "d"};
+  const std::vector<BestStep> one = {{1, 0.1 + 0.2, "d"}}, two = {{5, 0.25, "d"}, {1, 0.1 + 0.2, "d"}};
+  run.state.best = one;
   for (int64_t step = 1; step <= 4; ++step) place.checkpoints.save(step, run.state, 2);
-  CHECK(steps() == std::vector<int64_t>{1, 3, 4});
+  CHECK(place.steps() == std::vector<int64_t>{1, 3, 4});
   CHECK(place.checkpoints.load_latest(loaded.state) == 4);
-  REQUIRE(loaded.state.best);
-  CHECK(*loaded.state.best == BestStep{1, 0.1 + 0.2, "d"});
-  run.state.best = BestStep{5, 0.25, "d"};
-  place.checkpoints.save(5, run.state, 2);
-  CHECK(steps() == std::vector<int64_t>{4, 5});
+  CHECK((loaded.state.best == one));
+  run.state.best = two;
+  for (int64_t step = 5; step <= 7; ++step) place.checkpoints.save(step, run.state, 1);
+  CHECK(place.steps() == std::vector<int64_t>{1, 5, 7});
+  CHECK(place.checkpoints.load_latest(loaded.state) == 7);
+  CHECK((loaded.state.best == two));
+  run.state.best = {{8, 0.125, "d"}, {5, 0.25, "d"}};
+  place.checkpoints.save(8, run.state, 1);
+  CHECK(place.steps() == std::vector<int64_t>{5, 8});
+}
+
+TEST_CASE("a manifest of a version that kept one best checkpoint is read", "[checkpoint]") {
+  Place place;
+  Run run(1);
+  run.state.best = {{1, 0.75, "d"}};
+  place.checkpoints.save(1, run.state, 1);
+  const std::string path = (place.step(1) / "manifest.json").string();
+  nlohmann::ordered_json json = nlohmann::ordered_json::parse(read_text_file(path));
+  json.erase("digest");
+  json["format"] = "moetune-checkpoint-2";
+  json["best"] = {{"step", 1}, {"loss", 0.75}, {"data", "d"}};
+  write_text_atomically(path, json.dump());
+  CHECK((read_manifest(place.step(1)).best == run.state.best));
+}
+
+TEST_CASE("what is written beside training is what was there when it was begun", "[checkpoint]") {
+  Gate gate;
+  Place place(gate.worker());
+  Run run(1), loaded(1000);
+  place.checkpoints.save(1, run.state, 1);
+  const std::vector<at::Tensor> at_one = run.numbers();
+  run.change(2.0);
+  run.state.best = {{2, 0.5, "d"}};
+  const std::vector<at::Tensor> at_two = run.numbers();
+  place.checkpoints.begin(2, run.state, 1);
+  CHECK(place.checkpoints.unfinished() == 2);
+  // Training goes on, and nothing is written yet.
+  run.change(3.0);
+  run.state.best = {};
+  CHECK(!place.checkpoints.has_done_its_part());
+  CHECK_THROWS_AS(place.checkpoints.advance(), InternalError);  // the manifest would lack this rank's file
+  CHECK(place.steps() == std::vector<int64_t>{1});
+  CHECK(place.checkpoints.load_latest(loaded.state) == 1);
+  CHECK(all_equal(loaded.numbers(), at_one));
+  gate.open();
+  std::optional<Checkpoints::Time> whole_at;
+  int64_t advanced = 0;
+  for (; !whole_at; ++advanced) {
+    while (!place.checkpoints.has_done_its_part()) std::this_thread::yield();
+    // The one before goes when the new one is there, not earlier.
+    if (advanced == 0) CHECK(place.steps() == std::vector<int64_t>{1});
+    whole_at = place.checkpoints.advance();
+  }
+  CHECK(advanced == 2);
+  CHECK(!place.checkpoints.unfinished());
+  CHECK(place.steps() == std::vector<int64_t>{2});
+  CHECK(place.checkpoints.load_latest(loaded.state) == 2);
+  CHECK(all_equal(loaded.numbers(), at_two));
+  CHECK((loaded.state.best == std::vector<BestStep>{{2, 0.5, "d"}}));
+  // The same memory serves the next, and waiting for it does the same.
+  place.checkpoints.begin(3, run.state, 1);
+  CHECK_THROWS_AS(place.checkpoints.save(4, run.state, 1), InternalError);
+  place.checkpoints.finish();
+  CHECK(place.steps() == std::vector<int64_t>{3});
+  CHECK(place.checkpoints.load_latest(loaded.state) == 3);
+  CHECK(all_equal(loaded.numbers(), run.numbers()));
+}
+
+// Whatever the size of the model: nothing but the copy that saving beside training asks for, and on the way back a
+// tensor at a time.
+TEST_CASE("saving and loading hold one tensor at a time beside what the optimizer holds", "[checkpoint]") {
+  Place place(std::make_unique<OrderedWorker>(1));
+  Run run(1), loaded(1000);
+  run.optimizer.flush();
+  int64_t saved_bytes = 0, largest = 0, biases = 0;
+  for (const Parameter& parameter : run.tiny.model->parameters.all()) {
+    saved_bytes += 3 * 4 * parameter.working.numel();
+    largest = std::max<int64_t>(largest, 4 * parameter.working.numel());
+  }
+  for (Block& block : run.tiny.model->blocks) {
+    if (block.is_moe()) biases += static_cast<int64_t>(block.router()->bias().nbytes());
+  }
+  REQUIRE(saved_bytes > 20 * largest);
+  constexpr int64_t kRounding = 64;  // the allocator's, of a tensor
+  const int64_t small = 2 * biases + 100 * kRounding;
+  CHECK(peak_tensor_bytes([&] { place.checkpoints.save(1, run.state, 1); }) <= small);
+  const int64_t copied = peak_tensor_bytes([&] { place.checkpoints.reserve(run.state); });
+  CHECK(copied >= saved_bytes);
+  CHECK(copied <= saved_bytes + small);
+  CHECK(CheckpointPart::copied_bytes(saved_bytes / 12, at::kFloat) == saved_bytes);
+  for (const int64_t step : {2, 3}) {
+    auto count = std::make_shared<MemoryCount>();
+    {
+      const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, count);
+      place.checkpoints.begin(step, run.state, 1);
+    }
+    CHECK(std::max(count->largest, count->peak) <= small);  // into the same memory
+    place.checkpoints.finish();
+  }
+  // What was read, put together, and one more for the copy in the right dtype.
+  loaded.optimizer.flush();
+  CHECK(peak_tensor_bytes([&] { place.checkpoints.load_latest(loaded.state); }) <= 3 * largest + small);
+}
+
+TEST_CASE("a disk that fails beside training is named, and what was whole stays", "[checkpoint]") {
+  Gate gate;
+  Place place(gate.worker());
+  Run run(1), loaded(1000);
+  place.checkpoints.save(1, run.state, 1);
+  place.checkpoints.begin(2, run.state, 1);
+  fs::remove_all(place.folder / ".saving-step-00000002");
+  gate.open();
+  SECTION("asked between steps") {
+    const std::string message = message_of<UserError>([&] {
+      while (!place.checkpoints.has_done_its_part()) std::this_thread::yield();
+    });
+    CHECK(contains(message, str(".saving-step-00000002/", kState)));
+  }
+  SECTION("waited for") {
+    CHECK(contains(message_of<UserError>([&] { place.checkpoints.finish(); }), kState));
+  }
+  CHECK(place.steps() == std::vector<int64_t>{1});
+  CHECK(place.checkpoints.load_latest(loaded.state) == 1);
+}
+
+TEST_CASE("a run that ends while a checkpoint is written leaves the one before", "[checkpoint]") {
+  Gate gate;
+  TemporaryFolder folder;
+  Run run(1);
+  {
+    Launch launch;
+    Mesh mesh(launch, {1, 1, 1, 1});
+    Checkpoints checkpoints(folder.path(), mesh, "token", gate.worker());
+    checkpoints.save(1, run.state, 1);
+    checkpoints.begin(2, run.state, 1);
+    gate.open();
+  }
+  CHECK(damage_of(folder / "step-00000001").empty());
+  CHECK(!fs::exists(folder / "step-00000002"));
 }
 
 TEST_CASE("what killed saves left goes, and nothing else", "[checkpoint]") {

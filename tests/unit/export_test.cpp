@@ -9,6 +9,7 @@
 #include "lora/adapters/peft_files.h"
 #include "lora/formats/nf4.h"
 #include "parallel/base/files.h"
+#include "tests/support/memory_count.h"
 #include "tests/support/message_of.h"
 #include "tests/support/tiny_run.h"
 #include "trainer/exports/export.h"
@@ -231,7 +232,24 @@ TEST_CASE("weights that were trained leave as a model", "[export]") {
   }
   CHECK(contains(message_of<UserError>([&] { export_adapter(run.folder(), run.to("x"), AdapterReader::kPeft); }),
                  "--base"));
-  CHECK(contains(message_of<UserError>([&] { merge_adapter(run.folder(), run.to("x")); }), "--base"));
+  // What --for hf of a run of weights is: the same in the dtypes of the source.
+  const std::string report = merge_run(run.folder(), run.to("merged"));
+  CHECK(contains(report, "trained weights of step 7"));
+  const auto merged = read_all(run.to("merged") + "/model.safetensors");
+  REQUIRE(names_of(merged) == names_of(run.weights));
+  for (const auto& [name, tensor] : merged) {
+    INFO(name);
+    CHECK(tensor.scalar_type() == run.weights.at(name).scalar_type());
+    const bool bias = ends_with(name, "e_score_correction_bias");
+    CHECK(at::equal(tensor, bias ? run.weights.at(name) : run.trained.at(name).to(tensor.scalar_type())));
+  }
+  const TinyRun wide({.adapter = "none", .base = "fp32", .compute = "bf16", .router_bias = "update"});
+  merge_run(wide.folder(), wide.to("merged"));
+  for (const auto& [name, tensor] : read_all(wide.to("merged") + "/model.safetensors")) {
+    INFO(name);
+    const bool bias = ends_with(name, "e_score_correction_bias");
+    CHECK(at::equal(tensor, bias ? wide.router_bias : wide.trained.at(name)));  // fp32 as the masters: bit for bit
+  }
 }
 
 TEST_CASE("a merge adds s B A to the original weights and rounds once", "[export]") {
@@ -240,7 +258,7 @@ TEST_CASE("a merge adds s B A to the original weights and rounds once", "[export
         {.adapter = str("{rank: 2, alpha: 6, rslora: ", rslora ? "true" : "false", ", targets: [attention, experts]}"),
          .router_bias = rslora ? "update" : "frozen",
          .stored = at::kBFloat16});
-    const std::string report = merge_adapter(run.folder(), run.to("out"));
+    const std::string report = merge_run(run.folder(), run.to("out"));
     const auto tensors = read_all(run.to("out") + "/model.safetensors");
     REQUIRE(names_of(tensors) == names_of(run.weights));
     int64_t changed = 0;
@@ -270,12 +288,12 @@ TEST_CASE("a merge adds s B A to the original weights and rounds once", "[export
 
 TEST_CASE("a merge warns where rounding swallows the delta, and refuses another model", "[export]") {
   const TinyRun small({.adapter = "{rank: 2, alpha: 0.001, targets: [attention, experts]}", .stored = at::kBFloat16});
-  CHECK(contains(merge_adapter(small.folder(), small.to("out")), "warning: rounding disturbs"));
+  CHECK(contains(merge_run(small.folder(), small.to("out")), "warning: rounding disturbs"));
   const TinyRun run({.maps = {{"0.self_attn.o_proj", 2}}});
   std::map<std::string, at::Tensor> others = run.weights;
   others["model.layers.0.self_attn.o_proj.weight"] = at::zeros({16, 32});
   write_tensors((run.model() / "model.safetensors").string(), {others.begin(), others.end()}, {});
-  CHECK(contains(message_of<UserError>([&] { merge_adapter(run.folder(), run.to("out")); }),
+  CHECK(contains(message_of<UserError>([&] { merge_run(run.folder(), run.to("out")); }),
                  "model.layers.0.self_attn.o_proj"));
   CHECK_FALSE(fs::exists(run.to("out")));
 }
@@ -291,7 +309,7 @@ TEST_CASE("FP8 weights are merged in bf16 and lose their scales", "[export]") {
   nlohmann::ordered_json config = tiny_config();
   config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}};
   write_text_atomically((run.model() / "config.json").string(), config.dump());
-  merge_adapter(run.folder(), run.to("out"));
+  merge_run(run.folder(), run.to("out"));
   const auto tensors = read_all(run.to("out") + "/model.safetensors");
   REQUIRE(names_of(tensors) == names_of(run.weights));
   const at::Tensor q = stored.at("model.layers.0.self_attn.q_a_proj.weight").to(at::kDouble) * 0.5;
@@ -302,6 +320,74 @@ TEST_CASE("FP8 weights are merged in bf16 and lose their scales", "[export]") {
                            3.0;
   CHECK(is_rounded(tensors.at(o + ".weight"), stored.at(o + ".weight").to(at::kDouble) * 0.5 + delta));
   CHECK_FALSE(nlohmann::json::parse(read_text_file(run.to("out") + "/config.json")).contains("quantization_config"));
+}
+
+TEST_CASE("weights that were trained leave in FP8 blocks where the source has such", "[export]") {
+  for (const char* scale_fmt : {"", "ue8m0"}) {
+    const TinyRun run({.adapter = "none", .base = "fp32", .compute = "bf16", .stored = at::kBFloat16});
+    CHECK(contains(message_of<UserError>([&] { merge_run(run.folder(), run.to("out"), MergeFormat::kHfFp8); }),
+                   "not in FP8 blocks"));
+    const std::string path = "model.layers.0.self_attn.o_proj";
+    std::map<std::string, at::Tensor> stored = run.weights;
+    stored[path + ".weight"] = run.weights.at(path + ".weight").to(at::kFloat8_e4m3fn);
+    stored[path + ".weight_scale_inv"] = at::full({1, 1}, 0.5, at::kFloat);
+    write_tensors((run.model() / "model.safetensors").string(), {stored.begin(), stored.end()}, {});
+    nlohmann::ordered_json config = tiny_config();
+    config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}};
+    if (*scale_fmt != 0) config["quantization_config"]["scale_fmt"] = scale_fmt;
+    write_text_atomically((run.model() / "config.json").string(), config.dump());
+    merge_run(run.folder(), run.to("out"), MergeFormat::kHfFp8);
+    const auto tensors = read_all(run.to("out") + "/model.safetensors");
+    REQUIRE(names_of(tensors) == names_of(stored));
+    for (const auto& [name, tensor] : tensors) {
+      if (name.starts_with(path) || ends_with(name, "e_score_correction_bias")) continue;
+      INFO(name);
+      CHECK(at::equal(tensor, run.trained.at(name).to(stored.at(name).scalar_type())));
+    }
+    // One block: its largest number is e4m3's largest, or within a factor of two where scales are powers of two; all
+    // others lie within half a step, 2^-4 of themselves or the smallest number's half.
+    const at::Tensor master = run.trained.at(path + ".weight").to(at::kDouble);
+    const double scale = tensors.at(path + ".weight_scale_inv").item<double>(),
+                 largest = master.abs().max().item<double>() / 448.0;
+    if (*scale_fmt == 0) CHECK(std::abs(scale - largest) <= 1e-6 * largest);
+    else CHECK((scale >= largest && scale < 2.0 * largest && std::exp2(std::round(std::log2(scale))) == scale));
+    const at::Tensor error = (tensors.at(path + ".weight").to(at::kDouble) * scale - master).abs();
+    CHECK(error.le(master.abs() / 16.0 + scale * std::pow(2.0, -10)).all().item<bool>());
+    const auto written = nlohmann::json::parse(read_text_file(run.to("out") + "/config.json"));
+    CHECK(written.contains("quantization_config"));
+  }
+}
+
+TEST_CASE("exports of trained weights hold one tensor at a time", "[export]") {
+  const TinyRun run({.adapter = "none", .base = "fp32", .compute = "bf16"});
+  int64_t all = 0, largest = 0;
+  for (const auto& [name, tensor] : run.weights) {
+    all += 4 * tensor.numel();
+    largest = std::max<int64_t>(largest, 4 * tensor.numel());
+  }
+  // Two parts of the saved tensor, put together, in the dtype that leaves; and the allocator's rounding.
+  const int64_t bound = 3 * largest + 10 * 64;
+  REQUIRE(all > 3 * bound);
+  CHECK(peak_tensor_bytes([&] { export_base(run.folder(), run.to("base")); }) <= bound);
+  CHECK(peak_tensor_bytes([&] { merge_run(run.folder(), run.to("merged")); }) <= bound);
+}
+
+TEST_CASE("the best checkpoint is one of the run folder's", "[export]") {
+  const TinyRun run;
+  CHECK(contains(message_of<UserError>([&] { best_checkpoint(run.folder()); }), "kept no checkpoint as the best"));
+  CHECK(contains(message_of<UserError>([&] { best_checkpoint(run.checkpoint()); }), "is one checkpoint"));
+  CHECK(contains(message_of<UserError>([&] { best_checkpoint(run.model()); }), "holds no checkpoint"));
+  Manifest newest = read_manifest(run.checkpoint());
+  newest.step = 9;
+  newest.best = {{8, 0.25, "d"}, {7, 0.5, "d"}};
+  const fs::path later = run.folder() / "checkpoints" / "step-00000009";
+  fs::copy(run.checkpoint(), later, fs::copy_options::recursive);
+  write_manifest(later, newest);
+  CHECK(contains(message_of<UserError>([&] { best_checkpoint(run.folder()); }), "step-00000008, is damaged"));
+  newest.best.erase(newest.best.begin());
+  write_manifest(later, newest);
+  CHECK(best_checkpoint(run.folder()) == run.checkpoint());
+  CHECK(contains(inspect(later.string(), false), "best so far: step 7, held-out loss 0.5"));
 }
 
 TEST_CASE("a model is split into shards that its index finds again", "[export]") {

@@ -12,6 +12,7 @@
 #include "parallel/comm/launch.h"
 #include "tests/support/catch.h"
 #include "tests/support/deepseek_v3_config.h"
+#include "tests/support/memory_count.h"
 #include "tests/support/message_of.h"
 #include "tests/support/stand_in_group.h"
 #include "trainer/assemble.h"
@@ -92,16 +93,6 @@ struct Built {
   StandInGroup group;  // the tensor axis
   std::unique_ptr<TokenExchange> exchange;
   std::unique_ptr<Model> model;
-};
-
-/// Counts what the CPU allocator hands out on this thread.
-class MemoryCount final : public c10::MemoryReportingInfoBase {
- public:
-  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
-    peak = std::max(peak, now += bytes);
-  }
-  bool memoryProfilingEnabled() const override { return true; }
-  int64_t now = 0, peak = 0;
 };
 
 /// Of shards, which lie outside the allocator that MemoryCount sees.
@@ -449,6 +440,33 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
   const MemoryPlan away_too = planned({"offload.activations=host"}, {1, 1, 1, 1}, 0);
   CHECK(part(away_too, "kept block inputs") == 61 * int64_t{16384} * 7168 * 2);
   CHECK(away_too.host_bytes() == 61 * int64_t{16384} * 7168 * 2 + away_too.trained_numbers * 18);
+}
+
+TEST_CASE("memory plan: the copy that a checkpoint is written from") {
+  json object = kTiny;
+  object.update({{"hidden_size", 1024}, {"vocab_size", 4096}});
+  const Blueprint config = parse_blueprint(object, "config.json");
+  const auto plan_of = [&](std::vector<std::string> overrides, int64_t host_memory_bytes = 0) {
+    overrides.insert(overrides.end(), {"adapter=none", "model.base=bf16"});
+    return plan_memory(config, recipe_of(overrides), {1, 1, 1, 1}, {at::kCUDA, 0, 0, host_memory_bytes});
+  };
+  const MemoryPlan saves = plan_of({"checkpoint.every_steps=5"}), at_end = plan_of({});
+  // Master and two moments, 12 of the 18 bytes of a number that the optimizer keeps; 64 MiB is what auto asks for.
+  CHECK(saves.copied_save_bytes == part(saves, "optimizer") / 18 * 12);
+  CHECK(part(saves, "checkpoint on its way") == saves.copied_save_bytes);
+  REQUIRE(saves.copied_save_bytes > 64 << 20);
+  CHECK(saves.host_bytes() == part(saves, "optimizer") + saves.copied_save_bytes);
+  CHECK(at_end.copied_save_bytes == 0);
+  CHECK(at_end.host_bytes() == part(at_end, "optimizer"));
+  CHECK(plan_of({"checkpoint.every_minutes=5"}).copied_save_bytes > 0);
+  CHECK(plan_of({"checkpoint.every_steps=5", "checkpoint.async=false"}).copied_save_bytes == 0);
+  CHECK(plan_of({"checkpoint.async=true"}).copied_save_bytes > 0);
+  // Where the host has no room for it, auto writes at once.
+  CHECK(plan_of({"checkpoint.every_steps=5"}, saves.host_bytes()).copied_save_bytes == 0);
+  CHECK(plan_of({"checkpoint.every_steps=5"}, 2 * saves.host_bytes()).copied_save_bytes > 0);
+  // And what is small.
+  const MemoryPlan small = plan_memory(config, recipe_of({"checkpoint.every_steps=5"}), {1, 1, 1, 1}, {at::kCUDA});
+  CHECK(small.copied_save_bytes == 0);
 }
 
 TEST_CASE("memory plan: targets without a match") {

@@ -34,6 +34,8 @@ TEST_CASE("jobs are done in order, and waiting waits for no more than was asked"
     while (!may_end) std::this_thread::yield();
   });
   worker.wait(last);
+  CHECK(worker.is_done(last));
+  CHECK(!worker.is_done(blocked));
   REQUIRE(order.size() == 100);
   for (int i = 0; i < 100; ++i) CHECK(order[i] == i);
   CHECK(inside == threads + 1);
@@ -50,6 +52,7 @@ TEST_CASE("what a job threw is thrown where it is waited for, and nothing follow
   worker.post([] { throw std::runtime_error("no room"); });
   const int64_t behind = worker.post([&] { followed = true; });
   CHECK_THROWS_WITH(worker.wait(behind), "no room");
+  CHECK(worker.is_done(behind));
   CHECK(!followed);
 }
 

@@ -115,7 +115,7 @@ offload: {frozen: 1536MiB, activations: host}
 exchange: {buffer_rows: 1000}
 router: {train: lora, bias: update, bias_rate: 0.002, balance_loss: 0.01}
 mtp: {loss_weight: 0.3}
-checkpoint: {every_steps: 100, every_minutes: 30, keep_last: 3}
+checkpoint: {every_steps: 100, every_minutes: 30, keep_last: 3, keep_best: 2, async: false}
 eval: {every_steps: 50, at_start: true, max_sequences: 9}
 deterministic: true
 )",
@@ -164,10 +164,26 @@ deterministic: true
   CHECK(recipe.exchange == ExchangeRecipe{1000});
   CHECK(recipe.router == RouterRecipe{RouterTraining::kLora, RouterBias::kUpdate, 0.002, 0.01, {}});
   CHECK(recipe.mtp == MtpRecipe{0.3});
-  CHECK(recipe.checkpoint == CheckpointRecipe{100, 30.0, 3});
+  CHECK(recipe.checkpoint == CheckpointRecipe{100, 30.0, 3, 2, AsyncSave::kFalse});
   CHECK(recipe.eval == EvalRecipe{50, true, 9});
   CHECK(recipe.deterministic);
   CHECK(same_values(parse_recipe(dump_resolved(recipe), "dump.yaml"), recipe));
+}
+
+TEST_CASE("recipe: how many best checkpoints are kept was once a switch") {
+  const std::vector<std::string> evaluated = {"data.eval=e.jsonl", "eval.every_steps=5"};
+  const auto kept = [&](const std::string& value) {
+    std::vector<std::string> overrides = evaluated;
+    overrides.push_back("checkpoint.keep_best=" + value);
+    return parse_recipe(kSmall, "r.yaml", overrides).checkpoint.keep_best;
+  };
+  CHECK(kept("true") == 1);
+  CHECK(kept("false") == 0);
+  CHECK(kept("3") == 3);
+  CHECK(
+      contains(mistakes_of(kSmall, {"checkpoint.keep_best=1"}), "give data.eval (or data.eval_split) and eval.every"));
+  CHECK(contains(mistakes_of(kSmall, {"checkpoint.keep_best=-1"}), "whole number from 0 to 10000"));
+  CHECK(contains(mistakes_of(kSmall, {"checkpoint.keep_last=true"}), "checkpoint.keep_last"));
 }
 
 TEST_CASE("recipe: each mistake has its message") {

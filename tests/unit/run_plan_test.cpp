@@ -125,6 +125,26 @@ TEST_CASE("a step takes what its products take at the machine's rates", "[run_pl
   CHECK(near(plan.run.hours, (besides + 25 * step.seconds) / 3600));
 }
 
+// A disk of 1e9 bytes a second, copies at 5e9: the last save is waited for, the others where writing outlasts the
+// steps.
+TEST_CASE("saving beside training costs the copy, and what writing takes longer than the steps between", "[run_plan]") {
+  const std::vector<std::string> full = {"adapter=none", "model.base=bf16"};
+  const auto plan_of = [&](std::vector<std::string> overrides) {
+    overrides.insert(overrides.end(), full.begin(), full.end());
+    PlanRequest request = request_of("qwen3-30b-a3b", overrides);
+    request.host_memory_bytes = int64_t{1} << 50;
+    return plan_run(request);
+  };
+  const RunPlan at_once = plan_of({"checkpoint.every_steps=12", "checkpoint.async=false"}),
+                beside = plan_of({"checkpoint.every_steps=12"});
+  const auto saved = static_cast<double>(beside.memory.copied_save_bytes);
+  const double write_s = saved / 1e9, between_s = 12 * beside.time.expected.seconds;
+  constexpr double kNorms = 1e-3;  // a few numbers of every layer, which the time of writing leaves out
+  CHECK(near(at_once.run.save_s, 3 * write_s, kNorms));
+  CHECK(near(beside.run.save_s, write_s + 2 * (saved / 5e9 + std::max(0.0, write_s - between_s)), kNorms));
+  CHECK(beside.host_bytes > at_once.host_bytes);
+}
+
 TEST_CASE("recomputing adds a forward pass without the experts' down map and the head", "[run_plan]") {
   const StepTime kept = plan_run(request_of("qwen3-30b-a3b", {})).time.expected,
                  again = plan_run(request_of("qwen3-30b-a3b", {"train.keep=none"})).time.expected;

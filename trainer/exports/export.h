@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <string>
 
+#include "trainer/exports/model_writer.h"
 #include "trainer/exports/readers.h"
 
 namespace moetune {
@@ -27,7 +28,9 @@ std::string export_adapter(const std::filesystem::path& run, const std::filesyst
 /// code that training uses and made dense again; with `adapter: none`: the weights that were trained. bf16 where the
 /// run computed in bf16 (the numbers that the layers saw, exactly), fp32 where it computed in fp32 or fp64. Correction
 /// biases are those after training. Tensors of the source that the run had no use for (an MTP module that was off) are
-/// copied. A few tensors are in memory at a time.
-std::string export_base(const std::filesystem::path& run, const std::filesystem::path& to);
+/// copied. In memory is a tensor at a time, in the dtypes that it comes from and goes to; files as write_model() splits
+/// them.
+std::string export_base(const std::filesystem::path& run, const std::filesystem::path& to,
+                        std::uint64_t shard_bytes = kShardBytes);
 
 }  // namespace moetune

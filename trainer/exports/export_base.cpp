@@ -16,6 +16,7 @@
 #include "trainer/exports/model_writer.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
+#include "trainer/exports/trained_weights.h"
 
 namespace moetune {
 namespace {
@@ -62,12 +63,8 @@ class HeldBase {
       return saved_.router_bias_moved() ? saved_.router_bias(tensor.used->layer.number())
                                         : base_.read(tensor).to(at::kFloat);
     }
+    if (trains_weights_) return trained_weight(saved_, tensor, out_);
     const at::Tensor stored = base_.read(tensor);
-    if (trains_weights_) {
-      return changed_by_piece(tensor, stored, out_, [&](const DiskPiece& piece, const at::Tensor&) {
-        return saved_.read(trained_name(piece.name, tensor)).to(out_);
-      });
-    }
     switch (tensor.used->held) {
       case Held::kLinear:
         return changed_by_piece(tensor, stored, out_, [&](const DiskPiece& piece, const at::Tensor& part) {
@@ -112,12 +109,6 @@ class HeldBase {
     return out_;
   }
 
-  // Where weights train, embedding and head of the MTP module are those of the trunk.
-  std::string trained_name(const std::string& name, const BaseTensor& tensor) const {
-    if (!tensor.used->may_be_shared || saved_.has(name)) return name;
-    return name.ends_with(".embed_tokens.weight") ? "model.embed_tokens.weight" : "lm_head.weight";
-  }
-
   at::Tensor compared(const std::string& name, const at::Tensor& stored, at::Tensor held) {
     const at::Tensor original = stored.to(at::kFloat);
     const double norm = original.norm().item<double>();
@@ -143,13 +134,14 @@ class HeldBase {
 
 }  // namespace
 
-std::string export_base(const fs::path& run, const fs::path& to) {
+std::string export_base(const fs::path& run, const fs::path& to, std::uint64_t shard_bytes) {
   at::NoGradGuard no_grad;
   const SavedRun saved(run);
   HeldBase base(saved);
   const fs::path source = saved.recipe().model.path;
   StagedFolder out(to, base.trains_weights() ? "trained weights" : "base");
-  const WrittenModel written = write_model(out.path(), base.specs(), [&](const Spec& spec) { return base.make(spec); });
+  const WrittenModel written =
+      write_model(out.path(), base.specs(), [&](const Spec& spec) { return base.make(spec); }, shard_bytes);
   copy_companions(source, out.path());
   write_model_config(source, out.path(), base.specs());
   out.commit({{"checkpoint", saved.origin()}, {"step", saved.step()}});

@@ -329,7 +329,10 @@ std::string describe_checkpoint(const fs::path& checkpoint) {
   out.line("checkpoint ", checkpoint.string());
   out.line("  step ", manifest.step, ", mesh ", manifest.mesh, ", seed ", manifest.seed, ", batch ", manifest.batch);
   out.line("  digest of frozen weights ", manifest.frozen_digest, ", of data ", manifest.data_digest);
-  if (manifest.best) out.line("  best so far: step ", manifest.best->step, ", held-out loss ", manifest.best->loss);
+  for (size_t i = 0; i < manifest.best.size(); ++i) {
+    out.line(i == 0 ? "  best so far: step " : "               step ", manifest.best[i].step, ", held-out loss ",
+             manifest.best[i].loss);
+  }
   std::uint64_t bytes = 0;
   for (const auto& [name, entry] : manifest.files) bytes += static_cast<std::uint64_t>(entry.bytes);
   out.line("  whole: ", manifest.files.size(), " files, ", size_of(bytes), ", SHA-256 of each as in manifest.json");

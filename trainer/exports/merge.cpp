@@ -17,9 +17,9 @@
 #include "parallel/bytes/finite.h"
 #include "parallel/bytes/tensor_io.h"
 #include "trainer/exports/base_model.h"
-#include "trainer/exports/model_writer.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
+#include "trainer/exports/trained_weights.h"
 
 namespace moetune {
 namespace {
@@ -34,7 +34,10 @@ constexpr const char* kScale = "_scale_inv";  // of FP8 blocks
 class Merge {
  public:
   Merge(const SavedRun& saved, MergeFormat format)
-      : saved_(saved), base_(saved.recipe()), trained_routers_(saved.trained_routers()) {
+      : saved_(saved),
+        base_(saved.recipe()),
+        trains_weights_(!saved.recipe().adapter),
+        trained_routers_(saved.trained_routers()) {
     if (format == MergeFormat::kHfFp8) open_fp8();
     for (const BaseTensor& tensor : base_.tensors()) {
       tensors_[tensor.name] = &tensor;
@@ -82,6 +85,10 @@ class Merge {
       ++num_biases_;
       return saved_.router_bias(tensor.used->layer.number());
     }
+    if (is_trained(tensor)) {
+      ++num_changed_;
+      return trained_weight(saved_, tensor, tensor.dtype);
+    }
     const at::Tensor stored = base_.read(tensor);
     if (tensor.used != nullptr && !tensor.used->lies_in_pieces() && is_trained_router(tensor.used->pieces[0].name)) {
       ++num_routers_;
@@ -93,6 +100,7 @@ class Merge {
   }
 
   std::string report() const {
+    if (trains_weights_) return trained_report();
     std::string text = str("  ", num_changed_, " of ", tensors_.size(), " tensors changed");
     if (adapters_.size() > static_cast<size_t>(num_changed_)) {
       text += str(" (the delta of ", adapters_.size() - static_cast<size_t>(num_changed_),
@@ -116,6 +124,16 @@ class Merge {
   }
 
  private:
+  std::string trained_report() const {
+    std::string text = str("  ", num_changed_, " of ", tensors_.size(), " tensors trained");
+    if (num_biases_ > 0) text += str(", and ", num_biases_, " correction biases of routers replaced");
+    return text + "; all others are those of the source\n";
+  }
+
+  bool is_trained(const BaseTensor& tensor) const {
+    return trains_weights_ && tensor.used != nullptr && tensor.used->held != Held::kBias;
+  }
+
   bool is_moved_bias(const BaseTensor& tensor) const {
     return tensor.used != nullptr && tensor.used->held == Held::kBias && saved_.router_bias_moved();
   }
@@ -181,6 +199,10 @@ class Merge {
   const Fp8Blocks& fp8(const BaseTensor& tensor) {
     if (fp8_name_ == tensor.name) return fp8_;
     fp8_name_ = tensor.name;
+    if (is_trained(tensor)) {
+      if (noted_.insert(tensor.name).second) ++num_changed_;
+      return fp8_ = quantised(trained_weight(saved_, tensor, at::kFloat), stored_->at(tensor.name + kScale).dtype);
+    }
     fp8_ = {read_tensor(*stored_, tensor.name), read_tensor(*stored_, tensor.name + kScale)};
     const auto found =
         tensor.used == nullptr ? adapters_.find(tensor.name) : adapters_.find(tensor.used->pieces.at(0).name);
@@ -188,25 +210,27 @@ class Merge {
     const SavedAdapter& adapter = *found->second;
     const at::Tensor delta = delta_of(adapter);
     if (delta.count_nonzero().item<int64_t>() == 0) return fp8_;
-    const at::Tensor stored_scales = fp8_.scale_inv;
-    const at::Tensor weight =
-        fp8_blocks_dequantise(fp8_.weight, fp8_scales(stored_scales, tensor.name + kScale), at::kFloat);
+    const at::Tensor scales = fp8_scales(fp8_.scale_inv, tensor.name + kScale);
+    const at::Tensor weight = fp8_blocks_dequantise(fp8_.weight, scales, at::kFloat);
     const at::Tensor sum = weight + delta;
     require_finite(sum, str(adapter.path, ".weight: merged, it"));
-    const bool exponents =
-        !at::isFloatingType(stored_scales.scalar_type()) || stored_scales.scalar_type() == at::kFloat8_e8m0fnu;
-    Fp8Blocks blocks = fp8_blocks_quantise(sum, exponents || powers_of_two_);
+    fp8_ = quantised(sum, *dtype_of(fp8_.scale_inv.scalar_type()));
     if (noted_.insert(tensor.name).second) {
-      note_change(adapter, weight, delta, fp8_blocks_dequantise(blocks.weight, blocks.scale_inv, at::kFloat));
+      note_change(adapter, weight, delta,
+                  fp8_blocks_dequantise(fp8_.weight, fp8_scales(fp8_.scale_inv, tensor.name + kScale), at::kFloat));
     }
-    if (exponents) {
-      blocks.scale_inv =
-          at::log2(blocks.scale_inv.to(at::kDouble)).round_().add_(127).to(at::kByte).view(stored_scales.scalar_type());
-    } else {
-      blocks.scale_inv = blocks.scale_inv.to(stored_scales.scalar_type());
-    }
-    fp8_ = std::move(blocks);
     return fp8_;
+  }
+
+  /// `weight` in blocks, with scales of this dtype.
+  Fp8Blocks quantised(const at::Tensor& weight, DType scale_dtype) const {
+    const at::ScalarType dtype = *scalar_type_of(scale_dtype);
+    const bool exponents = !at::isFloatingType(dtype) || dtype == at::kFloat8_e8m0fnu;
+    Fp8Blocks blocks = fp8_blocks_quantise(weight, exponents || powers_of_two_);
+    blocks.scale_inv = exponents
+                           ? at::log2(blocks.scale_inv.to(at::kDouble)).round_().add_(127).to(at::kByte).view(dtype)
+                           : blocks.scale_inv.to(dtype);
+    return blocks;
   }
 
   void note_disturbance(const SavedAdapter& adapter, double part) {
@@ -220,6 +244,7 @@ class Merge {
 
   const SavedRun& saved_;
   BaseModel base_;
+  bool trains_weights_;
   std::optional<SafetensorsFolder> stored_;  // where FP8 blocks stay such
   bool powers_of_two_ = false;
   std::map<std::string, const BaseTensor*> scaled_;  // tensors in FP8 blocks, by the names of their scales
@@ -246,26 +271,23 @@ MergeFormat merge_format(const std::string& word) {
   throw UserError(str("--for ", word, ": want hf or hf-fp8"));
 }
 
-std::string merge_adapter(const fs::path& run, const fs::path& to, MergeFormat format) {
+std::string merge_run(const fs::path& run, const fs::path& to, MergeFormat format, std::uint64_t shard_bytes) {
   at::NoGradGuard no_grad;
   const SavedRun saved(run);
-  if (!saved.recipe().adapter) {
-    throw UserError(str(
-        run.string(),
-        ": was trained with adapter: none, so there is nothing to merge; moetune export --base writes its weights"));
-  }
   Merge merge(saved, format);
   const fs::path source = saved.recipe().model.path;
   StagedFolder out(to, "merged");
   const WrittenModel written =
-      write_model(out.path(), merge.specs(), [&](const Spec& spec) { return merge.make(spec); });
+      write_model(out.path(), merge.specs(), [&](const Spec& spec) { return merge.make(spec); }, shard_bytes);
   copy_companions(source, out.path());
   if (format == MergeFormat::kHfFp8) copy_model_config(source, out.path());
   else write_model_config(source, out.path(), merge.specs());
   out.commit({{"checkpoint", saved.origin()}, {"step", saved.step()}});
-  return str("adapter of step ", saved.step(), " merged -> ", to.string(), "\n  from ", source.string(), " and ",
-             saved.checkpoint().string(), "\n  ", bytes_text(static_cast<int64_t>(written.bytes)), " in ",
-             written.num_files, written.num_files == 1 ? " file\n" : " files\n", merge.report());
+  const std::string what = saved.recipe().adapter ? str("adapter of step ", saved.step(), " merged")
+                                                  : str("trained weights of step ", saved.step());
+  return str(what, " -> ", to.string(), "\n  from ", source.string(), " and ", saved.checkpoint().string(), "\n  ",
+             bytes_text(static_cast<int64_t>(written.bytes)), " in ", written.num_files,
+             written.num_files == 1 ? " file\n" : " files\n", merge.report());
 }
 
 }  // namespace moetune

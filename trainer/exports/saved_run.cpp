@@ -47,6 +47,22 @@ fs::path whole_checkpoint(const fs::path& path) {
 
 }  // namespace
 
+fs::path best_checkpoint(const fs::path& run) {
+  const fs::path newest = whole_checkpoint(run);
+  if (!fs::is_directory(run / "checkpoints")) {
+    throw UserError(str(run.string(), ": is one checkpoint; --best chooses among those of a run folder"));
+  }
+  const std::vector<BestStep> best = read_manifest(newest).best;
+  if (best.empty()) {
+    throw UserError(str(run.string(), ": kept no checkpoint as the best (checkpoint.keep_best was 0, or nothing was ",
+                        "evaluated before ", newest.filename().string(), "); name a checkpoint instead of --best"));
+  }
+  const fs::path checkpoint = run / "checkpoints" / checkpoint_name(best.front().step);
+  const std::string damage = damage_of(checkpoint);
+  if (!damage.empty()) throw UserError(str("the best checkpoint, ", checkpoint.string(), ", is damaged: ", damage));
+  return checkpoint;
+}
+
 std::string adapter_group(const std::string& path) {
   if (path.find(".self_attn.") != std::string::npos) return "attention";
   if (path.find(".experts.") != std::string::npos) return "experts";

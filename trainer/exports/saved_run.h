@@ -82,6 +82,10 @@ class SavedRun {
   std::vector<SavedAdapter> adapters_;
 };
 
+/// The checkpoint of a run folder with the least held-out loss, as the newest whole one knows it
+/// (checkpoint.keep_best). UserError for what is no run folder, a run that kept none, or a best one that is damaged.
+std::filesystem::path best_checkpoint(const std::filesystem::path& run);
+
 /// The group of the linear map at `path`, as recipes name it: for adapters of which nothing but names is there.
 std::string adapter_group(const std::string& path);
 /// N of "...model.layers.N...."; -1 without one. For checkpoints of versions that did not save it.

@@ -15,6 +15,7 @@
 #include "parallel/bytes/weight_store.h"
 #include "trainer/plan/planned_step.h"
 #include "trainer/recipe/recipe_meaning.h"
+#include "trainer/state/checkpoint_part.h"
 #include "trainer/update/gradients.h"
 #include "trainer/update/optimizer.h"
 
@@ -44,6 +45,7 @@ class Planner {
       : blueprint_(blueprint),
         recipe_(recipe),
         mesh_(mesh),
+        machine_(machine),
         placer_(blueprint, recipe, mesh, machine),
         compute_(scalar_type(recipe.model.compute)),
         base_(recipe.model.base),
@@ -71,6 +73,7 @@ class Planner {
     plan_.kept_layers = kept_layers;
     add_step();
     add_frozen();
+    add_copied_save();
     return std::move(plan_);
   }
 
@@ -143,6 +146,20 @@ class Planner {
     plan_.parts.insert(plan_.parts.end(), rest.begin(), rest.end());
   }
 
+  /// Where checkpoints are written beside training. On top of all else, for it is made only where there is room.
+  void add_copied_save() {
+    // What the plan does not know: the process itself, files that the system caches.
+    constexpr double kRoom = 0.85;
+    const int64_t bytes = CheckpointPart::copied_bytes(saved_numbers_, compute_);
+    const bool room = machine_.host_memory_bytes == 0 || static_cast<double>(plan_.host_bytes() + bytes) <=
+                                                             kRoom * static_cast<double>(machine_.host_memory_bytes);
+    if (!saves_beside_training(recipe_.checkpoint, bytes, room)) return;
+    plan_.copied_save_bytes = bytes;
+    plan_.parts.push_back(
+        {"checkpoint on its way", bytes, true, Span::kRun,
+         str("a copy of masters and moments, ", CheckpointPart::copied_bytes(1, compute_), " B each")});
+  }
+
   void add_trained() {
     for_each_map([&](const LinearMap& map, const LinearMap&) {
       auto numbers = [&](const LinearMap& shape, int64_t experts) {
@@ -187,6 +204,7 @@ class Planner {
       layers.back().numbers += count;
       layers.back().shard_numbers += shard;
     }
+    saved_numbers_ = shards;
     plan_.parts.push_back(
         {"optimizer", Optimizer::host_bytes(shards, compute_), true, Span::kRun,
          str(count_text(shards), " of ", numbers, ", ", Optimizer::host_bytes(1, compute_), " B each")});
@@ -346,6 +364,7 @@ class Planner {
   const Blueprint& blueprint_;
   const Recipe& recipe_;
   const MeshShape& mesh_;
+  Machine machine_;
   WeightPlacer placer_;
   at::ScalarType compute_;
   BaseFormat base_;
@@ -360,6 +379,7 @@ class Planner {
   Sums trained_;
   std::map<std::pair<LayerId, Replicas>, int64_t> by_layer_;  // trained numbers of this rank, as they are reduced
   int64_t spread_numbers_ = 0;                                // trained besides, a few in every layer
+  int64_t saved_numbers_ = 0;                                 // of this rank's shards
   MemoryPlan common_, plan_;
 };
 

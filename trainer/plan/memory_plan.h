@@ -58,6 +58,7 @@ struct MemoryPlan {
   int64_t trained_numbers = 0;               ///< on this rank
   int64_t scratch_elements = 0;              ///< as Model::scratch_elements()
   std::vector<TrainedLayer> trained_layers;  ///< from the embedding up, those that train
+  int64_t copied_save_bytes = 0;             ///< of the copy that a checkpoint is written from; 0: written at once
   int64_t kept_layers = 0;                   ///< the last this many blocks keep their graph
   std::vector<std::pair<std::string, int64_t>> trained_by_group;  ///< numbers of the whole model, all ranks together
   std::vector<MemoryPart> parts;

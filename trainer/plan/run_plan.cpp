@@ -93,10 +93,10 @@ class Planned {
     // The fullest step is planned for: full sequences where documents fill them.
     const int64_t rows = std::min(sequences_ * recipe.data.max_tokens,
                                   static_cast<int64_t>(std::ceil(1.05 * packed_.tokens_a_sequence)) * sequences_);
-    plan_.memory = known != nullptr
-                       ? *known
-                       : plan_memory(request_.blueprint, recipe, plan_.mesh,
-                                     {machine.device, machine.memory_bytes, per_host}, std::max<int64_t>(1, rows));
+    plan_.memory = known != nullptr ? *known
+                                    : plan_memory(request_.blueprint, recipe, plan_.mesh,
+                                                  {machine.device, machine.memory_bytes, per_host, host_limit_bytes()},
+                                                  std::max<int64_t>(1, rows));
     for (const MemoryPart& part : plan_.memory.parts) {
       add(part.name, part.bytes, part.on_host, part.span == MemoryPart::Span::kRun ? "run" : "step", part.formula);
     }
@@ -115,7 +115,12 @@ class Planned {
     plan_.device_bytes = peak(/*on_host=*/false);
     plan_.host_bytes = peak(/*on_host=*/true);
     plan_.device_limit_bytes = gpu ? machine.memory_bytes : 0;
-    plan_.host_limit_bytes = request_.host_memory_bytes > 0 ? request_.host_memory_bytes : machine.host_memory_bytes;
+    plan_.host_limit_bytes = host_limit_bytes();
+  }
+
+  /// Of each rank.
+  int64_t host_limit_bytes() const {
+    return request_.host_memory_bytes > 0 ? request_.host_memory_bytes : request_.machine.host_memory_bytes;
   }
 
   /// Groups of more than one rank that the mesh makes.
@@ -137,6 +142,7 @@ class Planned {
 
   /// A tensor is written at a time, from where the optimizer holds it.
   void add_saving() {
+    if (plan_.memory.copied_save_bytes > 0) return;  // from a copy, which is in the memory plan
     int64_t largest = 0;
     for (const TrainedLayer& layer : plan_.memory.trained_layers) largest = std::max(largest, layer.shard_numbers);
     constexpr int64_t kBytes = 4;
@@ -220,7 +226,7 @@ class Planned {
       bytes += 3.0 * 4.0 * static_cast<double>(layer.shard_numbers);
     }
     const int64_t saves = 1 + (recipe.checkpoint.every_steps > 0 ? (run.steps - 1) / recipe.checkpoint.every_steps : 0);
-    run.save_s = static_cast<double>(saves) * bytes * static_cast<double>(per_host) / request_.disk.write_bytes_per_s;
+    run.save_s = exposed_save_s(static_cast<double>(saves), bytes * static_cast<double>(per_host));
     const auto hours = [&](const StepTime& step) {
       constexpr double kHour = 3600.0;
       return (run.load_s + run.evaluation_s + run.save_s + static_cast<double>(run.steps) * step.seconds) / kHour;
@@ -228,6 +234,17 @@ class Planned {
     run.hours_low = hours(plan_.time.low);
     run.hours = hours(plan_.time.expected);
     run.hours_high = hours(plan_.time.high);
+  }
+
+  /// What training stands still for so many saves of so many bytes of a host. Written beside training, all but the last
+  /// cost the copying, and what writing takes longer than the steps between two.
+  double exposed_save_s(double saves, double bytes) const {
+    const double write_s = bytes / request_.disk.write_bytes_per_s;
+    if (plan_.memory.copied_save_bytes == 0) return saves * write_s;
+    constexpr double kCopiedBytesPerS = 5e9;  // of a rank
+    const double between_s = static_cast<double>(request_.recipe.checkpoint.every_steps) * plan_.time.expected.seconds;
+    return write_s + (saves - 1.0) * (static_cast<double>(plan_.memory.copied_save_bytes) / kCopiedBytesPerS +
+                                      std::max(0.0, write_s - between_s));
   }
 
   double evaluations() const {

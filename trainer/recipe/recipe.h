@@ -60,6 +60,9 @@ constexpr std::array<std::string_view, 2> words_of(RouterBias) { return {"frozen
 enum class RouterTraining { kNone, kLora, kFull };
 constexpr std::array<std::string_view, 3> words_of(RouterTraining) { return {"none", "lora", "full"}; }
 
+enum class AsyncSave { kAuto, kTrue, kFalse };
+constexpr std::array<std::string_view, 3> words_of(AsyncSave) { return {"auto", "true", "false"}; }
+
 enum class ActivationTier { kNone, kHost };
 constexpr std::array<std::string_view, 2> words_of(ActivationTier) { return {"none", "host"}; }
 
@@ -222,7 +225,8 @@ struct CheckpointRecipe {
   int64_t every_steps = 0;     ///< 0: only at the end
   double every_minutes = 0.0;  ///< 0: not by the clock
   int64_t keep_last = 2;
-  bool keep_best = false;  ///< needs data.eval and eval.every_steps
+  int64_t keep_best = 0;  ///< above 0: needs data.eval and eval.every_steps
+  AsyncSave async = AsyncSave::kAuto;
   bool operator==(const CheckpointRecipe&) const = default;
 };
 

@@ -58,7 +58,7 @@ constexpr const char* kRules = R"(
   expert of the model.
 - `router.train` other than `none` stands beside adapters: with `adapter: none` the routers train as all weights do.
 - `eval.every_steps` above 0 and `eval.at_start` need `data.eval` or `data.eval_split`; these two exclude each other.
-- `checkpoint.keep_best` needs held-out data (`data.eval` or `data.eval_split`) and `eval.every_steps` above 0.
+- `checkpoint.keep_best` above 0 needs held-out data (`data.eval` or `data.eval_split`) and `eval.every_steps` above 0.
 
 ## Targets
 

@@ -247,7 +247,7 @@ void check_together(const Recipe& recipe, Loader& loader) {
       loader.broken({key}, "there is nothing to evaluate on; give data.eval or data.eval_split");
     }
   }
-  if (recipe.checkpoint.keep_best &&
+  if (recipe.checkpoint.keep_best > 0 &&
       ((!recipe.data.eval && recipe.data.eval_split == 0.0) || recipe.eval.every_steps == 0) &&
       loader.sound({"checkpoint.keep_best", "data.eval", "data.eval_split", "eval.every_steps"})) {
     loader.broken({"checkpoint.keep_best"},

@@ -98,6 +98,14 @@ int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks) {
   throw InternalError("keep of no kind");
 }
 
+bool saves_beside_training(const CheckpointRecipe& checkpoint, int64_t bytes, bool room) {
+  constexpr int64_t kWrittenAtOnce = int64_t{64} << 20;  // a disk takes it in a fraction of a second
+  if (checkpoint.async != AsyncSave::kAuto) return checkpoint.async == AsyncSave::kTrue;
+  // What is saved at the end alone has nothing beside it.
+  const bool during_training = checkpoint.every_steps > 0 || checkpoint.every_minutes > 0.0 || checkpoint.keep_best > 0;
+  return during_training && room && bytes > kWrittenAtOnce;
+}
+
 int64_t automatic_slice_tokens(at::Device device) { return device.is_cuda() ? 8192 : 2048; }
 
 }  // namespace moetune

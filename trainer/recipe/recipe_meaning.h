@@ -37,6 +37,9 @@ void require_router_gradient(const Recipe& recipe, const Blueprint& blueprint);
 at::DeviceType device_type(const Recipe& recipe);
 /// Blocks, counted from the last, that keep their graph.
 int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks);
+/// Whether checkpoints of which a rank has so many bytes are written beside training, by `checkpoint.async`; `room`:
+/// the host has the memory for a second copy of them.
+bool saves_beside_training(const CheckpointRecipe& checkpoint, int64_t bytes, bool room);
 /// Rows that go through mixing at once on `device` when the recipe says auto.
 int64_t automatic_slice_tokens(at::Device device);
 

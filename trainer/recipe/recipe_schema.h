@@ -47,8 +47,9 @@ struct FieldSpec {
   std::vector<std::string> words = {};  ///< what a list may hold, or the keys of a map
   const char* default_text = "";        ///< for a default that depends on another key
   bool required = false;
-  bool path = false;      ///< text that names a file or folder
-  bool weighted = false;  ///< data files may have weights, within `range`
+  bool path = false;         ///< text that names a file or folder
+  bool weighted = false;     ///< data files may have weights, within `range`
+  bool counts_true = false;  ///< a count that was a switch: `true` is 1 and `false` 0
   OnResume on_resume = OnResume::kUndecided;
 };
 
@@ -410,7 +411,15 @@ void visit_keys(Visitor& v, S& checkpoint) {
            .range = {1, 10000},
            .on_resume = OnResume::kFree});
   v.field("keep_best", checkpoint.keep_best,
-          {.doc = "Save whenever an evaluation is the best so far, and keep that checkpoint beside the last ones.",
+          {.doc = "Save whenever an evaluation is among the best N so far, and keep these checkpoints beside the last "
+                  "ones; `true` is 1.",
+           .unit = "checkpoints",
+           .range = {0, 10000},
+           .counts_true = true,
+           .on_resume = OnResume::kFree});
+  v.field("async", checkpoint.async,
+          {.doc = "Copy what is saved in host memory and write it while training goes on. `auto`: where a rank saves "
+                  "more than 64 MiB at a time during training, and the host has the memory.",
            .on_resume = OnResume::kFree});
 }
 

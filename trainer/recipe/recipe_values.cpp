@@ -226,6 +226,10 @@ std::string type_limits(const bool&, const FieldSpec&) { return ""; }
 // numbers
 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, int64_t& value) {
+  if (const auto boolean = spec.counts_true && is_plain(node) ? parse_boolean(node.text) : std::nullopt) {
+    value = *boolean ? 1 : 0;
+    return {};
+  }
   return read_number(node, spec, value, parse_integer);
 }
 std::string write_value(const int64_t& value, const FieldSpec&) { return std::to_string(value); }
@@ -554,7 +558,8 @@ ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, LayerChoic
     value = {};
     return {};
   }
-  LayerChoice read{.all = false};
+  LayerChoice read;
+  read.all = false;
   ValueProblems problems = read_ranges(node, spec, read.ranges, [&](const std::string& word) {
     const bool knows = word == "mtp" && !read.mtp;
     read.mtp |= knows;

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -60,11 +61,13 @@ class Run {
         run_(assemble(recipe, launch, peak_.tokens)),
         experts_(choose_experts()),
         stepper_(recipe, run_, &launch.progress()),
-        checkpoints_(folder_ / "checkpoints", *run_.mesh, token_) {
+        saves_beside_(launch.max_over_world(run_.plan.copied_save_bytes > 0 ? 0 : 1) == 0),
+        checkpoints_(folder_ / "checkpoints", *run_.mesh, token_,
+                     saves_beside_ ? std::make_unique<OrderedWorker>(/*num_threads=*/1) : nullptr) {
     if (eval_documents_) {
       eval_batches_.emplace(*eval_documents_,
                             BatchOptions{0, recipe.train.batch, recipe.data.max_tokens, recipe.data.packing, false, 1});
-      if (recipe.checkpoint.keep_best) eval_digest_ = digest_of_evaluation();
+      if (recipe.checkpoint.keep_best > 0) eval_digest_ = digest_of_evaluation();
     }
   }
 
@@ -78,7 +81,7 @@ class Run {
                         recipe_.run.seed,
                         recipe_.train.batch,
                         read_text_file((fs::path(recipe_.model.path) / "config.json").string()),
-                        std::nullopt};
+                        {}};
     if (run_.cache && launch_.rank() == 0) compare_with_first_digest(*run_.cache, recipe_, state.frozen_digest);
     const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
     if (resumed && own_folder_) own_folder_->require_fits(folder_ / "checkpoints" / checkpoint_name(*resumed));
@@ -93,6 +96,7 @@ class Run {
     if (own_folder_) log_info(str("predicted: ", receipt.prediction_text()));
     warm_up();
     probe(peak_.step);
+    if (saves_beside_) checkpoints_.reserve(state);
     // Only now is it known that a resumed run fits what was saved, and memory: a mistake writes over nothing.
     if (own_folder_) {
       own_folder_->require_held();
@@ -118,6 +122,7 @@ class Run {
       if (own_folder_) own_folder_->require_held();
       reporter_->step(report);
       receipt.add(report);
+      if (saving_ && last.parts_done) go_on_saving(done);
       const bool ends = done == num_steps_ || last.stop_signal != 0;
       bool best = false;
       if (eval_batches_ &&
@@ -126,11 +131,11 @@ class Run {
       }
       if (ends || best || last.save ||
           (recipe_.checkpoint.every_steps > 0 && done % recipe_.checkpoint.every_steps == 0)) {
-        save(done, state);
+        save(done, state, ends);
         saved_step = done;
       }
     }
-    if (saved_step < 0) save(step, state);
+    if (saved_step < 0) save(step, state, /*ends=*/true);
     require_sound(state, "at the end", "what was saved was sound when it was saved");
     const std::vector<int64_t> peaks = receipt.peaks();
     const std::string comparison = own_folder_ ? receipt.write(folder_ / "receipt.json", peaks) : "";
@@ -144,7 +149,15 @@ class Run {
   struct Decision {
     bool save = false;
     int stop_signal = 0;
+    bool parts_done = true;  ///< no rank is writing its part of a checkpoint
     RankFigures ranks;
+  };
+
+  /// A save that was begun.
+  struct Saving {
+    int64_t step;
+    std::chrono::steady_clock::time_point begun;
+    double exposed_s, check_s;  ///< as in SaveReport
   };
 
   /// What is held out goes to eval_documents_: that of data.eval, or what data.eval_split takes off.
@@ -243,7 +256,12 @@ class Run {
   StepReport train_step(int64_t step) {
     const RankProgress::Place place = watched(str("step ", step + 1));
     const TraceRange range([&] { return str("step ", step + 1); });
-    return stepper_.train(batches_, step, num_steps_);
+    try {
+      return stepper_.train(batches_, step, num_steps_);
+    } catch (const NonFiniteError&) {  // of all ranks alike, and what was begun was sound
+      if (saving_) finish_saving(step);
+      throw;
+    }
   }
 
   void write(StepTrace& trace) {
@@ -257,29 +275,36 @@ class Run {
         recipe_.checkpoint.every_minutes > 0.0 && seconds_since(saved_at_) / 60.0 >= recipe_.checkpoint.every_minutes;
     RankFigures own = meter_.take();
     own.optimizer_wait_s = optimizer_wait_s;
-    at::Tensor wishes =
-        at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()}}, at::kLong);
+    at::Tensor wishes = at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()},
+                                    int64_t{!checkpoints_.has_done_its_part()}},
+                                   at::kLong);
     at::Tensor most = at::cat({wishes, own.as_tensor()}).to(run_.device);
     run_.mesh->world().all_reduce_max(most);
     most = most.cpu();
-    return {most[0].item<int64_t>() != 0, static_cast<int>(most[1].item<int64_t>()),
-            RankFigures::of_tensor(most.narrow(0, 2, most.numel() - 2))};
+    return {most[0].item<int64_t>() != 0, static_cast<int>(most[1].item<int64_t>()), most[2].item<int64_t>() == 0,
+            RankFigures::of_tensor(most.narrow(0, 3, most.numel() - 3))};
   }
 
-  /// Whether the checkpoint of this step is to be kept as the best so far, which `best` then says.
-  bool evaluate(int64_t done, std::optional<BestStep>& best) {
+  /// Whether the checkpoint of this step is to be kept among the best so far, which `best` then says.
+  bool evaluate(int64_t done, std::vector<BestStep>& best) {
     const RankProgress::Place place = watched(str("evaluation after step ", done));
     const TraceRange range("evaluation");
     const Evaluation held_out = stepper_.evaluate(*eval_batches_, recipe_.eval.max_sequences);
     meter_.take();  // the figures of a step are its own
     const double loss = held_out.loss();
-    reporter_->evaluation(done, loss, held_out.targets);
-    if (!recipe_.checkpoint.keep_best || done == 0) return false;
+    const auto most = static_cast<size_t>(recipe_.checkpoint.keep_best);
     // One rank decides: a sum may differ in its last bits between ranks.
-    const bool better = std::isfinite(loss) && (!best || loss < best->loss);
-    if (launch_.max_over_world(launch_.rank() == 0 && better ? 1 : 0) == 0) return false;
-    best = BestStep{done, loss, eval_digest_};
-    return true;
+    const bool better = done > 0 && most > 0 && std::isfinite(loss) && (best.size() < most || loss < best.back().loss);
+    const bool kept = launch_.max_over_world(launch_.rank() == 0 && better ? 1 : 0) != 0;
+    if (kept) {
+      // Of equal losses the earlier step is the better one.
+      const auto behind =
+          std::find_if(best.begin(), best.end(), [&](const BestStep& other) { return loss < other.loss; });
+      best.insert(behind, BestStep{done, loss, eval_digest_});
+      if (best.size() > most) best.pop_back();
+    }
+    reporter_->evaluation(done, loss, held_out.targets, kept && best.front().step == done);
+    return kept;
   }
 
   /// What losses must have in common to be compared.
@@ -288,17 +313,23 @@ class Run {
                          recipe_.train.batch, " ", recipe_.eval.max_sequences));
   }
 
-  /// The best step that a resumed run goes on from: none where its checkpoint is gone, or was evaluated otherwise.
-  std::optional<BestStep> best_of(const std::optional<BestStep>& saved) {
-    if (!saved || !recipe_.checkpoint.keep_best) return std::nullopt;
-    const fs::path path = folder_ / "checkpoints" / checkpoint_name(saved->step);
-    std::string why;
-    if (launch_.rank() == 0) {
-      if (saved->data != eval_digest_) why = "it was evaluated on other data";
-      else why = damage_of(path);
-      if (!why.empty()) log_warn(str("the best checkpoint so far, ", path.string(), ", no longer counts: ", why));
+  /// The best steps that a resumed run goes on from: without those whose checkpoint is gone, or was evaluated
+  /// otherwise.
+  std::vector<BestStep> best_of(const std::vector<BestStep>& saved) {
+    std::vector<BestStep> best;
+    for (const BestStep& step : saved) {
+      if (static_cast<int64_t>(best.size()) == recipe_.checkpoint.keep_best) break;
+      const fs::path path = folder_ / "checkpoints" / checkpoint_name(step.step);
+      std::string why;
+      if (launch_.rank() == 0) {
+        if (step.data != eval_digest_) why = "it was evaluated on other data";
+        else why = damage_of(path);
+        if (!why.empty())
+          log_warn(str("one of the best checkpoints so far, ", path.string(), ", no longer counts: ", why));
+      }
+      if (launch_.max_over_world(why.empty() ? 0 : 1) == 0) best.push_back(step);
     }
-    return launch_.max_over_world(why.empty() ? 0 : 1) == 0 ? saved : std::nullopt;
+    return best;
   }
 
   /// Computes together with the other ranks: the watchdog may expect progress. What is not in such a place waits for
@@ -322,7 +353,9 @@ class Run {
              " at the start, ", now, " now; ", outcome);
   }
 
-  void save(int64_t done, TrainingState& state) {
+  /// `ends`: nothing follows that it could be written beside.
+  void save(int64_t done, TrainingState& state, bool ends) {
+    if (saving_) finish_saving(done);
     const auto start = std::chrono::steady_clock::now();
     const RankProgress::Place place(&launch_.progress(), str("saving step ", done), RankProgress::Pace::kPatient);
     const TraceRange range("saving");
@@ -330,10 +363,42 @@ class Run {
     stepper_.optimizer().flush();
     const auto flushed = std::chrono::steady_clock::now();
     require_sound(state, str("before saving step ", done), "nothing was saved");
-    const double check_s = seconds_since(flushed);
-    checkpoints_.save(done, state, recipe_.checkpoint.keep_last);
-    saved_at_ = std::chrono::steady_clock::now();
-    reporter_->saved(done, seconds_since(start), check_s);
+    saving_ = Saving{done, start, 0.0, seconds_since(flushed)};
+    saved_at_ = start;
+    if (saves_beside_ && !ends) {
+      checkpoints_.begin(done, state, recipe_.checkpoint.keep_last);
+      saving_->exposed_s = seconds_since(start);
+    } else {
+      checkpoints_.save(done, state, recipe_.checkpoint.keep_last);
+      saving_->exposed_s = seconds_since(start);
+      report_saved(done, std::chrono::steady_clock::now());
+    }
+  }
+
+  /// After step `done`, when all ranks have done their parts of the checkpoint on its way.
+  void go_on_saving(int64_t done) {
+    const RankProgress::Place place(&launch_.progress(), str("saving step ", saving_->step),
+                                    RankProgress::Pace::kPatient);
+    const auto start = std::chrono::steady_clock::now();
+    const std::optional<Checkpoints::Time> whole_at = checkpoints_.advance();
+    saving_->exposed_s += seconds_since(start);
+    if (whole_at) report_saved(done, *whole_at);
+  }
+
+  /// Waits for the checkpoint on its way, after step `done`.
+  void finish_saving(int64_t done) {
+    const RankProgress::Place place(&launch_.progress(), str("saving step ", saving_->step),
+                                    RankProgress::Pace::kPatient);
+    const TraceRange range("saving");
+    const auto start = std::chrono::steady_clock::now();
+    const Checkpoints::Time whole_at = checkpoints_.finish();
+    saving_->exposed_s += seconds_since(start);
+    report_saved(done, whole_at);
+  }
+
+  void report_saved(int64_t done, Checkpoints::Time whole_at) {
+    reporter_->saved({saving_->step, done, saving_->begun, whole_at, saving_->exposed_s, saving_->check_s});
+    saving_.reset();
   }
 
   const Recipe& recipe_;
@@ -354,7 +419,9 @@ class Run {
   std::string experts_;  ///< for experts.json; empty: none were chosen here
   Stepper stepper_;
   RankMeter meter_{run_};
+  bool saves_beside_;  ///< checkpoints are written while training goes on
   Checkpoints checkpoints_;
+  std::optional<Saving> saving_;  ///< what is not whole yet
   std::optional<Batches> eval_batches_;
   std::string eval_digest_;  ///< with checkpoint.keep_best
   std::unique_ptr<Reporter> reporter_;

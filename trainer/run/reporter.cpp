@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <iostream>
 #include <map>
 
@@ -161,22 +162,37 @@ void Reporter::step(const StepReport& report) {
   progress_->step(figures);
 }
 
-void Reporter::evaluation(int64_t step, double loss, int64_t target_tokens) {
+void Reporter::evaluation(int64_t step, double loss, int64_t target_tokens, bool best) {
   if (!speaks_) return;
   progress_->make_room();
   std::cout << std::flush;
-  log_info(str("step ", step, ": held-out loss ", loss, " over ", target_tokens, " target tokens"));
-  log_->append({{"kind", "eval"}, {"step", step}, {"loss", loss}, {"target_tokens", target_tokens}});
+  log_info(str("step ", step, ": held-out loss ", loss, " over ", target_tokens, " target tokens",
+               best ? ", the best so far" : ""));
+  ordered_json line{{"kind", "eval"}, {"step", step}, {"loss", loss}, {"target_tokens", target_tokens}};
+  if (recipe_.checkpoint.keep_best > 0) line["best"] = best;
+  log_->append(line);
   board_->write(step, {{"eval/loss", static_cast<float>(loss)}});
 }
 
-void Reporter::saved(int64_t step, double seconds, double check_s) {
+void Reporter::saved(const SaveReport& report) {
   if (!speaks_) return;
+  const auto at = [this](std::chrono::steady_clock::time_point time) {
+    return std::chrono::duration<double>(time - start_).count();
+  };
   log_->append({{"kind", "save"},
-                {"step", step},
-                {"save_s", seconds},
-                {"replica_check_s", check_s},
+                {"step", report.step},
+                {"save_s", report.exposed_s},
+                {"replica_check_s", report.check_s},
+                {"begun_at_s", at(report.begun)},
+                {"whole_at_s", at(report.whole)},
+                {"whole_step", report.whole_step},
                 {"frozen_digest", frozen_digest_}});
+  if (report.whole_step == report.step) return;
+  progress_->make_room();
+  std::cout << std::flush;
+  const auto seconds = [](double value) { return str(std::round(100.0 * value) / 100.0, " s"); };
+  log_info(str("checkpoint of step ", report.step, ": whole after ", seconds(at(report.whole) - at(report.begun)),
+               ", of which training stood still for ", seconds(report.exposed_s)));
 }
 
 void Reporter::end(int64_t step, int stop_signal) {

@@ -22,6 +22,15 @@
 
 namespace moetune {
 
+/// How a checkpoint came to be.
+struct SaveReport {
+  int64_t step;        ///< whose state it holds
+  int64_t whole_step;  ///< steps done when it was known to be whole: more than `step` where it was written beside them
+  std::chrono::steady_clock::time_point begun, whole;
+  double exposed_s;  ///< that training stood still for it
+  double check_s;    ///< of these: comparing replicas and the frozen weights
+};
+
 class Reporter {
  public:
   /// `speaks`: false on all ranks but one, where every call does nothing.
@@ -34,9 +43,10 @@ class Reporter {
   /// run so far had not.
   void start(const DataSummary& data, const std::vector<RecipeChange>& changes);
   void step(const StepReport& report);
-  void evaluation(int64_t step, double loss, int64_t target_tokens);
-  /// `check_s` of the seconds: comparing replicas and the frozen weights.
-  void saved(int64_t step, double seconds, double check_s);
+  /// `best`: the least loss so far of the steps whose checkpoints are kept.
+  void evaluation(int64_t step, double loss, int64_t target_tokens, bool best);
+  /// A checkpoint is whole.
+  void saved(const SaveReport& report);
   /// `stop_signal`: 0 when the run is done.
   void end(int64_t step, int stop_signal);
 

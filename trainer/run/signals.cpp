@@ -17,7 +17,8 @@ void on_signal(int signal) {
 }  // namespace
 
 SignalWatch::SignalWatch() {
-  save_requested = stop_requested = 0;
+  save_requested = 0;
+  stop_requested = 0;
   for (int signal : {SIGUSR1, SIGTERM, SIGINT}) std::signal(signal, on_signal);
 }
 

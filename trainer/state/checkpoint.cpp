@@ -1,13 +1,10 @@
 #include "trainer/state/checkpoint.h"
 
 #include <algorithm>
-#include <cstdio>
 
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "parallel/base/log.h"
-#include "parallel/base/sha256.h"
-#include "parallel/bytes/tensor_io.h"
 #include "parallel/comm/gathered_text.h"
 #include "trainer/state/checkpoint_folder.h"
 #include "trainer/state/manifest.h"
@@ -16,24 +13,6 @@ namespace moetune {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::string numbered(const char* pattern, int64_t first, int64_t second = 0) {
-  char text[64];
-  std::snprintf(text, sizeof text, pattern, static_cast<long>(first), static_cast<long>(second));
-  return text;
-}
-
-/// Calls `visit(kind, tensor)` for what an optimizer holds of a group.
-template <typename Visit>
-void for_each_kind(const Optimizer::Shard& shard, const Visit& visit) {
-  visit(SavedKind::kMaster, shard.master);
-  visit(SavedKind::kFirstMoment, shard.first_moment);
-  visit(SavedKind::kSecondMoment, shard.second_moment);
-}
-
-Manifest::File describe_file(const fs::path& path) {
-  return {sha256_of_file(path.string()), static_cast<int64_t>(fs::file_size(path))};
-}
 
 /// UserError where the checkpoint has no such tensor, or has it of other experts.
 void require_same_experts(const SavedState& saved, const Parameter& parameter) {
@@ -53,77 +32,125 @@ void load_router_biases(const SavedState& saved, Model& model) {
 
 }  // namespace
 
-std::string Checkpoints::write_own_file(const fs::path& folder, TrainingState& state) {
-  Communicator& world = mesh_.world();
-  std::vector<std::pair<std::string, at::Tensor>> tensors;
-  StringMap metadata;
-  const std::vector<FlatGroup>& groups = state.optimizer.partition().groups();
-  for (size_t i = 0; i < groups.size(); ++i) {
-    for (const FlatGroup::Piece& piece : groups[i].own_pieces()) {
-      const std::string& name = piece.parameter->name();
-      metadata[name] = run_metadata(block_of(*piece.parameter), piece.first, piece.parameter->info());
-      for_each_kind(state.optimizer.shards()[i], [&](SavedKind kind, const at::Tensor& shard) {
-        tensors.emplace_back(saved_name(kind, name), shard.narrow(0, piece.in_shard, piece.count));
-      });
-    }
-  }
-  for (size_t block = 0; world.rank() == 0 && block < state.model.blocks.size(); ++block) {
-    if (state.model.blocks[block].has_correction_bias()) {
-      tensors.emplace_back(saved_bias_name(static_cast<int64_t>(block)),
-                           state.model.blocks[block].router()->bias().cpu());
-    }
-  }
-  if (tensors.empty()) return "";
-  const std::string name = numbered("state-%05ld-of-%05ld.safetensors", world.rank(), world.size());
-  write_tensors((folder / name).string(), tensors, metadata);
-  return name;
-}
+Checkpoints::Checkpoints(fs::path folder, Mesh& mesh, std::string token, std::unique_ptr<OrderedWorker> writer)
+    : folder_(std::move(folder)), mesh_(mesh), token_(std::move(token)), writer_(std::move(writer)) {}
 
-void Checkpoints::save(int64_t step, TrainingState& state, int64_t keep_last) {
+Checkpoints::~Checkpoints() = default;
+
+void Checkpoints::start(int64_t step, TrainingState& state, int64_t keep_last) {
+  MT_CHECK(!unfinished_, "step ", step, " is to be saved, step ", unfinished_->manifest.step, " is not whole yet");
   state.optimizer.flush();
   Communicator& world = mesh_.world();
-  const bool leads = world.rank() == 0;
   const fs::path temporary = unfinished_checkpoint(folder_, step, token_);
-  if (leads) {
+  if (world.rank() == 0) {
     std::error_code error;
     fs::remove_all(temporary, error);
     fs::create_directories(temporary, error);
     if (error) throw UserError(str(temporary.string(), ": cannot make the folder: ", error.message()));
   }
   world.barrier();
-  const std::string own_name = write_own_file(temporary, state);
-  const Manifest::File own = own_name.empty() ? Manifest::File() : describe_file(temporary / own_name);
-  const std::vector<std::string> names = gathered_text(world, own_name), digests = gathered_text(world, own.sha256);
-  const std::vector<std::string> sizes = gathered_text(world, std::to_string(own.bytes));
-  if (leads) {
-    write_text_atomically((temporary / "recipe.yaml").string(), state.recipe_text);
-    Manifest manifest{step,
-                      state.optimizer.steps_taken(),
-                      state.seed,
-                      state.batch,
-                      to_string(mesh_.shape()),
-                      state.frozen_digest,
-                      state.data_digest,
-                      state.best,
-                      {}};
-    manifest.files["recipe.yaml"] = describe_file(temporary / "recipe.yaml");
-    if (!state.config_text.empty()) {
-      write_text_atomically((temporary / "config.json").string(), state.config_text);
-      manifest.files["config.json"] = describe_file(temporary / "config.json");
-    }
-    for (size_t rank = 0; rank < names.size(); ++rank) {
-      if (!names[rank].empty()) manifest.files[names[rank]] = {digests[rank], std::stoll(sizes[rank])};
-    }
-    write_manifest(temporary, manifest);
-    put_checkpoint(temporary, folder_, step);
-    // A checkpoint of a later step is a damaged one that the run was not resumed from: it takes no one's place.
-    std::vector<fs::path> all = list_checkpoints(folder_);
-    std::erase_if(all, [&](const fs::path& path) { return *step_of_name(path) > step; });
-    for (size_t i = 0; i + static_cast<size_t>(keep_last) < all.size(); ++i) {
-      if (!state.best || step_of_name(all[i]) != state.best->step) remove_checkpoint(all[i]);
-    }
+  unfinished_.emplace(Unfinished{CheckpointPart(state.model, state.optimizer, world.rank(), world.size()),
+                                 Manifest{step,
+                                          state.optimizer.steps_taken(),
+                                          state.seed,
+                                          state.batch,
+                                          to_string(mesh_.shape()),
+                                          state.frozen_digest,
+                                          state.data_digest,
+                                          state.best,
+                                          {}},
+                                 state.recipe_text, state.config_text, keep_last, temporary});
+}
+
+void Checkpoints::write_own_part() { unfinished_->own = unfinished_->part.write(unfinished_->temporary); }
+
+void Checkpoints::collect_parts() {
+  Communicator& world = mesh_.world();
+  const auto& [name, file] = unfinished_->own;
+  const std::vector<std::string> names = gathered_text(world, name), digests = gathered_text(world, file.sha256);
+  const std::vector<std::string> sizes = gathered_text(world, std::to_string(file.bytes));
+  for (size_t rank = 0; rank < names.size(); ++rank) {
+    if (!names[rank].empty()) unfinished_->manifest.files[names[rank]] = {digests[rank], std::stoll(sizes[rank])};
   }
-  world.barrier();
+  unfinished_->has_all_parts = true;
+}
+
+void Checkpoints::make_whole() {
+  Manifest& manifest = unfinished_->manifest;
+  const fs::path& temporary = unfinished_->temporary;
+  auto add_text = [&](const char* name, const std::string& text) {
+    write_text_atomically((temporary / name).string(), text);
+    manifest.files[name] = described_file(temporary / name);
+  };
+  add_text("recipe.yaml", unfinished_->recipe_text);
+  if (!unfinished_->config_text.empty()) add_text("config.json", unfinished_->config_text);
+  write_manifest(temporary, manifest);
+  put_checkpoint(temporary, folder_, manifest.step);
+  unfinished_->whole_at = std::chrono::steady_clock::now();
+  // A checkpoint of a later step is a damaged one that the run was not resumed from: it takes no one's place.
+  std::vector<fs::path> all = list_checkpoints(folder_);
+  std::erase_if(all, [&](const fs::path& path) { return *step_of_name(path) > manifest.step; });
+  for (size_t i = 0; i + static_cast<size_t>(unfinished_->keep_last) < all.size(); ++i) {
+    const bool is_best = std::any_of(manifest.best.begin(), manifest.best.end(),
+                                     [&](const BestStep& best) { return best.step == step_of_name(all[i]); });
+    if (!is_best) remove_checkpoint(all[i]);
+  }
+}
+
+void Checkpoints::save(int64_t step, TrainingState& state, int64_t keep_last) {
+  start(step, state, keep_last);
+  write_own_part();
+  collect_parts();
+  if (mesh_.world().rank() == 0) make_whole();
+  unfinished_.reset();
+  mesh_.world().barrier();
+}
+
+void Checkpoints::reserve(TrainingState& state) {
+  const Communicator& world = mesh_.world();
+  CheckpointPart(state.model, state.optimizer, world.rank(), world.size()).copy_to(copy_);
+}
+
+void Checkpoints::begin(int64_t step, TrainingState& state, int64_t keep_last) {
+  MT_CHECK(writer_, "no writer to save with beside training");
+  start(step, state, keep_last);
+  unfinished_->part.copy_to(copy_);
+  unfinished_->ticket = writer_->post([this] { write_own_part(); });
+}
+
+std::optional<int64_t> Checkpoints::unfinished() const {
+  return unfinished_ ? std::optional(unfinished_->manifest.step) : std::nullopt;
+}
+
+bool Checkpoints::has_done_its_part() {
+  if (!unfinished_) return true;
+  if (!writer_->is_done(unfinished_->ticket)) return false;
+  writer_->wait(unfinished_->ticket);  // throws what the job threw
+  return true;
+}
+
+std::optional<Checkpoints::Time> Checkpoints::advance() {
+  MT_CHECK(unfinished_, "no checkpoint is unfinished");
+  MT_CHECK(has_done_its_part(), "step ", unfinished_->manifest.step, " is still being written");
+  const bool leads = mesh_.world().rank() == 0;
+  if (!unfinished_->has_all_parts) {
+    collect_parts();
+    if (leads) unfinished_->ticket = writer_->post([this] { make_whole(); });
+    return std::nullopt;
+  }
+  const Time whole_at = leads ? unfinished_->whole_at : std::chrono::steady_clock::now();
+  unfinished_.reset();
+  return whole_at;
+}
+
+Checkpoints::Time Checkpoints::finish() {
+  std::optional<Time> whole_at;
+  while (!whole_at) {
+    writer_->wait(unfinished_->ticket);
+    whole_at = advance();
+  }
+  mesh_.world().barrier();
+  return *whole_at;
 }
 
 std::optional<int64_t> Checkpoints::load_latest(TrainingState& state) {

@@ -141,8 +141,12 @@ Manifest read_manifest(const fs::path& checkpoint) {
   manifest.frozen_digest = members.text("frozen_digest");
   manifest.data_digest = members.text("data_digest");
   if (members.has("best")) {
-    const Members best(str(path, ": best"), members.at("best"));
-    manifest.best = BestStep{best.whole_number("step", 0), best.number("loss"), best.text("data")};
+    // Versions that kept one wrote it as an object.
+    const json& best = members.at("best");
+    for (const json& value : best.is_array() ? best : json::array({best})) {
+      const Members one(str(path, ": best"), value);
+      manifest.best.push_back({one.whole_number("step", 0), one.number("loss"), one.text("data")});
+    }
   }
   const json& files = members.at("files");
   if (!files.is_object()) throw UserError(str(path, ": is not whole: \"files\" is no object"));
@@ -165,8 +169,8 @@ void write_manifest(const fs::path& checkpoint, const Manifest& manifest) {
                        {"mesh", manifest.mesh},
                        {"frozen_digest", manifest.frozen_digest},
                        {"data_digest", manifest.data_digest}};
-  if (manifest.best) {
-    json["best"] = {{"step", manifest.best->step}, {"loss", manifest.best->loss}, {"data", manifest.best->data}};
+  for (const BestStep& best : manifest.best) {
+    json["best"].push_back({{"step", best.step}, {"loss", best.loss}, {"data", best.data}});
   }
   json["files"] = ordered_json::object();
   for (const auto& [name, file] : manifest.files) {

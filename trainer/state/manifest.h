@@ -18,7 +18,7 @@
 
 namespace moetune {
 
-/// The checkpoint with the least held-out loss so far.
+/// A checkpoint whose held-out loss is among the least so far.
 struct BestStep {
   int64_t step = 0;
   double loss = 0.0;
@@ -37,7 +37,7 @@ struct Manifest {
   int64_t batch = 0;
   std::string mesh;  ///< of the job that wrote it, for reports
   std::string frozen_digest, data_digest;
-  std::optional<BestStep> best;       ///< with checkpoint.keep_best
+  std::vector<BestStep> best;         ///< with checkpoint.keep_best: the least loss first
   std::map<std::string, File> files;  ///< by name, all but the manifest
 };
 

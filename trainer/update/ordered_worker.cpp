@@ -42,6 +42,11 @@ void OrderedWorker::wait(int64_t ticket) {
   if (failure_) std::rethrow_exception(failure_);
 }
 
+bool OrderedWorker::is_done(int64_t ticket) {
+  const std::lock_guard lock(mutex_);
+  return done_ >= ticket || failure_;
+}
+
 void OrderedWorker::work(int num_threads) {
   at::get_num_threads();  // a thread's first question gives it the number of all: it must not come after its own
   at::set_num_threads(num_threads);

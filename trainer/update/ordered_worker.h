@@ -31,6 +31,8 @@ class OrderedWorker {
   /// Returns at once. After a job has thrown, later ones are not done.
   int64_t post(std::function<void()> job);
   void wait(int64_t ticket);
+  /// Whether wait() would return, or throw, at once.
+  bool is_done(int64_t ticket);
 
  private:
   void work(int num_threads);
