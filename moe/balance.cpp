@@ -57,8 +57,8 @@ BalanceSpec balance_of(BalanceKind kind, std::optional<double> weight, const Rou
 }
 
 StepBalance::StepBalance(const BalanceSpec& spec, const RouterSpec& router, const BalanceTotals& totals,
-                         const TensorAxis& axis)
-    : spec_(spec), router_(router), totals_(totals), axis_(axis) {
+                         const TensorAxis& axis, at::Device device)
+    : spec_(spec), router_(router), totals_(totals), axis_(axis), device_(device) {
   MT_CHECK(spec.kind != BalanceKind::kAuto && spec.kind != BalanceKind::kNone, "a balance loss of kind ",
            to_string(spec.kind));
 }
@@ -101,15 +101,25 @@ at::Tensor StepBalance::counts(const at::Tensor& expert_TK) const {
   return at::cat({count_E, reached.scatter_(1, device_TK, 1).sum(0).narrow(0, 0, router_.num_groups)});
 }
 
-void StepBalance::close(const std::function<void(const at::Tensor&)>& sum_over_documents) {
-  if (layers_.empty() || spec_.kind == BalanceKind::kSequence) return;
-  std::vector<at::Tensor> counts;
-  for (const auto& [number, layer] : layers_) counts.push_back(layer.count_C);
-  at::Tensor count_LC = at::stack(counts);
-  axis_.sum(count_LC);
-  sum_over_documents(count_LC);
-  const bool pooled = spec_.kind == BalanceKind::kPooled;
-  const at::Tensor together = pooled ? coefficient(count_LC.sum(0), count_LC.size(0)) : at::Tensor();
+void StepBalance::close(const Sum& sum_over_documents, const Sum& sum_over_stages) {
+  if (!spec_.takes_whole_loads()) return;
+  at::Tensor count_LC, together;
+  if (!layers_.empty()) {
+    std::vector<at::Tensor> counts;
+    for (const auto& [number, layer] : layers_) counts.push_back(layer.count_C);
+    count_LC = at::stack(counts);
+    axis_.sum(count_LC);
+    sum_over_documents(count_LC);
+  }
+  if (spec_.kind == BalanceKind::kPooled) {
+    // A stage may have no such layer, and is waited for by those that have.
+    const at::Tensor all_E = count_LC.defined()
+                                 ? count_LC.sum(0)
+                                 : at::zeros({router_.experts}, at::TensorOptions(at::kLong).device(device_));
+    sum_over_stages(all_E);
+    together = coefficient(all_E, totals_.layers > 0 ? totals_.layers : static_cast<int64_t>(layers_.size()));
+  }
+  const bool pooled = together.defined();
   int64_t row = 0;
   for (auto& [number, layer] : layers_) {
     layer.count_C = count_LC[row++];

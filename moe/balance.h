@@ -45,6 +45,8 @@ struct BalanceSpec {
   BalanceKind kind = BalanceKind::kNone;  ///< never kAuto
   double weight = 0.0;                    ///< a
   bool is_on() const { return kind != BalanceKind::kNone && weight > 0.0; }
+  /// Whether its gradient takes the loads of the whole step; else those of each document are enough.
+  bool takes_whole_loads() const { return is_on() && kind != BalanceKind::kSequence; }
   bool operator==(const BalanceSpec&) const = default;
 };
 
@@ -56,21 +58,25 @@ BalanceSpec balance_of(BalanceKind kind, std::optional<double> weight, const Rou
 /// Over all ranks.
 struct BalanceTotals {
   int64_t documents = 0, tokens = 0;
+  int64_t layers = 0;  ///< of a pooled loss; 0: those that are counted here
 };
 
 class StepBalance {
  public:
   /// `axis`: the ranks among which the rows of a slice are spread.
   StepBalance(const BalanceSpec& spec, const RouterSpec& router, const BalanceTotals& totals,
-              const TensorAxis& axis = {});
+              const TensorAxis& axis = {}, at::Device device = at::kCPU);
 
   /// The next slice of a layer. `layer`: any number that tells layers apart. expert_TK: E for padding. Collective over
   /// the axis.
   void count(int64_t layer, const at::Tensor& score_TE, const at::Tensor& probability_TE, const at::Tensor& expert_TK,
              const Slice& slice);
-  /// Every layer was counted. `sum_over_documents` adds a tensor in place over the ranks that take other documents; it
-  /// is called once, or not at all where nothing is to be added. Collective over those ranks and the axis.
-  void close(const std::function<void(const at::Tensor&)>& sum_over_documents);
+  /// Adds a tensor in place over ranks.
+  using Sum = std::function<void(const at::Tensor&)>;
+  /// Every layer was counted. `sum_over_documents`: over the ranks that take other documents; called once, or not at
+  /// all where nothing is to be added. `sum_over_stages`: over those that have the other layers of these documents;
+  /// called once of a pooled loss alone. Collective over those ranks and the axis.
+  void close(const Sum& sum_over_documents, const Sum& sum_over_stages = [](const at::Tensor&) {});
   /// d loss / d probability_TE of a slice, numbered from 0 in the order of count(); behind close().
   at::Tensor gradient(int64_t layer, size_t slice_idx, const Slice& slice) const;
   /// These rows' part of the loss, weight included, a scalar: over all ranks the parts add up. Behind close();
@@ -94,6 +100,7 @@ class StepBalance {
   RouterSpec router_;
   BalanceTotals totals_;
   TensorAxis axis_;
+  at::Device device_;
   at::ScalarType dtype_ = at::kFloat;  ///< of probabilities
   std::map<int64_t, Layer> layers_;
   at::Tensor documents_loss_;  ///< sequence: sum over documents and layers, without weight

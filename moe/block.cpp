@@ -29,7 +29,9 @@ void Block::use(PassContext& pass) {
   if (parts_.dense_slab == nullptr) return;
   const TraceRange range("weights");
   parts_.dense_slab->use();
-  for (Linear* map : linears()) map->frozen()->use(pass.scratch, pass.dequantised);
+  for (Linear* map : linears()) {
+    if (map->frozen() != nullptr) map->frozen()->use(pass.scratch, pass.dequantised);
+  }
 }
 
 void Block::release(PassContext& pass) {
@@ -84,7 +86,7 @@ bool are_alike(const Blueprint& blueprint, const std::vector<LinearMap>& a, cons
   const auto of = [&](const std::vector<LinearMap>& maps) { return blueprint.layer(maps.at(0).layer); };
   const auto same = [](const LinearMap& x, const LinearMap& y) {
     if (x.outputs != y.outputs || x.inputs != y.inputs || x.stack != y.stack) return false;
-    if (x.adapter.has_value() != y.adapter.has_value()) return false;
+    if (x.trained != y.trained || x.adapter.has_value() != y.adapter.has_value()) return false;
     return !x.adapter || (x.adapter->rank == y.adapter->rank && x.adapter->dropout == y.adapter->dropout &&
                           x.adapter->experts == y.adapter->experts && x.adapter->top_experts == y.adapter->top_experts);
   };
@@ -143,6 +145,7 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
 int64_t block_scratch_elements(const std::vector<LinearMap>& maps, const PassTraits& traits, int64_t chunk_experts) {
   int64_t elements = chunk_experts * folded_scratch_elements(maps, traits);
   for (const LinearMap& map : maps) {
+    if (map.trained) continue;  // dense as it is
     const FrozenShape shape{held_format(map, traits.parts.base), map.units(chunk_experts), map.outputs, map.inputs,
                             traits.parts.cut_of(map)};
     elements += shape.scratch_elements(traits.compute);

@@ -36,13 +36,14 @@ struct Mixed {
 
 /// The parts of a block; made by moe/model.
 struct BlockParts {
+  LayerId layer;
   at::Tensor input_norm, post_attention_norm;
   std::unique_ptr<Attention> attention;
   std::unique_ptr<SwigluMlp> mlp;          ///< dense MLP, or the shared expert (null where there is none)
   std::unique_ptr<Router> router;          ///< null in a dense block
   std::unique_ptr<RoutedExperts> experts;  ///< null in a dense block
-  FrozenSlab* dense_slab = nullptr;        ///< of the maps of mixing; null where weights train
-  FrozenSlab* expert_slab = nullptr;       ///< null in a dense block too
+  FrozenSlab* dense_slab = nullptr;        ///< of the frozen maps of mixing; null where all train
+  FrozenSlab* expert_slab = nullptr;       ///< likewise; null in a dense block too
 };
 
 class Block {
@@ -69,6 +70,7 @@ class Block {
   /// too.
   void add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) const;
 
+  LayerId layer() const { return parts_.layer; }
   bool is_moe() const { return parts_.experts != nullptr; }
   RoutedExperts* experts() const { return parts_.experts.get(); }
   Router* router() const { return parts_.router.get(); }

@@ -155,7 +155,7 @@ class TensorList {
       path_ = sparse;
     }
     if (experts.shared_gate) {
-      add(TensorRole::kSharedGate, layer_, sparse + ".shared_expert_gate.weight", {1, D}, "router");
+      add(TensorRole::kSharedGate, layer_, sparse + ".shared_expert_gate.weight", {1, D}, "shared_expert");
     }
     add(TensorRole::kRouter, layer_, sparse + "." + naming.router + ".weight", {E, D}, "router").held = Held::kStored;
     if (router.bias) {
@@ -237,6 +237,18 @@ std::vector<LayerId> Blueprint::blocks(bool with_mtp) const {
 
 int64_t Blueprint::num_dense_layers() const {
   return std::count_if(layers.begin(), layers.end(), [](const LayerSpec& layer) { return !layer.has_experts(); });
+}
+
+LayerId Blueprint::completing_layer(const TensorSpec& tensor) const {
+  switch (tensor.role) {
+    case TensorRole::kMtpEmbeddingNorm:
+    case TensorRole::kMtpHiddenNorm:
+    case TensorRole::kMtpProjection:
+    case TensorRole::kMtpEmbedding:
+    case TensorRole::kMtpHeadNorm:
+    case TensorRole::kMtpHead: return turn();
+    default: return tensor.layer;
+  }
 }
 
 std::vector<TensorSpec> Blueprint::tensors(bool with_mtp) const {

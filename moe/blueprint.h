@@ -234,7 +234,8 @@ struct TensorSpec {
   std::vector<int64_t> shape;  ///< of the tensor, of a stack one expert's; [O, I] of a map
   int64_t stack = 0;           ///< E of a stack, all ranks together; 0: none
   Held held = Held::kCompute;
-  /// of a map and its bias attention, dense_mlp, shared_expert, experts or mtp; else embedding, head, norms, router
+  /// of a map and its bias attention, dense_mlp, shared_expert, experts or mtp; else embedding, head, norms, router, or
+  /// that of the maps that it acts on: sinks, the gate of a shared expert
   std::string group;
   /// how ranks that share it cut it, each map of a stack; kNone: each holds it whole
   MatrixCut::Dim cut = MatrixCut::Dim::kNone;
@@ -292,6 +293,9 @@ struct Blueprint {
   std::string correction_bias_name(int64_t block) const;
   /// Those of one block, or of the MTP module's.
   std::vector<TensorSpec> block_tensors(LayerId block) const;
+  /// The layer on whose way up the gradient of a tensor is complete: its own, or the turn for what of the MTP module
+  /// stands beside its block.
+  LayerId completing_layer(const TensorSpec& tensor) const;
   bool operator==(const Blueprint&) const = default;
 };
 

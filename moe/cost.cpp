@@ -21,10 +21,10 @@ double forward_flops(const LinearMap& map) {
   return 2.0 * outputs * inputs + adapter;
 }
 
-double backward_flops(const LinearMap& map, bool train_weights) {
+double backward_flops(const LinearMap& map) {
   const auto outputs = static_cast<double>(map.outputs), inputs = static_cast<double>(map.inputs);
   const double adapter = map.adapter ? 4.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs) : 0.0;
-  return (train_weights ? 4.0 : 2.0) * outputs * inputs + adapter;
+  return (map.trained ? 4.0 : 2.0) * outputs * inputs + adapter;
 }
 
 template <typename Visit>
@@ -36,7 +36,7 @@ void DenseMaps::visit(const std::vector<std::string>& leaves, const Visit& take)
 
 bool DenseMaps::keeps_input(const std::string& leaf) const {
   bool keeps = false;
-  visit({leaf}, [&](const LinearMap& map) { keeps = traits_.train_weights || map.adapter; });
+  visit({leaf}, [&](const LinearMap& map) { keeps = map.trained || map.adapter; });
   return keeps;
 }
 
@@ -62,7 +62,7 @@ double DenseMaps::forward_flops(const std::vector<std::string>& leaves) const {
 
 double DenseMaps::backward_flops(const std::vector<std::string>& leaves) const {
   double flops = 0.0;
-  visit(leaves, [&](const LinearMap& map) { flops += moetune::backward_flops(map, traits_.train_weights); });
+  visit(leaves, [&](const LinearMap& map) { flops += moetune::backward_flops(map); });
   return flops;
 }
 

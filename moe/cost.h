@@ -22,9 +22,8 @@ namespace moetune {
 struct PassTraits {
   at::ScalarType compute = at::kFloat;
   at::DeviceType device = at::kCPU;
-  bool train_weights = false;  ///< every map's own weight trains: its input is kept
-  bool exchanged = false;      ///< rows are copies from other ranks, not the local batch itself
-  double remote_ranks = 0.0;   ///< other ranks that a row goes to, on average
+  bool exchanged = false;     ///< rows are copies from other ranks, not the local batch itself
+  double remote_ranks = 0.0;  ///< other ranks that a row goes to, on average
   bool balance_loss = false;
   /// ranks of the tensor axis, which share matrices and rows, and those of them that share each expert
   TensorParts parts;
@@ -61,7 +60,7 @@ struct PartCost {
 
 /// Of one row through a map, or through one of a stack, and through its adapter: forward; d x and what trains.
 double forward_flops(const LinearMap& map);
-double backward_flops(const LinearMap& map, bool train_weights);
+double backward_flops(const LinearMap& map);
 
 /// The maps of a block that are no stacks, and which of their inputs autograd keeps.
 class DenseMaps {

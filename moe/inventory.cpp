@@ -32,8 +32,13 @@ MatrixCut TensorParts::expert_features(const Blueprint& blueprint, int64_t index
   return {MatrixCut::Dim::kOutputs, index, experts, cut_granule(base, blueprint.experts.width, experts)};
 }
 
-LinearMap linear_map(const TensorSpec& tensor) {
-  return {tensor, tensor.shape.at(0), tensor.shape.at(1), std::nullopt};
+LinearMap linear_map(const TensorSpec& tensor, AdapterTargets* targets, const TrainedParts& parts) {
+  LinearMap map{tensor, tensor.shape.at(0), tensor.shape.at(1), std::nullopt, parts.trains(tensor)};
+  if (targets != nullptr && tensor.held == Held::kLinear) {
+    map.adapter = targets->match(tensor.leaf(), tensor.group, tensor.layer, tensor.stack);
+  }
+  MT_CHECK(!map.adapter || !map.trained, tensor.name, " trains itself and has an adapter");
+  return map;
 }
 
 LinearMap LinearMap::part(const MatrixCut& held) const {
@@ -43,12 +48,11 @@ LinearMap LinearMap::part(const MatrixCut& held) const {
   return map;
 }
 
-std::vector<LinearMap> block_maps(const Blueprint& blueprint, LayerId layer, AdapterTargets* targets) {
+std::vector<LinearMap> block_maps(const Blueprint& blueprint, LayerId layer, AdapterTargets* targets,
+                                  const TrainedParts& parts) {
   std::vector<LinearMap> maps;
   for (const TensorSpec& tensor : blueprint.block_tensors(layer)) {
-    if (tensor.held != Held::kLinear) continue;
-    maps.push_back(linear_map(tensor));
-    if (targets != nullptr) maps.back().adapter = targets->match(tensor.leaf(), tensor.group, layer, tensor.stack);
+    if (tensor.held == Held::kLinear) maps.push_back(linear_map(tensor, targets, parts));
   }
   return maps;
 }
@@ -73,19 +77,20 @@ std::vector<std::string> cut_mistakes(const Blueprint& blueprint, int64_t parts)
   return mistakes;
 }
 
-LinearMap mtp_projection(const Blueprint& blueprint) {
+LinearMap mtp_projection(const Blueprint& blueprint, const TrainedParts& parts) {
   for (const TensorSpec& tensor : blueprint.tensors(/*with_mtp=*/true)) {
-    if (tensor.role == TensorRole::kMtpProjection) return linear_map(tensor);
+    if (tensor.role == TensorRole::kMtpProjection) return linear_map(tensor, nullptr, parts);
   }
   throw InternalError("a blueprint without the MTP module's projection");
 }
 
-std::vector<LinearMap> linear_maps(const Blueprint& blueprint, bool with_mtp, AdapterTargets* targets) {
+std::vector<LinearMap> linear_maps(const Blueprint& blueprint, bool with_mtp, AdapterTargets* targets,
+                                   const TrainedParts& parts) {
   std::vector<LinearMap> all;
   for (const LayerId layer : blueprint.blocks(with_mtp)) {
-    for (LinearMap& map : block_maps(blueprint, layer, targets)) all.push_back(std::move(map));
+    for (LinearMap& map : block_maps(blueprint, layer, targets, parts)) all.push_back(std::move(map));
   }
-  if (with_mtp) all.push_back(mtp_projection(blueprint));
+  if (with_mtp) all.push_back(mtp_projection(blueprint, parts));
   return all;
 }
 
@@ -94,27 +99,42 @@ BaseFormat held_format(const LinearMap& map, BaseFormat base) {
   return base == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16;
 }
 
-PlainNumbers plain_numbers(const Blueprint& blueprint, bool with_mtp, TensorParts parts, int64_t local_experts) {
-  PlainNumbers numbers;
-  for (const TensorSpec& tensor : blueprint.tensors(with_mtp)) {
+std::vector<TensorSpec> plain_tensors(const Blueprint& blueprint, bool with_mtp) {
+  std::vector<TensorSpec> plain;
+  for (TensorSpec& tensor : blueprint.tensors(with_mtp)) {
     if (tensor.held == Held::kLinear || tensor.held == Held::kJoint || tensor.may_be_shared) continue;
-    const bool vocabulary = tensor.role == TensorRole::kEmbedding || tensor.role == TensorRole::kHead;
-    const int64_t rows = vocabulary ? ceil_div(tensor.shape[0], parts.of(tensor))
-                                    : parts.cut_without_copies(tensor).outputs(tensor.shape[0]);
-    const int64_t units = tensor.stack > 0 ? (local_experts > 0 ? local_experts : tensor.stack) : 1;
-    const int64_t count = units * rows * (tensor.numel() / tensor.shape[0]);
-    if (tensor.role == TensorRole::kEmbedding) numbers.embedding += count;
-    else if (tensor.role == TensorRole::kHead) numbers.head += count;
-    else if (tensor.held == Held::kBias) numbers.router_bias += count;
-    else if (tensor.group == "router") numbers.router += count;
-    else if (tensor.group == "norms") numbers.norms += count;
-    else numbers.biases += count;
+    plain.push_back(std::move(tensor));
   }
-  return numbers;
+  return plain;
+}
+
+namespace {
+
+bool has_vocabulary(const TensorSpec& plain) {
+  return plain.role == TensorRole::kEmbedding || plain.role == TensorRole::kHead;
+}
+
+/// Of all plain tensors, uncut, with so many experts of each layer.
+int64_t plain_numbers(const Blueprint& blueprint, bool with_mtp, int64_t experts) {
+  int64_t total = 0;
+  for (const TensorSpec& tensor : plain_tensors(blueprint, with_mtp)) total += held_numbers(tensor, {}, experts);
+  return total;
+}
+
+}  // namespace
+
+bool is_cut(const TensorSpec& plain, const TensorParts& parts) {
+  return has_vocabulary(plain) ? parts.of(plain) > 1 : parts.cut_without_copies(plain).cuts_outputs();
+}
+
+int64_t held_numbers(const TensorSpec& plain, const TensorParts& parts, int64_t experts) {
+  const int64_t rows = has_vocabulary(plain) ? ceil_div(plain.shape[0], parts.of(plain))
+                                             : parts.cut_without_copies(plain).outputs(plain.shape[0]);
+  return (plain.stack > 0 ? experts : 1) * rows * (plain.numel() / plain.shape[0]);
 }
 
 int64_t count_parameters(const Blueprint& blueprint, bool with_mtp) {
-  int64_t total = plain_numbers(blueprint, with_mtp).total();
+  int64_t total = plain_numbers(blueprint, with_mtp, blueprint.router.experts);
   for (const LinearMap& map : linear_maps(blueprint, with_mtp)) {
     total += map.units(blueprint.router.experts) * map.outputs * map.inputs;
   }
@@ -122,7 +142,7 @@ int64_t count_parameters(const Blueprint& blueprint, bool with_mtp) {
 }
 
 int64_t count_active_parameters(const Blueprint& blueprint) {
-  int64_t total = plain_numbers(blueprint, false, {}, blueprint.router.top_k).total();
+  int64_t total = plain_numbers(blueprint, false, blueprint.router.top_k);
   for (const LinearMap& map : linear_maps(blueprint, false)) {
     total += map.units(blueprint.router.top_k) * map.outputs * map.inputs;
   }

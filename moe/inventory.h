@@ -1,6 +1,6 @@
 // What a model is made of, from its blueprint alone: every linear map, and the tensors that are never quantised.
 //
-//   for (const LinearMap& map : linear_maps(blueprint, /*with_mtp=*/false, &targets)) ...
+//   for (const LinearMap& map : linear_maps(blueprint, /*with_mtp=*/false, &targets, parts)) ...
 //   count_parameters(blueprint);            // 671,026,419,200 for DeepSeek-V3
 //
 // The builder in moe/model.cpp makes the maps of this list and the memory plan adds them up.
@@ -13,7 +13,8 @@
 
 #include "lora/adapters/adapter.h"
 #include "lora/frozen_weight.h"
-#include "moe/blueprint.h"
+#include "moe/stage.h"
+#include "moe/trained_parts.h"
 
 namespace moetune {
 
@@ -39,6 +40,7 @@ struct LinearMap : TensorSpec {
   int64_t outputs = 0;  ///< O
   int64_t inputs = 0;   ///< I
   std::optional<AdapterSpec> adapter;
+  bool trained = false;  ///< its own weight trains; otherwise it is frozen, with the adapter beside it or without
 
   /// Matrices that a rank with `local_experts` experts of each layer holds.
   int64_t units(int64_t local_experts) const { return stack > 0 ? local_experts : 1; }
@@ -47,31 +49,30 @@ struct LinearMap : TensorSpec {
   LinearMap part(const MatrixCut& cut) const;
 };
 
-/// The map that a tensor of two dimensions is, without an adapter.
-LinearMap linear_map(const TensorSpec& tensor);
-/// The maps of one block in the order of their use; the MTP module's is one too. `targets` gives
-/// adapters and counts its matches; null: none.
-std::vector<LinearMap> block_maps(const Blueprint& blueprint, LayerId layer, AdapterTargets* targets = nullptr);
+/// The map that a tensor of two dimensions is, as a run holds it: `targets` gives adapters and counts its matches
+/// (null: none), `parts` train themselves. InternalError for a map that would be both.
+LinearMap linear_map(const TensorSpec& tensor, AdapterTargets* targets = nullptr, const TrainedParts& parts = {});
+/// The maps of one block in the order of their use; the MTP module's is one too.
+std::vector<LinearMap> block_maps(const Blueprint& blueprint, LayerId layer, AdapterTargets* targets = nullptr,
+                                  const TrainedParts& parts = {});
 /// What keeps `parts` ranks from sharing the matrices of this model, a line each; none: nothing. Features of MLPs and
 /// experts are shared by any number of ranks.
 std::vector<std::string> cut_mistakes(const Blueprint& blueprint, int64_t parts);
 /// The MTP module's projection, eh_proj.
-LinearMap mtp_projection(const Blueprint& blueprint);
+LinearMap mtp_projection(const Blueprint& blueprint, const TrainedParts& parts = {});
 /// The maps of all blocks, and with_mtp those of the MTP module, its projection last.
-std::vector<LinearMap> linear_maps(const Blueprint& blueprint, bool with_mtp, AdapterTargets* targets = nullptr);
+std::vector<LinearMap> linear_maps(const Blueprint& blueprint, bool with_mtp, AdapterTargets* targets = nullptr,
+                                   const TrainedParts& parts = {});
 /// How a map is held in a model of format `base`: eh_proj, whose output is the residual stream itself, at least in
 /// bf16.
 BaseFormat held_format(const LinearMap& map, BaseFormat base);
 
-/// Numbers in the tensors that are no linear maps of a block. The MTP module shares embedding and head.
-struct PlainNumbers {
-  int64_t embedding = 0, head = 0, norms = 0, biases = 0, router = 0, router_bias = 0;
-  int64_t total() const { return embedding + head + norms + biases + router + router_bias; }
-};
-/// `parts`: ranks that share tensors; the numbers are those of the first, which holds `local_experts` of each layer's
-/// experts (0: all).
-PlainNumbers plain_numbers(const Blueprint& blueprint, bool with_mtp, TensorParts parts = {},
-                           int64_t local_experts = 0);
+/// The tensors that are no linear maps of a block and have no copy elsewhere: the MTP module shares embedding and head.
+std::vector<TensorSpec> plain_tensors(const Blueprint& blueprint, bool with_mtp);
+/// Whether the ranks of the tensor axis hold parts of a plain tensor.
+bool is_cut(const TensorSpec& plain, const TensorParts& parts);
+/// Numbers of a plain tensor that the first of the ranks that share it holds, of a stack those of `experts`.
+int64_t held_numbers(const TensorSpec& plain, const TensorParts& parts, int64_t experts);
 
 /// Parameters of the model, embedding and head included; with_mtp adds what the MTP module does not share.
 int64_t count_parameters(const Blueprint& blueprint, bool with_mtp = false);

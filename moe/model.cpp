@@ -22,6 +22,14 @@ class TensorsByRole {
     }
     return nullptr;
   }
+  /// Those that are linear maps, or with `stacked` stacks of them.
+  std::vector<TensorSpec> maps(bool stacked) const {
+    std::vector<TensorSpec> found;
+    for (const TensorSpec& tensor : tensors_) {
+      if (tensor.held == Held::kLinear && (tensor.stack > 0) == stacked) found.push_back(tensor);
+    }
+    return found;
+  }
   const TensorSpec& at(TensorRole role, bool stacked = false) const {
     const TensorSpec* tensor = find(role, stacked);
     MT_CHECK(tensor != nullptr, "a blueprint lacks the tensor of role ", static_cast<int>(role), " in ",
@@ -50,46 +58,56 @@ class Builder {
       model_.slabs = model_.own_slabs.get();
     }
     const TensorsByRole tensors(blueprint_.tensors(options_.with_mtp));
-    model_.embedding = embedding(of_vocabulary(tensors.at(TensorRole::kEmbedding)));
-    for (const LayerId layer : blueprint_.blocks(/*with_mtp=*/false)) add_block(layer);
-    auto [norm_D, norm] = plain(tensors.at(TensorRole::kFinalNorm), blueprint_.turn());
-    Plain head{model_.embedding.weight(), nullptr};
-    if (!blueprint_.tied_embeddings) {
-      head = of_vocabulary(tensors.at(TensorRole::kHead));
-    } else if (options_.train_weights) {
-      throw UserError("adapter: none trains embedding and head apart, but this model ties them (tie_word_embeddings)");
+    const Stage& stage = model_.stage;
+    if (stage.is_first() || (stage.is_last() && shares_embedding())) {
+      model_.embedding = embedding(of_vocabulary(tensors.at(TensorRole::kEmbedding)));
     }
-    model_.head = make_head({norm_D, head.held, norm, head.trained});
-    if (options_.with_mtp) add_mtp(tensors, norm_D, head);
-    if (options_.targets != nullptr) options_.targets->require_all_matched();
+    for (const LayerId layer : stage.blocks(blueprint_, /*with_mtp=*/false)) add_block(layer);
+    if (stage.is_last()) add_end(tensors);
+    if (options_.targets == nullptr) return;
+    // A target may match in other stages alone.
+    for (const LayerId layer : blueprint_.blocks(options_.with_mtp)) {
+      if (!stage.holds(layer)) block_maps(blueprint_, layer, options_.targets, options_.trained);
+    }
+    options_.targets->require_all_matched();
   }
 
  private:
-  /// A tensor that is never quantised: as a parameter when weights train, in compute dtype otherwise.
+  /// Final norm, head and MTP module.
+  void add_end(const TensorsByRole& tensors) {
+    auto [norm_D, norm] = plain(tensors.at(TensorRole::kFinalNorm));
+    Plain head{model_.embedding.weight(), model_.embedding.parameter()};  // where they are tied
+    if (!blueprint_.tied_embeddings) head = of_vocabulary(tensors.at(TensorRole::kHead));
+    model_.head = make_head({norm_D, head.held, norm, head.trained});
+    if (options_.with_mtp) add_mtp(tensors, norm_D, head);
+  }
+
+  /// A tensor that is never quantised: a parameter where it trains, in compute dtype otherwise.
   struct Plain {
     at::Tensor held;
     Parameter* trained = nullptr;
   };
-  /// `layer`: whose way up completes the gradient.
-  Plain plain(const TensorSpec& tensor, LayerId layer) {
-    return plain(tensor, source_.read(tensor.name, tensor.shape), layer, {});
-  }
+  Plain plain(const TensorSpec& tensor) { return plain(tensor, source_.read(tensor.name, tensor.shape), {}); }
   /// The same of a part, which `stored` is.
-  Plain plain(const TensorSpec& tensor, const at::Tensor& stored, LayerId layer, const TensorPart& part) {
-    if (options_.train_weights) {
-      ParameterInfo info;
-      info.name = tensor.name;
-      info.layer = layer;
-      info.group = tensor.group;
+  Plain plain(const TensorSpec& tensor, const at::Tensor& stored, const TensorPart& part) {
+    if (options_.trained.trains(tensor)) {
+      ParameterInfo info = parameter_of(tensor, tensor.name);
+      info.on_first_and_last_stage = shared_by_stages(tensor);
       if (!part.is_whole()) info.hold_part(part.dim, part.first, part.total);
       Parameter& parameter = model_.parameters.add(info, stored);
       return {parameter.working, &parameter};
     }
     at::Tensor held = stored.to(options_.device, options_.compute);
-    model_.plain.push_back({tensor.name, held, part});
+    model_.plain.push_back(
+        {tensor.name, held, part, /*of_expert=*/false, shared_by_stages(tensor) && !model_.stage.is_first()});
     return {held, nullptr};
   }
-  at::Tensor norm(const TensorSpec& tensor) { return plain(tensor, tensor.layer).held; }
+  /// Whether the first and the last stage, two of them, hold it.
+  bool shared_by_stages(const TensorSpec& tensor) const {
+    return tensor.role == TensorRole::kEmbedding && !model_.stage.is_whole() && shares_embedding();
+  }
+  bool shares_embedding() const { return blueprint_.tied_embeddings || options_.with_mtp; }
+  at::Tensor norm(const TensorSpec& tensor) { return plain(tensor).held; }
 
   /// This rank's rows of an embedding or a head [V, D].
   at::Tensor vocabulary_rows(const TensorSpec& tensor) {
@@ -98,10 +116,10 @@ class Builder {
     return vocabulary_.count == blueprint_.vocab ? all_VD
                                                  : all_VD.narrow(0, vocabulary_.first, vocabulary_.count).clone();
   }
-  Plain of_vocabulary(const TensorSpec& tensor) { return of_vocabulary(tensor, vocabulary_rows(tensor), tensor.layer); }
-  Plain of_vocabulary(const TensorSpec& tensor, const at::Tensor& rows, LayerId layer) {
+  Plain of_vocabulary(const TensorSpec& tensor) { return of_vocabulary(tensor, vocabulary_rows(tensor)); }
+  Plain of_vocabulary(const TensorSpec& tensor, const at::Tensor& rows) {
     const bool cut = options_.axis.size() > 1;
-    return plain(tensor, rows, layer, cut ? TensorPart{0, vocabulary_.first, blueprint_.vocab} : TensorPart{});
+    return plain(tensor, rows, cut ? TensorPart{0, vocabulary_.first, blueprint_.vocab} : TensorPart{});
   }
   Embedding embedding(const Plain& weight) const { return {weight.held, weight.trained, vocabulary_, options_.axis}; }
   std::unique_ptr<Head> make_head(HeadWeights weights) const {
@@ -109,12 +127,13 @@ class Builder {
                                   options_.axis);
   }
 
-  /// A new slab for frozen weights; null where weights train.
-  FrozenSlab* slab(SlabKind kind, LayerId layer, int64_t units) {
-    if (options_.train_weights) return nullptr;
-    return &model_.slabs->add(
-        kind, layer, units,
-        kind == SlabKind::kExperts ? SlabUnits{options_.placement.first, options_.placement.total} : SlabUnits{});
+  /// A new slab for those of these maps that are frozen; null where all of them train.
+  FrozenSlab* slab(SlabKind kind, LayerId layer, const std::vector<TensorSpec>& maps) {
+    const auto trains = [&](const TensorSpec& map) { return options_.trained.trains(map); };
+    if (std::all_of(maps.begin(), maps.end(), trains)) return nullptr;
+    if (kind == SlabKind::kDense) return &model_.slabs->add(kind, layer, /*units=*/1, SlabUnits{});
+    const ExpertPlacement& placement = options_.placement;
+    return &model_.slabs->add(kind, layer, placement.count, SlabUnits{placement.first, placement.total});
   }
 
   TensorParts parts() const { return {options_.axis.size(), options_.expert_axis.size(), options_.base}; }
@@ -137,22 +156,19 @@ class Builder {
     slab->fill([this](const std::string& name, at::IntArrayRef shape) { return source_.read(name, shape); });
   }
 
-  /// What its weight or its adapter is as a parameter, the adapter named after the module.
-  ParameterInfo parameter_of(const LinearMap& map, LayerId layer) const {
+  /// What a tensor, or an adapter of it, is as a parameter called `name`.
+  ParameterInfo parameter_of(const TensorSpec& tensor, const std::string& name) const {
     ParameterInfo info;
-    info.name = options_.train_weights ? map.name : map.module();
-    info.layer = layer;
-    info.group = map.group;
+    info.name = name;
+    info.layer = blueprint_.completing_layer(tensor);
+    info.group = tensor.group;
+    info.decays = tensor.shape.size() > 1;
     return info;
   }
+  /// Of a map's weight where it trains, otherwise of its adapter, named after the module.
+  static std::string name_of(const LinearMap& map) { return map.trained ? map.name : map.module(); }
 
-  LinearMap adapted(const TensorSpec& tensor) {
-    LinearMap map = linear_map(tensor);
-    if (options_.targets != nullptr && map.held == Held::kLinear) {
-      map.adapter = options_.targets->match(map.leaf(), map.group, map.layer, map.stack);
-    }
-    return map;
-  }
+  LinearMap map_of(const TensorSpec& tensor) { return linear_map(tensor, options_.targets, options_.trained); }
 
   /// The same of what trains and of plain tensors.
   MatrixCut cut_without_copies(const TensorSpec& tensor) const {
@@ -166,7 +182,7 @@ class Builder {
     if (!cut.cuts_outputs()) return norm(tensor);
     const int64_t all = tensor.shape.at(0), first = cut.first_output(all);
     const at::Tensor held = source_.read(tensor.name, tensor.shape).narrow(0, first, cut.outputs(all)).clone();
-    return plain(tensor, held, tensor.layer, {0, first, all}).held;
+    return plain(tensor, held, {0, first, all}).held;
   }
 
   /// The map of a role, with its bias where it has one.
@@ -179,16 +195,16 @@ class Builder {
       bias_O = part_of_vector(*bias_tensor);
       if (cut_of(map).cuts_inputs() && options_.axis.index() > 0) bias_O = at::Tensor();
     }
-    return linear(map, map.layer, slab, bias_O);
+    return linear(map, slab, bias_O);
   }
-  /// `layer`: whose way up completes the gradient. The weight goes to `slab`, which load() fills.
-  std::unique_ptr<Linear> linear(const TensorSpec& tensor, LayerId layer, FrozenSlab* slab, at::Tensor bias_O = {}) {
-    const LinearMap map = adapted(tensor);
-    ParameterInfo info = parameter_of(map, layer);
+  /// A frozen weight goes to `slab`, which load() fills.
+  std::unique_ptr<Linear> linear(const TensorSpec& tensor, FrozenSlab* slab, at::Tensor bias_O = {}) {
+    const LinearMap map = map_of(tensor);
+    ParameterInfo info = parameter_of(map, name_of(map));
     const MatrixCut cut = cut_without_copies(map), held = cut_of(map);
     OutputRange used;
     if (held.copies > 1) used = {held.first_output(map.outputs), held.outputs(map.outputs)};
-    if (options_.train_weights) {
+    if (map.trained) {
       if (cut.cuts_outputs()) info.hold_part(0, cut.first_output(map.outputs), map.outputs);
       if (cut.cuts_inputs()) info.hold_part(1, cut.first_input(map.inputs), map.inputs);
       return std::make_unique<Linear>(model_.parameters.add(info, cut.part_of(source_.read(map.name, map.shape))),
@@ -205,11 +221,11 @@ class Builder {
 
   /// The dense MLP, or the shared expert.
   std::unique_ptr<SwigluMlp> mlp(const TensorsByRole& tensors, FrozenSlab* slab) {
-    auto map = [&](TensorRole role) { return linear(tensors.at(role), tensors.at(role).layer, slab); };
+    auto map = [&](TensorRole role) { return linear(tensors.at(role), slab); };
     auto gate = map(TensorRole::kGate), up = map(TensorRole::kUp), down = map(TensorRole::kDown);
     at::Tensor output_gate_1D;
     if (const TensorSpec* gate_of_output = tensors.find(TensorRole::kSharedGate)) {
-      output_gate_1D = plain(*gate_of_output, gate_of_output->layer).held;
+      output_gate_1D = plain(*gate_of_output).held;
     }
     return std::make_unique<SwigluMlp>(std::move(gate), std::move(up), std::move(down), options_.axis,
                                        std::move(output_gate_1D));
@@ -224,7 +240,7 @@ class Builder {
     for (int64_t e = placement.first; e < placement.first + placement.count; ++e) {
       rows.push_back(source_.read(expert_name(tensor.name, e), tensor.shape).narrow(0, first, held));
     }
-    if (options_.train_weights) {
+    if (options_.trained.trains(tensor)) {
       ParameterInfo info = stack_of(tensor, tensor.name);
       if (cut.cuts_outputs()) info.hold_part(1, first, outputs);
       return GroupedBias(model_.parameters.add(info, at::stack(rows).to(accumulate_dtype(options_.compute))));
@@ -239,10 +255,7 @@ class Builder {
 
   /// The parameter of a layer's experts that is called `name`.
   ParameterInfo stack_of(const TensorSpec& tensor, const std::string& name) const {
-    ParameterInfo info;
-    info.name = name;
-    info.layer = tensor.layer;
-    info.group = tensor.group;
+    ParameterInfo info = parameter_of(tensor, name);
     info.replicas = Replicas::kExpertReplicas;
     info.first_expert = options_.placement.first;
     info.num_experts = options_.placement.total;
@@ -252,11 +265,11 @@ class Builder {
   std::unique_ptr<GroupedLinear> grouped(const TensorSpec& tensor, const TensorSpec* bias_tensor, FrozenSlab* slab) {
     const ExpertPlacement& placement = options_.placement;
     GroupedBias bias = bias_tensor != nullptr ? grouped_bias(*bias_tensor) : GroupedBias();
-    const LinearMap map = adapted(tensor);
-    ParameterInfo info = stack_of(map, parameter_of(map, map.layer).name);
+    const LinearMap map = map_of(tensor);
+    ParameterInfo info = stack_of(map, name_of(map));
     info.joint_name = map.joint_module;
     const MatrixCut cut = cut_of(map);
-    if (options_.train_weights) {
+    if (map.trained) {
       if (cut.cuts_outputs()) info.hold_part(1, cut.first_output(map.outputs), map.outputs);
       if (cut.cuts_inputs()) info.hold_part(2, cut.first_input(map.inputs), map.inputs);
       at::Tensor stack = at::empty({placement.count, cut.outputs(map.outputs), cut.inputs(map.inputs)},
@@ -324,7 +337,8 @@ class Builder {
   void add_block(LayerId layer) {
     const TensorsByRole tensors(blueprint_.block_tensors(layer));
     BlockParts parts;
-    parts.dense_slab = slab(SlabKind::kDense, layer, 1);
+    parts.layer = layer;
+    parts.dense_slab = slab(SlabKind::kDense, layer, tensors.maps(/*stacked=*/false));
     parts.input_norm = norm(tensors.at(TensorRole::kInputNorm));
     parts.post_attention_norm = norm(tensors.at(TensorRole::kPostAttentionNorm));
     parts.attention = attention(blueprint_.layer(layer).attention, tensors, parts.dense_slab);
@@ -338,7 +352,7 @@ class Builder {
 
   void add_experts(LayerId layer, const TensorsByRole& tensors, BlockParts& parts) {
     parts.router = std::make_unique<Router>(blueprint_.router, router_tensors(tensors));
-    parts.expert_slab = slab(SlabKind::kExperts, layer, options_.placement.count);
+    parts.expert_slab = slab(SlabKind::kExperts, layer, tensors.maps(/*stacked=*/true));
     const int64_t chunk = experts_at_a_time(blueprint_, options_.compute, options_.expert_chunk_bytes,
                                             options_.placement.count, this->parts());
     parts.experts = std::make_unique<RoutedExperts>(expert_mlp(tensors, parts.expert_slab), options_.placement, chunk,
@@ -363,12 +377,8 @@ class Builder {
     const TensorSpec& map = tensors.at(TensorRole::kRouter);
     router.weight_ED = router_tensor(map);
     if (options_.router_adapter) {
-      ParameterInfo info;
-      info.name = map.module();
-      info.layer = map.layer;
-      info.group = map.group;
-      router.adapter = std::make_unique<Adapter>(*options_.router_adapter, info, 0, map.shape.at(0), map.shape.at(1),
-                                                 options_.seed, model_.parameters);
+      router.adapter = std::make_unique<Adapter>(*options_.router_adapter, parameter_of(map, map.module()), 0,
+                                                 map.shape.at(0), map.shape.at(1), options_.seed, model_.parameters);
     }
     if (const TensorSpec* correction = tensors.find(TensorRole::kCorrectionBias)) {
       router.correction_E = source_.read(correction->name, correction->shape)
@@ -382,21 +392,13 @@ class Builder {
 
   // Frozen, the router keeps the checkpoint's dtype: scores are computed in fp32 from it.
   at::Tensor router_tensor(const TensorSpec& tensor) {
-    if (options_.train_weights) return plain(tensor, tensor.layer).held;
-    if (options_.train_router) {
-      ParameterInfo info;
-      info.name = tensor.name;
-      info.layer = tensor.layer;
-      info.group = tensor.group;
-      return model_.parameters.add(info, source_.read(tensor.name, tensor.shape)).working;
-    }
+    if (options_.trained.trains(tensor)) return plain(tensor).held;
     at::Tensor held = source_.read(tensor.name, tensor.shape).to(options_.device);
     model_.plain.push_back({tensor.name, held, {}});
     return held;
   }
 
   void add_mtp(const TensorsByRole& tensors, const at::Tensor& trunk_norm, const Plain& trunk_head) {
-    const LayerId turn = blueprint_.turn();
     const TensorSpec& projection = tensors.at(TensorRole::kMtpProjection);
     if (blueprint_.num_mtp_layers < 1 || !source_.has(projection.name)) {
       throw UserError(
@@ -404,12 +406,12 @@ class Builder {
     }
     add_block(blueprint_.mtp());
     Mtp::Parts parts;
-    auto extra = [&](TensorRole role) { return plain(tensors.at(role), turn); };
+    auto extra = [&](TensorRole role) { return plain(tensors.at(role)); };
     parts.embedding_norm = extra(TensorRole::kMtpEmbeddingNorm).held;
     parts.hidden_norm = extra(TensorRole::kMtpHiddenNorm).held;
     parts.trunk_norm = trunk_norm;
-    parts.slab = slab(SlabKind::kDense, turn, 1);
-    parts.projection = linear(projection, turn, parts.slab);
+    parts.slab = slab(SlabKind::kDense, blueprint_.turn(), {projection});
+    parts.projection = linear(projection, parts.slab);
     load(parts.slab);
     const Embedding& trunk = model_.embedding;
     parts.embedding =
@@ -421,7 +423,7 @@ class Builder {
   }
 
   // The checkpoint carries copies of embedding and head in the module; a copy that equals the trunk's is not held
-  // twice, and where weights train it goes on being one tensor, as the paper shares them. Copies may differ in other
+  // twice, and where it trains it goes on being one tensor, as the paper shares them. Copies may differ in other
   // ranks' rows alone: ranks agree.
   Plain shared_or_own(const TensorSpec& tensor, const Plain& trunk) {
     if (!source_.has(tensor.name)) return trunk;
@@ -429,7 +431,7 @@ class Builder {
     at::Tensor differs = at::full({1}, !at::equal(own_VD.to(trunk_VD.device(), trunk_VD.scalar_type()), trunk_VD),
                                   trunk_VD.options().dtype(at::kBool));
     options_.axis.max(differs);
-    return differs.item<bool>() ? of_vocabulary(tensor, own_VD, blueprint_.turn()) : trunk;
+    return differs.item<bool>() ? of_vocabulary(tensor, own_VD) : trunk;
   }
 
   Model& model_;
@@ -442,7 +444,8 @@ class Builder {
 }  // namespace
 
 FrozenSlab* Model::slab(SlabKind kind, LayerId layer) const {
-  if (layer.is_block()) return blocks.at(layer.number()).slab(kind);
+  if (!stage.holds(layer)) return nullptr;
+  if (layer.is_block()) return block(layer).slab(kind);
   return mtp && layer == blueprint.turn() && kind == SlabKind::kDense ? mtp->parts().slab : nullptr;
 }
 

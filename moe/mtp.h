@@ -35,6 +35,8 @@ class Mtp {
   /// x_TD: the last block's output at the rows that take part; next_embedding_TD: embedding of the token after each. ->
   /// [T, D].
   at::Tensor input(const at::Tensor& x_TD, const at::Tensor& next_embedding_TD) const;
+  /// Whether anything of input() trains: projection, norms, an embedding.
+  bool input_trains() const;
   Embedding& embedding() { return parts_.embedding; }
   Head& head() { return *parts_.head; }
   /// Makes the projection dense for one pass; release() gives the scratch back.

@@ -187,13 +187,13 @@ struct StackedMaps {
 
 StackedMaps stacked(const std::vector<LinearMap>& maps, bool down, const PassTraits& traits) {
   StackedMaps found;
-  bool suits = traits.on_gpu() && traits.compute == at::kBFloat16 && !traits.train_weights;
+  bool suits = traits.on_gpu() && traits.compute == at::kBFloat16;
   for (const LinearMap& map : maps) {
     if (map.stack == 0 || (map.role == TensorRole::kDown) != down) continue;
     const LinearMap held = map.part(traits.parts);
     found.outputs += held.outputs;
     found.inputs = held.inputs;
-    suits = suits && held.outputs % 8 == 0 && held.inputs % 8 == 0;
+    suits = suits && !map.trained && held.outputs % 8 == 0 && held.inputs % 8 == 0;
     if (!map.adapter) continue;
     found.rank += map.adapter->rank;
     found.drops = found.drops || map.adapter->dropout > 0.0;
@@ -219,15 +219,16 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
   const int64_t D = blueprint.width, K = blueprint.router.top_k, size = traits.element_bytes();
   const int64_t F = traits.parts.expert_features(blueprint).outputs(blueprint.experts.width);
   const bool weighs_input = blueprint.experts.weight_acts == ExpertSpec::WeightActs::kInput;
-  bool adapted = false;
+  bool adapted = false, trained = false;
   double forward = 0.0, backward = 0.0, again = 0.0;  // of one routed row
   int64_t adapted_elements = 0;                       // that products for the gradients of A and B read and write
   for (const LinearMap& map : maps) {
     if (map.stack == 0) continue;
     forward += forward_flops(map);
-    backward += backward_flops(map, traits.train_weights);
+    backward += backward_flops(map);
     if (map.role != TensorRole::kDown) again += forward_flops(map);
     adapted = adapted || map.adapter;
+    trained = trained || map.trained;
     if (map.adapter) adapted_elements += 3 * map.inputs + 2 * map.outputs;
   }
   ExpertsCost cost;
@@ -261,7 +262,7 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
     wide += D;    // what the adapter adds to d x
     hidden += F;  // h again
   }
-  if (traits.train_weights) hidden += F;
+  if (trained) hidden += F;
   if (!traits.on_gpu()) hidden += 4 * F;     // what activation and gradients are made of
   if (weighs_input) wide += D, hidden += D;  // x before and behind its weight
   if (blueprint.experts.biases) wide += D, hidden += 2 * F;

@@ -14,8 +14,10 @@
 #include "parallel/base/log.h"
 #include "parallel/base/name_summary.h"
 #include "parallel/base/units.h"
+#include "parallel/comm/gathered_text.h"
 #include "parallel/device/device_memory.h"
 #include "parallel/device/host_memory.h"
+#include "trainer/plan/planned_step.h"
 
 namespace moetune {
 namespace {
@@ -75,13 +77,17 @@ void log_unused(const WeightSource& source, const Blueprint& blueprint, bool wit
 /// Says how far loading is, on rank 0, at most every two seconds.
 class LoadProgress {
  public:
-  LoadProgress(const WeightSource& source, const SlabCache* cache, int64_t num_layers)
-      : source_(source), cache_(cache), num_layers_(num_layers) {}
+  LoadProgress(const WeightSource& source, const SlabCache* cache, const Stage& stage, const Blueprint& blueprint,
+               bool with_mtp)
+      : source_(source),
+        cache_(cache),
+        first_layer_(stage.first_block().number()),
+        num_layers_(static_cast<int64_t>(stage.blocks(blueprint, with_mtp).size())) {}
   void operator()(LayerId layer) {
     const double seconds = elapsed_s();
     if (seconds < printed_s_ + 2.0) return;
     printed_s_ = seconds;
-    const int64_t done = layer.number() + 1;
+    const int64_t done = layer.number() - first_layer_ + 1;
     const double left = seconds / static_cast<double>(done) * static_cast<double>(num_layers_ - done);
     const int64_t bytes = source_.bytes_read() + (cache_ != nullptr ? cache_->found_bytes() : 0);
     log_info(str("  layer ", done, "/", num_layers_, ", ", bytes_text(bytes), " read on this rank, ",
@@ -92,7 +98,7 @@ class LoadProgress {
  private:
   const WeightSource& source_;
   const SlabCache* cache_;
-  int64_t num_layers_;
+  int64_t first_layer_, num_layers_;
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   double printed_s_ = 0.0;
 };
@@ -122,7 +128,10 @@ class Assembler {
     const Machine machine{run.device.type(), -launch_.max_over_world(-device_memory_bytes(run.device.type())),
                           launch_.max_over_world(launch_.local_size()),
                           -launch_.max_over_world(-host_memory_bytes() / launch_.local_size())};
-    run.plan = plan_memory(run.blueprint, recipe_, shape, machine, rows);
+    run.stage_plans = plan_stages(run.blueprint, recipe_, shape, machine, rows);
+    run.plan = run.stage_plans.at(run.mesh->here().pp);
+    run.groups = run.plan.pipeline.groups;
+    run.links = std::make_unique<StageLinks>(launch_, *run.mesh);
     run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, recipe_.mesh.shard);
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;
     auto source = random ? make_random_weights(run.blueprint, static_cast<uint64_t>(recipe_.run.seed), run.device)
@@ -137,21 +146,21 @@ class Assembler {
     options.device = run.device;
     options.compute = run.compute;
     options.base = recipe_.model.base;
-    options.train_weights = !recipe_.adapter.has_value();
+    options.trained = trained_parts(recipe_);
     options.targets = recipe_.adapter ? run.targets.get() : nullptr;
     options.router_adapter = router_adapter(recipe_);
-    options.train_router = recipe_.adapter && recipe_.router.train == RouterTraining::kFull;
     const int64_t local_experts = run.blueprint.router.experts / shape.ep;
     options.placement = {run.mesh->here().ep * local_experts, local_experts, run.blueprint.router.experts};
     options.exchange = run.exchange.get();
     options.slabs = run.slabs.get();
     options.axis = TensorAxis(run.mesh->tp());
     options.expert_axis = expert_axis(*run.mesh);
+    options.stage = run.plan.pipeline.stages.at(run.plan.stage);
     options.seed = static_cast<uint64_t>(recipe_.run.seed);
     options.with_mtp = recipe_.mtp.trains();
     options.head_chunk_rows = options_.head_chunk_rows;
     options.expert_chunk_bytes = options_.expert_chunk_bytes;
-    LoadProgress progress(*source, run.cache.get(), run.blueprint.num_layers() + (options.with_mtp ? 1 : 0));
+    LoadProgress progress(*source, run.cache.get(), *options.stage, run.blueprint, options.with_mtp);
     if (speaks_) options.loaded = [&](LayerId layer) { progress(layer); };
     {
       const ThriftyHeap heap;
@@ -167,6 +176,9 @@ class Assembler {
     run.sweep_options.mtp_weight = recipe_.mtp.loss_weight;
     run.sweep_options.balance = balance_spec(recipe_, run.blueprint);
     run.sweep_options.poison_released = options_.poison_released;
+    run.sweep_options.pipeline = run.plan.pipeline.place(run.plan.stage);
+    run.sweep_options.links = run.links.get();
+    run.sweep_options.lowest_trained = lowest_trained(run.blueprint, recipe_);
     return run;
   }
 
@@ -202,9 +214,22 @@ SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& 
 
 TensorAxis expert_axis(Mesh& mesh) { return mesh.shape().expert_tp > 1 ? TensorAxis(mesh.tp()) : TensorAxis(); }
 
-void load_adapter_from(const Recipe& recipe, Model& model) {
+void load_adapter_from(const Recipe& recipe, Assembly& run) {
   if (!recipe.adapter || !recipe.adapter->from) return;
-  load_peft_adapter(*recipe.adapter->from, model.parameters, recipe.adapter->alpha, recipe.adapter->rslora);
+  const AdapterRecipe& adapter = *recipe.adapter;
+  std::vector<std::string> left =
+      load_peft_adapter_part(*adapter.from, run.model->parameters, adapter.alpha, adapter.rslora);
+  Communicator& pp = run.mesh->pp();
+  if (pp.size() > 1) {
+    std::string own;
+    for (const std::string& name : left) own += name + "\n";
+    // What no stage has taken is in the list of each.
+    for (const std::string& text : gathered_text(pp, own)) {
+      std::erase_if(
+          left, [&](const std::string& name) { return ("\n" + text).find("\n" + name + "\n") == std::string::npos; });
+    }
+  }
+  require_taken(*adapter.from, left);
 }
 
 void set_up_process(const Recipe& recipe, Launch& launch) {

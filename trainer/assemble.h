@@ -22,7 +22,8 @@ struct Assembly {
   Blueprint blueprint;
   std::unique_ptr<Mesh> mesh;
   std::unique_ptr<TokenExchange> exchange;
-  MemoryPlan plan;
+  MemoryPlan plan;  ///< of this rank's stage
+  std::vector<MemoryPlan> stage_plans;
   std::unique_ptr<ShardGroups> shards;
   std::unique_ptr<WeightStore> store;
   std::unique_ptr<SlabCache> cache;  ///< null: none is asked for
@@ -34,6 +35,8 @@ struct Assembly {
   at::Device device = at::kCPU;
   at::ScalarType compute = at::kFloat;
   int64_t slice_tokens = 0;
+  std::unique_ptr<StageLinks> links;
+  int64_t groups = 1;  ///< of documents, in which a rank's part of a step goes through the model
 };
 
 /// What no recipe says, since no result depends on it. Tests choose it so that there are several chunks of everything
@@ -56,8 +59,8 @@ Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> r
 /// The same for a model and a mesh that are not the recipe's own, saying nothing.
 Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const Blueprint& blueprint, Launch& launch);
 /// Masters and working copies as the adapter in the folder adapter.from has them, where the recipe names one. Adapters
-/// whose experts loads choose must be there by then (Model::adapt_experts).
-void load_adapter_from(const Recipe& recipe, Model& model);
+/// whose experts loads choose must be there by then (Model::adapt_experts). Collective over the stages.
+void load_adapter_from(const Recipe& recipe, Assembly& run);
 /// Chooses device, threads and determinism as the recipe says. Once, before anything is made on the device.
 void set_up_process(const Recipe& recipe, Launch& launch);
 

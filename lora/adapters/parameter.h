@@ -64,10 +64,13 @@ struct ParameterInfo {
   Role role = Role::kWeight;
   Replicas replicas = Replicas::kEverywhere;
   std::string group;             ///< for reports: "attention", "experts", ...
+  bool decays = true;            ///< with weight decay; not what has one dimension, of a stack each expert's
   int64_t first_expert = 0;      ///< of a stack: the place of its row 0 in that of all ranks together
   int64_t num_experts = 0;       ///< of a stack: its rows, all ranks together; 0 for a plain tensor
   std::vector<int64_t> experts;  ///< of a stack over some experts: their global numbers, of all ranks; empty: all
   TensorPart part;               ///< of the tensor called `name`
+  /// Two stages of a pipeline hold it, the first and the last, and update it alike by the sum of their gradients.
+  bool on_first_and_last_stage = false;
   /// of a stack whose adapters PEFT keeps as one tensor for all experts: that tensor's key; empty: one an expert
   std::string joint_name;
   int64_t joint_experts = 0;  ///< of the tensor at joint_name: how many it holds, those without an adapter too

@@ -251,7 +251,7 @@ void write_peft_config(const std::filesystem::path& folder, const PeftConfig& co
   json["fan_in_fan_out"] = false;
   json["init_lora_weights"] = true;
   json["inference_mode"] = true;
-  json["modules_to_save"] = nullptr;
+  json["modules_to_save"] = config.modules_to_save.empty() ? ordered_json() : ordered_json(config.modules_to_save);
   json["layers_to_transform"] = nullptr;
   json["layers_pattern"] = nullptr;
   write_text_atomically((folder / kConfigFile).string(),

@@ -26,6 +26,7 @@ struct PeftConfig {
   std::vector<std::string> target_parameters;   ///< parameters of all experts of a layer together
   std::map<std::string, int64_t> rank_pattern;  ///< module name (a suffix) -> rank
   std::map<std::string, double> alpha_pattern;
+  std::vector<std::string> modules_to_save;  ///< written only: modules that trained whole, beside the adapters
   std::string base_model;
 
   /// Whether PEFT could give a map this rank: r, or one of rank_pattern.

@@ -99,12 +99,12 @@ class AdapterFile {
     note_used(name);
     return saved;
   }
-  void require_all_used() const {
+  std::vector<std::string> unused() const {
+    std::vector<std::string> left;
     for (const auto& [plain, name] : names_) {
-      if (used_.count(plain) == 0) {
-        throw UserError(str(file_.path(), ": holds ", name, ", which the recipe's adapter.targets leave out"));
-      }
+      if (used_.count(plain) == 0) left.push_back(name);
     }
+    return left;
   }
 
  private:
@@ -153,6 +153,17 @@ void read_joint(AdapterFile& file, Parameter& parameter) {
 }  // namespace
 
 void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parameters, double alpha, bool rslora) {
+  require_taken(folder, load_peft_adapter_part(folder, parameters, alpha, rslora));
+}
+
+void require_taken(const std::filesystem::path& folder, const std::vector<std::string>& left) {
+  if (left.empty()) return;
+  throw UserError(str(open_peft_weights(folder).path(), ": holds ", left.front(),
+                      ", which the recipe's adapter.targets leave out"));
+}
+
+std::vector<std::string> load_peft_adapter_part(const std::filesystem::path& folder, ParameterSet& parameters,
+                                                double alpha, bool rslora) {
   at::NoGradGuard no_grad;
   const PeftConfig config = read_config(folder);
   // Shapes are compared below, so a map has one rank on both sides; its scale must be one too.
@@ -191,7 +202,7 @@ void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parame
     throw UserError(str((folder / kConfigFile).string(), ": target_parameters names ", config.target_parameters.front(),
                         ": tensors of all experts together; this family's experts have adapters of their own"));
   }
-  file.require_all_used();
+  return file.unused();
 }
 
 }  // namespace moetune

@@ -32,5 +32,10 @@ void require_peft_adapter(const std::filesystem::path& folder);
 /// rank R, which must be one that adapter_config.json gives: UserError naming tensor, shapes or scales, and file
 /// otherwise.
 void load_peft_adapter(const std::filesystem::path& folder, ParameterSet& parameters, double alpha, bool rslora);
+/// The same of the parameters of one stage of several; returns the names in the file that are none of its own, which
+/// other stages must take: require_taken() of those that none did.
+std::vector<std::string> load_peft_adapter_part(const std::filesystem::path& folder, ParameterSet& parameters,
+                                                double alpha, bool rslora);
+void require_taken(const std::filesystem::path& folder, const std::vector<std::string>& left);
 
 }  // namespace moetune

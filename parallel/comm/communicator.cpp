@@ -117,6 +117,35 @@ void Communicator::all_to_all_v(const at::Tensor& out, const at::Tensor& in, con
   bytes_sent_ += (in.size(0) - send_counts[rank_]) * row_bytes;
 }
 
+void Communicator::check_peer(const char* operation, const at::Tensor& tensor, int peer) const {
+  check_tensor(operation, tensor);
+  MT_CHECK(peer >= 0 && peer < size_ && peer != rank_, operation, " on group ", name_, " of ", size_, ": rank ", rank_,
+           " and rank ", peer);
+}
+
+void Communicator::send(const at::Tensor& tensor, int to) {
+  check_peer("send", tensor, to);
+  if (tensor.numel() == 0) return;
+  const auto call = enter("send", static_cast<int64_t>(tensor.nbytes()));
+  do_send(tensor, to);
+  bytes_sent_ += static_cast<int64_t>(tensor.nbytes());
+}
+
+void Communicator::receive(const at::Tensor& tensor, int from) {
+  check_peer("receive", tensor, from);
+  if (tensor.numel() == 0) return;
+  const auto call = enter("receive", static_cast<int64_t>(tensor.nbytes()));
+  do_receive(tensor, from);
+}
+
+void Communicator::do_send(const at::Tensor&, int to) {
+  throw InternalError(str("group ", name_, " has no way to send to rank ", to));
+}
+
+void Communicator::do_receive(const at::Tensor&, int from) {
+  throw InternalError(str("group ", name_, " has no way to receive from rank ", from));
+}
+
 void Communicator::barrier() {
   const auto call = enter("barrier", 0);
   do_barrier();

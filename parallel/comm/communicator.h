@@ -57,12 +57,20 @@ class Communicator {
   /// MPI reports a difference (or waits for ever where only one side is zero), NCCL does not notice one.
   void all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_counts,
                     const std::vector<int64_t>& send_counts);
+  /// To rank `to` alone, which receives as many bytes; messages from one rank to another come in their order. Any
+  /// dtype; not collective. May return before they have left: the memory is held here, and must stay as it is until
+  /// wait_sent() on MPI, on NCCL until the current stream is through with the send, which may wait for the receiver.
+  void send(const at::Tensor& tensor, int to);
+  /// tensor := what rank `from` sent next; as many bytes.
+  void receive(const at::Tensor& tensor, int from);
+  /// MPI: all that was sent has left. NCCL: nothing; streams keep the order.
+  void wait_sent() { do_wait_sent(); }
   /// Returns when the host of every rank has come here. Does not wait for any CUDA stream.
   void barrier();
 
   /// Payload bytes from this rank to others so far, whatever the backend sends on the wire: all_to_all_v what goes to
   /// others; all_gather (P-1) * bytes of `in`; reduce_scatter_sum (P-1)/P * bytes of `in`; all_reduce 2 (P-1)/P * bytes
-  /// (a ring, rounded down); broadcast (P-1) * bytes at the root and nothing elsewhere.
+  /// (a ring, rounded down); broadcast (P-1) * bytes at the root and nothing elsewhere; send its bytes.
   int64_t bytes_sent() const { return bytes_sent_; }
 
   /// From now on the watchdog knows of this group's collectives.
@@ -88,9 +96,13 @@ class Communicator {
   /// Counts in bytes.
   virtual void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                                const std::vector<int64_t>& send_bytes) = 0;
+  virtual void do_send(const at::Tensor& tensor, int to);
+  virtual void do_receive(const at::Tensor& tensor, int from);
+  virtual void do_wait_sent() {}
   virtual void do_barrier() = 0;
 
  private:
+  void check_peer(const char* operation, const at::Tensor& tensor, int peer) const;
   void all_reduce(const char* operation, const at::Tensor& tensor, ReduceOp op);
   void check_tensor(const char* operation, const at::Tensor& tensor) const;
 

@@ -36,7 +36,7 @@ MeshShape resolve_mesh(MeshShape requested, int64_t world_size, std::vector<std:
     in_range = in_range && value >= 1 && value <= world_size;
   };
   const std::string ranks_reason = str(" (the job has ", world_size, world_size == 1 ? " rank)" : " ranks)");
-  check_axis("pp", requested.pp, 1, " (pipeline stages are not supported yet)");
+  check_axis("pp", requested.pp, world_size, ranks_reason);
   if (!dp_auto) check_axis("dp", requested.dp, world_size, ranks_reason + ", or auto");
   check_axis("ep", requested.ep, world_size, ranks_reason);
   check_axis("tp", requested.tp, world_size, ranks_reason);
@@ -101,6 +101,8 @@ Mesh::Mesh(Launch& launch, const MeshShape& shape)
   expert_replicas_ = group({.pp = pp, .dp = 0, .ep = ep, .tp = 0}, "expert_replicas");
   data_ = group({.pp = pp, .dp = 0, .ep = 0, .tp = tp}, "data");
   stage_ = group({.pp = pp, .dp = 0, .ep = 0, .tp = 0}, "stage");
+  pp_ = group({.pp = 0, .dp = dp, .ep = ep, .tp = tp}, "pp");
+  ends_ = group({.pp = pp == shape_.pp - 1 ? 0 : pp, .dp = dp, .ep = ep, .tp = tp}, "ends");
 }
 
 }  // namespace moetune

@@ -37,7 +37,7 @@ struct MeshShape {
 std::string to_string(const MeshShape& shape);
 
 /// The requested shape with dp filled in, for world_size ranks. UserError, naming the recipe's keys and all mistakes at
-/// once, where an axis is below 1, the product is not world_size, or an axis that does not train yet (pp) is above 1.
+/// once, where an axis is below 1 or the product is not world_size.
 /// `mistakes`: what the caller found already, told in the same error.
 MeshShape resolve_mesh(MeshShape requested, int64_t world_size, std::vector<std::string> mistakes = {});
 
@@ -82,6 +82,10 @@ class Mesh {
   Communicator& data() { return *data_; }
   /// Ranks that hold the same layers: DP, EP and TP vary.
   Communicator& stage() { return *stage_; }
+  /// Ranks at the same place of every stage, which take the same documents: PP varies; rank() is here().pp.
+  Communicator& pp() { return *pp_; }
+  /// Those of the first and the last stage; of a stage between them this rank alone.
+  Communicator& ends() { return *ends_; }
 
  private:
   int64_t first_rank_;
@@ -94,6 +98,8 @@ class Mesh {
   std::unique_ptr<Communicator> expert_replicas_;
   std::unique_ptr<Communicator> data_;
   std::unique_ptr<Communicator> stage_;
+  std::unique_ptr<Communicator> pp_;
+  std::unique_ptr<Communicator> ends_;
 };
 
 }  // namespace moetune

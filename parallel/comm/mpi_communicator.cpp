@@ -24,6 +24,9 @@ MPI_Datatype mpi_type(at::ScalarType type) {
   }
 }
 
+/// Pieces between the same two ranks arrive in the order they were sent, so they need no tags of their own.
+constexpr int kTag = 0;
+
 std::string error_text(int mpi_result) {
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
@@ -34,7 +37,13 @@ std::string error_text(int mpi_result) {
 }  // namespace
 
 struct MpiCommunicator::Handle {
+  /// A piece on its way, and the memory that it lies in.
+  struct Sent {
+    MPI_Request request;
+    at::Tensor tensor;
+  };
   MPI_Comm comm = MPI_COMM_NULL;
+  std::vector<Sent> sent;
 };
 
 std::unique_ptr<MpiCommunicator> MpiCommunicator::split_world(int color, int key, std::string name, int64_t max_count) {
@@ -63,7 +72,13 @@ MpiCommunicator::MpiCommunicator(std::string name, int rank, int size, std::uniq
 MpiCommunicator::~MpiCommunicator() {
   int finalized = 0;
   MPI_Finalized(&finalized);
-  if (!finalized && std::uncaught_exceptions() == exceptions_at_birth_) MPI_Comm_free(&handle_->comm);
+  if (finalized || std::uncaught_exceptions() > exceptions_at_birth_) {
+    // MPI may still read what is on its way; the job ends.
+    if (!finalized && !handle_->sent.empty()) static_cast<void>(handle_.release());
+    return;
+  }
+  for (Handle::Sent& piece : handle_->sent) MPI_Wait(&piece.request, MPI_STATUS_IGNORE);
+  MPI_Comm_free(&handle_->comm);
 }
 
 void MpiCommunicator::check(int mpi_result, const char* operation, int64_t bytes) const {
@@ -156,10 +171,51 @@ void MpiCommunicator::do_all_to_all_v(const at::Tensor& out, const at::Tensor& i
   exchange("all_to_all_v", receives, sends);
 }
 
+template <typename Work>
+void MpiCommunicator::for_each_piece(const at::Tensor& tensor, const Work& work) const {
+  char* data = static_cast<char*>(tensor.data_ptr());
+  const auto bytes = static_cast<int64_t>(tensor.nbytes());
+  for (int64_t begin = 0; begin < bytes; begin += max_count_) {
+    work(data + begin, static_cast<int>(std::min(max_count_, bytes - begin)));
+  }
+}
+
+void MpiCommunicator::do_send(const at::Tensor& tensor, int to) {
+  std::vector<Handle::Sent>& sent = handle_->sent;
+  std::erase_if(sent, [&](Handle::Sent& piece) {
+    int left = 0;
+    check(MPI_Test(&piece.request, &left, MPI_STATUS_IGNORE), "send", static_cast<int64_t>(piece.tensor.nbytes()));
+    return left != 0;
+  });
+  for_each_piece(tensor, [&](char* data, int bytes) {
+    sent.push_back({MPI_REQUEST_NULL, tensor});
+    check(MPI_Isend(data, bytes, MPI_BYTE, to, kTag, handle_->comm, &sent.back().request), "send", bytes);
+  });
+}
+
+void MpiCommunicator::do_receive(const at::Tensor& tensor, int from) {
+  for_each_piece(tensor, [&](char* data, int bytes) {
+    MPI_Status status;
+    const int result = MPI_Recv(data, bytes, MPI_BYTE, from, kTag, handle_->comm, &status);
+    MT_CHECK(result != MPI_ERR_TRUNCATE, "receive on group ", name(), ": rank ", from, " sent rank ", rank(),
+             " more than the ", bytes, " bytes it expected");
+    check(result, "receive", bytes);
+    int received = 0;
+    MPI_Get_count(&status, MPI_BYTE, &received);
+    MT_CHECK(received == bytes, "receive on group ", name(), ": rank ", from, " sent rank ", rank(), " ", received,
+             " bytes where it expected ", bytes);
+  });
+}
+
+void MpiCommunicator::do_wait_sent() {
+  for (Handle::Sent& piece : handle_->sent) {
+    check(MPI_Wait(&piece.request, MPI_STATUS_IGNORE), "send", static_cast<int64_t>(piece.tensor.nbytes()));
+  }
+  handle_->sent.clear();
+}
+
 void MpiCommunicator::exchange(const char* operation, const std::vector<Message>& receives,
                                const std::vector<Message>& sends) {
-  // Pieces between the same two ranks arrive in the order they were sent, so they need no tags of their own.
-  constexpr int kTag = 0;
   std::vector<MPI_Request> requests;
   std::vector<Message> expected;
   const auto post = [&](const std::vector<Message>& messages, const auto& start) {

@@ -35,6 +35,9 @@ class MpiCommunicator final : public Communicator {
   void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) override;
   void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                        const std::vector<int64_t>& send_bytes) override;
+  void do_send(const at::Tensor& tensor, int to) override;
+  void do_receive(const at::Tensor& tensor, int from) override;
+  void do_wait_sent() override;
   void do_barrier() override;
 
   /// Throws RankLostError unless the MPI call succeeded.
@@ -45,6 +48,9 @@ class MpiCommunicator final : public Communicator {
     char* data;
     int64_t bytes;
   };
+  /// Calls work(data, bytes) for the pieces of a tensor of at most max_count_ bytes.
+  template <typename Work>
+  void for_each_piece(const at::Tensor& tensor, const Work& work) const;
   /// Sends and receives all messages at once, each in pieces of at most max_count_ bytes.
   void exchange(const char* operation, const std::vector<Message>& receives, const std::vector<Message>& sends);
 

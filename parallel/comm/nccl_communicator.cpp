@@ -147,4 +147,18 @@ void NcclCommunicator::do_all_to_all_v(const at::Tensor& out, const at::Tensor& 
   }
 }
 
+void NcclCommunicator::do_send(const at::Tensor& tensor, int to) {
+  const c10::cuda::CUDAGuard guard(device());
+  check(ncclSend(tensor.data_ptr(), tensor.nbytes(), ncclUint8, to, handle_->comm, current_stream(device())), "send",
+        tensor.nbytes());
+  watch_enqueued();
+}
+
+void NcclCommunicator::do_receive(const at::Tensor& tensor, int from) {
+  const c10::cuda::CUDAGuard guard(device());
+  check(ncclRecv(tensor.data_ptr(), tensor.nbytes(), ncclUint8, from, handle_->comm, current_stream(device())),
+        "receive", tensor.nbytes());
+  watch_enqueued();
+}
+
 }  // namespace moetune

@@ -34,6 +34,8 @@ class NcclCommunicator final : public Communicator {
   void do_reduce_scatter_sum(const at::Tensor& out, const at::Tensor& in) override;
   void do_all_to_all_v(const at::Tensor& out, const at::Tensor& in, const std::vector<int64_t>& recv_bytes,
                        const std::vector<int64_t>& send_bytes) override;
+  void do_send(const at::Tensor& tensor, int to) override;
+  void do_receive(const at::Tensor& tensor, int from) override;
   void do_barrier() override { host_->barrier(); }
 
   /// The watch looks when what was enqueued on the current stream is finished.

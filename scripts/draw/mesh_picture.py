@@ -63,11 +63,20 @@ def mesh_picture(mesh):
     model = mesh.model
     parameters = count_text(model.parameters, gap="")
     said = f"{parameters} parameters: {model.layers} layers, {model.experts} experts, {model.heads} heads"
-    picture.text(MARGIN, 44, f"{model.type}, {said}", fill=SOFT)
+    picture.text(MARGIN, 44, f"{model.type}, {said}{_stages_text(mesh)}", fill=SOFT)
     y = _ranks(picture, mesh, 56)
     y = _legend(picture, y)
     _groups(picture, mesh, y + 12)
     return picture.finish()
+
+
+def _stages_text(mesh):
+    """ ", in 4 stages of 15 to 16 layers"; nothing for one stage."""
+    layers = [stage.layers for stage in mesh.stages]
+    if len(layers) == 1:
+        return ""
+    least, most = min(layers), max(layers)
+    return f", in {len(layers)} stages of {least if least == most else f'{least} to {most}'} layers"
 
 
 def _ranks(picture, mesh, top):
@@ -99,6 +108,8 @@ def _holdings(picture, mesh, rank, box):
         picture.text(x + 14, y, words)
 
     part(top + 38, place["ep"], f"experts {holdings.experts[place['ep']]}")
+    if len(mesh.stages) > 1:
+        picture.text(right, top + 38, f"stage {place['pp']}", fill=SOFT, size=11, anchor="end")
     slabs = f"F {holdings.features[place['tp']]}" if mesh.expert_tp > 1 else "their slabs"
     picture.text(x + 14, top + 51, f"{slabs}: {_shard(mesh, rank, held.experts)}", fill=SOFT, size=11)
     part(top + 69, place["tp"], f"heads {holdings.heads[place['tp']]}")
@@ -151,7 +162,8 @@ def _groups(picture, mesh, top):
         ("expert_replicas", *experts),
         ("data", "the same heads: dense slabs", "sharded, gradients summed"),
     )
-    said = "Groups: ranks of one colour talk to each other, grey ones are alone; world and stage are all ranks"
+    all_ranks = "world and stage are all ranks" if len(mesh.stages) == 1 else "world is all ranks"
+    said = f"Groups: ranks of one colour talk to each other, grey ones are alone; {all_ranks}"
     picture.text(MARGIN, top + 16, said, bold=True)
     width = (INSIDE - 3 * GAP) / 4
     for i, (name, first, second) in enumerate(kinds):

@@ -16,6 +16,7 @@ WAITS = (
     ("exchange_s", "token exchange"),
     ("tensor_axis_s", "tensor axis"),
     ("weights_wait_s", "waiting for weights"),
+    ("stage_wait_s", "waiting for stages"),
     ("optimizer_wait_s", "waiting for the optimizer"),
 )
 MOST_RANKS = 16

@@ -34,6 +34,7 @@ COLUMNS = (
     "exchange_s",
     "tensor_axis_s",
     "weights_wait_s",
+    "stage_wait_s",
     "optimizer_wait_s",
 )
 LARGEST_TEXT = 4 << 20  # bytes of recipe.yaml and receipt.json

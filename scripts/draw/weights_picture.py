@@ -35,8 +35,8 @@ def weights_picture(mesh):
     held = mesh.weights
     if held.experts.slab_bytes == 0:
         raise UserError(
-            "--picture weights: with adapter: none the weights train, and none are frozen; ask for --picture mesh or "
-            "layer"
+            "--picture weights: the experts train themselves (adapter: none, train.parts), and none are frozen; ask for "
+            "--picture mesh or layer"
         )
     picture = Picture(f"Frozen weights between host, ranks and buffers on {mesh.name}")
     picture.text(MARGIN, 26, "Frozen weights: a slab, its shards, the buffers", bold=True, size=14)

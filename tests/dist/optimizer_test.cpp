@@ -38,14 +38,21 @@ struct Held {
   int64_t layer, numel;
   Replicas replicas;
   Role role = Role::kAdapterA;
+  bool decays = true;
 };
 
 // Fewer numbers than ranks; B before A; a layer of both kinds; a tensor that no rank has gradients for; tensors across
-// shard ends.
-const std::vector<Held> kHeld = {{-1, 1, Replicas::kEverywhere},    {0, 5, Replicas::kEverywhere, Role::kAdapterB},
-                                 {0, 8, Replicas::kEverywhere},     {1, 3, Replicas::kEverywhere},
-                                 {1, 7, Replicas::kExpertReplicas}, {1, 2, Replicas::kExpertReplicas, Role::kAdapterB},
-                                 {3, 6, Replicas::kEverywhere}};
+// shard ends; what does not decay before and between what does.
+const std::vector<Held> kHeld = {{-1, 1, Replicas::kEverywhere},
+                                 {0, 5, Replicas::kEverywhere, Role::kAdapterB},
+                                 {0, 8, Replicas::kEverywhere},
+                                 {1, 3, Replicas::kEverywhere},
+                                 {1, 7, Replicas::kExpertReplicas},
+                                 {1, 2, Replicas::kExpertReplicas, Role::kAdapterB},
+                                 {3, 6, Replicas::kEverywhere},
+                                 {3, 4, Replicas::kEverywhere, Role::kWeight, /*decays=*/false},
+                                 {3, 9, Replicas::kEverywhere, Role::kWeight},
+                                 {1, 5, Replicas::kExpertReplicas, Role::kWeight, /*decays=*/false}};
 constexpr size_t kWithoutGradient = 3;
 
 /// Two steps; returns the working copies.
@@ -56,8 +63,9 @@ std::vector<at::Tensor> train(const MeshShape& shape, bool overlap) {
   for (size_t tensor = 0; tensor < kHeld.size(); ++tensor) {
     std::vector<double> numbers;
     for (int64_t i = 0; i < kHeld[tensor].numel; ++i) numbers.push_back(initial(static_cast<int64_t>(tensor), i));
-    parameters.add(info_of(kHeld[tensor].layer, kHeld[tensor].replicas, kHeld[tensor].role),
-                   at::tensor(numbers, at::kDouble));
+    ParameterInfo info = info_of(kHeld[tensor].layer, kHeld[tensor].replicas, kHeld[tensor].role);
+    info.decays = kHeld[tensor].decays;
+    parameters.add(info, at::tensor(numbers, at::kDouble));
   }
   const Partition partition(parameters, mesh);
   GradientReducer reducer(partition, mesh);
@@ -112,7 +120,7 @@ double adamw(int64_t tensor, int64_t i, const MeshShape& shape) {
     m = 0.8 * m + 0.2 * g;
     v = 0.95 * v + 0.05 * g * g;
     const double m_hat = m / (1 - std::pow(0.8, step)), v_hat = v / (1 - std::pow(0.95, step));
-    p = p * (1 - lr * 0.1) - lr * m_hat / (std::sqrt(v_hat) + 1e-3);
+    p = p * (1 - lr * (held.decays ? 0.1 : 0.0)) - lr * m_hat / (std::sqrt(v_hat) + 1e-3);
   }
   return p;
 }

@@ -194,3 +194,30 @@ TEST_CASE("parts of unequal size, empty ones and whole packed maps are not taken
     }
   }
 }
+
+TEST_CASE("what the first and the last stage hold alike is compared", "[replicas]") {
+  const auto ranks = static_cast<int64_t>(test_launch().world_size());
+  if (ranks < 2) return;
+  Mesh mesh(test_launch(), {ranks, 1, 1, 1});
+  const int64_t stage = mesh.here().pp;
+  const auto held = [&](int64_t of_last) {
+    const int64_t digest = stage == ranks - 1 ? of_last : 7;
+    std::vector<HeldDigest> all;
+    // Of one stage alone: nobody else's business.
+    all.push_back({"norm", "whole", Replicas::kEverywhere, true, false, at::full({}, stage, test_options(at::kLong))});
+    if (stage == 0 || stage == ranks - 1) {
+      all.push_back(
+          {"embed", "whole", Replicas::kEverywhere, true, false, at::full({}, digest, test_options(at::kLong)), true});
+    }
+    return all;
+  };
+  require_equal_replicas(held(7), mesh, "step 1", "nothing was updated");
+  const std::string said =
+      message_of<InternalError>([&] { require_equal_replicas(held(8), mesh, "step 1", "nothing was updated"); });
+  if (stage == 0 || stage == ranks - 1) {
+    CHECK(said.find(str("step 1: replicas differ; nothing was updated\n  embed (group ends): rank ", ranks - 1,
+                        " has not what rank 0 has")) == 0);
+  } else {
+    CHECK(said == "(nothing was thrown)");
+  }
+}

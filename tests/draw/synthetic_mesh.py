@@ -31,10 +31,10 @@ def fetch_round(slabs):
     }
 
 
-def facts(dp=2, ep=2, tp=2, expert_tp=1, shard="all", offload="half", ranks_per_host=4):
-    ranks = dp * ep * tp
+def facts(dp=2, ep=2, tp=2, expert_tp=1, shard="all", offload="half", ranks_per_host=4, pp=1):
+    ranks = pp * dp * ep * tp
     per_host = min(ranks, ranks_per_host)
-    considered = {"none": 1, "all": ranks, "node": per_host}[shard]
+    considered = {"none": 1, "all": ranks // pp, "node": min(ranks // pp, per_host)}[shard]
     dense_shards = sum(rank % tp == 0 for rank in range(considered))
     holds_the_same = tp if expert_tp > 1 else 1
     expert_shards = sum(rank // tp % ep == 0 and rank % holds_the_same == 0 for rank in range(considered))
@@ -43,9 +43,9 @@ def facts(dp=2, ep=2, tp=2, expert_tp=1, shard="all", offload="half", ranks_per_
     shard_bytes = math.ceil(slab_bytes / expert_shards / 256) * 256
     slabs = MOE_LAYERS if expert_shards > 1 else host_layers
     return {
-        "name": f"pp 1 x dp {dp} x ep {ep} x tp {tp}" + (f" (expert tp {expert_tp})" if expert_tp > 1 else ""),
+        "name": f"pp {pp} x dp {dp} x ep {ep} x tp {tp}" + (f" (expert tp {expert_tp})" if expert_tp > 1 else ""),
         "ranks_per_host": per_host,
-        "axes": {"pp": 1, "dp": dp, "ep": ep, "tp": tp},
+        "axes": {"pp": pp, "dp": dp, "ep": ep, "tp": tp},
         "expert_tp": expert_tp,
         "groups": {
             "ep": ["ep"],
@@ -53,7 +53,12 @@ def facts(dp=2, ep=2, tp=2, expert_tp=1, shard="all", offload="half", ranks_per_
             "expert_replicas": ["dp", "tp"],
             "data": ["dp", "ep"],
             "stage": ["dp", "ep", "tp"],
+            "pp": ["pp"],
         },
+        "stages": [
+            {"first_layer": 61 * stage // pp, "layers": 61 * (stage + 1) // pp - 61 * stage // pp, "holds": ""}
+            for stage in range(pp)
+        ],
         "model": {
             "type": "deepseek_v3",
             "parameters": 671_026_419_200,

@@ -24,7 +24,7 @@ DRAW = Path(__file__).resolve().parents[2] / "scripts" / "draw"
 SVG = "{http://www.w3.org/2000/svg}"
 PICTURES = (mesh_picture, layer_picture, weights_picture)
 
-# dp, ep, tp, expert_tp
+# dp, ep, tp, expert_tp and, where there are several stages, pp
 MESHES = (
     (1, 1, 1, 1),
     (1, 16, 1, 1),
@@ -35,6 +35,8 @@ MESHES = (
     (2, 2, 2, 1),
     (2, 2, 2, 2),
     (1, 2, 8, 8),
+    (2, 16, 2, 1, 4),
+    (1, 8, 1, 1, 16),
 )
 
 
@@ -81,16 +83,30 @@ class WordsTest(unittest.TestCase):
         )
 
     def test_have_room_on_any_mesh(self):
-        for (dp, ep, tp, expert_tp), shard, offload in itertools.product(
+        for (dp, ep, tp, expert_tp, *pp), shard, offload in itertools.product(
             MESHES, ("none", "all", "node"), ("none", "all", "half")
         ):
-            mesh = planned(dp=dp, ep=ep, tp=tp, expert_tp=expert_tp, shard=shard, offload=offload, ranks_per_host=8)
+            mesh = planned(
+                dp=dp,
+                ep=ep,
+                tp=tp,
+                expert_tp=expert_tp,
+                shard=shard,
+                offload=offload,
+                ranks_per_host=8,
+                pp=sum(pp) or 1,
+            )
             for picture in PICTURES:
                 with self.subTest(mesh.name, shard=shard, offload=offload, picture=picture.__name__):
                     self.assertEqual(without_room(picture(mesh)), [])
 
 
 class MeshTest(unittest.TestCase):
+    def test_stages_are_named(self):
+        drawn = texts(mesh_picture(planned(dp=1, ep=2, tp=1, pp=4)))
+        self.assertEqual([drawn.count(f"stage {stage}") for stage in range(5)], [2, 2, 2, 2, 0])
+        self.assertTrue(any(", in 4 stages of 15 to 16 layers" in words for words in drawn), drawn)
+
     def test_ranks_of_a_group_have_one_colour_of_two_groups_two(self):
         # rank = (dp * 2 + ep) * 2 + tp; the groups by hand, in the order of the picture: ep, tp, expert_replicas, data.
         expected = ("01012323", "00112233", "00110011", "01010101")

@@ -134,7 +134,8 @@ class NarrowingTest(unittest.TestCase):
                 self.assertIn(said, run.finish(expect=2))
 
     def test_routers_train_and_leave(self):
-        """Weights of routers go beside the adapter and into what is merged; adapters of them into the file."""
+        """Weights of routers and adapters of them go into the adapter's file, weights into what is merged too, and
+        beside the adapter for servers."""
         for train in ("full", "lora"):
             run = TinyRun(self.folder / train, **CONSTANT | {"router.train": train, "train.steps": 4})
             run.finish()
@@ -144,7 +145,15 @@ class NarrowingTest(unittest.TestCase):
                 subprocess.run([program(), command, run.folder / "run", "--to", to], check=True, capture_output=True)
             name = "model.layers.1.mlp.gate"
             if train == "full":
-                routers = load_file(export / "router.safetensors")
+                config = json.loads((export / "adapter_config.json").read_text())
+                self.assertEqual(config["modules_to_save"], ["mlp.gate"])
+                with safe_open(export / "adapter_model.safetensors", "np") as file:
+                    written = file.get_tensor(f"base_model.model.{name}.weight")
+                self.assertTrue((written.ravel() == masters[f"master/{name}.weight"]).all())
+                vllm = self.folder / "vllm"
+                command = [program(), "export", run.folder / "run", "--to", vllm, "--for", "vllm"]
+                subprocess.run(command, check=True, capture_output=True)
+                routers = load_file(vllm / "router.safetensors")
                 self.assertEqual(len(routers), 3)
                 self.assertTrue((routers[name + ".weight"].ravel() == masters[f"master/{name}.weight"]).all())
                 weights = {n: t for f in merged.glob("*.safetensors") for n, t in load_torch(f).items()}

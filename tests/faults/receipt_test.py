@@ -40,7 +40,7 @@ class ReceiptTest(unittest.TestCase):
         self.assertAlmostEqual(measured["min"], min(seconds))
         self.assertAlmostEqual(measured["max"], max(seconds))
         parts = {part["name"]: part for part in receipt["time"]["parts"]}
-        waits = ("exchange_s", "tensor_axis_s", "weights_wait_s", "optimizer_wait_s")
+        waits = ("exchange_s", "tensor_axis_s", "weights_wait_s", "stage_wait_s", "optimizer_wait_s")
         computing = [step["step_s"] - sum(step[wait] for wait in waits) for step in steps]
         self.assertAlmostEqual(parts["computing"]["measured_s"], statistics.median(computing))
         expected = receipt["time"]["predicted_step_s"]

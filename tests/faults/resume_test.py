@@ -50,6 +50,26 @@ class ResumeTest(unittest.TestCase):
         run.finish(2, resume=True)
         self.assert_same(run, whole)
 
+    def test_killed_stage(self):
+        """The same of a stage of a pipeline; it goes on bit by bit on the same one, and as one stage to rounding."""
+        mesh = {"mesh.pp": 2, "mesh.pp_groups": 3, "train.steps": 30, "router.bias": "update"}
+        whole = self.whole(2, **mesh)
+        run = TinyRun(self.folder / "killed", **mesh)
+        process = run.start(2)
+        run.wait_for_step(13, process)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(int(children[1]), signal.SIGKILL)
+        process.communicate(timeout=60)
+        self.assertNotEqual(process.returncode, 0)
+        shutil.copytree(run.folder, self.folder / "one stage")
+        run.finish(2, resume=True)
+        self.assert_same(run, whole)
+        alone = TinyRun(self.folder / "one stage", **mesh | {"mesh.pp": 1, "mesh.pp_groups": 1})
+        alone.finish(1, resume=True)
+        self.assertEqual(alone.losses().keys(), whole.losses().keys())
+        for step, loss in whole.losses().items():
+            self.assertAlmostEqual(alone.losses()[step], loss, delta=2e-3)
+
     def test_sigterm_saves_and_leaves(self):
         whole = self.whole(**{"train.steps": 60})
         run = TinyRun(self.folder / "stopped", **{"train.steps": 60, "checkpoint.every_steps": 0})

@@ -98,6 +98,14 @@ class StallTest(JobTest):
         """Rank 0 watches over the others; when it is the one that is stopped, rank 1 speaks."""
         self.check_stopped(0, speaker=1)
 
+    def test_stopped_stage(self):
+        """Its neighbour stands where it receives from it, or where all stages add up."""
+        process, pids = self.start(2, **{"mesh.ep": 1, "mesh.pp": 2, "mesh.pp_groups": 3})
+        os.kill(pids[1], signal.SIGSTOP)
+        output = self.ended(process, 20)
+        self.assertEqual(process.returncode, 5, output)
+        self.assert_names(output, 1, 2, pids[1], r"silent for \d+ s")
+
     def test_rank_that_stands_still(self):
         """Its process lives and answers; only the thread that works does not get on."""
         process, pids = self.start(4)

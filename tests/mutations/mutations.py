@@ -142,6 +142,20 @@ MUTATIONS = [
         TWO_SHARDED,
         r"dp 2 .*sharded.*<- WRONG\n",
     ),
+    Mutation(
+        "weights_one_group_late",
+        "Where the new values of a stage are waited for behind its first group, that group goes through those of the"
+        " step before.",
+        "trainer/sweep/step_program.cpp",
+        (
+            (
+                "if (group_ == 0) add(Kind::kAwait, layer);",
+                "if (group_ == std::min<int64_t>(1, traits_.groups - 1)) add(Kind::kAwait, layer);",
+            ),
+        ),
+        Command(2, layout="pp=2,pp_groups=3"),
+        r"pp 2 .*<- WRONG\n",
+    ),
 ]
 
 

@@ -30,16 +30,18 @@ RANKS = 4
 LAYOUTS = (
     "dp=2,shard=all,offload=all",
     "ep=2,buffer_rows=5",
-    "tp=2",
     "tp=4,expert_tp=4",
     "dp=2,ep=2,shard=all",
     "dp=2,tp=2,shard=all",
     "ep=2,tp=2",
+    "pp=2,tp=2,pp_groups=2",
 )
-# Of a family's shapes the first goes through all layouts, the others through this one.
-MIXED = ("ep=2,tp=2",)
+# Of a family's shapes the first goes through all layouts, the others through these.
+MIXED = ("ep=2,tp=2", "pp=2,dp=2,pp_groups=3")
 TOLERANCE = 1e-9
-ROW = re.compile(r"^dp (\d) x ep (\d) x tp (\d)(.*?) +(\d)  (\S+) +(\S+) +(\S+) +(\S+) +same$", re.MULTILINE)
+ROW = re.compile(
+    r"^(?:pp (\d) x )?dp (\d) x ep (\d) x tp (\d)(.*?) +(\d)  (\S+) +(\S+) +(\S+) +(\S+) +same$", re.MULTILINE
+)
 
 
 def has_correction_bias(model):
@@ -82,12 +84,12 @@ class FamiliesLayoutsTest(FamilyCase):
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         rows = ROW.findall(done.stdout)
         self.assertEqual(len(rows), len(layouts), done.stdout)
-        for dp, ep, tp, _, ranks, *distances in rows:
-            self.assertEqual(int(dp) * int(ep) * int(tp), int(ranks))
+        for pp, dp, ep, tp, _, ranks, *distances in rows:
+            self.assertEqual(int(pp or 1) * int(dp) * int(ep) * int(tp), int(ranks))
             for distance in distances:
                 self.assertLessEqual(float(distance), TOLERANCE)
         # Orders of summation differ: equal bits everywhere would mean that every layout ran on one rank.
-        self.assertGreater(max(float(row[6]) for row in rows), 0.0)
+        self.assertGreater(max(float(row[7]) for row in rows), 0.0)
 
     def test_every_layout_computes_the_same(self):
         only = os.environ.get("MOETUNE_TEST_FAMILY", "").split()

@@ -3,7 +3,7 @@ not parse.
 
     .venv/bin/python tests/parity/layouts_test.py [BUILD_FOLDER] [unittest arguments]
 
-Twenty-one layouts over eight ranks in fp64, LoRA on every target with dropout, MTP, balance loss and bias update on a
+Layouts of up to eight ranks, stages of a pipeline among them, in fp64, LoRA on every target with dropout, MTP, balance loss and bias update on a
 double-quantised base.
 """
 
@@ -39,25 +39,40 @@ class LayoutsTest(ParityCase):
             [*launch, str(program.build / "moetune"), "verify-layout", str(recipe), *arguments],
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=900,
         )
 
     def test_every_layout_computes_the_same(self):
         done = self.verify(8)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         lines = re.findall(
-            r"^dp (\d) x ep (\d) x tp (\d)(.*?) +(\d)  (\S+) +(\S+) +(\S+) +(\S+) +same$", done.stdout, re.MULTILINE
+            r"^(?:pp (\d) x )?dp (\d) x ep (\d) x tp (\d)(.*?) +(\d)  (\S+) +(\S+) +(\S+) +(\S+) +same$",
+            done.stdout,
+            re.MULTILINE,
         )
-        self.assertGreaterEqual(len(lines), 12, done.stdout)
-        for dp, ep, tp, _, ranks, *distances in lines:
-            self.assertEqual(int(dp) * int(ep) * int(tp), int(ranks))
+        self.assertGreaterEqual(len(lines), 30, done.stdout)
+        self.assertGreaterEqual(sum(line[0] != "" for line in lines), 8, done.stdout)
+        for pp, dp, ep, tp, _, ranks, *distances in lines:
+            self.assertEqual(int(pp or 1) * int(dp) * int(ep) * int(tp), int(ranks))
             for distance in distances:
                 self.assertLessEqual(float(distance), 1e-9)
         # Orders of summation differ: equal bits everywhere would mean that every layout ran on one rank.
-        self.assertGreater(max(float(line[6]) for line in lines), 0.0)
-        said = "\n".join(line[3] for line in lines)
-        for word in ("sharded", "from host", "rounds", "experts too"):
+        self.assertGreater(max(float(line[7]) for line in lines), 0.0)
+        said = "\n".join(line[4] for line in lines)
+        for word in ("sharded", "from host", "rounds", "experts too", "1 group", "40 groups"):
             self.assertIn(word, said)
+
+    def test_parts_that_some_stages_alone_freeze_or_train(self):
+        """Frozen is something on the first and the last stage of three alone, or trained on the last alone."""
+        for changes in (
+            ["train.parts=[experts, attention, dense_mlp, shared_expert, router, norms]"],
+            ["train.parts=[head]"],
+            ["train.parts=[embedding]", "mtp.loss_weight=0"],
+        ):
+            parts = ["adapter=none", "model.base=fp32", "router.balance_loss=0", *changes]
+            done = self.verify(3, *parts, "--layout", "pp=3,pp_groups=2", "--layout", "pp=2")
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            self.assertIn("2 of 2 layouts compute what one rank computes", done.stdout)
 
     def test_layouts_that_cannot_be(self):
         for layout, reason in (

@@ -67,7 +67,7 @@ int run_recipe(const std::string& path, const std::string& to, Launch& launch) {
       load_documents(recipe, "data.train", recipe.data.train, blueprint, launch, PreparationTools::from_environment());
   Batches batches(documents, batch_options(recipe));
   Assembly run = assemble(recipe, launch, std::nullopt, small_chunks(recipe, blueprint));
-  load_adapter_from(recipe, *run.model);
+  load_adapter_from(recipe, run);
 
   Output output;
   const std::string digest = frozen_digest(*run.model, *run.mesh);

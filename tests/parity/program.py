@@ -44,11 +44,12 @@ def recipe(config, folder):
         data=dict(train=str(data), max_tokens=config["max_tokens"], shuffle=False),
         train=dict(
             steps=max(1, config["steps"]),
+            parts=config["parts"],
             batch=config["batch"],
             slice_tokens=config["slice_tokens"],
             keep=config["keep"],
             clip=config["clip"] if moves else 0.0,
-            optimizer=dict(lr=config["lr"] if moves else 0.0, eps=config["eps"]),
+            optimizer=dict(lr=config["lr"] if moves else 0.0, eps=config["eps"], weight_decay=config["weight_decay"]),
             schedule=dict(kind="constant"),
         ),
         mesh=config["mesh"] | dict(expert_tp=config["expert_tp"], shard=config["shard"]),

@@ -27,7 +27,11 @@ RECIPES = {
     "qwen3-30b-a3b": ("qwen3-30b-a3b", 1),
     "gpt-oss-120b": ("gpt-oss-120b", 2),
     "llama-4-scout": ("llama-4-scout", 4),
+    "qwen3-30b-a3b-full": ("qwen3-30b-a3b", 8),
+    "deepseek-v3-full": ("deepseek-v3", 128),
 }
+# Of a mesh that is too large for one machine the twin keeps the axes: as many stages as it has layers.
+SMALLER = {"deepseek-v3-full": (8, ["mesh.pp=4", "mesh.ep=2"])}
 # quickstart makes its own model and runs in scripts/quickstart.
 OTHERS = {"quickstart", "quickstart-base"}
 
@@ -130,7 +134,10 @@ class RecipesTest(unittest.TestCase):
                     "train.batch=16",
                     "model.compute=fp32",
                 ]
-                settings += ["train.optimizer.lr=0.01", "train.schedule.warmup_steps=0", "model.base=nf4"]
+                settings += ["train.optimizer.lr=0.01", "train.schedule.warmup_steps=0"]
+                settings += ["model.base=fp32" if recipe.endswith("-full") else "model.base=nf4"]
+                ranks, mesh = SMALLER.get(recipe, (ranks, []))
+                settings += mesh
                 done = moetune("train", ROOT / "recipes" / f"{recipe}.yaml", *settings, ranks=ranks)
                 self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
                 log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

@@ -21,6 +21,7 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 import adapter_files
 import held_weights
 import models
+import parts
 
 IGNORED = -100
 
@@ -322,7 +323,10 @@ def run(config, kind=Reference):
     """
     reference = kind(config)
     documents, leaves = config["documents"], reference.leaves
-    optimizer = torch.optim.AdamW(leaves.values(), lr=config["lr"], eps=config["eps"], weight_decay=0.0)
+    decayed = [leaf for name, leaf in leaves.items() if parts.decays(name)]
+    others = [leaf for name, leaf in leaves.items() if not parts.decays(name)]
+    groups = [dict(params=decayed, weight_decay=config["weight_decay"]), dict(params=others, weight_decay=0.0)]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=config["lr"], eps=config["eps"])
     result, losses = {}, []
     for step in range(max(1, config["steps"])):
         optimizer.zero_grad()

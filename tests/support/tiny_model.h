@@ -53,8 +53,8 @@ inline Blueprint tiny_blueprint(int64_t layers) {
 struct TinyOptions {
   BaseFormat base = BaseFormat::kNf4;
   at::ScalarType compute = at::kFloat;
-  std::vector<std::string> targets = {"all_linear"};
-  bool train_weights = false;
+  std::vector<std::string> targets = {"all_linear"};  ///< empty: no adapters
+  TrainedParts trained = {};
   bool with_mtp = false;
   uint64_t seed = 17;
   TensorAxis axis = {};
@@ -67,13 +67,13 @@ struct TinyModel {
   TinyModel(const Blueprint& blueprint, const TinyOptions& tiny, Mesh* mesh = nullptr)
       : exchange(mesh == nullptr || mesh->shape().ep == 1 ? make_local_exchange()
                                                           : make_token_exchange(mesh->ep(), 0)) {
-    targets = AdapterTargets({tiny.targets, 2, 4.0, false, 0.0, {}});
+    if (!tiny.targets.empty()) targets = AdapterTargets({tiny.targets, 2, 4.0, false, 0.0, {}});
     ModelOptions options;
     options.device = tiny.device;
     options.compute = tiny.compute;
     options.base = tiny.base;
-    options.train_weights = tiny.train_weights;
-    options.targets = tiny.train_weights ? nullptr : &targets;
+    options.trained = tiny.trained;
+    options.targets = tiny.targets.empty() ? nullptr : &targets;
     const int64_t local_experts =
         mesh == nullptr ? blueprint.router.experts : blueprint.router.experts / mesh->shape().ep;
     options.placement = {mesh == nullptr ? 0 : mesh->here().ep * local_experts, local_experts,

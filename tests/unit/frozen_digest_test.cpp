@@ -163,6 +163,16 @@ TEST_CASE("the model's digest sees each frozen tensor and no trained one", "[fro
     }
     CHECK(frozen_digest(*tiny.model, mesh) == digest);
   }
-  TinyModel trained(tiny_blueprint(2), {.train_weights = true});
+  TinyModel trained(tiny_blueprint(2), {.targets = {}, .trained = TrainedParts::all()});
   CHECK(trained.model->slabs->all().empty());
+  CHECK(trained.model->plain.empty());
+  // What is frozen beside it stays in slabs, and in the digest.
+  TinyModel experts(tiny_blueprint(2), {.targets = {}, .trained = {ModelPart::kExperts, ModelPart::kRouter}});
+  CHECK(experts.model->slabs->all().size() == 2);
+  CHECK(experts.model->blocks[1].slab(SlabKind::kExperts) == nullptr);
+  CHECK(experts.model->blocks[1].slab(SlabKind::kDense)->held().size() == 5 + 3);
+  TinyModel attention(tiny_blueprint(2), {.targets = {}, .trained = {ModelPart::kAttention}});
+  CHECK(attention.model->blocks[1].slab(SlabKind::kExperts)->held().size() == 3);
+  CHECK(attention.model->blocks[1].slab(SlabKind::kDense)->held().size() == 3);
+  CHECK(frozen_digest(*attention.model, mesh) != frozen_digest(*experts.model, mesh));
 }

@@ -48,6 +48,11 @@ const json kTiny = {{"model_type", "deepseek_v3"},
                     {"norm_topk_prob", true},
                     {"routed_scaling_factor", 2.5}};
 
+/// What makes another family of it.
+const json kQwen2 = {{"model_type", "qwen2_moe"}, {"num_experts", 8},
+                     {"num_key_value_heads", 2},  {"shared_expert_intermediate_size", 40},
+                     {"decoder_sparse_step", 1},  {"mlp_only_layers", json::array()}};
+
 Recipe recipe_of(const std::vector<std::string>& overrides) {
   return parse_recipe(
       "run: {dir: runs/a}\nmodel: {path: /m, weights: random}\ndata: {train: t.jsonl, max_tokens: 64}\ntrain: {steps: "
@@ -72,21 +77,22 @@ class NoExchange final : public TokenExchange {
 
 /// A model of random weights as trainer/assemble builds it.
 struct Built {
-  Built(const Blueprint& config, const Recipe& recipe, int64_t ep, int64_t tp = 1, int64_t expert_tp = 1)
+  Built(const Blueprint& config, const Recipe& recipe, int64_t ep, int64_t tp = 1, int64_t expert_tp = 1,
+        std::optional<Stage> stage = std::nullopt)
       : targets(adapter_targets(recipe)), group(0, static_cast<int>(tp)) {
     exchange = ep == 1 ? make_local_exchange() : std::make_unique<NoExchange>(ep);
     ModelOptions options;
     options.compute = scalar_type(recipe.model.compute);
     options.base = recipe.model.base;
-    options.train_weights = !recipe.adapter;
+    options.trained = trained_parts(recipe);
     options.targets = recipe.adapter ? &targets : nullptr;
     options.router_adapter = router_adapter(recipe);
-    options.train_router = recipe.router.train == RouterTraining::kFull;
     options.placement = {0, config.router.experts / ep, config.router.experts};
     options.exchange = exchange.get();
     options.axis = TensorAxis(group);
     if (expert_tp > 1) options.expert_axis = options.axis;
     options.with_mtp = recipe.mtp.trains();
+    options.stage = stage;
     model = build_model(config, *make_random_weights(config, 3, at::kCPU), options);
   }
   AdapterTargets targets;
@@ -191,6 +197,29 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
        2,
        2,
        2},
+      // Named parts, the rest of whose layers' slabs stays.
+      {{"adapter=none", "train.parts=[experts, norms]", "model.base=nf4"}, {}, 1},
+      {{"adapter=none", "train.parts=[attention, router, head]", "model.base=nf4_double", "mesh.ep=2"}, {}, 2},
+      {{"adapter=none", "train.parts=[shared_expert, embedding]", "model.base=bf16", "mesh.tp=2"}, {}, 1, 2},
+      {{"adapter=none", "train.parts=[experts, router]", "model.base=bf16", "mesh.ep=2", "mesh.tp=2",
+        "mesh.expert_tp=2"},
+       {},
+       2,
+       2,
+       2},
+      {{"adapter=none", "train.parts=[norms, head]", "mtp.loss_weight=0.3"}, {}, 1},
+      // Beside adapters.
+      {{"adapter.targets=[attention]", "train.parts=[experts, router, norms]", "mtp.loss_weight=0.3"}, {}, 1},
+      {{"adapter.targets=[experts]", "adapter.rank=3", "train.parts=[attention, embedding, head]", "mesh.ep=2"}, {}, 2},
+      // Embedding and head are one.
+      {{"adapter=none", "model.base=fp32", "model.compute=fp32"}, {{"tie_word_embeddings", true}}, 1},
+      {{"adapter=none", "train.parts=[embedding, head, dense_mlp]", "mtp.loss_weight=0.3", "mesh.ep=2"},
+       {{"tie_word_embeddings", true}},
+       2},
+      // Biases of q, k and v, a shared expert behind a gate.
+      {{"adapter=none", "train.parts=[attention, shared_expert, router]", "mesh.ep=2"}, kQwen2, 2},
+      {{"adapter=none", "model.base=bf16"}, kQwen2, 1},
+      {{"adapter.targets=[experts]"}, kQwen2, 1},
   };
   for (const Case& one : cases) {
     json object = kTiny;
@@ -214,17 +243,17 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     for (Parameter& parameter : model.parameters.all()) {
       trained += parameter.numel();
       working += static_cast<int64_t>(parameter.working.nbytes());
-      if (recipe.adapter || (parameter.info().group != "norms" && parameter.info().group != "router")) {
-        by_layer[parameter.info().layer] += static_cast<int64_t>(parameter.gradient().nbytes());
-      }
+      by_layer[parameter.info().layer] += static_cast<int64_t>(parameter.gradient().nbytes());
       by_replicas[parameter.info().replicas] += parameter.numel();
       parameter.clear_gradient();
     }
-    for (const auto& [layer, bytes] : by_layer) gradients = std::max(gradients, bytes);
-    if (model.mtp) {
-      gradients =
-          std::max(gradients, by_layer[config.mtp()] + by_layer[config.turn()] + by_layer[LayerId::embedding()]);
+    // The embedding's begin where head or MTP module add to them.
+    const int64_t embedding = by_layer[LayerId::embedding()];
+    const int64_t begun = model.mtp || config.tied_embeddings ? embedding : 0;
+    for (const auto& [layer, bytes] : by_layer) {
+      gradients = std::max(gradients, bytes + (layer == LayerId::embedding() ? 0 : begun));
     }
+    if (model.mtp) gradients = std::max(gradients, by_layer[config.mtp()] + by_layer[config.turn()] + begun);
     const int64_t wide = model.parameters.compute() == at::kDouble ? 8 : 4,
                   copy = model.parameters.compute() == at::kBFloat16 ? 2 : 0;
     const int64_t a_number = 4 * wide + copy;
@@ -256,6 +285,41 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
   }
 }
 
+TEST_CASE("each stage of a pipeline holds what its plan says", "[memory]") {
+  for (const auto& overrides : std::vector<std::vector<std::string>>{
+           {"adapter.targets=[all_linear]", "model.base=nf4"},
+           {"adapter.targets=[attention]", "model.base=bf16", "mtp.loss_weight=0.1", "mesh.pp_layers=[2, 1]"},
+           {"adapter=none", "model.base=fp32", "model.compute=fp32"},
+           {"adapter=none", "model.base=bf16", "mtp.loss_weight=0.1"}}) {
+    const Blueprint config = parse_blueprint(kTiny, "config.json");
+    std::vector<std::string> all = overrides;
+    all.push_back("mesh.pp=2");
+    const Recipe recipe = recipe_of(all);
+    INFO(dump_resolved(recipe));
+    const std::vector<MemoryPlan> plans = plan_stages(config, recipe, {2, 1, 1, 1}, {at::kCPU});
+    REQUIRE(plans.size() == 2);
+    int64_t most = 0;
+    for (int64_t stage = 0; stage < 2; ++stage) {
+      const MemoryPlan& plan = plans[stage];
+      CHECK(plan.stage == stage);
+      Built built(config, recipe, 1, 1, 1, plan.pipeline.stages[stage]);
+      int64_t plain = 0, trained = 0;
+      for (const PlainTensor& tensor : built.model->plain) plain += static_cast<int64_t>(tensor.held.nbytes());
+      for (const Block& block : built.model->blocks) {
+        if (block.has_correction_bias()) plain += static_cast<int64_t>(block.router()->bias().nbytes());
+      }
+      for (const Parameter& parameter : built.model->parameters.all()) trained += parameter.numel();
+      CHECK(plan.plain_bytes == plain);
+      CHECK(plan.weights.device_bytes() == built.model->slabs->kept_bytes());
+      CHECK(plan.trained_numbers == trained);
+      CHECK(plan.scratch_elements == built.model->scratch_elements());
+      most = std::max(most, plan.host_bytes());
+    }
+    CHECK(fullest(plans).host_bytes() == most);
+    CHECK(plans[0].trained_by_group == plans[1].trained_by_group);
+  }
+}
+
 TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
   json object = kTiny;
   object.update({{"hidden_size", 256},
@@ -279,6 +343,8 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
       {"model.compute=fp32", "adapter.targets=[experts]", "adapter.experts=[1, 4-5]", "router.train=lora"},
       {"model.compute=bf16", "adapter.targets=[experts]", "adapter.layers=[3]", "router.train=full"},
       {"model.compute=fp32", "adapter=none", "model.base=fp32", "train.slice_tokens=200"},
+      {"model.compute=fp32", "adapter=none", "train.parts=[experts, norms]"},
+      {"model.compute=fp32", "adapter.targets=[experts]", "train.parts=[attention, router, norms]"},
       {"model.compute=fp32", "adapter.targets=[all_linear]", "mesh.tp=2", "mesh.expert_tp=2", "train.slice_tokens=200"},
   };
   for (std::vector<std::string> overrides : cases) {
@@ -352,6 +418,47 @@ TEST_CASE("a router that no loss reaches does not train") {
   require_router_gradient(recipe_of({"router.train=full"}), parse_blueprint(object, "config.json"));
   CHECK(contains(message_of<UserError>([&] { require_router_gradient(recipe_of({"router.train=full"}), one); }),
                  "command line: router.train: full: the router of deepseek_v3 here chooses one expert"));
+}
+
+TEST_CASE("parts that a model cannot train are refused, all mistakes in one") {
+  const auto said = [](const std::vector<std::string>& overrides, const json& change = json::object()) {
+    json object = kTiny;
+    for (const auto& [key, value] : change.items()) object[key] = value;
+    return message_of<UserError>(
+        [&] { require_trained_parts(recipe_of(overrides), parse_blueprint(object, "config.json")); });
+  };
+  const json tied = {{"tie_word_embeddings", true}}, no_dense = {{"first_k_dense_replace", 0}};
+  CHECK(
+      said({"adapter=none", "train.parts=[dense_mlp, norms]"}, no_dense) ==
+      "command line: train.parts: dense_mlp is no part of this deepseek_v3; it has experts, attention, shared_expert, "
+      "router, norms, embedding, head");
+  CHECK(said({"adapter=none", "train.parts=[head]"}, tied) ==
+        "command line: train.parts: head without embedding, which are one tensor in this model "
+        "(tie_word_embeddings); name both or neither");
+  CHECK(contains(said({"adapter=none", "train.parts=[norms, embedding]"}, tied), "embedding without head"));
+  CHECK(said({"adapter.targets=[o_proj, q_b_proj, experts]", "train.parts=[attention]"}) ==
+        "command line: train.parts: attention would train itself, and adapter.targets (command line) gives o_proj, "
+        "q_b_proj of it adapters; take the part or the targets out");
+  // up_proj is that of dense MLPs and of shared experts.
+  CHECK(contains(said({"adapter.targets=[up_proj]", "train.parts=[shared_expert]"}), "gives up_proj of it adapters"));
+  const std::vector<std::string> maps = {"adapter=none", "train.parts=[experts, attention, dense_mlp, shared_expert]",
+                                         "model.cache=/tmp/c"};
+  CHECK(said(maps) ==
+        "default: model.base: nf4: no linear map of this model is frozen with train.parts: experts, attention, "
+        "dense_mlp, shared_expert; allowed then: bf16 or fp32\n"
+        "command line: model.cache: no linear map of this model is frozen with train.parts: experts, attention, "
+        "dense_mlp, shared_expert, so that there is nothing to keep; take it out");
+  for (const std::vector<std::string>& fine : std::vector<std::vector<std::string>>{
+           {"adapter=none", "train.parts=[norms]"}, {"train.parts=[experts, head]"}, {}}) {
+    require_trained_parts(recipe_of(fine), parse_blueprint(kTiny, "config.json"));
+  }
+  require_trained_parts(recipe_of({"adapter=none", "train.parts=[embedding, head]"}), parse_blueprint(
+                                                                                          [&] {
+                                                                                            json object = kTiny;
+                                                                                            object.update(tied);
+                                                                                            return object;
+                                                                                          }(),
+                                                                                          "config.json"));
 }
 
 TEST_CASE("memory plan: DeepSeek-V3") {

@@ -44,6 +44,7 @@ TEST_CASE("what a resumed run must keep, and what it may change") {
            {"adapter.ranks={q_proj: 4}", "adapter.ranks", "{}", "{q_proj: 4}", kSame},
            {"adapter.layers=[0, 2-4]", "adapter.layers", "all", "[0, 2-4]", kSame},
            {"adapter.experts=top 4", "adapter.experts", "all", "top 4", kSame},
+           {"train.parts=[norms, head]", "train.parts", "auto", "[norms, head]", kSame},
            {"router.train=lora", "router.train", "none", "lora", kSame},
            {"model.weights=random", "model.weights", "pretrained", "random", kSame},
            {"model.base=bf16", "model.base", "nf4", "bf16", kSame},

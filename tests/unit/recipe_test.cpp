@@ -110,7 +110,7 @@ train:
   clip: 0
   optimizer: {lr: 1e-3, lr_b_ratio: 16, betas: [0.8, 0.95], eps: 1.0e-6, weight_decay: 0.01}
   schedule: {kind: linear, warmup_steps: 20, min_lr_ratio: 0.1}
-mesh: {pp: 1, dp: 2, ep: 8, tp: 1, expert_tp: 4, shard: node}
+mesh: {pp: 3, pp_layers: [5, 1, 2], pp_groups: 6, dp: 2, ep: 8, tp: 1, expert_tp: 4, shard: node}
 offload: {frozen: 1536MiB, activations: host}
 exchange: {buffer_rows: 1000}
 router: {train: lora, bias: update, bias_rate: 0.002, balance_loss: 0.01}
@@ -159,7 +159,7 @@ deterministic: true
   train.optimizer = {1e-3, 16.0, {0.8, 0.95}, 1e-6, 0.01};
   train.schedule = {ScheduleKind::kLinear, 20, 0.1};
   CHECK(recipe.train == train);
-  CHECK(recipe.mesh == MeshRecipe{1, 2, 8, 1, 4, ShardScope::kNode});
+  CHECK(recipe.mesh == MeshRecipe{3, {5, 1, 2}, 6, 2, 8, 1, 4, ShardScope::kNode});
   CHECK(recipe.offload == OffloadRecipe{{OffloadFrozen::Kind::kBytes, int64_t{1536} << 20}, ActivationTier::kHost});
   CHECK(recipe.exchange == ExchangeRecipe{1000});
   CHECK(recipe.router == RouterRecipe{RouterTraining::kLora, RouterBias::kUpdate, 0.002, 0.01, {}});
@@ -218,7 +218,9 @@ TEST_CASE("recipe: each mistake has its message") {
       {"adapter: {rslora: yes}\n", "r.yaml:5:19: adapter.rslora: 'yes' is not allowed; allowed: true or false"},
       {"adapter: off\n", "r.yaml:5:10: adapter: 'off' is not allowed; allowed: none or map of keys"},
       {"mesh:\n", "r.yaml:6:1: mesh: null is not allowed; allowed: map of keys"},
-      {"mesh: {pp: 2}\n", "r.yaml:5:12: mesh.pp: '2' is not allowed; allowed: whole number equal to 1"},
+      {"mesh: {pp: 0}\n", "r.yaml:5:12: mesh.pp: '0' is not allowed; allowed: whole number from 1 to 1024"},
+      {"mesh: {pp_layers: [3, 0]}\n",
+       "r.yaml:5:23: mesh.pp_layers: '0' is not allowed; allowed: list of whole numbers each from 1 to 10000"},
       {"mesh: {dp: 0}\n", "r.yaml:5:12: mesh.dp: '0' is not allowed; allowed: auto or whole number from 1 to 65536"},
       {"mesh: {shard: zero3}\n", "r.yaml:5:15: mesh.shard: 'zero3' is not allowed; allowed: none, node or all"},
       {"offload: {frozen: 40GB}\n",
@@ -246,7 +248,9 @@ TEST_CASE("recipe: each mistake has its message") {
       {"adapter: {ranks: {up_proj: 4}}\n",
        "r.yaml:5:18: adapter.ranks: up_proj has a rank but is not selected by adapter.targets"},
       {"adapter: none\n",
-       "r.yaml:5:10: adapter: nf4 weights cannot be trained themselves (adapter: none); allowed then: bf16 or fp32"},
+       "r.yaml:5:10: adapter: nf4 weights cannot be trained themselves (adapter: none); allowed then: bf16 or fp32, or "
+       "a "
+       "frozen part: name those that train in train.parts"},
       {"adapter: {from: ~/old}\n",
        "r.yaml:5:17: adapter.from: '~/old' would not be expanded: a recipe knows neither ~ nor variables; write the "
        "path in full"},
@@ -610,8 +614,33 @@ TEST_CASE("recipe: layers and experts") {
 }
 
 TEST_CASE("recipe: routers beside weights that train themselves") {
-  CHECK(
-      mistakes_of(kSmall + "adapter: none\nrouter: {train: full}\n", {"model.base=bf16"}) ==
-      "r.yaml:6:17: router.train: the weights themselves train (adapter: none), the routers' among them; take it out");
+  CHECK(mistakes_of(kSmall + "adapter: none\nrouter: {train: full}\n", {"model.base=bf16"}) ==
+        "r.yaml:6:17: router.train: stands beside adapters; with adapter: none all parts train, or those that "
+        "train.parts "
+        "names: take it out");
   CHECK(parse_recipe(kSmall + "router: {train: full}\n", "r.yaml").router.train == RouterTraining::kFull);
+}
+
+TEST_CASE("recipe: parts that train themselves") {
+  const auto with = [](const std::string& parts, const std::string& rest = "") {
+    return "run: {dir: a}\nmodel: {path: m}\ndata: {train: t}\ntrain: {steps: 1, parts: " + parts + "}\n" + rest;
+  };
+  const std::string names = "experts, attention, dense_mlp, shared_expert, router, norms, embedding or head";
+  CHECK(mistakes_of(with("[]")) ==
+        "r.yaml:4:26: train.parts: a list is not allowed; allowed: auto or list of names among " + names);
+  CHECK(mistakes_of(with("norms")) ==
+        "r.yaml:4:26: train.parts: 'norms' is not allowed; allowed: auto or list of names among " + names);
+  CHECK(mistakes_of(with("[norm]")) == "r.yaml:4:27: train.parts: unknown name 'norm'; did you mean 'norms'?");
+  CHECK(mistakes_of(with("[head, norms, head]")) == "r.yaml:4:40: train.parts: 'head' is listed twice");
+  CHECK(mistakes_of(with("[norms, router]", "router: {train: lora}\n")) ==
+        "r.yaml:5:17: router.train: routers train by lora here and by train.parts too; give one of the two");
+  const auto parts_of_recipe = [&](const std::string& text, const std::vector<std::string>& overrides = {}) {
+    return trained_parts(parse_recipe(text, "r.yaml", overrides));
+  };
+  // Frozen maps may be held in 4 bits; which maps are, the model says.
+  CHECK(parts_of_recipe(with("[norms, experts]", "adapter: none\n")) ==
+        TrainedParts{ModelPart::kExperts, ModelPart::kNorms});
+  CHECK(parts_of_recipe(with("[norms]"), {"router.train=full"}) == TrainedParts{ModelPart::kRouter, ModelPart::kNorms});
+  CHECK(parts_of_recipe(with("auto")) == TrainedParts());
+  CHECK(parts_of_recipe(with("auto", "adapter: none\n"), {"model.base=bf16"}) == TrainedParts::all());
 }

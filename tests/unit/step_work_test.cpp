@@ -52,6 +52,29 @@ TEST_CASE("a token's work in DeepSeek-V3 is that of the parameters that it meets
   CHECK(near(kept.grouped, 2.0 * 2.0 * 58 * 8 * 3 * 7168 * 2048));
 }
 
+TEST_CASE("a part that trains itself adds its own gradient's products, and no other part's", "[step_work]") {
+  const Blueprint blueprint = parse_blueprint(nlohmann::json::parse(kDeepseekV3Config), "config.json");
+  const auto of = [&](const std::string& parts) {
+    return step_work(blueprint, recipe_of({"adapter=none", "train.parts=[embedding" + parts + "]"}), 61, {1, 2048.0});
+  };
+  const Work embedding = of("");  // the way up reaches all blocks
+  const auto adds = [&](const std::string& parts, double dense, double grouped, double scores) {
+    INFO(parts);
+    const Work work = of(", " + parts);
+    CHECK(std::abs(work.dense - embedding.dense - dense) <= 1e-9 * embedding.dense);
+    CHECK(std::abs(work.grouped - embedding.grouped - grouped) <= 1e-9 * embedding.grouped);
+    CHECK(std::abs(work.scores - embedding.scores - scores) <= 1e-9 * embedding.scores);
+  };
+  adds("norms", 0, 0, 0);
+  adds("head", 2.0 * 129280 * 7168, 0, 0);
+  adds("experts", 0, 2.0 * 58 * 8 * 3 * 7168 * 2048, 0);
+  adds("shared_expert", 2.0 * 58 * 3 * 7168 * 2048, 0, 0);
+  adds("dense_mlp", 2.0 * 3 * 3 * 7168 * 18432, 0, 0);
+  adds("router", 0, 0, 2.0 * 58 * 256 * 7168);
+  const double q = 7168.0 * 1536 + 1536.0 * 128 * 192, kv = 7168.0 * 576 + 512.0 * 128 * 256, o = 128.0 * 128 * 7168;
+  adds("attention", 2.0 * 61 * (q + kv + o), 0, 0);
+}
+
 TEST_CASE("work is said in words", "[step_work]") {
   Work work;
   work.dense = 6e14;

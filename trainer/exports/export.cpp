@@ -11,6 +11,7 @@
 #include "lora/adapters/adapter.h"
 #include "lora/adapters/peft_files.h"
 #include "parallel/base/error.h"
+#include "parallel/base/name_summary.h"
 #include "parallel/base/units.h"
 #include "parallel/bytes/tensor_io.h"
 #include "trainer/exports/base_model.h"
@@ -18,6 +19,7 @@
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
 #include "trainer/plan/model_banner.h"
+#include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
 namespace {
@@ -95,6 +97,7 @@ class AdapterExport {
     }
     require_packs();
     choose_rank();
+    add_modules();
     plan();
   }
 
@@ -108,6 +111,7 @@ class AdapterExport {
     config.target_modules.assign(leaves_.begin(), leaves_.end());
     config.target_parameters.assign(parameters_.begin(), parameters_.end());
     config.rank_pattern = rank_pattern_;
+    config.modules_to_save.assign(modules_.begin(), modules_.end());
     if (reader_ == AdapterReader::kPeft3d) {
       for (const auto& [key, rank] : rank_pattern_) config.alpha_pattern[key] = static_cast<double>(rank);
     }
@@ -141,6 +145,15 @@ class AdapterExport {
     for (const auto& [group, sums] : groups) {
       text += str("  ", group, ": ", sums.maps, " linear maps, ", 2 * sums.maps, " tensors, ", sums.parameters,
                   " parameters\n");
+    }
+    if (!modules_.empty()) {
+      text += str("  ", num_module_tensors_,
+                  " tensors of modules that trained themselves, which PEFT puts in place of the "
+                  "model's (modules_to_save)\n");
+    }
+    if (!left_out_modules_.empty()) {
+      text += "  note: left out, since transformers has no MTP module; moetune merge puts them into the model:\n";
+      for (const std::string& line : summarise_names(left_out_modules_)) text += "      " + line + "\n";
     }
     if (num_zero_maps_ > 0) text += str("  zeros for ", num_zero_maps_, " maps that were not trained\n");
     const ExportedAdapter file = {recipe_,   blueprint_,         reader_,
@@ -196,6 +209,39 @@ class AdapterExport {
     // PEFT gives experts that it fuses the rank r whatever rank_pattern says.
     if (expert_ranks.size() == 1) rank_ = *expert_ranks.begin();
     if (serves_) rank_ = *ranks.rbegin();
+  }
+
+  /// What trained itself, for PEFT: routers, norms, embedding and head, each module whole under its name in
+  /// transformers. Other readers get none (require_carried).
+  void add_modules() {
+    const TrainedParts trained = trained_parts(saved_.recipe());
+    if (serves_ || trained.none()) return;
+    const Naming& naming = blueprint_.naming;
+    for (const TensorSpec& tensor : blueprint_.tensors(saved_.mtp_layer() >= 0)) {
+      // A router's buffer is part of its module where the family has it there.
+      const bool buffer = tensor.role == TensorRole::kCorrectionBias && trained.has(ModelPart::kRouter) &&
+                          naming.correction_bias.starts_with(naming.router + ".");
+      if (!buffer && !trained.trains(tensor)) continue;
+      if (!buffer && tensor.may_be_shared && !saved_.has(tensor.name)) continue;
+      if (tensor.layer.is_mtp()) {
+        if (!buffer) left_out_modules_.push_back(tensor.name);
+        continue;
+      }
+      std::string module = tensor.module(), name = module.substr(module.rfind('.') + 1);
+      const std::string leaf = tensor.name.substr(tensor.name.rfind('.'));
+      if (buffer || tensor.role == TensorRole::kRouter) {
+        name = str(readers_.sparse, ".", naming.router);
+        module = str("model.layers.", tensor.layer.number(), ".", name);
+      } else if (tensor.role == TensorRole::kFinalNorm) {
+        name = "model.norm";  // PEFT takes a name for that of all modules whose path ends so
+      }
+      modules_.insert(name);
+      ++num_module_tensors_;
+      tensors_.push_back(
+          {{key(module, leaf.c_str()), DType::kF32, tensor.shape}, [this, tensor, buffer](at::Tensor& out) {
+             out.copy_(buffer ? saved_.router_bias(tensor.layer.number()) : saved_.read(tensor.name));
+           }});
+    }
   }
 
   void plan() {
@@ -388,16 +434,40 @@ class AdapterExport {
   std::vector<SavedAdapter> adapters_;
   std::vector<std::string> left_out_, left_out_routers_;
   std::vector<AdapterTensor> tensors_;
-  PathSet leaves_, parameters_;  ///< target_modules, target_parameters
+  PathSet leaves_, parameters_, modules_;  ///< target_modules, target_parameters, modules_to_save
+  int64_t num_module_tensors_ = 0;
+  std::vector<std::string> left_out_modules_;  ///< of the MTP module
   std::map<std::string, int64_t> rank_pattern_;
   int64_t rank_ = 0, num_zero_maps_ = 0;
 };
 
-/// The routers that trained beside the adapter, which has no place for them.
+/// The routers that trained beside the adapter, for readers that have no place for them.
 void write_routers(const SavedRun& saved, const fs::path& folder) {
   std::vector<std::pair<std::string, at::Tensor>> routers;
-  for (const std::string& name : saved.trained_routers()) routers.emplace_back(name, saved.read(name));
+  for (const std::string& name : saved.trained_tensors()) routers.emplace_back(name, saved.read(name));
   write_tensors((folder / "router.safetensors").string(), routers, {});
+}
+
+/// An adapter alone is not the model of a run of which parts trained themselves. PEFT puts whole modules in place of
+/// the model's; servers know none of this, and get the routers beside the adapter. What is not carried so leaves with
+/// the weights alone.
+void require_carried(const SavedRun& saved, const Blueprint& blueprint, AdapterReader reader) {
+  const bool peft = reader == AdapterReader::kPeft || reader == AdapterReader::kPeft3d;
+  TrainedParts carried = {ModelPart::kRouter};
+  if (peft) carried.add(ModelPart::kNorms);
+  if (peft && !blueprint.tied_embeddings) carried.add(ModelPart::kEmbedding), carried.add(ModelPart::kHead);
+  const TrainedParts trained = trained_parts(saved.recipe());
+  TrainedParts left;
+  for (size_t i = 0; i < words_of(ModelPart()).size(); ++i) {
+    const auto part = static_cast<ModelPart>(i);
+    if (trained.has(part) && !carried.has(part)) left.add(part);
+  }
+  if (left.none()) return;
+  throw UserError(str(
+      "--for ", to_string(reader), ": ", saved.checkpoint().string(), ": besides the adapter the weights of ",
+      to_string(left), " trained (train.parts), which ", program_of(reader), " does not take from an adapter's folder",
+      ", and without which it is another model; moetune merge writes the model with both, moetune export "
+      "--base the weights that the adapter stands on"));
 }
 
 void write_router_bias(const SavedRun& saved, const Blueprint& blueprint, const fs::path& folder) {
@@ -417,12 +487,13 @@ std::string export_adapter(const fs::path& run, const fs::path& to, AdapterReade
   if (!saved.recipe().adapter) {
     throw UserError(str(run.string(), ": was trained with adapter: none; export its weights with --base"));
   }
+  require_carried(saved, blueprint_of(saved.recipe()), reader);
   const AdapterExport adapter(saved, reader);
   const PeftConfig config = adapter.config(base_name);
   StagedFolder out(to, "adapter");
   adapter.write(out.path());
   write_peft_config(out.path(), config);
-  const bool routers = !saved.trained_routers().empty();
+  const bool routers = config.modules_to_save.empty() && !saved.trained_tensors().empty();
   if (routers) write_routers(saved, out.path());
   const bool biases = saved.router_bias_moved() && !saved.router_layers().empty();
   if (biases) write_router_bias(saved, adapter.blueprint(), out.path());
@@ -439,7 +510,7 @@ std::string export_adapter(const fs::path& run, const fs::path& to, AdapterReade
   text += adapter.report(config.base_model, to);
   if (routers) {
     text +=
-        "  note: the routers trained too, which PEFT has no place for: they are in router.safetensors under their "
+        "  note: the routers trained too, which servers have no place for: they are in router.safetensors under their "
         "Hugging Face names and belong\n"
         "        into the base model; moetune merge and moetune export --base put them there\n";
   }

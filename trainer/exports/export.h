@@ -17,16 +17,17 @@
 
 namespace moetune {
 
-/// Writes adapter_config.json and adapter_model.safetensors (fp32, tensors streamed), and router_bias.safetensors where
-/// training moved the biases. `base_name` is what the config names as base model; empty: the recipe's model.path.
-/// UserError for a run without adapter, for a reader that is not known to load adapters of the family, and for adapters
-/// that the model has no map for.
+/// Writes adapter_config.json and adapter_model.safetensors (fp32, tensors streamed), with what PEFT takes of the parts
+/// that trained themselves (modules_to_save), and router_bias.safetensors where training moved the biases. `base_name`
+/// is what the config names as base model; empty: the recipe's model.path. UserError for a run without adapter, for a
+/// reader that is not known to load adapters of the family or what trained beside them, and for adapters that the model
+/// has no map for.
 std::string export_adapter(const std::filesystem::path& run, const std::filesystem::path& to, AdapterReader reader,
                            const std::string& base_name = "");
 
-/// Writes a model folder. Of a run with adapter: the frozen weights as they were trained on, that is quantised by the
-/// code that training uses and made dense again; with `adapter: none`: the weights that were trained. bf16 where the
-/// run computed in bf16 (the numbers that the layers saw, exactly), fp32 where it computed in fp32 or fp64. Correction
+/// Writes a model folder: what trained itself as training left it, and the frozen weights as they were trained on, that
+/// is quantised by the code that training uses and made dense again. Adapters are not in it. bf16 where the run
+/// computed in bf16 (the numbers that the layers saw, exactly), fp32 where it computed in fp32 or fp64. Correction
 /// biases are those after training. Tensors of the source that the run had no use for (an MTP module that was off) are
 /// copied. In memory is a tensor at a time, in the dtypes that it comes from and goes to; files as write_model() splits
 /// them.

@@ -41,7 +41,6 @@ class HeldBase {
   explicit HeldBase(const SavedRun& saved)
       : saved_(saved),
         base_(saved.recipe()),
-        trains_weights_(!saved.recipe().adapter),
         format_(saved.recipe().model.base),
         compute_(scalar_type(saved.recipe().model.compute)),
         out_(compute_ == at::kBFloat16 ? at::kBFloat16 : at::kFloat) {
@@ -55,6 +54,10 @@ class HeldBase {
 
   at::Tensor make(const Spec& spec) {
     const BaseTensor& tensor = *tensors_.at(spec.name);
+    if (is_trained(tensor)) {
+      ++num_trained_;
+      return trained_weight(saved_, base_.blueprint(), tensor, out_);
+    }
     if (tensor.used == nullptr) {
       copied_.push_back(tensor.name);
       return base_.read(tensor);
@@ -63,7 +66,6 @@ class HeldBase {
       return saved_.router_bias_moved() ? saved_.router_bias(tensor.used->layer.number())
                                         : base_.read(tensor).to(at::kFloat);
     }
-    if (trains_weights_) return trained_weight(saved_, tensor, out_);
     const at::Tensor stored = base_.read(tensor);
     switch (tensor.used->held) {
       case Held::kLinear:
@@ -74,11 +76,7 @@ class HeldBase {
         return through_frozen(stored, format_ == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16, compute_)
             .to(out_);
       case Held::kCompute: return stored.to(compute_).to(out_);
-      case Held::kStored:
-        // An adapter cannot carry what a router became.
-        return changed_by_piece(tensor, stored, tensor.dtype, [&](const DiskPiece& piece, const at::Tensor& part) {
-          return saved_.has(piece.name) ? saved_.read(piece.name).to(tensor.dtype) : part;
-        });
+      case Held::kStored: return stored;
       case Held::kBias: break;  // read above
     }
     throw InternalError(str(tensor.name, ": held in no known way"));
@@ -90,7 +88,10 @@ class HeldBase {
       text += str("  largest relative difference of a linear weight, ", to_string(format_),
                   " to the original: ", worst_, " in ", worst_name_, "\n");
     }
-    if (!saved_.trained_routers().empty()) text += "  routers: as training left them\n";
+    if (num_trained_ > 0) {
+      text += str("  ", num_trained_, " tensors as training left them: those of ",
+                  to_string(trained_parts(saved_.recipe())), "\n");
+    }
     if (saved_.router_bias_moved()) text += "  correction biases of the routers: as training left them\n";
     if (!copied_.empty()) {
       text += "  copied from the source, since the run had no use for them:\n";
@@ -98,16 +99,17 @@ class HeldBase {
     }
     return text;
   }
-  bool trains_weights() const { return trains_weights_; }
   std::string format_name() const { return to_string(format_); }
 
  private:
   at::ScalarType dtype_for(const BaseTensor& tensor) const {
-    if (tensor.used == nullptr) return tensor.dtype;
+    if (is_trained(tensor)) return out_;
+    if (tensor.used == nullptr || tensor.used->held == Held::kStored) return tensor.dtype;
     if (tensor.used->held == Held::kBias) return at::kFloat;
-    if (tensor.used->held == Held::kStored && !trains_weights_) return tensor.dtype;
     return out_;
   }
+
+  bool is_trained(const BaseTensor& tensor) const { return has_trained(saved_, base_.blueprint(), tensor); }
 
   at::Tensor compared(const std::string& name, const at::Tensor& stored, at::Tensor held) {
     const at::Tensor original = stored.to(at::kFloat);
@@ -122,12 +124,12 @@ class HeldBase {
 
   const SavedRun& saved_;
   BaseModel base_;
-  bool trains_weights_;
   BaseFormat format_;
   at::ScalarType compute_, out_;
   std::vector<Spec> specs_;
   std::map<std::string, const BaseTensor*> tensors_;
   std::vector<std::string> copied_;
+  int64_t num_trained_ = 0;
   double worst_ = 0.0;
   std::string worst_name_;
 };
@@ -139,15 +141,15 @@ std::string export_base(const fs::path& run, const fs::path& to, std::uint64_t s
   const SavedRun saved(run);
   HeldBase base(saved);
   const fs::path source = saved.recipe().model.path;
-  StagedFolder out(to, base.trains_weights() ? "trained weights" : "base");
+  const bool trained = !saved.recipe().adapter;
+  StagedFolder out(to, trained ? "trained weights" : "base");
   const WrittenModel written =
       write_model(out.path(), base.specs(), [&](const Spec& spec) { return base.make(spec); }, shard_bytes);
   copy_companions(source, out.path());
   write_model_config(source, out.path(), base.specs());
   out.commit({{"checkpoint", saved.origin()}, {"step", saved.step()}});
-  const std::string what = base.trains_weights()
-                               ? str("trained weights of step ", saved.step())
-                               : str("frozen weights as trained on (", base.format_name(), ", dense again)");
+  const std::string what = trained ? str("trained weights of step ", saved.step())
+                                   : str("frozen weights as trained on (", base.format_name(), ", dense again)");
   return str(what, " -> ", to.string(), "\n  from ", source.string(), " and ", saved.checkpoint().string(), "\n  ",
              base.specs().size(), " tensors, ", count_text(written.parameters), " parameters, ",
              bytes_text(static_cast<int64_t>(written.bytes)), " in ", written.num_files,

@@ -27,6 +27,7 @@
 #include "trainer/plan/model_banner.h"
 #include "trainer/recipe/recipe.h"
 #include "trainer/recipe/recipe_load.h"
+#include "trainer/recipe/recipe_meaning.h"
 #include "trainer/run/run_lock.h"
 #include "trainer/state/manifest.h"
 #include "trainer/state/weight_cache.h"
@@ -343,12 +344,14 @@ std::string describe_checkpoint(const fs::path& checkpoint) {
 void add_recipe(Text& out, const fs::path& path) {
   constexpr std::uint64_t kMaxRecipeBytes = 4 << 20;
   const Recipe recipe = parse_recipe(read_own_file(path.string(), kMaxRecipeBytes), path.string());
-  std::string adapter = "none (the weights train)";
+  const TrainedParts parts = trained_parts(recipe);
+  std::string adapter = str("none (the weights train: ", to_string(parts), ")");
   if (recipe.adapter) {
     std::string targets;
     for (const std::string& target : recipe.adapter->targets) targets += (targets.empty() ? "" : ", ") + target;
     adapter = str("rank ", recipe.adapter->rank, ", alpha ", recipe.adapter->alpha,
-                  recipe.adapter->rslora ? ", rsLoRA" : "", " on ", targets, narrowing_text(*recipe.adapter));
+                  recipe.adapter->rslora ? ", rsLoRA" : "", " on ", targets, narrowing_text(*recipe.adapter),
+                  parts.none() ? "" : str("; the weights of ", to_string(parts), " train"));
   }
   out.line("  model ", recipe.model.path, ", base ", to_string(recipe.model.base), ", compute ",
            to_string(recipe.model.compute));

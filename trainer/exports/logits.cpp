@@ -37,8 +37,7 @@ void write_logits(const std::string& run_path, const std::string& data, int64_t 
   const SavedRun saved(run_path);
   require_replaceable(to);
   Recipe recipe = saved.recipe();
-  recipe.mesh.ep = recipe.mesh.tp = recipe.mesh.expert_tp = 1;
-  recipe.mesh.dp.reset();
+  recipe.mesh = MeshRecipe();
   Assembly run = assemble(recipe, launch);
   load_weights(saved.state(), *run.model);
   const Documents documents =

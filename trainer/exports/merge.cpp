@@ -20,6 +20,7 @@
 #include "trainer/exports/saved_run.h"
 #include "trainer/exports/staged_folder.h"
 #include "trainer/exports/trained_weights.h"
+#include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
 namespace {
@@ -34,10 +35,7 @@ constexpr const char* kScale = "_scale_inv";  // of FP8 blocks
 class Merge {
  public:
   Merge(const SavedRun& saved, MergeFormat format)
-      : saved_(saved),
-        base_(saved.recipe()),
-        trains_weights_(!saved.recipe().adapter),
-        trained_routers_(saved.trained_routers()) {
+      : saved_(saved), base_(saved.recipe()), trains_weights_(!saved.recipe().adapter) {
     if (format == MergeFormat::kHfFp8) open_fp8();
     for (const BaseTensor& tensor : base_.tensors()) {
       tensors_[tensor.name] = &tensor;
@@ -86,14 +84,10 @@ class Merge {
       return saved_.router_bias(tensor.used->layer.number());
     }
     if (is_trained(tensor)) {
-      ++num_changed_;
-      return trained_weight(saved_, tensor, tensor.dtype);
+      ++num_replaced_;
+      return trained_weight(saved_, base_.blueprint(), tensor, tensor.dtype);
     }
     const at::Tensor stored = base_.read(tensor);
-    if (tensor.used != nullptr && !tensor.used->lies_in_pieces() && is_trained_router(tensor.used->pieces[0].name)) {
-      ++num_routers_;
-      return saved_.read(tensor.used->pieces[0].name).to(stored.scalar_type());
-    }
     if (tensor.used == nullptr) return merged(tensor.name, stored);
     return changed_by_piece(tensor, stored, tensor.dtype,
                             [&](const DiskPiece& piece, const at::Tensor& part) { return merged(piece.name, part); });
@@ -106,7 +100,10 @@ class Merge {
       text += str(" (the delta of ", adapters_.size() - static_cast<size_t>(num_changed_),
                   " is zero or vanishes in rounding)");
     }
-    if (num_routers_ > 0) text += str(", and ", num_routers_, " tensors of routers replaced");
+    if (num_replaced_ > 0) {
+      text +=
+          str(", and ", num_replaced_, " replaced by what trained itself: ", to_string(trained_parts(saved_.recipe())));
+    }
     if (num_biases_ > 0) text += str(", and ", num_biases_, " correction biases of routers replaced");
     text += str("\n  largest relative change: ", largest_, " in ", largest_name_, "\n");
     if (!disturbed_.empty()) {
@@ -125,21 +122,15 @@ class Merge {
 
  private:
   std::string trained_report() const {
-    std::string text = str("  ", num_changed_, " of ", tensors_.size(), " tensors trained");
+    std::string text = str("  ", num_replaced_, " of ", tensors_.size(), " tensors trained");
     if (num_biases_ > 0) text += str(", and ", num_biases_, " correction biases of routers replaced");
     return text + "; all others are those of the source\n";
   }
 
-  bool is_trained(const BaseTensor& tensor) const {
-    return trains_weights_ && tensor.used != nullptr && tensor.used->held != Held::kBias;
-  }
+  bool is_trained(const BaseTensor& tensor) const { return has_trained(saved_, base_.blueprint(), tensor); }
 
   bool is_moved_bias(const BaseTensor& tensor) const {
     return tensor.used != nullptr && tensor.used->held == Held::kBias && saved_.router_bias_moved();
-  }
-
-  bool is_trained_router(const std::string& name) const {
-    return std::binary_search(trained_routers_.begin(), trained_routers_.end(), name);
   }
 
   at::Tensor merged(const std::string& name, const at::Tensor& stored) {
@@ -200,8 +191,9 @@ class Merge {
     if (fp8_name_ == tensor.name) return fp8_;
     fp8_name_ = tensor.name;
     if (is_trained(tensor)) {
-      if (noted_.insert(tensor.name).second) ++num_changed_;
-      return fp8_ = quantised(trained_weight(saved_, tensor, at::kFloat), stored_->at(tensor.name + kScale).dtype);
+      if (noted_.insert(tensor.name).second) ++num_replaced_;
+      return fp8_ = quantised(trained_weight(saved_, base_.blueprint(), tensor, at::kFloat),
+                              stored_->at(tensor.name + kScale).dtype);
     }
     fp8_ = {read_tensor(*stored_, tensor.name), read_tensor(*stored_, tensor.name + kScale)};
     const auto found =
@@ -251,11 +243,10 @@ class Merge {
   std::string fp8_name_;                             // whose fp8_ is
   Fp8Blocks fp8_;
   std::set<std::string> noted_;
-  std::vector<std::string> trained_routers_;
   std::vector<Spec> specs_;
   std::map<std::string, const BaseTensor*> tensors_;
   std::map<std::string, const SavedAdapter*> adapters_;
-  int64_t num_changed_ = 0, num_biases_ = 0, num_routers_ = 0;
+  int64_t num_changed_ = 0, num_biases_ = 0, num_replaced_ = 0;
   double largest_ = 0.0, worst_ = 0.0;
   std::string largest_name_, worst_name_;
   std::vector<std::string> disturbed_;

@@ -136,11 +136,10 @@ std::vector<std::string> SavedRun::names() const {
   return names;
 }
 
-std::vector<std::string> SavedRun::trained_routers() const {
+std::vector<std::string> SavedRun::trained_tensors() const {
   std::vector<std::string> names;
-  if (!recipe_.adapter || recipe_.router.train != RouterTraining::kFull) return names;
-  for (const std::string& name : state_.names()) {
-    if (state_.group(name) == "router") names.push_back(name);
+  for (const auto& [name, place] : places_) {
+    if (!name.ends_with(kLoraA) && !name.ends_with(kLoraB)) names.push_back(name);
   }
   return names;
 }

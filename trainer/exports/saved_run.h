@@ -42,7 +42,7 @@ class SavedRun {
   const Recipe& recipe() const { return recipe_; }
   int64_t step() const { return state_.manifest().step; }
 
-  /// Names of all trained tensors, sorted; one a expert.
+  /// Names of all trained tensors, sorted; one an expert.
   std::vector<std::string> names() const;
   bool has(const std::string& name) const { return places_.count(name) > 0; }
   std::vector<int64_t> shape(const std::string& name) const;
@@ -51,8 +51,8 @@ class SavedRun {
 
   /// All adapters, sorted by path; empty for `adapter: none`.
   const std::vector<SavedAdapter>& adapters() const { return adapters_; }
-  /// Names of the routers' tensors that trained beside adapters (router.train: full), sorted.
-  std::vector<std::string> trained_routers() const;
+  /// Names of the model's tensors that trained themselves, sorted, one an expert.
+  std::vector<std::string> trained_tensors() const;
   /// Layers with a saved router, the MTP module's last.
   std::vector<int64_t> router_layers() const { return state_.router_blocks(); }
   /// Correction bias of the router of `layer`: fp32 [E].

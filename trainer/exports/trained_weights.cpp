@@ -6,27 +6,34 @@
 namespace moetune {
 namespace {
 
-/// Embedding and head of the MTP module are those of the trunk, which alone are saved.
-std::string saved_name_of(const SavedRun& saved, const std::string& name, const BaseTensor& tensor) {
-  if (!tensor.used->may_be_shared || saved.has(name)) return name;
-  return name.ends_with(".embed_tokens.weight") ? "model.embed_tokens.weight" : "lm_head.weight";
+constexpr const char* kHead = "lm_head.weight";
+
+/// Of the parameter that holds the first of what `tensor` does; empty: none does.
+std::string first_trained_name(const SavedRun& saved, const Blueprint& blueprint, const BaseTensor& tensor) {
+  if (tensor.used != nullptr) {
+    return tensor.used->held == Held::kBias ? "" : trained_name(saved, blueprint, tensor.used->pieces.front().name);
+  }
+  const bool tied = blueprint.tied_embeddings && tensor.name == blueprint.naming.prefix + kHead;
+  return tied ? trained_name(saved, blueprint, kHead) : "";
 }
 
 }  // namespace
 
-at::Tensor trained_weight(const SavedRun& saved, const BaseTensor& tensor, at::ScalarType dtype) {
-  MT_CHECK(tensor.used != nullptr && !tensor.used->pieces.empty(), tensor.name, " holds nothing of the model");
-  const auto read = [&](const DiskPiece& piece) {
-    return saved.read(saved_name_of(saved, piece.name, tensor)).to(dtype).view(piece.shape);
-  };
+bool has_trained(const SavedRun& saved, const Blueprint& blueprint, const BaseTensor& tensor) {
+  return !first_trained_name(saved, blueprint, tensor).empty();
+}
+
+at::Tensor trained_weight(const SavedRun& saved, const Blueprint& blueprint, const BaseTensor& tensor,
+                          at::ScalarType dtype) {
   at::Tensor weight;
-  if (tensor.used->lies_in_pieces()) {
+  if (tensor.used != nullptr && tensor.used->lies_in_pieces()) {
     weight = at::empty(tensor.shape, dtype);
     for (const DiskPiece& piece : tensor.used->pieces) {
-      piece.place.part(weight[piece.place.expert], piece.shape).copy_(read(piece));
+      const at::Tensor master = saved.read(trained_name(saved, blueprint, piece.name));
+      piece.place.part(weight[piece.place.expert], piece.shape).copy_(master.to(dtype).view(piece.shape));
     }
   } else {
-    weight = read(tensor.used->pieces[0]);
+    weight = saved.read(first_trained_name(saved, blueprint, tensor)).to(dtype).view(tensor.shape);
   }
   // Masters are finite, so this is fp16 that cannot hold them.
   require_finite(weight, str(tensor.name, ": as ", c10::toString(dtype), ", it"));

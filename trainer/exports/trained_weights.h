@@ -1,6 +1,6 @@
-// The weights that a run with `adapter: none` trained, laid down as the tensors of the model that it started from.
+// What tensors of the model became in a run in which they trained themselves, laid down as they lay when it started.
 //
-//   const at::Tensor weight = trained_weight(saved, tensor, at::kBFloat16);
+//   if (has_trained(saved, blueprint, tensor)) weight = trained_weight(saved, blueprint, tensor, at::kBFloat16);
 #pragma once
 
 #include <torch/types.h>
@@ -10,9 +10,13 @@
 
 namespace moetune {
 
-/// The masters of what `tensor` holds, rounded once to `dtype`: fp32 masters of one tensor of the model are in memory
-/// at a time, whatever lies in it. Correction biases do not train and are no such weights. UserError naming a tensor
-/// that the checkpoint lacks, or whose numbers `dtype` cannot hold.
-at::Tensor trained_weight(const SavedRun& saved, const BaseTensor& tensor, at::ScalarType dtype);
+/// Whether the weights that `tensor` holds trained themselves; those of one tensor on disk are of one part. A head
+/// beside embeddings that are tied to it trained where they did. Correction biases are no such weights.
+bool has_trained(const SavedRun& saved, const Blueprint& blueprint, const BaseTensor& tensor);
+
+/// The masters of what `tensor` holds, which has trained, rounded once to `dtype`: fp32 masters of one tensor of the
+/// model are in memory at a time, whatever lies in it. UserError naming a tensor whose numbers `dtype` cannot hold.
+at::Tensor trained_weight(const SavedRun& saved, const Blueprint& blueprint, const BaseTensor& tensor,
+                          at::ScalarType dtype);
 
 }  // namespace moetune

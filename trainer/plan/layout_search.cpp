@@ -1,6 +1,7 @@
 #include "trainer/plan/layout_search.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <optional>
 
@@ -40,27 +41,45 @@ std::vector<int64_t> batches(const PlanRequest& request, int64_t data_ranks, boo
   return sizes;
 }
 
+/// Pipeline stages, tensor- and expert-parallel ranks to try. Stages where the recipe has some; else where all weights
+/// train, which no rank shares with others: adapters fit without, and a pipeline has idle turns.
+std::vector<std::array<int64_t, 3>> axes(const Recipe& recipe, const Blueprint& blueprint, int64_t gpus) {
+  std::vector<int64_t> stages{recipe.mesh.pp};
+  if (recipe.mesh.pp == 1 && !freezes_maps(recipe, blueprint)) {
+    for (int64_t pp = 2; pp <= std::min<int64_t>(16, std::min(gpus, blueprint.num_layers())); pp *= 2) {
+      stages.push_back(pp);
+    }
+  }
+  std::vector<std::array<int64_t, 3>> found;
+  for (const int64_t pp : stages) {
+    for (int64_t tp = 1; tp <= std::min<int64_t>(8, gpus); tp *= 2) {
+      for (int64_t ep = 1; pp * ep * tp <= gpus; ++ep) {
+        if (gpus % (pp * ep * tp) == 0 && blueprint.router.experts % ep == 0) found.push_back({pp, tp, ep});
+      }
+    }
+  }
+  return found;
+}
+
 }  // namespace
 
 std::vector<Recipe> layouts(const Recipe& recipe, const Blueprint& blueprint, int64_t gpus) {
   std::vector<Recipe> found;
-  for (int64_t tp = 1; tp <= std::min<int64_t>(8, gpus); tp *= 2) {
-    for (int64_t ep = 1; ep * tp <= gpus; ++ep) {
-      if (gpus % (ep * tp) != 0 || blueprint.router.experts % ep != 0) continue;
-      Recipe tried = recipe;
-      tried.mesh.tp = tp;
-      tried.mesh.ep = ep;
-      tried.mesh.dp = gpus / (ep * tp);
-      tried.mesh.expert_tp = 1;
-      for (const ShardScope shard : {ShardScope::kNone, ShardScope::kAll}) {
-        if (shard == ShardScope::kAll && (gpus == 1 || !recipe.adapter)) continue;
-        tried.mesh.shard = shard;
-        try {
-          mesh_shape(tried, blueprint, gpus);
-          found.push_back(tried);
-        } catch (const UserError&) {
-          break;  // this mesh does not go with the model
-        }
+  for (const auto& [pp, tp, ep] : axes(recipe, blueprint, gpus)) {
+    Recipe tried = recipe;
+    tried.mesh.pp = pp;
+    tried.mesh.tp = tp;
+    tried.mesh.ep = ep;
+    tried.mesh.dp = gpus / (pp * ep * tp);
+    tried.mesh.expert_tp = 1;
+    for (const ShardScope shard : {ShardScope::kNone, ShardScope::kAll}) {
+      if (shard == ShardScope::kAll && (gpus == 1 || !freezes_maps(recipe, blueprint))) continue;
+      tried.mesh.shard = shard;
+      try {
+        mesh_shape(tried, blueprint, gpus);
+        found.push_back(tried);
+      } catch (const UserError&) {
+        break;  // this mesh does not go with the model
       }
     }
   }

@@ -13,6 +13,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/units.h"
 #include "parallel/bytes/weight_store.h"
+#include "trainer/plan/pipeline_plan.h"
 #include "trainer/plan/planned_step.h"
 #include "trainer/recipe/recipe_meaning.h"
 #include "trainer/state/checkpoint_part.h"
@@ -41,17 +42,18 @@ class Sums {
 class Planner {
  public:
   Planner(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
-          std::optional<int64_t> rows)
+          std::optional<int64_t> rows, const PipelinePlan& pipeline, int64_t stage)
       : blueprint_(blueprint),
         recipe_(recipe),
         mesh_(mesh),
+        stage_(pipeline.stages.at(stage)),
         machine_(machine),
-        placer_(blueprint, recipe, mesh, machine),
+        placer_(blueprint, recipe, mesh, machine, pipeline, stage),
         compute_(scalar_type(recipe.model.compute)),
         base_(recipe.model.base),
         size_(static_cast<int64_t>(c10::elementSize(compute_))),
-        with_mtp_(recipe.mtp.trains()),
-        trains_weights_(!recipe.adapter),
+        with_mtp_(recipe.mtp.trains() && stage_.is_last()),
+        parts_trained_(trained_parts(recipe)),
         local_experts_(blueprint.router.experts / mesh.ep),
         data_ranks_(mesh.dp * mesh.ep),
         parts_{mesh.tp, mesh.expert_tp, recipe.model.base},
@@ -59,7 +61,13 @@ class Planner {
         blocks_(planned_blocks(blueprint, recipe)),
         alike_(first_alike(blueprint, blocks_)) {
     plan_.device = machine.device;
-    plan_.rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
+    plan_.pipeline = pipeline;
+    plan_.stage = stage;
+    const int64_t all_rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
+    // Whole documents make a group longer than its share by one document at the most.
+    plan_.rows = pipeline.groups == 1
+                     ? all_rows
+                     : std::min(all_rows, ceil_div(all_rows, pipeline.groups) + recipe.data.max_tokens);
     plan_.held_rows = ceil_div(plan_.rows, mesh.tp);
     add_plain();
     add_trained();
@@ -73,7 +81,6 @@ class Planner {
     plan_.kept_layers = kept_layers;
     add_step();
     add_frozen();
-    add_copied_save();
     return std::move(plan_);
   }
 
@@ -82,46 +89,64 @@ class Planner {
     if (bytes > 0) plan_.parts.push_back({name, bytes, plan_.device == at::kCPU, span, formula});
   }
 
-  /// visit(map, what of it a rank of those that share it holds)
+  /// Of the stage: visit(map, what of it a rank of those that share it holds)
   template <typename Visit>
   void for_each_map(const Visit& visit) const {
-    for (const auto& maps : blocks_) {
-      for (const LinearMap& map : maps) visit(map, map.part(parts_));
+    for_each_map_of(stage_, [&](const LinearMap& map) { visit(map, map.group == "mtp" ? map : map.part(parts_)); });
+  }
+  template <typename Visit>
+  void for_each_map_of(const Stage& stage, const Visit& visit) const {
+    const bool mtp = recipe_.mtp.trains() && stage.is_last();
+    for (const LayerId layer : stage.blocks(blueprint_, mtp)) {
+      for (const LinearMap& map : blocks_[layer.number()]) visit(map);
     }
-    if (with_mtp_) visit(mtp_projection(blueprint_), mtp_projection(blueprint_));
+    if (mtp) visit(mtp_projection(blueprint_, parts_trained_));
+  }
+
+  /// Whether the stage has the tensor, as Model does.
+  bool is_here(const TensorSpec& tensor) const {
+    const bool shared = tensor.role == TensorRole::kEmbedding && (recipe_.mtp.trains() || blueprint_.tied_embeddings);
+    return stage_.holds(tensor.layer) || (shared && stage_.is_last());
+  }
+
+  /// Numbers of a tensor that train, complete in `layer`: of the whole model, and of a rank of a stage that has it,
+  /// which shares its gradient with `replicas`.
+  void train(const TensorSpec& tensor, LayerId layer, Replicas replicas, int64_t whole, int64_t held) {
+    if (whole == 0) return;
+    trained_.add(tensor.group, whole);
+    if (!is_here(tensor)) return;
+    plan_.trained_numbers += held;
+    by_layer_[{layer, replicas}] += held;
   }
 
   void add_plain() {
-    const PlainNumbers plain = plain_numbers(blueprint_, with_mtp_, parts_, local_experts_),
-                       whole = plain_numbers(blueprint_, with_mtp_);
-    plan_.plain_bytes = plain.router_bias * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute_)));
-    if (trains_weights_) {
-      trained_.add("embedding", whole.embedding);
-      trained_.add("head", whole.head);
-      trained_.add("norms", plain.norms);
-      trained_.add("router", plain.router);
-      plan_.trained_numbers += plain.total() - plain.router_bias;
-      const Replicas vocabulary = mesh_.tp > 1 ? Replicas::kTensorIndex : Replicas::kEverywhere;
-      by_layer_[{LayerId::embedding(), vocabulary}] = plain.embedding;
-      by_layer_[{blueprint_.turn(), vocabulary}] = plain.head;
-      spread_numbers_ = plain.norms + plain.router;
-    } else {
-      plan_.plain_bytes += (plain.embedding + plain.head + plain.norms) * size_ +
-                           (recipe_.router.train == RouterTraining::kFull ? 0 : plain.router * 2);
+    std::string names;  // of what is frozen
+    for (const TensorSpec& tensor : plain_tensors(blueprint_, recipe_.mtp.trains())) {
+      const int64_t held = held_numbers(tensor, parts_, local_experts_);
+      if (parts_trained_.trains(tensor)) {
+        train(tensor, blueprint_.completing_layer(tensor), replicas_of(tensor.stack > 0, is_cut(tensor, parts_)),
+              held_numbers(tensor, {}, blueprint_.router.experts), held);
+        if (is_here(tensor)) trained_weights_ += held;
+        if (recipe_.adapter && part_of(tensor) == ModelPart::kRouter) plan_.adapter_numbers += held;
+        continue;
+      }
+      if (!is_here(tensor)) continue;
+      const std::string name = tensor.bias || tensor.role == TensorRole::kSinks ? "biases" : tensor.group;
+      if (names.find(name) == std::string::npos) names += (names.empty() ? "" : ", ") + name;
+      const int64_t wide = static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute_)));
+      plan_.plain_bytes += held * (tensor.held == Held::kBias ? wide : tensor.held == Held::kStored ? 2 : size_);
     }
-    add("plain tensors", plan_.plain_bytes,
-        trains_weights_
-            ? "correction bias of the routers"
-            : str("embedding, head, norms in ", to_string(recipe_.model.compute), "; router in bf16, its bias"));
+    add("plain tensors", plan_.plain_bytes, "held as they are: " + names);
   }
 
   /// The packed weights come last, for what the rest leaves decides where they lie; they are listed first.
   void add_frozen() {
-    if (trains_weights_) return;
     plan_.weights = placer_.place(plan_.device_bytes());
     const WeightPlacement& placed = plan_.weights;
+    if (placed.slabs.empty()) return;
     Sums numbers;
     for_each_map([&](const LinearMap& map, const LinearMap& held) {
+      if (map.trained) return;
       numbers.add(map.stack > 0 ? "" : map.group, map.units(local_experts_) * held.outputs * held.inputs);
     });
     std::string dense;
@@ -146,56 +171,23 @@ class Planner {
     plan_.parts.insert(plan_.parts.end(), rest.begin(), rest.end());
   }
 
-  /// Where checkpoints are written beside training. On top of all else, for it is made only where there is room.
-  void add_copied_save() {
-    // What the plan does not know: the process itself, files that the system caches.
-    constexpr double kRoom = 0.85;
-    const int64_t bytes = CheckpointPart::copied_bytes(saved_numbers_, compute_);
-    const bool room = machine_.host_memory_bytes == 0 || static_cast<double>(plan_.host_bytes() + bytes) <=
-                                                             kRoom * static_cast<double>(machine_.host_memory_bytes);
-    if (!saves_beside_training(recipe_.checkpoint, bytes, room)) return;
-    plan_.copied_save_bytes = bytes;
-    plan_.parts.push_back(
-        {"checkpoint on its way", bytes, true, Span::kRun,
-         str("a copy of masters and moments, ", CheckpointPart::copied_bytes(1, compute_), " B each")});
-  }
-
   void add_trained() {
-    for_each_map([&](const LinearMap& map, const LinearMap&) {
-      auto numbers = [&](const LinearMap& shape, int64_t experts) {
-        if (trains_weights_) return map.units(experts) * shape.outputs * shape.inputs;
-        return map.adapter
-                   ? Adapter::numbers(map.adapter->rank, adapted_units(map, experts), shape.outputs, shape.inputs)
-                   : 0;
-      };
-      if (numbers(map, blueprint_.router.experts) == 0) return;
-      trained_.add(map.group, numbers(map, blueprint_.router.experts));
-      const MatrixCut cut = parts_.cut_without_copies(map);
-      const LinearMap held = map.part(cut);
-      plan_.trained_numbers += numbers(held, local_experts_);
-      const LayerId layer = map.group == "mtp" ? blueprint_.turn() : map.layer;
-      const int64_t units = trains_weights_ ? map.units(local_experts_) : adapted_units(map, local_experts_);
-      auto add_numbers = [&](bool is_cut, int64_t count) {
-        by_layer_[{layer, replicas_of(map.stack > 0, is_cut)}] += units * count;
-      };
-      if (trains_weights_) {
-        add_numbers(cut.cuts_outputs() || cut.cuts_inputs(), held.outputs * held.inputs);
-      } else {
-        add_numbers(cut.cuts_inputs(), map.adapter->rank * held.inputs);
-        add_numbers(cut.cuts_outputs(), map.adapter->rank * held.outputs);
-      }
-    });
-    add_trained_routers();
+    for_each_map_of(Stage::whole(blueprint_),
+                    [&](const LinearMap& map) { map.trained ? add_weight(map) : add_adapter(map); });
+    add_router_adapters();
     plan_.trained_by_group = trained_.all();
-    const std::string numbers =
-        str(count_text(plan_.trained_numbers), trains_weights_ ? " weights" : " adapter numbers");
+    std::string numbers;
+    const int64_t adapters = plan_.trained_numbers - trained_weights_;
+    if (trained_weights_ > 0) numbers = str(count_text(trained_weights_), " weights");
+    if (adapters > 0) numbers += str(numbers.empty() ? "" : ", ", count_text(adapters), " adapter numbers");
     add("trained, working copies", Parameter::working_bytes(plan_.trained_numbers, compute_),
         str(numbers, " in ", to_string(recipe_.model.compute)));
     const at::ScalarType wide = accumulate_dtype(compute_);
     const std::string dtype = wide == at::kDouble ? "fp64" : "fp32";
     add("gradients", Parameter::gradient_bytes(most_gradients(), compute_),
-        str(count_text(most_gradients()), " numbers of one layer in ", dtype));
-    int64_t shards = Partition::shard_numbers(spread_numbers_, num_replicas(mesh_, Replicas::kEverywhere));
+        str(count_text(most_gradients()), plan_.pipeline.groups > 1 ? " numbers in " : " numbers of one layer in ",
+            dtype));
+    int64_t shards = 0;
     for (const auto& [place, count] : by_layer_) {
       const int64_t shard = Partition::shard_numbers(count, num_replicas(mesh_, place.second));
       shards += shard;
@@ -204,10 +196,31 @@ class Planner {
       layers.back().numbers += count;
       layers.back().shard_numbers += shard;
     }
-    saved_numbers_ = shards;
     plan_.parts.push_back(
         {"optimizer", Optimizer::host_bytes(shards, compute_), true, Span::kRun,
          str(count_text(shards), " of ", numbers, ", ", Optimizer::host_bytes(1, compute_), " B each")});
+  }
+
+  void add_weight(const LinearMap& map) {
+    const MatrixCut cut = parts_.cut_without_copies(map);
+    const LinearMap held = map.part(cut);
+    const int64_t numbers = map.units(local_experts_) * held.outputs * held.inputs;
+    train(map, blueprint_.completing_layer(map), replicas_of(map.stack > 0, cut.cuts_outputs() || cut.cuts_inputs()),
+          map.units(blueprint_.router.experts) * map.outputs * map.inputs, numbers);
+    if (is_here(map)) trained_weights_ += numbers;
+  }
+
+  void add_adapter(const LinearMap& map) {
+    if (!map.adapter) return;
+    const MatrixCut cut = parts_.cut_without_copies(map);
+    const int64_t rank = map.adapter->rank, units = adapted_units(map, local_experts_),
+                  all = adapted_units(map, blueprint_.router.experts);
+    const auto half = [&](bool is_cut, int64_t whole, int64_t held) {
+      train(map, map.layer, replicas_of(map.stack > 0, is_cut), all * rank * whole, units * rank * held);
+      plan_.adapter_numbers += all * rank * whole;
+    };
+    half(cut.cuts_inputs(), map.inputs, cut.inputs(map.inputs));
+    half(cut.cuts_outputs(), map.outputs, cut.outputs(map.outputs));
   }
 
   /// Maps of a stack with adapters on the rank that has most of them, or, of all `experts`, in all.
@@ -217,33 +230,26 @@ class Planner {
                                                 : map.adapter->adapted_of_rank(map.stack, experts);
   }
 
-  /// Beside adapters elsewhere; where the weights train, routers are among them.
-  void add_trained_routers() {
-    if (trains_weights_ || recipe_.router.train == RouterTraining::kNone) return;
+  void add_router_adapters() {
     const std::optional<AdapterSpec> adapter = router_adapter(recipe_);
-    for (const LayerId layer : blueprint_.blocks(with_mtp_)) {
-      for (const TensorSpec& tensor : blueprint_.block_tensors(layer)) {
-        if (tensor.role != TensorRole::kRouter || (adapter && tensor.bias)) continue;
-        const int64_t numbers =
-            adapter ? Adapter::numbers(adapter->rank, 1, tensor.shape.at(0), tensor.shape.at(1)) : tensor.numel();
-        trained_.add(tensor.group, numbers);
-        plan_.trained_numbers += numbers;
-        by_layer_[{layer, Replicas::kEverywhere}] += numbers;
-      }
+    if (!adapter) return;
+    for (const TensorSpec& tensor : plain_tensors(blueprint_, recipe_.mtp.trains())) {
+      if (tensor.role != TensorRole::kRouter || tensor.bias) continue;
+      const int64_t numbers = Adapter::numbers(adapter->rank, 1, tensor.shape.at(0), tensor.shape.at(1));
+      train(tensor, tensor.layer, Replicas::kEverywhere, numbers, numbers);
+      plan_.adapter_numbers += numbers;
     }
   }
 
   void add_scratch() {
     chunk_experts_ = experts_at_a_time(blueprint_, compute_, ModelOptions().expert_chunk_bytes, local_experts_, parts_);
-    if (!trains_weights_) {
-      for (const auto& maps : blocks_) {
-        plan_.scratch_elements =
-            std::max(plan_.scratch_elements, block_scratch_elements(maps, traits_, chunk_experts_));
-      }
-      if (with_mtp_) {
-        plan_.scratch_elements =
-            std::max(plan_.scratch_elements, block_scratch_elements({mtp_projection(blueprint_)}, traits_, 0));
-      }
+    for (const LayerId layer : stage_.blocks(blueprint_, with_mtp_)) {
+      plan_.scratch_elements =
+          std::max(plan_.scratch_elements, block_scratch_elements(blocks_[layer.number()], traits_, chunk_experts_));
+    }
+    if (with_mtp_) {
+      plan_.scratch_elements = std::max(
+          plan_.scratch_elements, block_scratch_elements({mtp_projection(blueprint_, parts_trained_)}, traits_, 0));
     }
     add("dense weights in use", Scratch::bytes(plan_.scratch_elements, compute_),
         str("one layer's mixing and ", chunk_experts_, " of ", local_experts_, " experts in ",
@@ -265,22 +271,32 @@ class Planner {
     const int64_t U = plan_.rows, T = plan_.held_rows, routed = T * parts_.experts, D = blueprint_.width,
                   K = blueprint_.router.top_k;
     const std::string rows_of_all = mesh_.tp > 1 ? str(mesh_.tp, " T") : "T";
-    const int64_t num_blocks = static_cast<int64_t>(blocks_.size());
-    const int64_t moe_blocks = num_blocks - blueprint_.num_dense_layers();
-    const int64_t first_trained = std::clamp<int64_t>(lowest_trained(blueprint_, recipe_).number(), 0, num_blocks);
+    const std::vector<LayerId> layers = stage_.blocks(blueprint_, with_mtp_);
+    const int64_t first_block = layers.front().number(), num_blocks = layers.back().number() + 1;
+    const int64_t moe_blocks =
+        std::count_if(layers.begin(), layers.end(), [&](LayerId layer) { return blueprint_.has_experts(layer); });
+    const LayerId lowest = lowest_trained(blueprint_, recipe_);
+    const bool module_alone = with_mtp_ && lowest > blueprint_.mtp() && mtp_input_trains(blueprint_, recipe_);
+    const int64_t first_trained =
+        module_alone ? blueprint_.mtp().number() : std::clamp<int64_t>(lowest.number(), first_block, num_blocks);
+    const int64_t in_flight = plan_.pipeline.groups_in_flight(plan_.stage);
+    const std::string of_groups = in_flight > 1 ? str(in_flight, " groups x ") : "";
     const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
     if (plan_.device != at::kCPU) add("workspaces", kWorkspaceBytes, "of cuBLAS and cuBLASLt");
-    add("tokens and positions", U * (9 * 8 + blueprint_.rotary.dim * size_),
-        str(rows_of_all, " x (nine indices + rotary angles)"));
+    const int64_t groups = plan_.pipeline.groups;
+    add("tokens and positions", groups * U * (9 * 8 + blueprint_.rotary.dim * size_),
+        str(groups > 1 ? str(groups, " groups x ") : "", rows_of_all, " x (nine indices + rotary angles)"));
     const int64_t kept_blocks = num_blocks - first_trained;
-    const int64_t inputs = kept_blocks * T * D * size_, routing = moe_blocks * routed * (2 * K + 4 * sends);
+    const int64_t inputs = in_flight * kept_blocks * T * D * size_,
+                  routing = in_flight * moe_blocks * routed * (2 * K + 4 * sends);
     if (recipe_.offload.activations == ActivationTier::kNone) {
-      add("kept block inputs", inputs + routing, str(kept_blocks, " blocks x T x (", D, " x ", size_, " B + routing)"));
+      add("kept block inputs", inputs + routing,
+          str(of_groups, kept_blocks, " blocks x T x (", D, " x ", size_, " B + routing)"));
     } else {
       // On the device: the one in use, one on its way out or in.
       add("kept routing", routing + 2 * T * D * size_, str("T x routing of ", moe_blocks, " blocks, two block inputs"));
-      plan_.parts.push_back(
-          {"kept block inputs", inputs, true, Span::kRun, str(kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
+      plan_.parts.push_back({"kept block inputs", inputs, true, Span::kRun,
+                             str(of_groups, kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
     }
 
     // Tokens whose rows are at the experts at a time, and the rows they make here if experts are chosen evenly.
@@ -314,12 +330,20 @@ class Planner {
       mixing = std::max({mixing, shared_rows * row.mixing, slice_rows * row.mixing_of_long});
       if (!row.is_moe) continue;
       const int64_t outer =
-          trains_weights_
+          parts_trained_.has(ModelPart::kExperts)
               ? chunk_experts_ * parts_.expert_features(blueprint_).outputs(blueprint_.experts.width) * D * size_
               : 0;
       experts = std::max(experts, gathered + received * row.experts.received + chunk_rows * row.experts.chunk + outer);
     }
-    add("kept graphs", kept_bytes, str("of the last ", kept, " blocks"));
+    kept_bytes *= in_flight;
+    add("kept graphs", kept_bytes, str(of_groups, "of the last ", kept, " blocks"));
+    if (!stage_.is_whole()) {
+      // What was sent is held until the next stage takes it, which may be as late as its gradient comes back; with
+      // whole loads the last stage holds what its head has not come to.
+      const bool holds_outputs = !stage_.is_last() || plan_.pipeline.whole_loads;
+      const int64_t held = 3 + (holds_outputs ? in_flight : 0);
+      add("between stages", held * T * D * size_, str(held, " T x D on their way in and out, on both ways"));
+    }
     // A block on the way up: its graph, gradients of its output and input and of the experts' input, and what is in
     // flight.
     const int64_t between = 3 * T * D * size_;
@@ -335,7 +359,8 @@ class Planner {
     const int64_t head_rows = std::min(ModelOptions().head_chunk_rows, U), vocab = ceil_div(blueprint_.vocab, mesh_.tp);
     const int64_t head =
         Head::chunk_bytes(head_rows, vocab, compute_) + 2 * U * D * size_ + (mesh_.tp > 1 ? T * D * size_ : 0);
-    add("head", head, str(head_rows, " rows of logits, ", rows_of_all, " x ", D, " and its gradient"), Span::kPhase);
+    if (stage_.is_last())
+      add("head", head, str(head_rows, " rows of logits, ", rows_of_all, " x ", D, " and its gradient"), Span::kPhase);
     // The module's block stands on the last block's output, the head's gradient and the projection's graph.
     if (with_mtp_) {
       add("MTP block, way up", block + sent + (5 * T + U) * D * size_, "as a block, on six more T x D", Span::kPhase);
@@ -349,27 +374,33 @@ class Planner {
         Span::kPhase);
   }
 
-  /// Trained numbers whose gradients exist at a time: those of one layer; the MTP module's block stands on those of the
-  /// turn and of the shared embedding. The norms beside a layer's maps are too few to count.
+  /// Trained numbers whose gradients exist at a time: those of one layer, and from the turn on those of an embedding
+  /// that is the head too, or that the MTP module shares; the module's block stands on those of the turn besides.
+  /// Several groups of documents add to those of all layers, until the last is through.
   int64_t most_gradients() const {
+    if (plan_.pipeline.groups > 1) return plan_.trained_numbers;
     std::map<LayerId, int64_t> numbers;
     for (const auto& [place, count] : by_layer_) numbers[place.first] += count;
-    int64_t most = 0;
-    for (const auto& [layer, count] : numbers) most = std::max(most, count);
-    return with_mtp_
-               ? std::max(most, numbers[blueprint_.mtp()] + numbers[blueprint_.turn()] + numbers[LayerId::embedding()])
-               : most;
+    const int64_t embedding = numbers[LayerId::embedding()];
+    const int64_t begun = with_mtp_ || blueprint_.tied_embeddings ? embedding : 0;
+    int64_t most = embedding;
+    for (const auto& [layer, count] : numbers) {
+      if (layer != LayerId::embedding()) most = std::max(most, begun + count);
+    }
+    return with_mtp_ ? std::max(most, numbers[blueprint_.mtp()] + numbers[blueprint_.turn()] + begun) : most;
   }
 
   const Blueprint& blueprint_;
   const Recipe& recipe_;
   const MeshShape& mesh_;
+  const Stage stage_;
   Machine machine_;
   WeightPlacer placer_;
   at::ScalarType compute_;
   BaseFormat base_;
   int64_t size_;
-  bool with_mtp_, trains_weights_;
+  bool with_mtp_;
+  TrainedParts parts_trained_;
   int64_t local_experts_, data_ranks_;
   TensorParts parts_;
   PassTraits traits_;
@@ -378,8 +409,7 @@ class Planner {
   std::vector<size_t> alike_;  ///< for each block the first that is made like it
   Sums trained_;
   std::map<std::pair<LayerId, Replicas>, int64_t> by_layer_;  // trained numbers of this rank, as they are reduced
-  int64_t spread_numbers_ = 0;                                // trained besides, a few in every layer
-  int64_t saved_numbers_ = 0;                                 // of this rank's shards
+  int64_t trained_weights_ = 0;                               // of them those that are no adapters'
   MemoryPlan common_, plan_;
 };
 
@@ -393,17 +423,11 @@ int64_t most_at_a_time(const MemoryPlan& plan, bool on_host) {
   return always + phase;
 }
 
-}  // namespace
-
-int64_t MemoryPlan::device_bytes() const { return most_at_a_time(*this, false); }
-
-int64_t MemoryPlan::host_bytes() const { return most_at_a_time(*this, true); }
-
-MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
-                       std::optional<int64_t> rows) {
-  MT_CHECK(blueprint.router.experts % mesh.ep == 0, blueprint.router.experts, " experts on ", mesh.ep, " ranks");
-  const auto num_blocks = static_cast<int64_t>(blueprint.blocks(recipe.mtp.trains()).size());
-  Planner planner(blueprint, recipe, mesh, machine, rows);
+MemoryPlan plan_stage(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
+                      std::optional<int64_t> rows, const PipelinePlan& pipeline, int64_t stage) {
+  const Stage& layers = pipeline.stages.at(stage);
+  const auto num_blocks = static_cast<int64_t>(layers.blocks(blueprint, recipe.mtp.trains()).size());
+  Planner planner(blueprint, recipe, mesh, machine, rows, pipeline, stage);
   MemoryPlan plan = planner.plan(num_kept_layers(recipe.train.keep, num_blocks));
   if (recipe.train.keep.kind != KeepLayers::Kind::kAuto || machine.device_memory_bytes == 0) return plan;
   const auto room = static_cast<int64_t>((1.0 - kKeepReserve) * static_cast<double>(machine.device_memory_bytes));
@@ -418,6 +442,62 @@ MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const M
     }
   }
   return plan;
+}
+
+/// Where checkpoints are written beside training, which all stages do or none. On top of all else, for it is done only
+/// where there is room.
+void add_copied_saves(std::vector<MemoryPlan>& stages, const Recipe& recipe, const Machine& machine) {
+  // What the plan does not know: the process itself, files that the system caches.
+  constexpr double kRoom = 0.85;
+  const at::ScalarType compute = scalar_type(recipe.model.compute);
+  int64_t most = 0;
+  bool room = true;
+  for (MemoryPlan& plan : stages) {
+    int64_t numbers = 0;
+    for (const TrainedLayer& layer : plan.trained_layers) numbers += layer.shard_numbers;
+    plan.copied_save_bytes = CheckpointPart::copied_bytes(numbers, compute);
+    most = std::max(most, plan.copied_save_bytes);
+    room = room && (machine.host_memory_bytes == 0 || static_cast<double>(plan.host_bytes() + plan.copied_save_bytes) <=
+                                                          kRoom * static_cast<double>(machine.host_memory_bytes));
+  }
+  const bool beside = saves_beside_training(recipe.checkpoint, most, room);
+  for (MemoryPlan& plan : stages) {
+    plan.saves_beside = beside;
+    if (!beside) plan.copied_save_bytes = 0;
+    if (plan.copied_save_bytes == 0) continue;
+    plan.parts.push_back({"checkpoint on its way", plan.copied_save_bytes, true, Span::kRun,
+                          str("a copy of masters and moments, ", CheckpointPart::copied_bytes(1, compute), " B each")});
+  }
+}
+
+}  // namespace
+
+int64_t MemoryPlan::device_bytes() const { return most_at_a_time(*this, false); }
+
+int64_t MemoryPlan::host_bytes() const { return most_at_a_time(*this, true); }
+
+std::vector<MemoryPlan> plan_stages(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
+                                    const Machine& machine, std::optional<int64_t> rows) {
+  MT_CHECK(blueprint.router.experts % mesh.ep == 0, blueprint.router.experts, " experts on ", mesh.ep, " ranks");
+  require_trained_parts(recipe, blueprint);
+  const PipelinePlan pipeline = plan_pipeline(blueprint, recipe, mesh);
+  std::vector<MemoryPlan> plans;
+  for (int64_t stage = 0; stage < mesh.pp; ++stage) {
+    plans.push_back(plan_stage(blueprint, recipe, mesh, machine, rows, pipeline, stage));
+  }
+  add_copied_saves(plans, recipe, machine);
+  return plans;
+}
+
+const MemoryPlan& fullest(const std::vector<MemoryPlan>& stages) {
+  return *std::max_element(stages.begin(), stages.end(), [](const MemoryPlan& a, const MemoryPlan& b) {
+    return a.device != at::kCPU ? a.device_bytes() < b.device_bytes() : a.host_bytes() < b.host_bytes();
+  });
+}
+
+MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
+                       std::optional<int64_t> rows) {
+  return fullest(plan_stages(blueprint, recipe, mesh, machine, rows));
 }
 
 std::string memory_table(const MemoryPlan& plan, bool with_formulas) {

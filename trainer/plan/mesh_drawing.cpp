@@ -67,10 +67,12 @@ class Drawing {
   }
 
   std::string groups() const {
-    const auto data = [](const MeshCoordinates& place) { return place.tp == 0; };
+    const auto data = [](const MeshCoordinates& place) { return place.pp == 0 && place.tp == 0; };
     const bool parts = shape_.expert_tp > 1;
-    const auto experts = [&](const MeshCoordinates& place) { return place.ep == 0 && (place.tp == 0 || !parts); };
-    const auto exchange = [](const MeshCoordinates& place) { return place.dp == 0 && place.tp == 0; };
+    const auto experts = [&](const MeshCoordinates& place) {
+      return place.pp == 0 && place.ep == 0 && (place.tp == 0 || !parts);
+    };
+    const auto exchange = [](const MeshCoordinates& place) { return place.pp == 0 && place.dp == 0 && place.tp == 0; };
     return banner_line("data", str("a step's sequences are dealt out over dp x ep = ", shape_.dp * shape_.ep,
                                    " parts; the ranks of a tp group work on the same")) +
            banner_line("dense", str("the same weights on ", ranks_where(data))) +
@@ -113,8 +115,13 @@ class Drawing {
 std::string draw_mesh(const PlannedMesh& mesh, const std::string& recipe_path) {
   const int64_t num_ranks = mesh.shape.num_ranks();
   return banner_line("recipe", recipe_path) +
-         banner_line("mesh", str(to_string(mesh.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks")) + "\n" +
-         Drawing(mesh).text();
+         banner_line("mesh", str(to_string(mesh.shape), ": ", num_ranks, num_ranks == 1 ? " rank" : " ranks")) +
+         pipeline_lines(mesh.plan.pipeline) +
+         (mesh.shape.pp > 1
+              ? banner_line("", str("below: stage 0; of stage s the ranks are ", num_ranks / mesh.shape.pp,
+                                    " s higher; bytes are those of stage ", mesh.plan.stage, ", the fullest"))
+              : "") +
+         "\n" + Drawing(mesh).text();
 }
 
 }  // namespace moetune

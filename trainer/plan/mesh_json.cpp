@@ -93,6 +93,15 @@ Json fetches_json(const PlannedMesh& mesh) {
   return {{"slabs", slabs}, {"round", {{"uses", uses}, {"before", round.before}, {"fetches", fetches}}}};
 }
 
+Json stages_json(const PlannedMesh& mesh) {
+  Json stages = Json::array();
+  for (const Stage& stage : mesh.plan.pipeline.stages) {
+    const int64_t first = stage.first_block().number();
+    stages.push_back({{"first_layer", first}, {"layers", stage.num_blocks()}, {"holds", to_string(stage)}});
+  }
+  return stages;
+}
+
 }  // namespace
 
 std::string mesh_json(const PlannedMesh& mesh) {
@@ -106,7 +115,9 @@ std::string mesh_json(const PlannedMesh& mesh) {
                 {"tp", Axes{"tp"}},
                 {"expert_replicas", Axes{"dp", "tp"}},
                 {"data", Axes{"dp", "ep"}},
-                {"stage", Axes{"dp", "ep", "tp"}}}},
+                {"stage", Axes{"dp", "ep", "tp"}},
+                {"pp", Axes{"pp"}}}},
+              {"stages", stages_json(mesh)},
               {"model", model_json(mesh.blueprint)},
               {"holdings", holdings_json(mesh)},
               {"step", step_json(mesh)},

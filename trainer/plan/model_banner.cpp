@@ -7,6 +7,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/units.h"
 #include "trainer/plan/step_work.h"
+#include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
 namespace {
@@ -55,8 +56,14 @@ std::string experts_text(const ExpertChoice& experts) {
   return "";
 }
 
+std::string trained_parts_text(const Recipe& recipe) {
+  const TrainedParts parts = trained_parts(recipe);
+  if (parts == TrainedParts::all()) return "the weights themselves train";
+  return str("the weights themselves of ", to_string(parts), " train");
+}
+
 std::string adapter_text(const Recipe& recipe) {
-  if (!recipe.adapter) return "none: the weights themselves train";
+  if (!recipe.adapter) return "none: " + trained_parts_text(recipe);
   const AdapterRecipe& adapter = *recipe.adapter;
   std::string targets;
   for (const std::string& target : adapter.targets) targets += (targets.empty() ? "" : ", ") + target;
@@ -65,10 +72,8 @@ std::string adapter_text(const Recipe& recipe) {
   return str("LoRA of rank ", adapter.rank, ranks, ", alpha ", number("%g", adapter.alpha),
              adapter.rslora ? " (rsLoRA)" : "",
              adapter.dropout > 0.0 ? str(", dropout ", number("%g", adapter.dropout)) : "", " on ", targets,
-             narrowing_text(adapter),
-             recipe.router.train == RouterTraining::kLora   ? ", and on the routers"
-             : recipe.router.train == RouterTraining::kFull ? "; the routers' weights train too"
-                                                            : "",
+             narrowing_text(adapter), recipe.router.train == RouterTraining::kLora ? ", and on the routers" : "",
+             trained_parts(recipe).none() ? "" : "; " + trained_parts_text(recipe),
              adapter.from ? str(", from ", *adapter.from) : "");
 }
 
@@ -99,6 +104,17 @@ std::string banner_line(const std::string& name, const std::string& value) {
   return name + std::string(kNameColumns - std::min(name.size(), kNameColumns), ' ') + value + "\n";
 }
 
+std::string pipeline_lines(const PipelinePlan& pipeline) {
+  if (pipeline.stages.size() == 1) return "";
+  std::string lines;
+  for (size_t stage = 0; stage < pipeline.stages.size(); ++stage) {
+    lines += banner_line(stage == 0 ? "stages" : "", str(stage, ": ", to_string(pipeline.stages[stage])));
+  }
+  return lines +
+         banner_line("", str("in ", pipeline.groups, pipeline.groups == 1 ? " group" : " groups", " of documents, ",
+                             number("%.0f", 100.0 * pipeline.bubble()), " % of the time idle (the bubble)"));
+}
+
 std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, const MeshShape& mesh,
                             const MemoryPlan& plan) {
   const bool with_mtp = recipe.mtp.trains();
@@ -110,15 +126,16 @@ std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, co
          banner_line("", model_text(blueprint)) + banner_line("rotary", rotary_text(blueprint.rotary)) +
          banner_line("experts", experts_text(blueprint)) +
          (with_mtp ? banner_line("mtp", str("one module, loss weight ", number("%g", recipe.mtp.loss_weight))) : "") +
-         banner_line("base", str(recipe.adapter ? to_string(recipe.model.base) : "trained weights", ", compute ",
-                                 to_string(recipe.model.compute))) +
+         banner_line("base", str(freezes_maps(recipe, blueprint) ? to_string(recipe.model.base) : "trained weights",
+                                 ", compute ", to_string(recipe.model.compute))) +
          banner_line("adapter", adapter_text(recipe)) +
          banner_line("trains", trained_text(plan, count_parameters(blueprint, with_mtp))) +
-         banner_line("work", str(work_text(step_work(blueprint, recipe, plan.kept_layers, step)), ", in documents of ",
-                                 recipe.data.max_tokens)) +
+         banner_line("work", str(work_text(step_work(blueprint, recipe, plan.kept_layers, step, plan.pipeline)),
+                                 ", in documents of ", recipe.data.max_tokens)) +
          banner_line("mesh", str(to_string(mesh), ": ", mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank" : " ranks",
                                  ", ", blueprint.router.experts / mesh.ep, " experts of each layer a rank",
-                                 mesh.expert_tp > 1 ? str(", 1/", mesh.expert_tp, " of each") : ""));
+                                 mesh.expert_tp > 1 ? str(", 1/", mesh.expert_tp, " of each") : "")) +
+         pipeline_lines(plan.pipeline);
 }
 
 }  // namespace moetune

@@ -22,4 +22,7 @@ std::string narrowing_text(const AdapterRecipe& adapter);
 /// One line: `name` in its column, then `value`; ends in a newline.
 std::string banner_line(const std::string& name, const std::string& value);
 
+/// A line a stage, and one of groups and bubble; nothing where there is but one stage.
+std::string pipeline_lines(const PipelinePlan& pipeline);
+
 }  // namespace moetune

@@ -30,13 +30,6 @@ int64_t expert_numbers(const Blueprint& blueprint) {
   return numbers;
 }
 
-int64_t adapter_numbers(const RunPlan& plan) {
-  if (!plan.request.recipe.adapter) return 0;
-  int64_t numbers = 0;
-  for (const auto& [group, count] : plan.memory.trained_by_group) numbers += count;
-  return numbers;
-}
-
 Json memory_json(const RunPlan& plan) {
   Json parts = Json::array();
   for (const PlannedBytes& part : plan.parts) {
@@ -46,7 +39,7 @@ Json memory_json(const RunPlan& plan) {
                      {"phase", part.phase},
                      {"formula", part.formula}});
   }
-  return {{"worst_rank", 0},
+  return {{"worst_rank", rank_at(plan.mesh, {.pp = plan.memory.stage})},
           {"why", "ranks hold equal shares; that of the most tokens, and of the first parts, is planned"},
           {"device_bytes", plan.device_bytes},
           {"host_bytes", plan.host_bytes},
@@ -84,7 +77,7 @@ Json plan_json(const RunPlan& plan, const std::vector<std::string>& changes) {
   const PlanRequest& request = plan.request;
   const Blueprint& blueprint = request.blueprint;
   const Recipe& recipe = request.recipe;
-  const int64_t adapter = adapter_numbers(plan);
+  const int64_t adapter = plan.memory.adapter_numbers;
   constexpr int64_t kExported = 4;  // adapters leave in fp32
   Json figures = Json::object();
   for (const auto& [name, rate] : request.machine.figures) {

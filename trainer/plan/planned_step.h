@@ -13,15 +13,20 @@ namespace moetune {
 
 /// The lowest layer in which the recipe trains anything; the turn where nothing does.
 LayerId lowest_trained(const Blueprint& blueprint, const Recipe& recipe);
+/// Whether it trains anything of what makes the input of the MTP module's block (StepTraits).
+bool mtp_input_trains(const Blueprint& blueprint, const Recipe& recipe);
 
-/// The maps of all blocks with their adapters, by LayerId::number(). Throws UserError where targets match nothing.
+/// The maps of all blocks as they are held, with their adapters, by LayerId::number(). Throws UserError where targets
+/// match nothing.
 std::vector<std::vector<LinearMap>> planned_blocks(const Blueprint& blueprint, const Recipe& recipe);
 
 /// What decides costs on a rank of the mesh; keys and slices are left to the caller.
 PassTraits planned_traits(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
                           at::DeviceType device);
 
-/// The training step that the recipe will run, the last `kept_layers` blocks keeping their graph.
-StepProgram planned_step(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers);
+/// The training step that the recipe will run, the last `kept_layers` blocks keeping their graph: all layers in one, or
+/// those of a stage, in groups of documents.
+StepProgram planned_step(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers,
+                         const PipelinePlace& place = {}, int64_t groups = 1);
 
 }  // namespace moetune

@@ -41,9 +41,13 @@ double checkpoint_bytes(const Blueprint& blueprint) {
   return stacked * kMxfp4 + (all - stacked) * kBf16;
 }
 
-/// Of the experts of a layer, the share that one host holds.
+/// Of the experts of the model, the share that one host holds.
 double share_of_host(const MeshShape& mesh, int64_t ranks_per_host) {
-  return std::min(1.0, static_cast<double>(ranks_per_host) / static_cast<double>(mesh.ep * mesh.tp));
+  const double stages =
+      std::min(static_cast<double>(mesh.pp),
+               std::ceil(static_cast<double>(ranks_per_host) / static_cast<double>(mesh.dp * mesh.ep * mesh.tp)));
+  return std::min(1.0, static_cast<double>(ranks_per_host) / static_cast<double>(mesh.ep * mesh.tp)) * stages /
+         static_cast<double>(mesh.pp);
 }
 
 class Planned {
@@ -61,11 +65,11 @@ class Planned {
     add_memory(nullptr);
     return std::move(plan_);
   }
-  double tokens_per_s(const MemoryPlan& memory) {
-    plan_.memory = memory;
+  double tokens_per_s(const std::vector<MemoryPlan>& stages) {
+    plan_.stages = stages;
     return tokens_a_step() / time_of(Outlook::kExpected).seconds;
   }
-  RunPlan all(const MemoryPlan* known = nullptr) {
+  RunPlan all(const std::vector<MemoryPlan>* known = nullptr) {
     add_memory(known);
     add_time();
     add_run();
@@ -86,17 +90,18 @@ class Planned {
   }
 
   /// `known`: the plan of the program's own memory, where it is there.
-  void add_memory(const MemoryPlan* known) {
+  void add_memory(const std::vector<MemoryPlan>* known) {
     const MachineProfile& machine = request_.machine;
     const Recipe& recipe = request_.recipe;
     const int64_t per_host = std::min(request_.gpus, machine.ranks_per_host);
     // The fullest step is planned for: full sequences where documents fill them.
     const int64_t rows = std::min(sequences_ * recipe.data.max_tokens,
                                   static_cast<int64_t>(std::ceil(1.05 * packed_.tokens_a_sequence)) * sequences_);
-    plan_.memory = known != nullptr ? *known
-                                    : plan_memory(request_.blueprint, recipe, plan_.mesh,
+    plan_.stages = known != nullptr ? *known
+                                    : plan_stages(request_.blueprint, recipe, plan_.mesh,
                                                   {machine.device, machine.memory_bytes, per_host, host_limit_bytes()},
                                                   std::max<int64_t>(1, rows));
+    plan_.memory = fullest(plan_.stages);
     for (const MemoryPart& part : plan_.memory.parts) {
       add(part.name, part.bytes, part.on_host, part.span == MemoryPart::Span::kRun ? "run" : "step", part.formula);
     }
@@ -113,7 +118,7 @@ class Planned {
     add_loading(gpu);
     add_saving();
     plan_.device_bytes = peak(/*on_host=*/false);
-    plan_.host_bytes = peak(/*on_host=*/true);
+    plan_.host_bytes = peak(/*on_host=*/true) + host_bytes_of_others();
     plan_.device_limit_bytes = gpu ? machine.memory_bytes : 0;
     plan_.host_limit_bytes = host_limit_bytes();
   }
@@ -126,7 +131,10 @@ class Planned {
   /// Groups of more than one rank that the mesh makes.
   int64_t groups() const {
     const MeshShape& mesh = plan_.mesh;
-    return 1 + (mesh.ep > 1) + (mesh.tp > 1) + (mesh.dp > 1) + (mesh.ep > 1 && mesh.dp > 1) + (data_ranks_ > 1);
+    // Of a pipeline: its ranks, its ends, and a stage's links down and up with both neighbours.
+    const int64_t pipeline = mesh.pp == 1 ? 0 : mesh.pp == 2 ? 4 : 6;
+    return 1 + (mesh.ep > 1) + (mesh.tp > 1) + (mesh.dp > 1) + (mesh.ep > 1 && mesh.dp > 1) + (data_ranks_ > 1) +
+           pipeline;
   }
 
   /// A map is read, made dense in fp32 and packed, one after the other.
@@ -142,11 +150,18 @@ class Planned {
 
   /// A tensor is written at a time, from where the optimizer holds it.
   void add_saving() {
-    if (plan_.memory.copied_save_bytes > 0) return;  // from a copy, which is in the memory plan
+    if (plan_.memory.saves_beside) return;  // from a copy, which is in the memory plan
     int64_t largest = 0;
     for (const TrainedLayer& layer : plan_.memory.trained_layers) largest = std::max(largest, layer.shard_numbers);
     constexpr int64_t kBytes = 4;
     add("layer on its way out", largest * kBytes, true, "save", "of masters or moments, in fp32");
+  }
+
+  /// What a stage that is not the fullest on the device holds more of the host.
+  int64_t host_bytes_of_others() const {
+    int64_t most = 0;
+    for (const MemoryPlan& stage : plan_.stages) most = std::max(most, stage.host_bytes());
+    return most - plan_.memory.host_bytes();
   }
 
   int64_t peak(bool on_host) const {
@@ -163,7 +178,7 @@ class Planned {
 
   StepTime time_of(Outlook outlook) const {
     const KernelRates rates(request_.machine, request_.network, plan_.mesh, outlook);
-    return step_time(request_.blueprint, request_.recipe, plan_.mesh, plan_.memory, rates, load(outlook));
+    return step_time(request_.blueprint, request_.recipe, plan_.mesh, plan_.stages, rates, load(outlook));
   }
 
   StepLoad load(Outlook outlook) const {
@@ -240,7 +255,7 @@ class Planned {
   /// cost the copying, and what writing takes longer than the steps between two.
   double exposed_save_s(double saves, double bytes) const {
     const double write_s = bytes / request_.disk.write_bytes_per_s;
-    if (plan_.memory.copied_save_bytes == 0) return saves * write_s;
+    if (!plan_.memory.saves_beside) return saves * write_s;
     constexpr double kCopiedBytesPerS = 5e9;  // of a rank
     const double between_s = static_cast<double>(request_.recipe.checkpoint.every_steps) * plan_.time.expected.seconds;
     return write_s + (saves - 1.0) * (static_cast<double>(plan_.memory.copied_save_bytes) / kCopiedBytesPerS +
@@ -263,7 +278,7 @@ class Planned {
     const KernelRates rates(request_.machine, request_.network, plan_.mesh, Outlook::kExpected);
     const double batch = static_cast<double>(recipe.train.batch);
     return std::ceil(std::max(1.0, sequences) / batch) *
-           evaluation_seconds(request_.blueprint, recipe, plan_.mesh, plan_.memory, rates, load(Outlook::kExpected));
+           evaluation_seconds(request_.blueprint, recipe, plan_.mesh, plan_.stages, rates, load(Outlook::kExpected));
   }
 
   const PlanRequest& request_;
@@ -299,11 +314,13 @@ int64_t longest_planned_document(const Blueprint& model) {
 
 RunPlan plan_run(const PlanRequest& request) { return Planned(request).all(); }
 
-RunPlan plan_run(const PlanRequest& request, const MemoryPlan& memory) { return Planned(request).all(&memory); }
+RunPlan plan_run(const PlanRequest& request, const std::vector<MemoryPlan>& stages) {
+  return Planned(request).all(&stages);
+}
 
 RunPlan plan_run_memory(const PlanRequest& request) { return Planned(request).memory(); }
 
-double expected_tokens_per_s(const RunPlan& memory) { return Planned(memory.request).tokens_per_s(memory.memory); }
+double expected_tokens_per_s(const RunPlan& memory) { return Planned(memory.request).tokens_per_s(memory.stages); }
 
 std::vector<std::string> changes_to_fit(const RunPlan& plan, const std::vector<MachineProfile>& others) {
   std::vector<std::string> changes;
@@ -319,13 +336,14 @@ std::vector<std::string> changes_to_fit(const RunPlan& plan, const std::vector<M
   if (recipe.train.keep.kind != KeepLayers::Kind::kNone && recipe.train.keep.kind != KeepLayers::Kind::kAuto) {
     value("train.keep=none", [](Recipe& r) { r.train.keep = {KeepLayers::Kind::kNone}; });
   }
-  if (recipe.adapter && recipe.model.base != BaseFormat::kNf4Double) {
+  const bool freezes = freezes_maps(recipe, plan.request.blueprint);
+  if (freezes && recipe.model.base != BaseFormat::kNf4Double) {
     value("model.base=nf4_double", [](Recipe& r) { r.model.base = BaseFormat::kNf4Double; });
   }
-  if (recipe.adapter && recipe.offload.frozen.kind == OffloadFrozen::Kind::kNone) {
+  if (freezes && recipe.offload.frozen.kind == OffloadFrozen::Kind::kNone) {
     value("offload.frozen=auto", [](Recipe& r) { r.offload.frozen = {OffloadFrozen::Kind::kAuto}; });
   }
-  if (recipe.adapter && recipe.mesh.shard != ShardScope::kAll && plan.mesh.dp * plan.mesh.ep * plan.mesh.tp > 1) {
+  if (freezes && recipe.mesh.shard != ShardScope::kAll && plan.mesh.dp * plan.mesh.ep * plan.mesh.tp > 1) {
     value("mesh.shard=all", [](Recipe& r) { r.mesh.shard = ShardScope::kAll; });
   }
   if (recipe.offload.activations == ActivationTier::kNone) {

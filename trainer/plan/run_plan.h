@@ -61,7 +61,8 @@ struct PlannedRun {
 struct RunPlan {
   PlanRequest request;
   MeshShape mesh = {};
-  MemoryPlan memory = {};
+  std::vector<MemoryPlan> stages = {};
+  MemoryPlan memory = {};                ///< of the fullest stage
   std::vector<PlannedBytes> parts = {};  ///< of the rank that has most
   int64_t device_bytes = 0, host_bytes = 0, device_limit_bytes = 0, host_limit_bytes = 0;
   PlannedTime time = {};
@@ -78,8 +79,8 @@ int64_t longest_planned_document(const Blueprint& model);
 
 /// Throws UserError where mesh, ranks and model do not go together, or documents are longer than that.
 RunPlan plan_run(const PlanRequest& request);
-/// The same of a run whose memory is planned already.
-RunPlan plan_run(const PlanRequest& request, const MemoryPlan& memory);
+/// The same of a run whose memory is planned already, by stage.
+RunPlan plan_run(const PlanRequest& request, const std::vector<MemoryPlan>& stages);
 /// Memory alone, and time as it is expected beside it: what a search asks.
 RunPlan plan_run_memory(const PlanRequest& request);
 double expected_tokens_per_s(const RunPlan& memory);

@@ -35,8 +35,10 @@ constexpr const char* kCopies = "host copies of weights";
 constexpr const char* kReduction = "gradient reduction";
 constexpr const char* kGradients = "gradients to the host";
 constexpr const char* kOptimizer = "optimizer";
-constexpr std::array kAll{kDense,    kGrouped,    kAttention, kDequantise, kRows,      kImbalance, kLaunches,
-                          kExchange, kTensorAxis, kGathers,   kCopies,     kReduction, kGradients, kOptimizer};
+constexpr const char* kBetween = "between stages";
+constexpr const char* kBubble = "bubble";
+constexpr std::array kAll{kDense,      kGrouped, kAttention, kDequantise, kRows,      kImbalance, kLaunches, kExchange,
+                          kTensorAxis, kGathers, kCopies,    kReduction,  kGradients, kOptimizer, kBetween};
 }  // namespace part
 
 /// A lane that does one thing after the other, and what was counted of it.
@@ -124,7 +126,7 @@ class Simulation {
         memory_(memory),
         rates_(rates),
         load_(load),
-        rows_(load.rows / static_cast<double>(mesh.tp)),
+        rows_(load.rows / static_cast<double>(mesh.tp * memory.pipeline.groups)),
         local_experts_(blueprint.router.experts / mesh.ep),
         parts_{mesh.tp, mesh.expert_tp, recipe.model.base},
         size_(static_cast<double>(c10::elementSize(scalar_type(recipe.model.compute)))),
@@ -167,7 +169,7 @@ class Simulation {
                         static_cast<double>(std::max<int64_t>(1, blueprint_.router.experts));
     for (const LinearMap& map : maps) {
       const LinearMap held = map.part(parts_);
-      const bool packed = recipe_.adapter && is_quantised(held_format(map, recipe_.model.base));
+      const bool packed = !map.trained && is_quantised(held_format(map, recipe_.model.base));
       const auto numbers = static_cast<double>(map.units(local_experts_) * held.outputs * held.inputs);
       if (map.stack > 0) {
         // Gate and up are one product.
@@ -208,7 +210,6 @@ class Simulation {
   void schedule(const StepProgram& program) {
     const std::vector<PlacedSlab>& slabs = memory_.weights.slabs;
     for (FetchLane& lane : fetching_) lane.ready.assign(slabs.size(), 0.0);
-    if (!recipe_.adapter) return;
     for (const SlabUse& use : slab_uses(blueprint_, program)) {
       const PlacedSlab* placed = slab(use.kind, use.layer);
       if (placed != nullptr && placed->is_fetched()) {
@@ -268,7 +269,7 @@ class Simulation {
   void execute(const StepOp& op) {
     const std::string name = to_string(op);
     const auto D = static_cast<double>(blueprint_.width), V = static_cast<double>(blueprint_.vocab);
-    const bool trains_weights = !recipe_.adapter;
+    const TrainedParts trained = trained_parts(recipe_);
     switch (op.kind) {
       case Kind::kAwait: {
         const auto found = updated_.find(op.layer);
@@ -279,7 +280,7 @@ class Simulation {
       case Kind::kDown: block(op, /*up=*/false, name); break;
       case Kind::kUp: block(op, /*up=*/true, name); break;
       case Kind::kHead: {
-        const double ways = training_ ? (trains_weights ? 6.0 : 4.0) : 2.0;
+        const double ways = training_ ? (trained.has(ModelPart::kHead) ? 6.0 : 4.0) : 2.0;
         dense(rows_ * ways * D * V, rates_.dense(blueprint_.vocab / mesh_.tp, blueprint_.width), name);
         // Logits are written and read, and with their gradient again.
         rows_bytes(rows_ * V * size_ * (training_ ? 4.0 : 2.0), name);
@@ -288,14 +289,25 @@ class Simulation {
       }
       case Kind::kMtpInput:
         use(SlabKind::kDense, blueprint_.turn());
-        dense(rows_ * 4.0 * D * D, rates_.dense(blueprint_.width, 2 * blueprint_.width), name);
+        dense(rows_ * forward_flops(mtp_projection(blueprint_, trained)),
+              rates_.dense(blueprint_.width, 2 * blueprint_.width), name);
         break;
       case Kind::kMtpInputGradient:
         use(SlabKind::kDense, blueprint_.turn());
-        dense(rows_ * (trains_weights ? 8.0 : 4.0) * D * D, rates_.dense(blueprint_.width, 2 * blueprint_.width), name);
+        dense(rows_ * backward_flops(mtp_projection(blueprint_, trained)),
+              rates_.dense(blueprint_.width, 2 * blueprint_.width), name);
         break;
       case Kind::kReduce: reduce(op.layer, name); break;
+      case Kind::kSend:
+      case Kind::kSendGradient:
+        lanes_.beside(Lane::kNetwork, part::kBetween,
+                      rates_.seconds_to_send(rows_ * D * size_, rates_.replicas(2, mesh_.dp * mesh_.ep * mesh_.tp)),
+                      lanes_.now(), name);
+        break;
       case Kind::kTurn:
+      case Kind::kLoads:
+      case Kind::kReceive:
+      case Kind::kReceiveGradient:
       case Kind::kEmbedGradient: break;
     }
   }
@@ -390,7 +402,7 @@ class Simulation {
   const MemoryPlan& memory_;
   const KernelRates& rates_;
   const StepLoad load_;
-  double rows_;  ///< that the rank holds
+  double rows_;  ///< that the rank holds of a group
   int64_t local_experts_;
   TensorParts parts_;
   double size_;  ///< bytes of a number in compute dtype
@@ -413,17 +425,44 @@ std::string to_string(Lane lane) {
   throw InternalError("a lane of no kind");
 }
 
-StepTime step_time(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const MemoryPlan& memory,
-                   const KernelRates& rates, const StepLoad& load) {
-  return Simulation(blueprint, recipe, mesh, memory, rates, load, /*training=*/true)
-      .run(planned_step(blueprint, recipe, memory.kept_layers));
+namespace {
+
+/// A pipeline goes at the pace of its slowest stage.
+StepTime of_pipeline(std::vector<StepTime> stages, const PipelinePlan& pipeline) {
+  StepTime slowest = *std::max_element(stages.begin(), stages.end(),
+                                       [](const StepTime& a, const StepTime& b) { return a.seconds < b.seconds; });
+  if (stages.size() == 1) return slowest;
+  const double idle = slowest.seconds * static_cast<double>(stages.size() - 1) / static_cast<double>(pipeline.groups);
+  slowest.seconds += idle;
+  slowest.parts.push_back({part::kBubble, 0.0, idle});
+  return slowest;
+}
+
+}  // namespace
+
+StepTime step_time(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
+                   const std::vector<MemoryPlan>& stages, const KernelRates& rates, const StepLoad& load) {
+  const PipelinePlan& pipeline = stages.front().pipeline;
+  std::vector<StepTime> times;
+  for (const MemoryPlan& memory : stages) {
+    times.push_back(
+        Simulation(blueprint, recipe, mesh, memory, rates, load, /*training=*/true)
+            .run(planned_step(blueprint, recipe, memory.kept_layers, pipeline.place(memory.stage), pipeline.groups)));
+  }
+  return of_pipeline(std::move(times), pipeline);
 }
 
 double evaluation_seconds(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
-                          const MemoryPlan& memory, const KernelRates& rates, const StepLoad& load) {
-  return Simulation(blueprint, recipe, mesh, memory, rates, load, /*training=*/false)
-      .run(step_program(blueprint, {.mode = StepMode::kEvaluate}))
-      .seconds;
+                          const std::vector<MemoryPlan>& stages, const KernelRates& rates, const StepLoad& load) {
+  const PipelinePlan& pipeline = stages.front().pipeline;
+  std::vector<StepTime> times;
+  for (const MemoryPlan& memory : stages) {
+    times.push_back(Simulation(blueprint, recipe, mesh, memory, rates, load, /*training=*/false)
+                        .run(step_program(blueprint, {.mode = StepMode::kEvaluate,
+                                                      .pipeline = pipeline.place(memory.stage),
+                                                      .groups = pipeline.groups})));
+  }
+  return of_pipeline(std::move(times), pipeline).seconds;
 }
 
 }  // namespace moetune

@@ -3,10 +3,11 @@
 //
 //   compute   products, attention, row kernels, making packed weights dense: what the device's stream does in its order
 //   copy      weights from host memory, ahead of their use as the weight store fetches them
-//   network   shards of weights ahead of their use; tokens to experts and home; sums of the tensor axis; gradients
+//   network   shards of weights ahead of their use; tokens to experts and home; sums of the tensor axis; gradients;
+//             what stages send each other
 //   host      AdamW, layer by layer, under the next step's way down
 //
-//   const StepTime time = step_time(blueprint, recipe, mesh, memory, rates, {.rows = 8192, .keys = 2048});
+//   const StepTime time = step_time(blueprint, recipe, mesh, stages, rates, {.rows = 8192, .keys = 2048});
 //   time.seconds;             // of a step that follows others like it
 //   for (part : time.parts)   // exposed_s add up to seconds
 #pragma once
@@ -23,7 +24,7 @@ namespace moetune {
 
 /// What a step brings to the fullest rank.
 struct StepLoad {
-  double rows = 0.0;         ///< tokens of its documents; a tensor axis shares them
+  double rows = 0.0;         ///< tokens of its documents, of all groups; a tensor axis shares them
   double keys = 0.0;         ///< that a token sees on average
   double expert_skew = 1.0;  ///< routed rows of the busiest rank of an expert axis, over their mean
   double computing = 1.0;    ///< what receipts say that computing takes, over the sum of its parts
@@ -51,11 +52,13 @@ struct StepTime {
   std::vector<LaneSpan> spans;
 };
 
-/// `memory`: the plan of the rank, which says where weights lie and which blocks keep their graph.
-StepTime step_time(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const MemoryPlan& memory,
-                   const KernelRates& rates, const StepLoad& load);
+/// `stages`: the plans of a rank of each, which say where weights lie and which blocks keep their graph. Of several
+/// stages the slowest sets the pace, and each stands idle for the turns in which no group has come to it or all have
+/// left it: the part "bubble".
+StepTime step_time(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
+                   const std::vector<MemoryPlan>& stages, const KernelRates& rates, const StepLoad& load);
 /// The same of an evaluation of so many rows on the rank: a way down and the head's loss.
 double evaluation_seconds(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
-                          const MemoryPlan& memory, const KernelRates& rates, const StepLoad& load);
+                          const std::vector<MemoryPlan>& stages, const KernelRates& rates, const StepLoad& load);
 
 }  // namespace moetune

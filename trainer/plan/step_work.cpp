@@ -9,34 +9,57 @@
 #include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
-Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of) {
-  AdapterTargets targets = adapter_targets(recipe);
-  const bool trains_weights = !recipe.adapter;
+namespace {
+
+/// Of one stage after the other, or of the whole model.
+StepProgram program_of(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers,
+                       const PipelinePlan& pipeline) {
+  if (pipeline.stages.empty()) return planned_step(blueprint, recipe, kept_layers);
+  StepProgram all;
+  for (size_t stage = 0; stage < pipeline.stages.size(); ++stage) {
+    const StepProgram own =
+        planned_step(blueprint, recipe, kept_layers, pipeline.place(static_cast<int64_t>(stage)), /*groups=*/1);
+    all.insert(all.end(), own.begin(), own.end());
+  }
+  return all;
+}
+
+}  // namespace
+
+Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of,
+               const PipelinePlan& pipeline) {
+  const TrainedParts trained = trained_parts(recipe);
   const PassTraits traits{.compute = scalar_type(recipe.model.compute),
-                          .train_weights = trains_weights,
                           .parts = {},
-                          .trains_router = trains_weights || recipe.router.train != RouterTraining::kNone,
+                          .trains_router = trains_router(recipe),
                           .keys = of.keys};
   std::vector<BlockCost> costs;  // by LayerId::number()
-  for (const LayerId layer : blueprint.blocks(recipe.mtp.trains())) {
-    costs.push_back(block_cost(blueprint, block_maps(blueprint, layer, trains_weights ? nullptr : &targets), traits));
+  for (const std::vector<LinearMap>& maps : planned_blocks(blueprint, recipe)) {
+    costs.push_back(block_cost(blueprint, maps, traits));
   }
   const auto rows = static_cast<double>(of.tokens), D = static_cast<double>(blueprint.width),
              V = static_cast<double>(blueprint.vocab);
   Work work;
-  for (const StepOp& op : planned_step(blueprint, recipe, kept_layers)) {
+  for (const StepOp& op : program_of(blueprint, recipe, kept_layers, pipeline)) {
     switch (op.kind) {
       case StepOp::Kind::kDown: work.add(costs.at(op.layer.number()).forward, rows); break;
       case StepOp::Kind::kUp:
         if (!op.keeps) work.add(costs.at(op.layer.number()).again, rows);
         work.add(costs.at(op.layer.number()).backward, rows);
         break;
-      case StepOp::Kind::kHead: work.dense += rows * (trains_weights ? 6.0 : 4.0) * D * V; break;
-      case StepOp::Kind::kMtpInput: work.dense += rows * 2.0 * D * 2.0 * D; break;
-      case StepOp::Kind::kMtpInputGradient: work.dense += rows * (trains_weights ? 4.0 : 2.0) * D * 2.0 * D; break;
+      case StepOp::Kind::kHead: work.dense += rows * (trained.has(ModelPart::kHead) ? 6.0 : 4.0) * D * V; break;
+      case StepOp::Kind::kMtpInput: work.dense += rows * forward_flops(mtp_projection(blueprint, trained)); break;
+      case StepOp::Kind::kMtpInputGradient:
+        work.dense += rows * backward_flops(mtp_projection(blueprint, trained));
+        break;
       case StepOp::Kind::kAwait:
       case StepOp::Kind::kEmbed:
       case StepOp::Kind::kTurn:
+      case StepOp::Kind::kLoads:
+      case StepOp::Kind::kReceive:
+      case StepOp::Kind::kSend:
+      case StepOp::Kind::kReceiveGradient:
+      case StepOp::Kind::kSendGradient:
       case StepOp::Kind::kEmbedGradient:
       case StepOp::Kind::kReduce: break;
     }

@@ -8,6 +8,7 @@
 
 #include "moe/blueprint.h"
 #include "moe/cost.h"
+#include "trainer/plan/pipeline_plan.h"
 #include "trainer/recipe/recipe.h"
 
 namespace moetune {
@@ -19,7 +20,9 @@ struct StepTokens {
 
 /// Of all ranks together, recomputation included; the last `kept_layers` blocks recompute nothing. Every token counts
 /// as a target. Bytes sent are those of one rank alone: none.
-Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of);
+/// `pipeline`: `kept_layers` are those of each of its stages.
+Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of,
+               const PipelinePlan& pipeline = {});
 
 std::string work_text(const Work& work);
 

@@ -134,6 +134,7 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
   findings.attempt("", [&] { balance_spec(recipe, blueprint); });
   findings.attempt("", [&] { require_correction_bias(recipe, blueprint); });
   findings.attempt("", [&] { require_router_gradient(recipe, blueprint); });
+  findings.attempt("", [&] { require_trained_parts(recipe, blueprint); });
   MeshShape mesh;
   findings.attempt("", [&] { mesh = mesh_shape(recipe, blueprint, world_size); });
   findings.raise_if_any();

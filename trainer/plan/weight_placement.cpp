@@ -7,14 +7,12 @@
 #include "moe/model.h"
 #include "parallel/bytes/weight_store.h"
 #include "trainer/plan/planned_step.h"
+#include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
 WeightPlacer::WeightPlacer(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
-                           const Machine& machine)
-    : trains_weights_(!recipe.adapter),
-      wish_(recipe.offload.frozen),
-      device_memory_bytes_(machine.device_memory_bytes) {
-  if (trains_weights_) return;
+                           const Machine& machine, const PipelinePlan& pipeline, int64_t stage)
+    : wish_(recipe.offload.frozen), device_memory_bytes_(machine.device_memory_bytes) {
   const int64_t per_host = machine.ranks_per_host > 0 ? machine.ranks_per_host : mesh.num_ranks();
   shards_ = {ShardGroups::dense_ranks(mesh, recipe.mesh.shard, per_host),
              ShardGroups::expert_ranks(mesh, recipe.mesh.shard, per_host)};
@@ -24,6 +22,7 @@ WeightPlacer::WeightPlacer(const Blueprint& blueprint, const Recipe& recipe, con
   auto add = [&](LayerId layer, const std::vector<LinearMap>& maps) {
     std::array<int64_t, 2> bytes{};
     for (const LinearMap& map : maps) {
+      if (map.trained) continue;
       const int64_t units = map.units(local_experts);
       bytes[map.stack > 0] +=
           units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, parts.cut_of(map)}.unit_bytes();
@@ -32,12 +31,16 @@ WeightPlacer::WeightPlacer(const Blueprint& blueprint, const Recipe& recipe, con
       if (bytes[lane] > 0) slabs_.push_back({layer, lane, bytes[lane], false});
     }
   };
-  for (const LayerId layer : blueprint.blocks(/*with_mtp=*/false)) add(layer, block_maps(blueprint, layer));
-  if (recipe.mtp.trains()) {
-    add(blueprint.turn(), {mtp_projection(blueprint)});
-    add(blueprint.mtp(), block_maps(blueprint, blueprint.mtp()));
+  const PipelinePlace place = pipeline.place(stage);
+  const TrainedParts trained = trained_parts(recipe);
+  const auto maps_of = [&](LayerId layer) { return block_maps(blueprint, layer, /*targets=*/nullptr, trained); };
+  for (const LayerId layer : place.layers->blocks(blueprint, /*with_mtp=*/false)) add(layer, maps_of(layer));
+  if (recipe.mtp.trains() && place.layers->is_last()) {
+    add(blueprint.turn(), {mtp_projection(blueprint, trained)});
+    add(blueprint.mtp(), maps_of(blueprint.mtp()));
   }
-  for (const SlabUse& use : slab_uses(blueprint, planned_step(blueprint, recipe, /*kept_layers=*/0))) {
+  for (const SlabUse& use :
+       slab_uses(blueprint, planned_step(blueprint, recipe, /*kept_layers=*/0, place, pipeline.groups))) {
     const auto used = std::find_if(slabs_.begin(), slabs_.end(), [&](const Slab& slab) {
       return slab.layer == use.layer && slab.lane == (use.kind == SlabKind::kExperts);
     });
@@ -100,7 +103,7 @@ void WeightPlacer::add_traffic(WeightPlacement& result) const {
 }
 
 WeightPlacement WeightPlacer::place(int64_t other_device_bytes) {
-  if (trains_weights_) return {};  // what trains is not frozen
+  if (slabs_.empty()) return {};
   const int64_t room = device_memory_bytes_ / 100 * 95 - other_device_bytes;
   int64_t chosen = 0;
   offload(chosen);

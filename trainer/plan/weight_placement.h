@@ -20,6 +20,7 @@
 #include "moe/blueprint.h"
 #include "parallel/comm/mesh.h"
 #include "parallel/comm/shard_groups.h"
+#include "trainer/plan/pipeline_plan.h"
 #include "trainer/recipe/recipe.h"
 
 namespace moetune {
@@ -60,11 +61,13 @@ struct WeightPlacement {
 /// The choices that a rank of one mesh has, made once for many plans.
 class WeightPlacer {
  public:
-  WeightPlacer(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine);
+  /// `stage`: the rank's, of the recipe's pipeline.
+  WeightPlacer(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
+               const PipelinePlan& pipeline, int64_t stage);
 
   /// `other_device_bytes`: all of the plan but frozen weights. For `offload.frozen: auto` the fewest layers go to host
   /// memory that make the rest fit into 95 % of the device's; where not even all of them do, all of them. Nothing where
-  /// the weights themselves train.
+  /// all maps train themselves.
   WeightPlacement place(int64_t other_device_bytes);
 
  private:
@@ -84,7 +87,6 @@ class WeightPlacer {
   /// What using it moves.
   void add_traffic(WeightPlacement& placement) const;
 
-  bool trains_weights_;
   OffloadFrozen wish_;
   int64_t device_memory_bytes_;
   std::array<int64_t, 2> shards_{};

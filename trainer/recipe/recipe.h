@@ -170,6 +170,9 @@ struct ScheduleRecipe {
 struct TrainRecipe {
   std::optional<int64_t> steps;  ///< exactly one of steps and epochs has a value
   std::optional<int64_t> epochs;
+  /// named parts of the model whose own weights train (words of ModelPart); empty: auto, which is all of them with
+  /// `adapter: none`, and none beside adapters
+  std::optional<std::vector<std::string>> parts;
   int64_t batch = 64;                   ///< sequences per optimizer step over the whole mesh
   std::optional<int64_t> slice_tokens;  ///< empty: auto
   KeepLayers keep;
@@ -181,7 +184,9 @@ struct TrainRecipe {
 
 struct MeshRecipe {
   int64_t pp = 1;
-  std::optional<int64_t> dp;  ///< empty: auto
+  std::vector<int64_t> pp_layers;    ///< blocks of each stage; empty: cut by cost
+  std::optional<int64_t> pp_groups;  ///< empty: auto
+  std::optional<int64_t> dp;         ///< empty: auto
   int64_t ep = 1;
   int64_t tp = 1;
   int64_t expert_tp = 1;
@@ -240,7 +245,7 @@ struct EvalRecipe {
 struct Recipe {
   RunRecipe run;
   ModelRecipe model;
-  std::optional<AdapterRecipe> adapter = AdapterRecipe{};  ///< empty: `adapter: none`, the weights themselves train
+  std::optional<AdapterRecipe> adapter = AdapterRecipe{};  ///< empty: `adapter: none`, weights themselves train
   DataRecipe data;
   TrainRecipe train;
   MeshRecipe mesh;

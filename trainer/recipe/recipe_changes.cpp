@@ -49,10 +49,12 @@ class ValueLister {
         for (const std::string& target : value) {
           for (const std::string& leaf : target_leaves(target)) selected.insert(leaf);
         }
-        std::string leaves;
-        for (const std::string& leaf : selected) leaves += leaf + " ";
-        return leaves;
+        return sorted_text({selected.begin(), selected.end()});
       }
+    }
+    // Parts train whatever the order in which they are named.
+    if constexpr (std::is_same_v<Value, std::optional<Words>>) {
+      if (value) return sorted_text(*value);
     }
     // A range is as good as its numbers.
     if constexpr (std::is_same_v<Value, LayerChoice>) {
@@ -61,6 +63,12 @@ class ValueLister {
     if constexpr (std::is_same_v<Value, ExpertChoice>) {
       if (value.kind == ExpertChoice::Kind::kListed) return numbers_text(value.ranges);
     }
+    return text;
+  }
+
+  static std::string sorted_text(const Words& words) {
+    std::string text;
+    for (const std::string& word : std::set<std::string>(words.begin(), words.end())) text += word + " ";
     return text;
   }
 

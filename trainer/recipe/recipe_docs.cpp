@@ -51,12 +51,16 @@ constexpr const char* kRules = R"(
 
 - Exactly one of `train.steps` and `train.epochs` is given.
 - `train.schedule.warmup_steps` is at most `train.steps`.
-- `adapter: none` needs `model.base: bf16` or `fp32`: quantised weights cannot be trained themselves.
+- Where no linear map is frozen (`adapter: none`, all parts or all that have maps), `model.base` is `bf16` or `fp32`
+  and there is no `model.cache`: quantised weights cannot be trained themselves.
+- Each part in `train.parts` is one that the model has; of tied embeddings `embedding` and `head` train both or
+  neither; a map that `adapter.targets` selects is in none of them.
 - Each name in `adapter.ranks` is one that `adapter.targets` selects.
 - `router.balance_loss` and `router.balance` exclude each other; `router.balance.weight` is that of a named kind.
 - Each number in `adapter.layers` is a layer with a map that `adapter.targets` selects, each in `adapter.experts` an
   expert of the model.
-- `router.train` other than `none` stands beside adapters: with `adapter: none` the routers train as all weights do.
+- `router.train` other than `none` stands beside adapters, and not beside the part `router`: with `adapter: none` the
+  routers train as other parts do.
 - `eval.every_steps` above 0 and `eval.at_start` need `data.eval` or `data.eval_split`; these two exclude each other.
 - `checkpoint.keep_best` above 0 needs held-out data (`data.eval` or `data.eval_split`) and `eval.every_steps` above 0.
 
@@ -86,11 +90,13 @@ class Documenter {
     const std::string unit = *spec.unit == '\0' ? "" : std::string(" [") + spec.unit + "]";
     const std::string default_value =
         *spec.default_text == '\0' ? "`" + write_value(value, spec) + "`" : spec.default_text;
-    // the names of a list or map stand in a table of their own
+    // where there are many, the names of a list or map stand in a table of their own
+    constexpr size_t kFewNames = 10;
     const std::string range = range_limits(spec.range);
     if (prefix_.empty()) begin_table(key, "A key of its own.");
-    const std::string limits =
-        spec.words.empty() ? type_limits(value, spec) : range + (range.empty() ? "" : "; ") + "see [targets](#targets)";
+    const std::string limits = spec.words.size() <= kFewNames
+                                   ? type_limits(value, spec)
+                                   : range + (range.empty() ? "" : "; ") + "see [targets](#targets)";
     out_ << "| `" << joined(prefix_, key) << "` | " << type << unit << " | "
          << (spec.required ? "required" : default_value) << " | " << limits << " | " << on_resume_word(spec.on_resume)
          << " | " << spec.doc << " |\n";

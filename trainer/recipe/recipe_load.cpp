@@ -205,11 +205,14 @@ void check_together(const Recipe& recipe, Loader& loader) {
     loader.broken({"train.schedule.warmup_steps"},
                   str(warmup, " is more than the ", *recipe.train.steps, " steps of the run"));
   }
-  if (!recipe.adapter && is_quantised(recipe.model.base) && loader.sound({"model.base"})) {
+  // Where parts are named, whether they are all of the model's linear maps depends on the model (recipe_meaning.h).
+  const bool all_train = !recipe.adapter && !recipe.train.parts;
+  if (all_train && is_quantised(recipe.model.base) && loader.sound({"model.base", "train.parts"})) {
     loader.broken({"model.base", "adapter"}, str(to_string(recipe.model.base), " weights cannot be trained themselves ",
-                                                 "(adapter: none); allowed then: bf16 or fp32"));
+                                                 "(adapter: none); allowed then: bf16 or fp32, or a frozen part: name "
+                                                 "those that train in train.parts"));
   }
-  if (!recipe.adapter && recipe.model.cache && loader.sound({"model.cache"})) {
+  if (all_train && recipe.model.cache && loader.sound({"model.cache", "train.parts"})) {
     loader.broken({"model.cache", "adapter"},
                   "the weights themselves train (adapter: none), so there are no frozen ones to keep; take it out");
   }
@@ -224,8 +227,16 @@ void check_together(const Recipe& recipe, Loader& loader) {
     }
   }
   if (!recipe.adapter && recipe.router.train != RouterTraining::kNone && loader.sound({"router.train"})) {
-    loader.broken({"router.train"},
-                  "the weights themselves train (adapter: none), the routers' among them; take it out");
+    loader.broken(
+        {"router.train"},
+        "stands beside adapters; with adapter: none all parts train, or those that train.parts names: take it "
+        "out");
+  }
+  if (recipe.adapter && recipe.router.train != RouterTraining::kNone && recipe.train.parts &&
+      loader.sound({"router.train", "train.parts"}) &&
+      std::find(recipe.train.parts->begin(), recipe.train.parts->end(), "router") != recipe.train.parts->end()) {
+    loader.broken({"router.train"}, str("routers train by ", to_string(recipe.router.train),
+                                        " here and by train.parts too; give one of the two"));
   }
   if (recipe.router.balance_loss > 0.0 && recipe.router.balance.kind != BalanceKind::kNone &&
       loader.sound({"router.balance_loss", "router.balance.kind"})) {

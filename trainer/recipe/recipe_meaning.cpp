@@ -3,6 +3,8 @@
 #include <ATen/Context.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
 
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
@@ -32,6 +34,71 @@ std::optional<AdapterSpec> router_adapter(const Recipe& recipe) {
   if (!recipe.adapter || recipe.router.train != RouterTraining::kLora) return std::nullopt;
   const AdapterRecipe& adapter = *recipe.adapter;
   return AdapterSpec{adapter.rank, adapter_scale(adapter.alpha, adapter.rank, adapter.rslora), adapter.dropout};
+}
+
+TrainedParts trained_parts(const Recipe& recipe) {
+  TrainedParts parts;
+  if (!recipe.adapter && !recipe.train.parts) return TrainedParts::all();
+  const std::vector<std::string> words = model_part_words();
+  for (const std::string& word : recipe.train.parts.value_or(std::vector<std::string>{})) {
+    parts.add(static_cast<ModelPart>(std::find(words.begin(), words.end(), word) - words.begin()));
+  }
+  if (recipe.adapter && recipe.router.train == RouterTraining::kFull) parts.add(ModelPart::kRouter);
+  return parts;
+}
+
+bool trains_router(const Recipe& recipe) {
+  return router_adapter(recipe).has_value() || trained_parts(recipe).has(ModelPart::kRouter);
+}
+
+bool freezes_maps(const Recipe& recipe, const Blueprint& blueprint) {
+  const std::vector<LinearMap> maps =
+      linear_maps(blueprint, recipe.mtp.trains(), /*targets=*/nullptr, trained_parts(recipe));
+  return std::any_of(maps.begin(), maps.end(),
+                     [](const LinearMap& map) { return map.held == Held::kLinear && !map.trained; });
+}
+
+void require_trained_parts(const Recipe& recipe, const Blueprint& blueprint) {
+  if (!recipe.train.parts) return;
+  std::string mistakes;
+  const auto wrong = [&](const std::string& key, const std::string& what) {
+    mistakes += str(mistakes.empty() ? "" : "\n", recipe.origin(key), ": ", key, ": ", what);
+  };
+  const bool with_mtp = recipe.mtp.trains();
+  const TrainedParts parts = trained_parts(recipe), there = parts_of(blueprint, with_mtp);
+  const std::vector<std::string> words = model_part_words();
+  for (size_t i = 0; i < words.size(); ++i) {
+    const auto part = static_cast<ModelPart>(i);
+    if (!parts.has(part) || there.has(part)) continue;
+    wrong("train.parts", str(words[i], " is no part of this ", blueprint.model_type, "; it has ", to_string(there)));
+  }
+  if (blueprint.tied_embeddings && parts.has(ModelPart::kEmbedding) != parts.has(ModelPart::kHead)) {
+    const bool head = parts.has(ModelPart::kHead);
+    wrong("train.parts", str(head ? "head" : "embedding", " without ", head ? "embedding" : "head",
+                             ", which are one tensor in this model (tie_word_embeddings); name both or neither"));
+  }
+  AdapterTargets targets = adapter_targets(recipe);
+  std::map<std::string, std::set<std::string>> both;  // leaves by part
+  for (const TensorSpec& tensor : blueprint.tensors(with_mtp)) {
+    if (tensor.held != Held::kLinear || !parts.trains(tensor)) continue;
+    if (targets.match(tensor.leaf(), tensor.group, tensor.layer, tensor.stack)) {
+      both[tensor.group].insert(tensor.leaf());
+    }
+  }
+  for (const auto& [part, leaves] : both) {
+    std::string names;
+    for (const std::string& leaf : leaves) names += str(names.empty() ? "" : ", ", leaf);
+    wrong("train.parts", str(part, " would train itself, and adapter.targets (", recipe.origin("adapter.targets"),
+                             ") gives ", names, " of it adapters; take the part or the targets out"));
+  }
+  if (!freezes_maps(recipe, blueprint)) {
+    const std::string all = str("no linear map of this model is frozen with train.parts: ", to_string(parts));
+    if (is_quantised(recipe.model.base)) {
+      wrong("model.base", str(to_string(recipe.model.base), ": ", all, "; allowed then: bf16 or fp32"));
+    }
+    if (recipe.model.cache) wrong("model.cache", str(all, ", so that there is nothing to keep; take it out"));
+  }
+  if (!mistakes.empty()) throw UserError(mistakes);
 }
 
 MeshShape mesh_shape(const Recipe& recipe, const Blueprint& blueprint, int64_t world_size) {
@@ -75,11 +142,16 @@ void require_router_gradient(const Recipe& recipe, const Blueprint& blueprint) {
   const RouterSpec& router = blueprint.router;
   const bool constant =
       router.top_k == 1 && (router.normalise || router.scores == RouterSpec::Scores::kSoftmaxOfChosen);
-  if (recipe.router.train == RouterTraining::kNone || !constant || balance_spec(recipe, blueprint).is_on()) return;
-  throw UserError(str(recipe.origin("router.train"), ": router.train: ", to_string(recipe.router.train),
-                      ": the router of ", blueprint.model_type,
+  const bool by_parts = recipe.train.parts && trained_parts(recipe).has(ModelPart::kRouter);
+  const bool trains = by_parts || recipe.router.train != RouterTraining::kNone;
+  if (!trains || !constant || balance_spec(recipe, blueprint).is_on()) return;
+  const bool by_key = recipe.router.train != RouterTraining::kNone;
+  const std::string said = by_key
+                               ? str(recipe.origin("router.train"), ": router.train: ", to_string(recipe.router.train))
+                               : str(recipe.origin("train.parts"), ": train.parts: router");
+  throw UserError(str(said, ": the router of ", blueprint.model_type,
                       " here chooses one expert and normalises its weight to 1, so that no loss but a balance loss "
-                      "reaches it; allowed here: none, or a router.balance beside it"));
+                      "reaches it; take it out, or give a router.balance beside it"));
 }
 
 at::DeviceType device_type(const Recipe& recipe) {

@@ -12,6 +12,7 @@
 #include "lora/adapters/adapter.h"
 #include "moe/balance.h"
 #include "moe/blueprint.h"
+#include "moe/trained_parts.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/recipe/recipe.h"
 
@@ -23,6 +24,16 @@ at::ScalarType scalar_type(ComputeType compute);
 AdapterTargets adapter_targets(const Recipe& recipe);
 /// What it asks of the routers' maps: the rank and scale of other adapters; none: no adapter.
 std::optional<AdapterSpec> router_adapter(const Recipe& recipe);
+/// The parts of the model that train themselves: those of train.parts and, with router.train: full, the routers.
+TrainedParts trained_parts(const Recipe& recipe);
+/// Whether routers' weights train, or adapters of theirs.
+bool trains_router(const Recipe& recipe);
+/// Whether any linear map of the model is frozen, so that model.base says how it is held.
+bool freezes_maps(const Recipe& recipe, const Blueprint& blueprint);
+/// Throws UserError, with all mistakes in one, where train.parts does not go with the model or with the rest of the
+/// recipe: a part that the model has not, tied embeddings of which one would be frozen, a map with an adapter, and
+/// model.base: nf4 or model.cache where no map would be frozen.
+void require_trained_parts(const Recipe& recipe, const Blueprint& blueprint);
 /// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the
 /// experts, heads and matrices: all mistakes in one.
 MeshShape mesh_shape(const Recipe& recipe, const Blueprint& blueprint, int64_t world_size);

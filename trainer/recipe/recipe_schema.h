@@ -234,8 +234,12 @@ void visit_keys(Visitor& v, S& optimizer) {
           {.doc = "Added to the root of the second moment.",
            .range = {.min = 0, .max = 1, .above_min = true},
            .on_resume = OnResume::kSame});
-  v.field("weight_decay", optimizer.weight_decay,
-          {.doc = "Decoupled weight decay.", .range = {0, 10}, .on_resume = OnResume::kFree});
+  v.field(
+      "weight_decay", optimizer.weight_decay,
+      {.doc = "Decoupled weight decay, of matrices alone: norms, biases, sinks and all else of one dimension do not "
+              "decay.",
+       .range = {0, 10},
+       .on_resume = OnResume::kFree});
 }
 
 template <typename Visitor, SectionOf<ScheduleRecipe> S>
@@ -264,6 +268,15 @@ void visit_keys(Visitor& v, S& train) {
            .unit = "epochs",
            .range = {1, 1e6},
            .on_resume = OnResume::kFree});
+  v.field("parts", train.parts,
+          {.doc = "Parts of the model whose own weights train; the rest is frozen in `model.base`, with the adapters "
+                  "beside it. `auto`: all parts with `adapter: none`, none beside adapters. Biases belong to the part "
+                  "of their map, sinks to attention, a shared expert's gate to that expert; of the MTP module the "
+                  "projection to the head, all else to the part of its kind. Routers' correction biases are "
+                  "`router.bias`'s.",
+           .empty_word = "auto",
+           .words = model_part_words(),
+           .on_resume = OnResume::kSame});
   v.field("batch", train.batch,
           {.doc = "Sequences per optimizer step, over the whole mesh.",
            .unit = "sequences",
@@ -291,7 +304,27 @@ void visit_keys(Visitor& v, S& train) {
 
 template <typename Visitor, SectionOf<MeshRecipe> S>
 void visit_keys(Visitor& v, S& mesh) {
-  v.field("pp", mesh.pp, {.doc = "Pipeline stages.", .unit = "ranks", .range = {1, 1}, .on_resume = OnResume::kFree});
+  v.field("pp", mesh.pp,
+          {.doc = "Pipeline stages: each holds a run of the layers, the first the embedding too, the last head and MTP "
+                  "module.",
+           .unit = "ranks",
+           .range = {1, 1024},
+           .on_resume = OnResume::kFree});
+  v.field(
+      "pp_layers", mesh.pp_layers,
+      {.doc = "Layers of each stage, the first one's first. Empty: cut so that the slowest stage is as fast as can be.",
+       .unit = "layers",
+       .range = {1, 10000},
+       .on_resume = OnResume::kFree});
+  v.field(
+      "pp_groups", mesh.pp_groups,
+      {.doc = "Groups of documents that the local batch goes through the stages in, one after the other. Of G groups "
+              "(pp - 1) / (G + pp - 1) of a stage's time is idle, and its weights are used 2 G times a step; `auto` "
+              "weighs the two.",
+       .unit = "groups",
+       .range = {1, 1 << 20},
+       .empty_word = "auto",
+       .on_resume = OnResume::kFree});
   v.field("dp", mesh.dp,
           {.doc = "Data-parallel replicas; `auto`: what the other axes leave of the ranks.",
            .unit = "ranks",
@@ -442,7 +475,10 @@ template <typename Visitor, SectionOf<Recipe> S>
 void visit_keys(Visitor& v, S& recipe) {
   v.section("run", "The run folder and the process.", recipe.run);
   v.section("model", "The pretrained model, and how it is held.", recipe.model);
-  v.optional_section("adapter", "The LoRA adapters. `adapter: none` trains the weights themselves.", recipe.adapter);
+  v.optional_section("adapter",
+                     "The LoRA adapters. `adapter: none` trains the weights themselves, all of them or those that "
+                     "`train.parts` names.",
+                     recipe.adapter);
   v.section("data", "What to train on.", recipe.data);
   v.section("train", "How long and how.", recipe.train);
   v.section("mesh", "How the ranks that `mpirun` starts are arranged; the product of the axes is their number.",

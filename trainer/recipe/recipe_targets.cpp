@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "moe/trained_parts.h"
+
 namespace moetune {
 namespace {
 
@@ -30,6 +32,11 @@ const std::vector<std::pair<std::string, std::vector<std::string>>>& target_grou
 }  // namespace
 
 std::vector<std::string> target_leaf_words() { return target_leaves("all_linear"); }
+
+std::vector<std::string> model_part_words() {
+  const auto words = words_of(ModelPart());
+  return {words.begin(), words.end()};
+}
 
 std::vector<std::string> target_words() {
   std::vector<std::string> words;

@@ -22,4 +22,7 @@ std::vector<std::string> target_words();
 /// All leaf names: the keys that adapter.ranks may have.
 std::vector<std::string> target_leaf_words();
 
+/// All that train.parts may list, the words of ModelPart (moe/trained_parts.h).
+std::vector<std::string> model_part_words();
+
 }  // namespace moetune

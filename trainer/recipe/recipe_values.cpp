@@ -449,6 +449,24 @@ std::string write_value(const NumberPair& value, const FieldSpec&) {
 std::string type_name(const NumberPair&, const FieldSpec&) { return "list of two numbers"; }
 std::string type_limits(const NumberPair&, const FieldSpec& spec) { return str("each ", range_limits(spec.range)); }
 
+// a list of whole numbers
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, Counts& value) {
+  if (node.kind != Kind::kList) return not_allowed(node);
+  Counts read(node.items.size());
+  ValueProblems problems;
+  for (size_t i = 0; i < read.size(); ++i) {
+    for (ValueProblem& p : read_value(node.items[i], spec, read[i])) problems.push_back(std::move(p));
+  }
+  if (problems.empty()) value = read;
+  return problems;
+}
+std::string write_value(const Counts& value, const FieldSpec&) {
+  return str("[", join(value, ", ", [](int64_t count) { return std::to_string(count); }), "]");
+}
+std::string type_name(const Counts&, const FieldSpec&) { return "list of whole numbers"; }
+std::string type_limits(const Counts&, const FieldSpec& spec) { return str("each ", range_limits(spec.range)); }
+
 // a list of words
 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, Words& value) {
@@ -478,6 +496,17 @@ std::string type_name(const Words&, const FieldSpec&) { return "list of names"; 
 std::string type_limits(const Words&, const FieldSpec& spec) {
   return spec.words.empty() ? "" : str("among ", join_or(spec.words));
 }
+
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<Words>& value) {
+  return read_optional(node, spec, value);
+}
+std::string write_value(const std::optional<Words>& value, const FieldSpec& spec) {
+  return write_optional(value, spec);
+}
+std::string type_name(const std::optional<Words>&, const FieldSpec& spec) {
+  return str(spec.empty_word, " or ", type_name(Words{}, spec));
+}
+std::string type_limits(const std::optional<Words>&, const FieldSpec& spec) { return type_limits(Words{}, spec); }
 
 // {word: N}
 

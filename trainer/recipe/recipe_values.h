@@ -52,8 +52,11 @@ MT_RECIPE_VALUE(KeepLayers)
 MT_RECIPE_VALUE(OffloadFrozen)
 using NumberPair = std::array<double, 2>;
 MT_RECIPE_VALUE(NumberPair)
+using Counts = std::vector<int64_t>;
+MT_RECIPE_VALUE(Counts)
 using Words = std::vector<std::string>;
 MT_RECIPE_VALUE(Words)
+MT_RECIPE_VALUE(std::optional<Words>)
 using WordCounts = std::map<std::string, int64_t>;
 MT_RECIPE_VALUE(WordCounts)
 MT_RECIPE_VALUE(LayerChoice)

@@ -30,8 +30,10 @@ std::string banner(const Recipe& recipe, const Assembly& run, const MemoryPlan& 
                               data.eval_documents > 0 ? str("; ", data.eval_documents, " documents held out") : ""));
   text += banner_line(
       "steps", str(data.steps, " of ", recipe.train.batch, " sequences of up to ", recipe.data.max_tokens, " tokens"));
-  text += banner_line("memory",
-                      str("of a rank as planned; the model holds ", bytes_text(held_bytes(*run.model)), " of it now"));
+  const bool pipeline = plan.pipeline.stages.size() > 1;
+  text += banner_line("memory", str("of a rank", pipeline ? str(" of stage ", plan.stage, ", the fullest,") : "",
+                                    " as planned; the model holds ", bytes_text(held_bytes(*run.model)),
+                                    pipeline ? " on rank 0 now" : " of it now"));
   return text + memory_table(plan, /*with_formulas=*/false);
 }
 

@@ -1,5 +1,6 @@
 #include "trainer/run/evaluation.h"
 
+#include "trainer/data/batch_groups.h"
 #include "trainer/data/step_batch.h"
 
 namespace moetune {
@@ -32,6 +33,17 @@ StepBatch own_batch(const Assembly& run, const RankBatch& local) {
   return make_step_batch(local, *run.model, run.slice_tokens, run.device, run.compute);
 }
 
+std::vector<StepBatch> own_groups(const Assembly& run, const RankBatch& local) {
+  std::vector<StepBatch> groups;
+  for (const RankBatch& group : batch_groups(local, run.groups)) groups.push_back(own_batch(run, group));
+  return groups;
+}
+
+void sum_over_mesh(Assembly& run, const at::Tensor& sum) {
+  run.mesh->data().all_reduce_sum(sum);
+  run.mesh->pp().all_reduce_sum(sum);
+}
+
 Evaluation evaluate(Sweep& sweep, Assembly& run, Batches& batches, int64_t max_sequences,
                     std::vector<DocumentLoss>* by_document) {
   Evaluation total;
@@ -40,18 +52,19 @@ Evaluation evaluate(Sweep& sweep, Assembly& run, Batches& batches, int64_t max_s
   for (int64_t step = 0; max_sequences == 0 || total.sequences < max_sequences; ++step) {
     const RankBatch local = own_part(run, batches, step);
     if (local.global.sequences == 0) break;
-    const SweepResult result = sweep.evaluate(own_batch(run, local));
-    at::Tensor sum = result.loss_sum.to(at::kDouble).reshape({1});
-    run.mesh->data().all_reduce_sum(sum);
+    const SweepResult result = sweep.evaluate(own_groups(run, local));
+    at::Tensor sum = at::zeros({1}, at::TensorOptions(at::kDouble).device(run.device));
+    if (result.loss_sum.defined()) sum.add_(result.loss_sum);
+    sum_over_mesh(run, sum);
     total.loss_sum += sum.item<double>();
     total.divisor += local.global.divisor();
     total.targets += local.global.targets;
     total.sequences += local.global.sequences;
-    if (by_document != nullptr) add_by_document(local, result.loss_n, sums_N3);
+    if (by_document != nullptr && result.loss_n.defined()) add_by_document(local, result.loss_n, sums_N3);
   }
   if (by_document == nullptr) return total;
   at::Tensor all_N3 = sums_N3.to(run.device);
-  run.mesh->data().all_reduce_sum(all_N3);
+  sum_over_mesh(run, all_N3);
   all_N3 = all_N3.cpu();
   const auto sums = all_N3.accessor<double, 2>();
   for (size_t i = 0; i < by_document->size(); ++i) {

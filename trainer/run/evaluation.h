@@ -29,7 +29,12 @@ struct DocumentLoss {
 
 /// What this rank takes of a global batch.
 RankBatch own_part(Assembly& run, Batches& batches, int64_t step);
+/// The same on the device, as a whole, or in the groups in which it goes through the model.
 StepBatch own_batch(const Assembly& run, const RankBatch& local);
+std::vector<StepBatch> own_groups(const Assembly& run, const RankBatch& local);
+/// Adds a sum over all ranks that take other documents, and over the stages, of which one may alone have it.
+/// Collective.
+void sum_over_mesh(Assembly& run, const at::Tensor& sum);
 
 /// The loss of a stream that ends, whole global batches of it until they have `max_sequences` (0: all). `by_document`,
 /// if given, has an entry for each document of the data and receives what every rank found of it. Collective over the

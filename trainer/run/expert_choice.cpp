@@ -16,6 +16,16 @@ namespace {
 
 using nlohmann::ordered_json;
 
+/// By LayerId::number(): whether adapters there, on whichever stage, wait for the choice of their experts.
+std::vector<bool> open_layers(Assembly& run) {
+  at::Tensor open = at::zeros({run.blueprint.num_layers() + 1}, at::kLong);
+  for (const OpenAdapter& adapter : run.model->open_adapters) open[adapter.info.layer.number()] = 1;
+  open = open.to(run.device);
+  run.mesh->pp().all_reduce_max(open);
+  open = open.cpu();
+  return std::vector<bool>(open.const_data_ptr<int64_t>(), open.const_data_ptr<int64_t>() + open.numel());
+}
+
 }  // namespace
 
 std::vector<std::string> ChosenExperts::lines() const {
@@ -37,21 +47,21 @@ ChosenExperts experts_by_load(Assembly& run, Batches& batches, int64_t num_steps
   ChosenExperts chosen;
   for (int64_t step = 0; step < num_steps; ++step) {
     const RankBatch local = own_part(run, batches, step);
-    const at::Tensor own_LE = sweep.route(own_batch(run, local)).load_LE;
+    const at::Tensor own_LE = sweep.route(own_groups(run, local)).load_LE;
     load_LE = load_LE.defined() ? load_LE + own_LE : own_LE;
     chosen.tokens += local.global.tokens;
   }
   MT_CHECK(load_LE.defined(), "no load was counted in ", num_steps, " steps");
-  run.mesh->data().all_reduce_sum(load_LE);
+  sum_over_mesh(run, load_LE);
   load_LE = load_LE.cpu().contiguous();
+  const std::vector<bool> open = open_layers(run);
   int64_t row = 0;
-  for (const LayerId layer : run.blueprint.blocks(/*with_mtp=*/run.model->mtp != nullptr)) {
+  for (const LayerId layer : run.blueprint.blocks(run.sweep_options.pipeline.mtp)) {
     if (!run.blueprint.has_experts(layer)) continue;
     const at::Tensor load_E = load_LE[row++];
     const std::vector<int64_t> loads(load_E.const_data_ptr<int64_t>(),
                                      load_E.const_data_ptr<int64_t>() + load_E.numel());
-    const auto adapted = [&](const OpenAdapter& open) { return open.info.layer == layer; };
-    if (std::none_of(run.model->open_adapters.begin(), run.model->open_adapters.end(), adapted)) continue;
+    if (!open[layer.number()]) continue;
     const std::vector<int64_t> experts = greatest_loads(loads, count);
     int64_t all = 0, of_chosen = 0;
     for (const int64_t load : loads) all += load;

@@ -61,7 +61,7 @@ class Run {
         run_(assemble(recipe, launch, peak_.tokens)),
         experts_(choose_experts()),
         stepper_(recipe, run_, &launch.progress()),
-        saves_beside_(launch.max_over_world(run_.plan.copied_save_bytes > 0 ? 0 : 1) == 0),
+        saves_beside_(launch.max_over_world(run_.plan.saves_beside ? 0 : 1) == 0),
         checkpoints_(folder_ / "checkpoints", *run_.mesh, token_,
                      saves_beside_ ? std::make_unique<OrderedWorker>(/*num_threads=*/1) : nullptr) {
     if (eval_documents_) {
@@ -91,7 +91,7 @@ class Run {
     reporter_ = std::make_unique<Reporter>(recipe_, run_, folder_, state.frozen_digest, num_steps_, resumed,
                                            launch_.rank() == 0);
     const DataSummary data = summary();
-    reporter_->show_plan(run_.plan, data);
+    reporter_->show_plan(fullest(run_.stage_plans), data);
     RunReceipt receipt(recipe_, run_, train_documents_, options_.version);
     if (own_folder_) log_info(str("predicted: ", receipt.prediction_text()));
     warm_up();
@@ -211,7 +211,7 @@ class Run {
   /// names, or are chosen now; empty text otherwise.
   std::string choose_experts() {
     std::string text;
-    if (!run_.model->open_adapters.empty()) {
+    if (recipe_.adapter && recipe_.adapter->experts.kind == ExpertChoice::Kind::kTop) {
       ChosenExperts chosen;
       if (resumes_) {
         const std::string saved =
@@ -226,7 +226,7 @@ class Run {
       }
       run_.model->adapt_experts(chosen.experts);
     }
-    if (!resumes_) load_adapter_from(recipe_, *run_.model);
+    if (!resumes_) load_adapter_from(recipe_, run_);
     return text;
   }
 

@@ -17,15 +17,16 @@ int64_t microseconds(double seconds) { return static_cast<int64_t>(std::llround(
 
 at::Tensor RankFigures::as_tensor() const {
   return at::tensor({memory_bytes, weights_copied_bytes, weights_gathered_bytes, exchange_sent_bytes,
-                     tensor_axis_sent_bytes, microseconds(weights_wait_s), microseconds(exchange_s),
-                     microseconds(tensor_axis_s), microseconds(optimizer_wait_s)},
+                     tensor_axis_sent_bytes, stage_sent_bytes, microseconds(weights_wait_s), microseconds(exchange_s),
+                     microseconds(tensor_axis_s), microseconds(stage_wait_s), microseconds(optimizer_wait_s)},
                     at::kLong);
 }
 
 RankFigures RankFigures::of_tensor(const at::Tensor& figures) {
   const auto* value = figures.const_data_ptr<int64_t>();
   const auto seconds = [&](int index) { return 1e-6 * static_cast<double>(value[index]); };
-  return {value[0], value[1], value[2], value[3], value[4], seconds(5), seconds(6), seconds(7), seconds(8)};
+  return {value[0],   value[1],   value[2],   value[3],   value[4],   value[5],
+          seconds(6), seconds(7), seconds(8), seconds(9), seconds(10)};
 }
 
 RankFigures RankMeter::take() {
@@ -36,6 +37,8 @@ RankFigures RankMeter::take() {
   figures.weights_gathered_bytes = since(gathered_, run_.store->traffic().gathered);
   figures.exchange_sent_bytes = since(exchanged_, run_.mesh->ep().bytes_sent());
   figures.tensor_axis_sent_bytes = since(shared_, run_.mesh->tp().bytes_sent());
+  figures.stage_sent_bytes = since(sent_, run_.links->bytes_sent());
+  figures.stage_wait_s = run_.links->take_wait_s();
   figures.weights_wait_s = run_.store->take_exposed_s();
   figures.exchange_s = run_.exchange->take_s();
   figures.tensor_axis_s = run_.model->axis.take_s();

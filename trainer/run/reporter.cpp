@@ -134,6 +134,8 @@ void Reporter::step(const StepReport& report) {
                     {"exchange_s", report.ranks.exchange_s},
                     {"tensor_axis_sent_bytes", report.ranks.tensor_axis_sent_bytes},
                     {"tensor_axis_s", report.ranks.tensor_axis_s},
+                    {"stage_sent_bytes", report.ranks.stage_sent_bytes},
+                    {"stage_wait_s", report.ranks.stage_wait_s},
                     {"optimizer_wait_s", report.ranks.optimizer_wait_s}};
   std::vector<std::pair<std::string, float>> scalars{{"train/loss", report.loss},
                                                      {"train/grad_norm", report.grad_norm},

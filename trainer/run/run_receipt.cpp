@@ -30,15 +30,17 @@ using Json = nlohmann::ordered_json;
 constexpr size_t kFirstSteps = 3;
 
 /// What the planner's parts of time are to a run, which can tell waiting from computing.
-enum Share { kComputing, kExchange, kTensorAxis, kWeights, kOptimizer, kNumShares };
-constexpr std::array<const char*, kNumShares> kShareNames{"computing", "exchange", "tensor axis", "weights",
-                                                          "optimizer"};
+enum Share { kComputing, kExchange, kTensorAxis, kWeights, kStages, kOptimizer, kNumShares };
+constexpr std::array<const char*, kNumShares> kShareNames{"computing", "exchange",        "tensor axis",
+                                                          "weights",   "stages (bubble)", "optimizer"};
 
 Share share_of(const std::string& part) {
   static const std::map<std::string, Share> shares{{"exchange", kExchange},
                                                    {"tensor axis", kTensorAxis},
                                                    {"gathers of weights", kWeights},
                                                    {"host copies of weights", kWeights},
+                                                   {"between stages", kStages},
+                                                   {"bubble", kStages},
                                                    {"gradient reduction", kOptimizer},
                                                    {"optimizer", kOptimizer}};
   const auto found = shares.find(part);
@@ -106,7 +108,7 @@ RunReceipt::RunReceipt(const Recipe& recipe, const Assembly& run, const Document
                         .host_memory_bytes = host_memory_bytes(),
                         .price = std::nullopt};
     request.network = shipped_network("ndr", request.machine.ranks_per_host);
-    plan_ = plan_run(request, run.plan);
+    plan_ = plan_run(request, run.stage_plans);
   } catch (const UserError& error) {
     // A run does without a prediction; a file that its recipe names is another matter.
     if (recipe.run.machine) throw;
@@ -124,8 +126,8 @@ std::string RunReceipt::prediction_text() const {
 
 void RunReceipt::add(const StepReport& report) {
   const RankFigures& ranks = report.ranks;
-  steps_.push_back(
-      {report.step_s, ranks.exchange_s, ranks.tensor_axis_s, ranks.weights_wait_s, ranks.optimizer_wait_s});
+  steps_.push_back({report.step_s, ranks.exchange_s, ranks.tensor_axis_s, ranks.weights_wait_s, ranks.stage_wait_s,
+                    ranks.optimizer_wait_s});
 }
 
 std::vector<int64_t> RunReceipt::peaks() const {
@@ -156,16 +158,20 @@ std::string RunReceipt::write(const std::filesystem::path& file, const std::vect
                                                 median(of([](const Times& t) { return t.exchange; })),
                                                 median(of([](const Times& t) { return t.tensor_axis; })),
                                                 median(of([](const Times& t) { return t.weights; })),
+                                                median(of([](const Times& t) { return t.stages; })),
                                                 median(of([](const Times& t) { return t.optimizer; }))};
   const bool gpu = run_.device.is_cuda();
   // On a CPU the peak is that of the whole process.
-  const int64_t planned_bytes = gpu ? run_.plan.device_bytes() : plan_->host_bytes;
+  const int64_t planned_bytes = gpu ? fullest(run_.stage_plans).device_bytes() : plan_->host_bytes;
   const int64_t peak = *std::max_element(peaks.begin(), peaks.end());
 
   Json json = plan_json(*plan_, {});
   Json ranks = Json::array(), parts = Json::array();
   for (size_t rank = 0; rank < peaks.size(); ++rank) {
-    ranks.push_back({{"rank", rank}, {"predicted_bytes", planned_bytes}, {"measured_bytes", peaks[rank]}});
+    const MemoryPlan& plan = run_.stage_plans[coordinates_of(run_.mesh->shape(), static_cast<int64_t>(rank)).pp];
+    ranks.push_back({{"rank", rank},
+                     {"predicted_bytes", gpu ? plan.device_bytes() : planned_bytes},
+                     {"measured_bytes", peaks[rank]}});
   }
   for (int share = 0; share < kNumShares; ++share) {
     parts.push_back({{"name", kShareNames[share]},
@@ -175,7 +181,7 @@ std::string RunReceipt::write(const std::filesystem::path& file, const std::vect
   }
   const StepTime &low = plan_->time.low, &expected = plan_->time.expected, &high = plan_->time.high;
   Json memory_parts = Json::array();
-  for (const MemoryPart& part : run_.plan.parts) {
+  for (const MemoryPart& part : fullest(run_.stage_plans).parts) {
     memory_parts.push_back({{"name", part.name},
                             {"bytes", part.bytes},
                             {"where", part.on_host ? "host" : "device"},

@@ -35,8 +35,8 @@ class RunReceipt {
 
  private:
   struct Times {
-    double step = 0.0, exchange = 0.0, tensor_axis = 0.0, weights = 0.0, optimizer = 0.0;
-    double computing() const { return step - exchange - tensor_axis - weights - optimizer; }
+    double step = 0.0, exchange = 0.0, tensor_axis = 0.0, weights = 0.0, stages = 0.0, optimizer = 0.0;
+    double computing() const { return step - exchange - tensor_axis - weights - stages - optimizer; }
   };
 
   /// Of the steps that count: without the first ones, where there are enough.

@@ -39,21 +39,25 @@ LayerHooks Stepper::layer_hooks() {
     reducer_.reduce(layer);
   };
   hooks.sum_over_documents = [this](const at::Tensor& sum) { run_.mesh->data().all_reduce_sum(sum); };
+  hooks.sum_over_stages = [this](const at::Tensor& sum) { run_.mesh->pp().all_reduce_sum(sum); };
   return hooks;
 }
 
-StepBatch Stepper::batch_of(Batches& batches, int64_t step) { return own_batch(run_, own_part(run_, batches, step)); }
+std::vector<StepBatch> Stepper::groups_of(Batches& batches, int64_t step) {
+  return own_groups(run_, own_part(run_, batches, step));
+}
 
 StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
   const auto start = std::chrono::steady_clock::now();
-  const StepBatch batch = batch_of(batches, step);
+  const std::vector<StepBatch> groups = groups_of(batches, step);
+  const BatchTotals& totals = groups.front().global;
   const StepRandom random{static_cast<uint64_t>(recipe_.run.seed), step, true};
-  const SweepResult result = sweep_.train(batch, random);
+  const SweepResult result = sweep_.train(groups, random);
   StepReport report;
   report.step = step + 1;
   {
     const TraceRange range("losses");
-    sum_losses(result, batch.global, report);
+    sum_losses(result, totals, report);
   }
   if (!std::isfinite(report.loss)) {
     throw NonFiniteError(str("step ", step + 1, ": the loss is ", report.loss, "; nothing was updated"));
@@ -72,19 +76,19 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
                   reducer_.gradients());
   report.ranks.optimizer_wait_s = norm_s + optimizer_.take_exposed_s();
   if (recipe_.router.bias == RouterBias::kUpdate) update_router_bias(report.load_LE);
-  report.tokens = batch.global.tokens;
-  report.target_tokens = batch.global.targets;
+  report.tokens = totals.tokens;
+  report.target_tokens = totals.targets;
   report.step_s = seconds_since(start);
   return report;
 }
 
 void Stepper::rehearse(Batches& batches, int64_t step) {
-  const StepBatch batch = batch_of(batches, step);
+  const std::vector<StepBatch> groups = groups_of(batches, step);
   // A rank that fails beside others leaves them in a collective: there the first lack of memory ends the run.
   const bool yields = recipe_.train.keep.kind == KeepLayers::Kind::kAuto && run_.mesh->world().size() == 1;
   while (true) {
     try {
-      sweep_.train(batch, StepRandom{});
+      sweep_.train(groups, StepRandom{});
       break;
     } catch (const c10::OutOfMemoryError&) {
       if (!yields || sweep_.kept_layers() == 0) throw;
@@ -111,22 +115,22 @@ void Stepper::sum_losses(const SweepResult& result, const BatchTotals& totals, S
                            : at::zeros({1}, at::TensorOptions(at::kDouble).device(run_.device));
   };
   at::Tensor sums = at::cat({number(result.loss_sum), number(result.mtp_loss_sum), number(result.balance_loss)});
-  run_.mesh->data().all_reduce_sum(sums);
+  sum_over_mesh(run_, sums);
   if (result.load_LE.defined()) {
-    run_.mesh->data().all_reduce_sum(result.load_LE);
+    sum_over_mesh(run_, result.load_LE);
     report.load_LE = result.load_LE;
   }
   sums = sums.cpu();
   report.loss = sums[0].item<double>() / totals.divisor();
-  if (result.mtp_loss_sum.defined()) {
+  if (recipe_.mtp.trains()) {
     report.mtp_loss = totals.mtp_targets > 0 ? sums[1].item<double>() / totals.mtp_divisor() : 0.0;
   }
-  if (result.balance_loss.defined()) report.balance_loss = sums[2].item<double>();
+  if (run_.sweep_options.balance.is_on()) report.balance_loss = sums[2].item<double>();
 }
 
 void Stepper::compare_replicas(StepReport& report) {
   const int64_t every = recipe_.run.check_replicas_every;
-  if (every == 0 || report.step % every != 0 || run_.mesh->stage().size() == 1) return;
+  if (every == 0 || report.step % every != 0 || run_.mesh->world().size() == 1) return;
   const auto start = std::chrono::steady_clock::now();
   std::vector<HeldDigest> held = trained_digests(*run_.model);
   for (HeldDigest& plain : plain_digests(*run_.model, *run_.mesh)) held.push_back(std::move(plain));
@@ -136,8 +140,12 @@ void Stepper::compare_replicas(StepReport& report) {
 
 void Stepper::update_router_bias(const at::Tensor& load_LE) {
   int64_t row = 0;
-  for (Block& block : run_.model->blocks) {
-    if (block.is_moe()) block.router()->update_bias(load_LE[row++], recipe_.router.bias_rate);
+  for (const LayerId layer : run_.blueprint.blocks(recipe_.mtp.trains())) {
+    if (!run_.blueprint.has_experts(layer)) continue;
+    if (run_.model->stage.holds(layer)) {
+      run_.model->block(layer).router()->update_bias(load_LE[row], recipe_.router.bias_rate);
+    }
+    ++row;
   }
 }
 

@@ -37,7 +37,7 @@ class Stepper {
   const std::vector<at::Tensor>& gradients() const { return reducer_.gradients(); }
 
  private:
-  StepBatch batch_of(Batches& batches, int64_t step);
+  std::vector<StepBatch> groups_of(Batches& batches, int64_t step);
   void sum_losses(const SweepResult& result, const BatchTotals& totals, StepReport& report);
   void update_router_bias(const at::Tensor& load_LE);
   /// What the step used, before it changes: nothing is pending, so nothing is waited for but the digests.

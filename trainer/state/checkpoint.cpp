@@ -23,14 +23,25 @@ void require_same_experts(const SavedState& saved, const Parameter& parameter) {
 }
 
 void load_router_biases(const SavedState& saved, Model& model) {
-  for (size_t block = 0; block < model.blocks.size(); ++block) {
-    if (model.blocks[block].has_correction_bias()) {
-      model.blocks[block].router()->bias().copy_(saved.router_bias(static_cast<int64_t>(block)));
-    }
+  for (Block& block : model.blocks) {
+    if (block.has_correction_bias()) block.router()->bias().copy_(saved.router_bias(block.layer().number()));
   }
 }
 
 }  // namespace
+
+size_t Checkpoints::num_trained_of_all_stages(const Model& model) {
+  const std::deque<Parameter>& all = model.parameters.all();
+  at::Tensor count = at::tensor({static_cast<int64_t>(std::count_if(all.begin(), all.end(),
+                                                                    [&](const Parameter& one) {
+                                                                      return !one.info().on_first_and_last_stage ||
+                                                                             model.stage.is_first();
+                                                                    }))},
+                                at::kLong)
+                         .to(mesh_.pp().device());
+  mesh_.pp().all_reduce_sum(count);
+  return static_cast<size_t>(count.item<int64_t>());
+}
 
 Checkpoints::Checkpoints(fs::path folder, Mesh& mesh, std::string token, std::unique_ptr<OrderedWorker> writer)
     : folder_(std::move(folder)), mesh_(mesh), token_(std::move(token)), writer_(std::move(writer)) {}
@@ -49,7 +60,7 @@ void Checkpoints::start(int64_t step, TrainingState& state, int64_t keep_last) {
     if (error) throw UserError(str(temporary.string(), ": cannot make the folder: ", error.message()));
   }
   world.barrier();
-  unfinished_.emplace(Unfinished{CheckpointPart(state.model, state.optimizer, world.rank(), world.size()),
+  unfinished_.emplace(Unfinished{CheckpointPart(state.model, state.optimizer, mesh_),
                                  Manifest{step,
                                           state.optimizer.steps_taken(),
                                           state.seed,
@@ -106,10 +117,7 @@ void Checkpoints::save(int64_t step, TrainingState& state, int64_t keep_last) {
   mesh_.world().barrier();
 }
 
-void Checkpoints::reserve(TrainingState& state) {
-  const Communicator& world = mesh_.world();
-  CheckpointPart(state.model, state.optimizer, world.rank(), world.size()).copy_to(copy_);
-}
+void Checkpoints::reserve(TrainingState& state) { CheckpointPart(state.model, state.optimizer, mesh_).copy_to(copy_); }
 
 void Checkpoints::begin(int64_t step, TrainingState& state, int64_t keep_last) {
   MT_CHECK(writer_, "no writer to save with beside training");
@@ -186,7 +194,7 @@ void Checkpoints::restore(const SavedState& saved, TrainingState& state) {
   same(manifest.frozen_digest, state.frozen_digest, "the frozen weights had the digest");
   // UserError where it is not there
   for (const Parameter& parameter : state.model.parameters.all()) require_same_experts(saved, parameter);
-  const size_t num_saved = saved.names().size(), num_trained = state.model.parameters.all().size();
+  const size_t num_saved = saved.names().size(), num_trained = num_trained_of_all_stages(state.model);
   if (num_saved != num_trained) {
     throw UserError(str(from, ": holds ", num_saved, " trained tensors, this run has ", num_trained,
                         "; was it made with other adapter targets?"));

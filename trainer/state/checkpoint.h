@@ -110,6 +110,8 @@ class Checkpoints {
   /// Writes the rest, gives the checkpoint its name, removes others. On rank 0.
   void make_whole();
   void restore(const SavedState& saved, TrainingState& state);
+  /// Each tensor once. Collective.
+  size_t num_trained_of_all_stages(const Model& model);
 
   std::filesystem::path folder_;
   Mesh& mesh_;

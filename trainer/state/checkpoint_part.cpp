@@ -16,9 +16,11 @@ int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment
 
 }  // namespace
 
-CheckpointPart::CheckpointPart(Model& model, Optimizer& optimizer, int64_t rank, int64_t num_ranks) {
+CheckpointPart::CheckpointPart(Model& model, Optimizer& optimizer, Mesh& mesh) {
   const std::vector<FlatGroup>& groups = optimizer.partition().groups();
   for (size_t i = 0; i < groups.size(); ++i) {
+    // What two stages hold is the first one's to save.
+    if (groups[i].on_first_and_last_stage() && !model.stage.is_first()) continue;
     for (const FlatGroup::Piece& piece : groups[i].own_pieces()) {
       const std::string& name = piece.parameter->name();
       metadata_[name] = run_metadata(block_of(*piece.parameter), piece.first, piece.parameter->info());
@@ -27,16 +29,15 @@ CheckpointPart::CheckpointPart(Model& model, Optimizer& optimizer, int64_t rank,
       });
     }
   }
-  for (size_t block = 0; rank == 0 && block < model.blocks.size(); ++block) {
-    if (model.blocks[block].has_correction_bias()) {
-      // A copy: the bias moves with each step.
-      tensors_.emplace_back(saved_bias_name(static_cast<int64_t>(block)),
-                            model.blocks[block].router()->bias().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true));
-    }
+  for (const Block& block : model.blocks) {
+    if (mesh.stage().rank() > 0 || !block.has_correction_bias()) continue;
+    // A copy: the bias moves with each step.
+    tensors_.emplace_back(saved_bias_name(block.layer().number()),
+                          block.router()->bias().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true));
   }
   char name[64];
-  std::snprintf(name, sizeof name, "state-%05ld-of-%05ld.safetensors", static_cast<long>(rank),
-                static_cast<long>(num_ranks));
+  std::snprintf(name, sizeof name, "state-%05ld-of-%05ld.safetensors", static_cast<long>(mesh.world().rank()),
+                static_cast<long>(mesh.world().size()));
   name_ = name;
 }
 

@@ -1,9 +1,9 @@
-// What one rank puts into a checkpoint: its shards of masters and both moments, and on rank 0 the biases of the
-// routers; as they stand in the optimizer, or copied, so that training may go on while they are written.
+// What one rank puts into a checkpoint: its shards of masters and both moments, and on the first rank of a stage the
+// biases of its routers; as they stand in the optimizer, or copied, so that training may go on while they are written.
 //
-//   CheckpointPart part(model, optimizer, rank, num_ranks);    // views: nothing is copied
+//   CheckpointPart part(model, optimizer, mesh);               // views: nothing is copied
 //   part.copy_to(memory);                                      // the optimizer may go on
-//   const SavedFile file = part.write(folder);                 // from any thread
+//   const auto [name, file] = part.write(folder);              // from any thread
 #pragma once
 
 #include <torch/types.h>
@@ -23,9 +23,8 @@ namespace moetune {
 
 class CheckpointPart {
  public:
-  /// Of rank `rank` of `num_ranks`. The optimizer must be flushed, and stay as it is until the part is written or
-  /// copied.
-  CheckpointPart(Model& model, Optimizer& optimizer, int64_t rank, int64_t num_ranks);
+  /// Of this rank. The optimizer must be flushed, and stay as it is until the part is written or copied.
+  CheckpointPart(Model& model, Optimizer& optimizer, Mesh& mesh);
 
   /// From now on this is a copy in `memory` (uint8, on the host), which is made anew where it is too small: kept for
   /// the next part, its pages need no touching again.

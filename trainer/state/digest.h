@@ -45,6 +45,7 @@ struct HeldDigest {
   bool all_of_group = true;                   ///< on each of its ranks; false: on those that keep the same range
   bool counts = true;                         ///< in a sum over all ranks, where of equal copies one counts
   at::Tensor digest;                          ///< int64 scalar on the device
+  bool on_first_and_last_stage = false;       ///< both stages of a pipeline hold it alike
 };
 
 /// The digests of all, int64 [n] on the device.

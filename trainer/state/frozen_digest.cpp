@@ -114,7 +114,7 @@ std::vector<HeldDigest> plain_digests(const Model& model, Mesh& mesh) {
     const bool whole = tensor.part.is_whole();
     const bool first_copy = tensor.of_expert ? mesh.here().dp == 0 : mesh.data().rank() == 0;
     held.push_back({tensor.name, whole ? "whole" : str("part ", mesh.here().tp), replicas_of(tensor.of_expert, !whole),
-                    true, first_copy && (!whole || mesh.here().tp == 0),
+                    true, first_copy && !tensor.repeats_first_stage && (!whole || mesh.here().tp == 0),
                     tensor_digest(tensor.name, tensor.held, tensor.part.first * row_bytes)});
   }
   return held;
@@ -166,14 +166,20 @@ std::vector<HeldDigest> frozen_digests(Model& model, Mesh& mesh) {
 }
 
 std::string frozen_digest(const std::vector<HeldDigest>& held, Mesh& mesh) {
-  if (held.empty()) return "";
-  std::vector<int64_t> counts;
-  for (const HeldDigest& one : held) counts.push_back(one.counts ? 1 : 0);
-  const at::Tensor digests = stacked(held);
-  at::Tensor total = (digests * at::tensor(counts, at::kLong).to(digests.device())).sum().reshape({1});
+  // A stage may hold nothing that is frozen where others do: all ranks take part, whatever they hold.
+  at::Tensor total = at::zeros({2}, at::TensorOptions(at::kLong).device(mesh.world().device()));
+  if (!held.empty()) {
+    std::vector<int64_t> counts;
+    for (const HeldDigest& one : held) counts.push_back(one.counts ? 1 : 0);
+    const at::Tensor digests = stacked(held);
+    total[0].copy_((digests * at::tensor(counts, at::kLong).to(digests.device())).sum());
+    total[1].fill_(static_cast<int64_t>(held.size()));
+  }
   mesh.world().all_reduce_sum(total);
+  total = total.cpu();
+  if (total[1].item<int64_t>() == 0) return "";
   std::ostringstream hex;
-  hex << std::hex << std::setw(16) << std::setfill('0') << static_cast<uint64_t>(total.item<int64_t>());
+  hex << std::hex << std::setw(16) << std::setfill('0') << static_cast<uint64_t>(total[0].item<int64_t>());
   return hex.str();
 }
 

@@ -30,35 +30,10 @@ std::string difference(const std::map<int64_t, Ranks>& ranks_of_digest) {
                     parties[0].size() == 1 ? " has" : " have");
 }
 
-}  // namespace
-
-std::vector<HeldDigest> trained_digests(const Model& model) {
-  at::NoGradGuard no_grad;
-  std::vector<HeldDigest> held;
-  for (const Parameter& parameter : model.parameters.all()) {
-    const ParameterInfo& info = parameter.info();
-    // By the place on the axis: parts may be empty, and then begin where others do. A rank may hold none of the experts
-    // that train: the rows do not tell its place, the experts that it holds do.
-    const std::string part = info.part.is_whole() ? "whole" : str("part ", model.axis.index());
-    const int64_t expert =
-        info.num_experts > 0 ? model.blocks[info.layer.number()].experts()->placement().first : info.first_expert;
-    held.push_back({info.name, str(part, ", expert ", expert), info.replicas, true, false,
-                    tensor_digest(info.name, parameter.working, 0)});
-  }
-  for (size_t layer = 0; layer < model.blocks.size(); ++layer) {
-    if (!model.blocks[layer].has_correction_bias()) continue;
-    const std::string name = model.blueprint.correction_bias_name(static_cast<int64_t>(layer));
-    held.push_back({name, "whole", Replicas::kEverywhere, true, false,
-                    tensor_digest(name, model.blocks[layer].router()->bias(), 0)});
-  }
-  return held;
-}
-
-void require_equal_replicas(const std::vector<HeldDigest>& held, Mesh& mesh, const std::string& when,
-                            const std::string& outcome) {
-  constexpr size_t kMostTold = 8;
+/// What copies on the ranks of this stage differ in. Collective over it.
+std::vector<std::string> differences_within_stage(const std::vector<HeldDigest>& held, Mesh& mesh) {
   Communicator& stage = mesh.stage();
-  if (stage.size() == 1 || held.empty()) return;
+  if (stage.size() == 1 || held.empty()) return {};
   std::vector<int64_t> keys;
   for (const HeldDigest& one : held) {
     keys.push_back(static_cast<int64_t>(stream_key(stream_key(0, one.name), one.place)));
@@ -88,6 +63,65 @@ void require_equal_replicas(const std::vector<HeldDigest>& held, Mesh& mesh, con
       if (!differs.empty()) differences.push_back(str(tensor.name, " (group ", group, "): ", differs));
     }
   }
+  return differences;
+}
+
+/// What the first and the last stage hold alike and differ in. Collective over the two.
+std::vector<std::string> differences_of_ends(const std::vector<HeldDigest>& held, Mesh& mesh) {
+  Communicator& ends = mesh.ends();
+  std::vector<HeldDigest> shared;
+  for (const HeldDigest& one : held) {
+    if (one.on_first_and_last_stage) shared.push_back(one);
+  }
+  if (ends.size() == 1 || shared.empty()) return {};
+  const at::Tensor own = stacked(shared);
+  at::Tensor all = at::empty({ends.size(), own.numel()}, own.options());
+  ends.all_gather(all, own);
+  all = all.cpu();
+  const auto said = all.accessor<int64_t, 2>();
+  MeshCoordinates first = mesh.here(), last = first;
+  first.pp = 0;
+  last.pp = mesh.shape().pp - 1;
+  std::vector<std::string> differences;
+  for (size_t i = 0; i < shared.size(); ++i) {
+    const auto column = static_cast<int64_t>(i);
+    std::map<int64_t, Ranks> ranks_of_digest;
+    ranks_of_digest[said[0][column]].push_back(mesh.first_rank() + rank_at(mesh.shape(), first));
+    ranks_of_digest[said[1][column]].push_back(mesh.first_rank() + rank_at(mesh.shape(), last));
+    const std::string differs = difference(ranks_of_digest);
+    if (!differs.empty()) differences.push_back(str(shared[i].name, " (group ends): ", differs));
+  }
+  return differences;
+}
+
+}  // namespace
+
+std::vector<HeldDigest> trained_digests(const Model& model) {
+  at::NoGradGuard no_grad;
+  std::vector<HeldDigest> held;
+  for (const Parameter& parameter : model.parameters.all()) {
+    const ParameterInfo& info = parameter.info();
+    // By the place on the axis: parts may be empty, and then begin where others do. A rank may hold none of the experts
+    // that train: the rows do not tell its place, the experts that it holds do.
+    const std::string part = info.part.is_whole() ? "whole" : str("part ", model.axis.index());
+    const int64_t expert =
+        info.num_experts > 0 ? model.block(info.layer).experts()->placement().first : info.first_expert;
+    held.push_back({info.name, str(part, ", expert ", expert), info.replicas, true, false,
+                    tensor_digest(info.name, parameter.working, 0), info.on_first_and_last_stage});
+  }
+  for (const Block& block : model.blocks) {
+    if (!block.has_correction_bias()) continue;
+    const std::string name = model.blueprint.correction_bias_name(block.layer().number());
+    held.push_back({name, "whole", Replicas::kEverywhere, true, false, tensor_digest(name, block.router()->bias(), 0)});
+  }
+  return held;
+}
+
+void require_equal_replicas(const std::vector<HeldDigest>& held, Mesh& mesh, const std::string& when,
+                            const std::string& outcome) {
+  constexpr size_t kMostTold = 8;
+  std::vector<std::string> differences = differences_of_ends(held, mesh);
+  for (std::string& differs : differences_within_stage(held, mesh)) differences.push_back(std::move(differs));
   if (differences.empty()) return;
   std::string text = str(when, ": replicas differ; ", outcome);
   for (size_t i = 0; i < std::min(differences.size(), kMostTold); ++i) text += "\n  " + differences[i];

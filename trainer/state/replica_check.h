@@ -21,9 +21,10 @@ namespace moetune {
 /// every rank.
 std::vector<HeldDigest> trained_digests(const Model& model);
 
-/// Throws InternalError, the same on every rank, where ranks that hold copies have different ones: it names `when`, the
-/// tensors, their group, the ranks (numbers in the job) and `outcome`. `held`: the same tensors in the same order on
-/// every rank. Nothing to do on one rank. Collective over the stage.
+/// Throws InternalError, the same on every rank of a stage, where ranks that hold copies have different ones: it names
+/// `when`, the tensors, their group, the ranks (numbers in the job) and `outcome`. `held`: the same tensors in the same
+/// order on every rank of a stage. Nothing to do on one rank. Collective over the stage, and over the first and the
+/// last one of what both hold.
 void require_equal_replicas(const std::vector<HeldDigest>& held, Mesh& mesh, const std::string& when,
                             const std::string& outcome);
 

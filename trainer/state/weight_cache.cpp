@@ -14,6 +14,7 @@
 #include "parallel/base/sha256.h"
 #include "parallel/base/units.h"
 #include "parallel/comm/gathered_text.h"
+#include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
 namespace {
@@ -32,9 +33,12 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
-/// All maps that a run of this model may freeze, those of the MTP module too: a cache is the same with and without it.
-std::vector<LinearMap> maps_of(const Blueprint& blueprint) {
-  return linear_maps(blueprint, blueprint.num_mtp_layers > 0);
+/// The maps that the run freezes, those of the MTP module too where there is one: a cache is the same with and without
+/// it.
+std::vector<LinearMap> frozen_maps(const Recipe& recipe, const Blueprint& blueprint, bool with_mtp) {
+  std::vector<LinearMap> maps = linear_maps(blueprint, with_mtp, /*targets=*/nullptr, trained_parts(recipe));
+  std::erase_if(maps, [](const LinearMap& map) { return map.trained; });
+  return maps;
 }
 
 /// The last name of a path that may end in a slash.
@@ -52,8 +56,9 @@ ordered_json about(const Recipe& recipe, const Blueprint& blueprint, const Weigh
                        {"base", to_string(recipe.model.base)},
                        {"layers", blueprint.num_layers()}};
   int64_t matrices = 0;
-  for (const LinearMap& map : linear_maps(blueprint, /*with_mtp=*/false))
+  for (const LinearMap& map : frozen_maps(recipe, blueprint, /*with_mtp=*/false)) {
     matrices += map.units(blueprint.router.experts);
+  }
   json["matrices"] = matrices;
   json["sources"] = lines_of(source.identity());
   return json;
@@ -115,7 +120,7 @@ std::optional<ordered_json> read_about(const fs::path& folder) {
 std::string cache_key(const Recipe& recipe, const Blueprint& blueprint, const WeightSource& source) {
   const BaseFormat base = recipe.model.base;
   std::string text = str(kFormat, " ", kPackingVersion, "\n", source.identity());
-  for (const LinearMap& map : maps_of(blueprint)) {
+  for (const LinearMap& map : frozen_maps(recipe, blueprint, blueprint.num_mtp_layers > 0)) {
     text += str(map.module(), " ", to_string(held_format(map, base)), " ", map.stack, " x ", map.outputs, " x ",
                 map.inputs, "\n");
   }
@@ -144,8 +149,10 @@ void say_complaints(const SlabCache& cache, Communicator& world) {
 
 void compare_with_first_digest(const SlabCache& cache, const Recipe& recipe, const std::string& frozen_digest) {
   const fs::path path = cache.folder() / kDigests;
-  // Embedding, head and norms are in the digest, in the dtype that the run computes in.
-  const std::string run = str("compute ", to_string(recipe.model.compute), recipe.mtp.trains() ? ", MTP" : "");
+  // Embedding, head and norms are in the digest, in the dtype that the run computes in, where they are frozen.
+  const TrainedParts trained = trained_parts(recipe);
+  const std::string run = str("compute ", to_string(recipe.model.compute), recipe.mtp.trains() ? ", MTP" : "",
+                              trained.none() ? "" : ", trained: " + to_string(trained));
   ordered_json digests = fs::exists(fs::symlink_status(path))
                              ? ordered_json::parse(read_own_file(path.string(), kMaxJsonBytes), nullptr, false)
                              : ordered_json::object();

@@ -1,7 +1,8 @@
-// What lives for the length of one passage through the model, down or down and up: the state of a step in flight. The
-// sweep that executes it holds none.
+// What lives for the length of one passage of a group of documents through the model, down or down and up: the state of
+// a step in flight. The sweep that executes it holds none.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -20,9 +21,10 @@ struct SweepResult {
   at::Tensor mtp_loss_sum;  ///< undefined without MTP
   at::Tensor balance_loss;  ///< these documents' part of the step's balance loss, weight included; undefined without
   at::Tensor loss_n;        ///< of an evaluation: of each target, in the order of the documents' rows
-  at::Tensor load_LE;       ///< int64 [MoE layers, E]: tokens of these documents that each expert was chosen for
-  at::Tensor logits_TV;     ///< where logits were asked for: of the documents' rows in their order
-  int64_t kept_input_bytes = 0;  ///< of the block inputs held between down and up
+  /// int64 [MoE layers, E]: tokens of these documents that each expert was chosen for; zeros for layers of other stages
+  at::Tensor load_LE;
+  at::Tensor logits_TV;          ///< where logits were asked for: of the documents' rows in their order
+  int64_t kept_input_bytes = 0;  ///< the most at a time of the block inputs held between down and up
 };
 
 /// What a block's way down leaves for its way up.
@@ -35,19 +37,27 @@ struct BlockState {
   std::unique_ptr<KeptExperts> experts;
 };
 
+/// What all groups of a step add to.
+struct StepTotals {
+  std::map<LayerId, at::Tensor> loads;  ///< [E] of the MoE layers here
+  int64_t kept_input_bytes = 0, most_kept_input_bytes = 0;
+  int64_t groups_in_flight = 1;  ///< at the most
+};
+
 struct Passage {
-  Passage(const StepBatch& batch, StepMode mode, const PassContext& pass, size_t num_blocks)
-      : batch(batch), mode(mode), pass(pass), blocks(num_blocks) {}
+  Passage(const StepBatch& batch, StepMode mode, const PassContext& pass, StepTotals& totals)
+      : batch(batch), mode(mode), pass(pass), totals(totals) {}
 
   const StepBatch& batch;
   StepMode mode;
   PassContext pass;
+  StepTotals& totals;
 
   at::Tensor x_TD;                       ///< input of the next block on the way down
   at::Tensor d_x_TD;                     ///< gradient of the last one's output on the way up
-  std::vector<BlockState> blocks;        ///< by LayerId::number()
-  std::unique_ptr<StepBalance> balance;  ///< null where there is no balance loss
-  std::vector<at::Tensor> loads;         ///< by MoE layer, in the order of the way down
+  std::map<LayerId, BlockState> blocks;  ///< between their ways down and up
+  /// Null where there is no balance loss; one for all groups where it takes the loads of the whole step.
+  std::shared_ptr<StepBalance> balance;
 
   /// The trunk's output and its gradient, all ranks' rows, between the head and the turn.
   at::Tensor x_UD, d_x_UD;
@@ -56,6 +66,7 @@ struct Passage {
   struct {
     at::Tensor x_rows, embedding, input_TD, x_TD, d_x_TD;
   } mtp;
+  /// Of these documents: losses and logits alone.
   SweepResult result;
 };
 

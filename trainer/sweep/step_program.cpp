@@ -1,5 +1,7 @@
 #include "trainer/sweep/step_program.h"
 
+#include <algorithm>
+
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -10,50 +12,91 @@ using Kind = StepOp::Kind;
 class Writer {
  public:
   Writer(const Blueprint& blueprint, const StepTraits& traits)
-      : blueprint_(blueprint), traits_(traits), trunk_(blueprint.blocks(/*with_mtp=*/false)) {}
+      : blueprint_(blueprint),
+        traits_(traits),
+        stage_(traits.pipeline.layers.value_or(Stage::whole(blueprint))),
+        blocks_(stage_.blocks(blueprint, /*with_mtp=*/false)) {}
 
   StepProgram write() {
+    const int64_t groups = traits_.groups;
+    if (traits_.mode != StepMode::kTrain) {
+      for (group_ = 0; group_ < groups; ++group_) forward();
+      return std::move(program_);
+    }
+    // Ways down that come before the first way up, and then as many ahead of the ways up.
+    const int64_t ahead = groups_in_flight(traits_.pipeline, groups, traits_.whole_loads) - 1;
+    for (int64_t down = 0; down < groups + ahead; ++down) {
+      group_ = down;
+      if (down < groups) forward();
+      group_ = down - ahead;
+      if (group_ >= 0) backward();
+    }
+    return std::move(program_);
+  }
+
+ private:
+  void add(Kind kind, LayerId layer) { program_.push_back({kind, layer, false, group_}); }
+  void add_block(Kind kind, LayerId layer) { program_.push_back({kind, layer, keeps(layer), group_}); }
+  /// What is done once for all groups.
+  void await(LayerId layer) {
+    if (group_ == 0) add(Kind::kAwait, layer);
+  }
+  void reduce(LayerId layer) {
+    if (group_ == traits_.groups - 1) add(Kind::kReduce, layer);
+  }
+
+  bool keeps(LayerId layer) const {
+    const int64_t end = blocks_.back().number() + 1 + (traits_.mtp ? 1 : 0);
+    return traits_.mode == StepMode::kTrain && layer.number() >= end - traits_.keep_layers && traits_.goes_up(layer);
+  }
+
+  void forward() {
     way_down();
+    if (!stage_.is_last()) return add(Kind::kSend, blocks_.back());
     switch (traits_.mode) {
       case StepMode::kLogits:
       case StepMode::kEvaluate: add(Kind::kHead, blueprint_.turn()); break;
       case StepMode::kRoute:
         if (traits_.mtp) mtp_down();
         break;
-      case StepMode::kTrain:
-        add(Kind::kHead, blueprint_.turn());
-        if (traits_.mtp) mtp();
-        add(Kind::kTurn, blueprint_.turn());
-        add(Kind::kReduce, blueprint_.turn());
-        way_up();
-        break;
+      case StepMode::kTrain: break;
     }
-    return std::move(program_);
-  }
-
- private:
-  void add(Kind kind, LayerId layer) { program_.push_back({kind, layer}); }
-  void add_block(Kind kind, LayerId layer) { program_.push_back({kind, layer, keeps(layer)}); }
-
-  bool keeps(LayerId layer) const {
-    const int64_t blocks = blueprint_.num_layers() + (traits_.mtp ? 1 : 0);
-    return traits_.mode == StepMode::kTrain && layer.number() >= blocks - traits_.keep_layers &&
-           layer >= traits_.lowest_trained;
   }
 
   void way_down() {
-    add(Kind::kAwait, LayerId::embedding());
-    add(Kind::kEmbed, LayerId::embedding());
-    for (const LayerId layer : trunk_) {
-      add(Kind::kAwait, layer);
+    if (stage_.is_first()) {
+      await(LayerId::embedding());
+      add(Kind::kEmbed, LayerId::embedding());
+    } else {
+      if (traits_.shared_embedding && stage_.is_last()) await(LayerId::embedding());
+      add(Kind::kReceive, blocks_.front());
+    }
+    for (const LayerId layer : blocks_) {
+      await(layer);
       add_block(Kind::kDown, layer);
     }
-    add(Kind::kAwait, blueprint_.turn());
+    if (stage_.is_last()) await(blueprint_.turn());
+  }
+
+  void backward() {
+    // Before a stage waits for gradients: those that have them to send wait here for all stages.
+    if (traits_.whole_loads && group_ == 0) add(Kind::kLoads, blueprint_.turn());
+    if (stage_.is_last()) {
+      add(Kind::kHead, blueprint_.turn());
+      if (traits_.mtp) mtp();
+      add(Kind::kTurn, blueprint_.turn());
+      reduce(blueprint_.turn());
+    } else if (traits_.lowest_trained <= blocks_.back()) {
+      add(Kind::kReceiveGradient, blocks_.back());
+    }
+    way_up();
+    if (!stage_.is_first() && traits_.lowest_trained < blocks_.front()) add(Kind::kSendGradient, blocks_.front());
+    if (traits_.shared_embedding && stage_.is_last() && !stage_.is_first()) reduce(LayerId::embedding());
   }
 
   void mtp_down() {
     add(Kind::kMtpInput, blueprint_.mtp());
-    add(Kind::kAwait, blueprint_.mtp());
+    await(blueprint_.mtp());
     add_block(Kind::kDown, blueprint_.mtp());
   }
 
@@ -61,26 +104,28 @@ class Writer {
     const LayerId module = blueprint_.mtp();
     mtp_down();
     add(Kind::kHead, module);
-    add_block(Kind::kUp, module);
-    // Where nothing below the module's block trains, nobody asks for the gradient of its input.
-    if (module > traits_.lowest_trained) add(Kind::kMtpInputGradient, module);
-    add(Kind::kReduce, module);
+    // Where nothing of the module's block and below it trains, nobody asks for gradients.
+    if (traits_.goes_up(module)) add_block(Kind::kUp, module);
+    if (traits_.wants_input_gradient(module)) add(Kind::kMtpInputGradient, module);
+    reduce(module);
   }
 
   void way_up() {
-    for (auto layer = trunk_.rbegin(); layer != trunk_.rend() && *layer >= traits_.lowest_trained; ++layer) {
+    for (auto layer = blocks_.rbegin(); layer != blocks_.rend() && *layer >= traits_.lowest_trained; ++layer) {
       add_block(Kind::kUp, *layer);
-      add(Kind::kReduce, *layer);
+      reduce(*layer);
     }
-    if (traits_.lowest_trained == LayerId::embedding()) {
+    if (stage_.is_first() && traits_.lowest_trained == LayerId::embedding()) {
       add(Kind::kEmbedGradient, LayerId::embedding());
-      add(Kind::kReduce, LayerId::embedding());
+      reduce(LayerId::embedding());
     }
   }
 
   const Blueprint& blueprint_;
   const StepTraits& traits_;
-  const std::vector<LayerId> trunk_;
+  const Stage stage_;
+  const std::vector<LayerId> blocks_;
+  int64_t group_ = 0;
   StepProgram program_;
 };
 
@@ -96,13 +141,22 @@ std::string to_string(const StepOp& op) {
       case Kind::kMtpInput: return "input of";
       case Kind::kMtpInputGradient: return "gradient of the input of";
       case Kind::kTurn: return "gather at the";
+      case Kind::kLoads: return "loads at the";
       case Kind::kUp: return "up";
       case Kind::kEmbedGradient: return "gradient of the";
       case Kind::kReduce: return "reduce";
+      case Kind::kReceive: return "receive the input of";
+      case Kind::kSend: return "send the output of";
+      case Kind::kReceiveGradient: return "receive the gradient of";
+      case Kind::kSendGradient: return "send the gradient of";
     }
     throw InternalError("an operation of no kind");
   };
-  return str(word(), " ", op.layer, op.keeps ? ", kept" : "");
+  return str(word(), " ", op.layer, op.keeps ? ", kept" : "", op.group > 0 ? str(", group ", op.group) : "");
+}
+
+int64_t groups_in_flight(const PipelinePlace& place, int64_t groups, bool whole_loads) {
+  return whole_loads ? groups : std::min(groups, place.stages - place.stage);
 }
 
 StepProgram step_program(const Blueprint& blueprint, const StepTraits& traits) {
@@ -121,8 +175,13 @@ std::vector<SlabUse> slab_uses(const Blueprint& blueprint, const StepOp& op) {
     case Kind::kEmbed:
     case Kind::kHead:
     case Kind::kTurn:
+    case Kind::kLoads:
     case Kind::kEmbedGradient:
-    case Kind::kReduce: break;
+    case Kind::kReduce:
+    case Kind::kReceive:
+    case Kind::kSend:
+    case Kind::kReceiveGradient:
+    case Kind::kSendGradient: break;
   }
   return {};
 }

@@ -1,5 +1,7 @@
 #include "trainer/sweep/sweep.h"
 
+#include <algorithm>
+#include <array>
 #include <optional>
 
 #include "parallel/base/error.h"
@@ -21,6 +23,18 @@ at::Tensor joined(const std::vector<Mixed>& slices, at::Tensor Mixed::* tensor) 
   return joined(parts);
 }
 
+StepTraits traits_of(Model& model, const SweepOptions& options) {
+  StepTraits traits;
+  traits.mtp = model.mtp != nullptr;
+  traits.lowest_trained =
+      options.lowest_trained ? *options.lowest_trained : model.parameters.lowest_layer(model.blueprint.turn());
+  traits.pipeline = options.pipeline;
+  traits.whole_loads = options.balance.takes_whole_loads();
+  traits.shared_embedding = !model.stage.is_first() && !model.parameters.of_layer(LayerId::embedding()).empty();
+  traits.mtp_input_trains = model.mtp != nullptr && model.mtp->input_trains();
+  return traits;
+}
+
 }  // namespace
 
 Sweep::Sweep(Model& model, const SweepOptions& options, LayerHooks hooks, RankProgress* progress)
@@ -29,20 +43,19 @@ Sweep::Sweep(Model& model, const SweepOptions& options, LayerHooks hooks, RankPr
       hooks_(std::move(hooks)),
       progress_(progress),
       scratch_(model.parameters.device(), model.parameters.compute()),
-      lowest_trained_(model.parameters.lowest_layer(model.blueprint.turn())),
-      mixing_parameters_(model.blocks.size()),
+      traits_(traits_of(model, options)),
       stash_(model.parameters.device()) {
   scratch_.reserve(model.scratch_elements());
   scratch_.poison_released(options.poison_released);
   for (Parameter& parameter : model.parameters.all()) {
     // Stacks over experts get their gradients from the plain functions of RoutedExperts.
     const ParameterInfo& info = parameter.info();
-    if (info.layer.is_block() && info.num_experts == 0) mixing_parameters_[info.layer.number()].push_back(&parameter);
+    if (info.layer.is_block() && info.num_experts == 0) mixing_parameters_[info.layer].push_back(&parameter);
   }
 }
 
 bool Sweep::stashes(const StepOp& op) const {
-  return options_.stash_inputs && !op.keeps && op.layer >= lowest_trained_ &&
+  return options_.stash_inputs && !op.keeps && traits_.goes_up(op.layer) &&
          op.layer.number() + 1 < model_.blueprint.num_layers();
 }
 
@@ -80,7 +93,9 @@ at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& s
     const at::Tensor expert_TK = joined(expert);
     state.routing = block.experts()->route(expert_TK);
     if (trains || step.mode == StepMode::kRoute) {
-      step.loads.push_back(tally(expert_TK, model_.blueprint.router.experts));
+      at::Tensor& load_E = step.totals.loads[layer];
+      const at::Tensor own_E = tally(expert_TK, model_.blueprint.router.experts);
+      load_E = load_E.defined() ? load_E + own_E : own_E;
     }
     sent = block.experts()->send(
         state.routing, {joined(mixed, &Mixed::z_TD), joined(mixed, &Mixed::weight_TK), stream.token_T, {}}, pass);
@@ -102,10 +117,14 @@ at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& s
   block.release(pass);
   if (trains) {
     state.stashed = stashes(op);
-    if (state.stashed) stash_.put(layer.number(), x_TD);
-    else if (layer >= lowest_trained_) state.x_TD = x_TD;
-    if (layer >= lowest_trained_) step.result.kept_input_bytes += static_cast<int64_t>(x_TD.nbytes());
-    step.blocks[layer.number()] = std::move(state);
+    if (state.stashed) stash_.put(stash_key(op, step), x_TD);
+    else if (traits_.goes_up(layer)) state.x_TD = x_TD;
+    if (traits_.goes_up(layer)) {
+      StepTotals& totals = step.totals;
+      totals.kept_input_bytes += static_cast<int64_t>(x_TD.nbytes());
+      totals.most_kept_input_bytes = std::max(totals.most_kept_input_bytes, totals.kept_input_bytes);
+      step.blocks[layer] = std::move(state);
+    }
   }
   return y_TD;
 }
@@ -116,9 +135,11 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
   const TraceRange range([&] { return str(layer, " up"); });
   Block& block = this->block(layer);
   PassContext& pass = step.pass;
-  BlockState state = std::exchange(step.blocks[layer.number()], BlockState());
-  if (state.stashed) state.x_TD = stash_.take(layer.number());
-  if (const int64_t below = layer.number() - 1; below >= 0 && step.blocks[below].stashed) stash_.fetch(below);
+  BlockState state = std::move(step.blocks.extract(layer).mapped());
+  if (state.stashed) state.x_TD = stash_.take(stash_key(op, step));
+  step.totals.kept_input_bytes -= static_cast<int64_t>(state.x_TD.nbytes());
+  // The next on the way up.
+  if (!step.blocks.empty() && step.blocks.rbegin()->second.stashed) stash_.fetch(stash_key(op, step) - 1);
   block.use(pass);
   const bool recompute = state.mixed.empty();
   if (recompute) {
@@ -168,7 +189,7 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
     if (needs_input_gradient(layer)) {
       gradients.in(state.leaf_x[s], [&](const at::Tensor& gradient) { d_x.push_back(gradient); });
     }
-    for (Parameter* parameter : mixing_parameters_[layer.number()]) {
+    for (Parameter* parameter : mixing_parameters_[layer]) {
       gradients.in(parameter->working, [=](const at::Tensor& gradient) { parameter->add_gradient(gradient); });
     }
     gradients.compute();
@@ -250,10 +271,14 @@ void Sweep::turn(Passage& step) {
   step.mtp = {};
   step.x_TD = at::Tensor();
   step.d_x_TD = model_.axis.reduce_scatter_rows(std::exchange(step.d_x_UD, {}));
-  if (!step.balance) return;
-  step.balance->close(hooks_.sum_over_documents);
-  step.result.balance_loss = step.balance->loss();
-  if (step.result.balance_loss.defined()) model_.axis.sum(step.result.balance_loss);
+}
+
+at::Tensor Sweep::receive(bool gradient, const Passage& step) {
+  const RankProgress::Place place(progress_, gradient ? "gradient from the next stage" : "input from the stage before");
+  const TraceRange range("receive");
+  const std::array<int64_t, 2> shape{step.batch.main.token_T.size(0), model_.blueprint.width};
+  const at::ScalarType type = model_.parameters.compute();
+  return gradient ? options_.links->receive_up(shape, type) : options_.links->receive_down(shape, type);
 }
 
 void Sweep::execute(const StepOp& op, Passage& step) {
@@ -274,7 +299,14 @@ void Sweep::execute(const StepOp& op, Passage& step) {
     case StepOp::Kind::kMtpInputGradient: mtp_input_gradient(step); break;
     case StepOp::Kind::kTurn: turn(step); break;
     case StepOp::Kind::kUp: d_x_TD = up(op, d_x_TD, stream, step); break;
-    case StepOp::Kind::kEmbedGradient: model_.embedding.add_gradient(step.batch.input_U, d_x_TD); break;
+    case StepOp::Kind::kLoads: step.balance->close(hooks_.sum_over_documents, hooks_.sum_over_stages); break;
+    case StepOp::Kind::kReceive: x_TD = receive(/*gradient=*/false, step); break;
+    case StepOp::Kind::kSend: options_.links->send_down(std::exchange(x_TD, {})); break;
+    case StepOp::Kind::kReceiveGradient: d_x_TD = receive(/*gradient=*/true, step); break;
+    case StepOp::Kind::kSendGradient: options_.links->send_up(std::exchange(d_x_TD, {})); break;
+    case StepOp::Kind::kEmbedGradient:
+      model_.embedding.add_gradient(step.batch.input_U, std::exchange(d_x_TD, {}));
+      break;
     case StepOp::Kind::kReduce: {
       const TraceRange range("reduce");
       hooks_.done(op.layer);
@@ -291,41 +323,96 @@ std::vector<FrozenSlab*> Sweep::slabs_of(const StepProgram& program) const {
   return slabs;
 }
 
-SweepResult Sweep::run(const StepBatch& batch, StepMode mode, const StepRandom& random) {
-  at::NoGradGuard no_grad;
-  const StepProgram program = step_program(model_.blueprint, {.mode = mode,
-                                                              .mtp = model_.mtp != nullptr,
-                                                              .lowest_trained = lowest_trained_,
-                                                              .keep_layers = options_.keep_layers});
-  Passage step(batch, mode, {scratch_, dequantised_, random}, model_.blocks.size());
-  if (mode == StepMode::kTrain && options_.balance.is_on()) {
-    step.balance =
-        std::make_unique<StepBalance>(options_.balance, model_.blueprint.router,
-                                      BalanceTotals{batch.global.documents, batch.global.tokens}, model_.axis);
+std::vector<Passage> Sweep::passages(std::span<const StepBatch> groups, StepMode mode, const StepRandom& random,
+                                     StepTotals& totals) {
+  std::vector<Passage> passages;
+  std::shared_ptr<StepBalance> balance;
+  for (const StepBatch& batch : groups) {
+    passages.emplace_back(batch, mode, PassContext{scratch_, dequantised_, random}, totals);
+    if (mode != StepMode::kTrain || !options_.balance.is_on()) continue;
+    if (!balance || !options_.balance.takes_whole_loads()) {
+      balance =
+          std::make_shared<StepBalance>(options_.balance, model_.blueprint.router,
+                                        BalanceTotals{batch.global.documents, batch.global.tokens, num_expert_layers()},
+                                        model_.axis, model_.parameters.device());
+    }
+    passages.back().balance = balance;
   }
+  return passages;
+}
+
+int64_t Sweep::num_expert_layers() const {
+  const Blueprint& blueprint = model_.blueprint;
+  const std::vector<LayerId> blocks = blueprint.blocks(/*with_mtp=*/false);
+  return std::count_if(blocks.begin(), blocks.end(), [&](LayerId layer) { return blueprint.has_experts(layer); });
+}
+
+SweepResult Sweep::run(std::span<const StepBatch> groups, StepMode mode, const StepRandom& random) {
+  at::NoGradGuard no_grad;
+  StepTraits traits = traits_;
+  traits.mode = mode;
+  traits.keep_layers = options_.keep_layers;
+  traits.groups = static_cast<int64_t>(groups.size());
+  const StepProgram program = step_program(model_.blueprint, traits);
+  StepTotals totals;
+  totals.groups_in_flight = groups_in_flight(traits.pipeline, traits.groups, traits.whole_loads);
+  std::vector<Passage> steps = passages(groups, mode, random, totals);
   model_.slabs->schedule(slabs_of(program));
   try {
-    for (const StepOp& op : program) execute(op, step);
+    for (const StepOp& op : program) execute(op, steps[op.group]);
+    if (options_.links != nullptr) options_.links->settle();
   } catch (...) {
     model_.slabs->abandon();
     scratch_.reset();
     throw;
   }
-  if (!step.loads.empty()) {
-    step.result.load_LE = at::stack(step.loads);
-    model_.axis.sum(step.result.load_LE);
+  return result_of(steps, totals, mode);
+}
+
+SweepResult Sweep::result_of(std::vector<Passage>& steps, const StepTotals& totals, StepMode mode) const {
+  const auto add = [](at::Tensor& sum, const at::Tensor& part) {
+    if (part.defined()) sum = sum.defined() ? sum + part : part;
+  };
+  SweepResult result;
+  result.kept_input_bytes = totals.most_kept_input_bytes;
+  std::vector<at::Tensor> loss_n;
+  const StepBalance* balance = nullptr;
+  for (const Passage& step : steps) {
+    add(result.loss_sum, step.result.loss_sum);
+    add(result.mtp_loss_sum, step.result.mtp_loss_sum);
+    if (step.result.loss_n.defined()) loss_n.push_back(step.result.loss_n);
+    if (step.balance && step.balance.get() != balance) add(result.balance_loss, step.balance->loss());
+    balance = step.balance.get();
+    result.logits_TV = step.result.logits_TV;
   }
-  return std::move(step.result);
+  if (result.balance_loss.defined()) model_.axis.sum(result.balance_loss);
+  if (!loss_n.empty()) result.loss_n = joined(loss_n);
+  if (mode != StepMode::kTrain && mode != StepMode::kRoute) return result;
+  const Blueprint& blueprint = model_.blueprint;
+  std::vector<at::Tensor> loads;
+  for (const LayerId layer : blueprint.blocks(model_.mtp != nullptr || options_.pipeline.mtp)) {
+    if (!blueprint.has_experts(layer)) continue;
+    const auto found = totals.loads.find(layer);
+    loads.push_back(
+        found != totals.loads.end()
+            ? found->second
+            : at::zeros({blueprint.router.experts}, at::TensorOptions(at::kLong).device(model_.parameters.device())));
+  }
+  if (!loads.empty()) {
+    result.load_LE = at::stack(loads);
+    model_.axis.sum(result.load_LE);
+  }
+  return result;
 }
 
-SweepResult Sweep::train(const StepBatch& batch, const StepRandom& random) {
-  return run(batch, StepMode::kTrain, random);
+SweepResult Sweep::train(std::span<const StepBatch> groups, const StepRandom& random) {
+  return run(groups, StepMode::kTrain, random);
 }
 
-SweepResult Sweep::route(const StepBatch& batch) { return run(batch, StepMode::kRoute, {}); }
+SweepResult Sweep::route(std::span<const StepBatch> groups) { return run(groups, StepMode::kRoute, {}); }
 
-SweepResult Sweep::evaluate(const StepBatch& batch) { return run(batch, StepMode::kEvaluate, {}); }
+SweepResult Sweep::evaluate(std::span<const StepBatch> groups) { return run(groups, StepMode::kEvaluate, {}); }
 
-at::Tensor Sweep::logits(const StepBatch& batch) { return run(batch, StepMode::kLogits, {}).logits_TV; }
+at::Tensor Sweep::logits(const StepBatch& batch) { return run({&batch, 1}, StepMode::kLogits, {}).logits_TV; }
 
 }  // namespace moetune

@@ -59,8 +59,12 @@ void GradientReducer::reduce_group(size_t index) {
     own = at::empty({group.shard_size()}, options);
     group.ranks().reduce_scatter_sum(own, flat);
   }
-  at::Tensor squares = wide_sum(own, /*of_squares=*/true);
-  squares_ = squares_.defined() ? squares_ + squares : squares;
+  // Behind it: both stages then go on from the same bits.
+  if (group.on_first_and_last_stage()) mesh_.ends().all_reduce_sum(own);
+  if (!group.on_first_and_last_stage() || mesh_.here().pp == 0) {
+    at::Tensor squares = wide_sum(own, /*of_squares=*/true);
+    squares_ = squares_.defined() ? squares_ + squares : squares;
+  }
   // On the compute stream: done when global_norm() has waited for it.
   gradients_[index].copy_(own, /*non_blocking=*/true);
 }
@@ -70,7 +74,8 @@ void GradientReducer::forget() { local_sum_ = squares_ = at::Tensor(); }
 double GradientReducer::global_norm(int64_t step) {
   Communicator& world = mesh_.world();
   const at::TensorOptions options = at::TensorOptions(at::kDouble).device(world.device());
-  at::Tensor own = squares_.defined() ? at::stack({local_sum_, squares_}) : at::zeros({2}, options);
+  const auto or_zero = [&](const at::Tensor& sum) { return sum.defined() ? sum : at::zeros({}, options); };
+  const at::Tensor own = at::stack({or_zero(local_sum_), or_zero(squares_)});
   forget();
   at::Tensor all = at::empty({world.size(), 2}, options);
   world.all_gather(all, own);

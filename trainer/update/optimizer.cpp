@@ -75,18 +75,15 @@ void Optimizer::step(double lr, double gradient_factor, const std::vector<at::Te
 }
 
 void Optimizer::update(size_t index, double lr, int64_t step, const at::Tensor& gradient) {
-  const FlatGroup& group = partition_.groups()[index];
   Shard& shard = shards_[index];
-  const int64_t first_b = std::clamp<int64_t>(group.first_b() - group.shard_begin(), 0, group.shard_size());
-  auto adamw = [&](int64_t first, int64_t end, double own_lr) {
-    if (first == end) return;
-    auto part = [&](const at::Tensor& whole) { return whole.narrow(0, first, end - first); };
+  for (const FlatGroup::Run& run : partition_.groups()[index].own_runs()) {
+    auto part = [&](const at::Tensor& whole) { return whole.narrow(0, run.in_shard, run.count); };
     at::_fused_adamw_({part(shard.master)}, {part(gradient)}, {part(shard.first_moment)}, {part(shard.second_moment)},
-                      {}, {at::full({}, static_cast<double>(step), at::kFloat)}, own_lr, options_.betas[0],
-                      options_.betas[1], options_.weight_decay, options_.eps, /*amsgrad=*/false, /*maximize=*/false);
-  };
-  adamw(0, first_b, lr);
-  adamw(first_b, group.shard_size(), lr * options_.lr_b_ratio);
+                      {}, {at::full({}, static_cast<double>(step), at::kFloat)},
+                      run.rule.is_b ? lr * options_.lr_b_ratio : lr, options_.betas[0], options_.betas[1],
+                      run.rule.decays ? options_.weight_decay : 0.0, options_.eps, /*amsgrad=*/false,
+                      /*maximize=*/false);
+  }
   if (!shard.working.is_same(shard.master)) shard.working.copy_(shard.master);
 }
 

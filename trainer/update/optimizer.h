@@ -26,8 +26,8 @@ struct OptimizerOptions {
   double lr_b_ratio = 1.0;  ///< learning rate of B over that of the rest (LoRA+, Hayou et al. 2024)
   std::array<double, 2> betas = {0.9, 0.999};
   double eps = 1e-8;
-  double weight_decay = 0.0;
-  bool overlap = true;  ///< false: step() returns when all is updated
+  double weight_decay = 0.0;  ///< of parameters that decay (ParameterInfo)
+  bool overlap = true;        ///< false: step() returns when all is updated
 };
 
 class Optimizer {
@@ -41,9 +41,9 @@ class Optimizer {
   /// Cuts this rank's shards out of the parameters' masters, which are released.
   Optimizer(const Partition& partition, const OptimizerOptions& options);
 
-  /// p <- p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps) with gradients times `gradient_factor`, by group of the
-  /// partition. Every number takes part, a zero gradient included. `gradients` are read and scaled until the working
-  /// copies are back.
+  /// p <- p (1 - lr wd) - lr m_hat / (sqrt(v_hat) + eps), wd 0 for what does not decay, with gradients times
+  /// `gradient_factor`, by group of the partition. Every number takes part, a zero gradient included. `gradients` are
+  /// read and scaled until the working copies are back.
   void step(double lr, double gradient_factor, const std::vector<at::Tensor>& gradients);
   /// Waits for the pending update of the layer's parameters, if any, and refreshes their working copies, in place, on
   /// every rank that holds them. Collective over the mesh.

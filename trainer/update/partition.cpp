@@ -2,26 +2,28 @@
 
 #include <algorithm>
 #include <map>
+#include <tuple>
 
 #include "parallel/device/host_memory.h"
 
 namespace moetune {
 
+namespace {
+
+UpdateRule rule_of(const Parameter& parameter) {
+  return {parameter.info().role == Role::kAdapterB, parameter.info().decays};
+}
+
+}  // namespace
+
 FlatGroup::FlatGroup(std::vector<Parameter*> parameters, Communicator& ranks) : ranks_(&ranks) {
-  std::stable_partition(parameters.begin(), parameters.end(),
-                        [](const Parameter* parameter) { return parameter->info().role != Role::kAdapterB; });
+  std::stable_sort(parameters.begin(), parameters.end(),
+                   [](const Parameter* a, const Parameter* b) { return rule_of(*a) < rule_of(*b); });
   for (Parameter* parameter : parameters) {
     members_.push_back({parameter, numel_});
     numel_ += parameter->numel();
   }
   shard_size_ = Partition::shard_numbers(numel_, ranks.size());
-}
-
-int64_t FlatGroup::first_b() const {
-  for (const Member& member : members_) {
-    if (member.parameter->info().role == Role::kAdapterB) return member.first;
-  }
-  return numel_;
 }
 
 std::vector<FlatGroup::Piece> FlatGroup::own_pieces() const {
@@ -32,6 +34,16 @@ std::vector<FlatGroup::Piece> FlatGroup::own_pieces() const {
     if (begin < end) pieces.push_back({member.parameter, begin - member.first, begin - shard_begin(), end - begin});
   }
   return pieces;
+}
+
+std::vector<FlatGroup::Run> FlatGroup::own_runs() const {
+  std::vector<Run> runs;
+  for (const Piece& piece : own_pieces()) {
+    const UpdateRule rule = rule_of(*piece.parameter);
+    if (runs.empty() || runs.back().rule != rule) runs.push_back({rule, piece.in_shard, 0});
+    runs.back().count += piece.count;
+  }
+  return runs;
 }
 
 at::Tensor FlatGroup::gathered(const at::Tensor& own_shard) const {
@@ -50,11 +62,14 @@ at::Tensor FlatGroup::view(const at::Tensor& flat, const Member& member) {
 
 Partition::Partition(ParameterSet& parameters, Mesh& mesh)
     : device_(parameters.device()), compute_(parameters.compute()) {
-  std::map<std::pair<LayerId, Replicas>, std::vector<Parameter*>> alike;
+  std::map<std::tuple<LayerId, Replicas, bool>, std::vector<Parameter*>> alike;
   for (Parameter& parameter : parameters.all()) {
-    alike[{parameter.info().layer, parameter.info().replicas}].push_back(&parameter);
+    const ParameterInfo& info = parameter.info();
+    alike[{info.layer, info.replicas, info.on_first_and_last_stage}].push_back(&parameter);
   }
-  for (auto& [kind, members] : alike) groups_.emplace_back(std::move(members), replica_group(mesh, kind.second));
+  for (auto& [kind, members] : alike) {
+    groups_.emplace_back(std::move(members), replica_group(mesh, std::get<Replicas>(kind)));
+  }
 }
 
 std::vector<at::Tensor> Partition::host_shards(at::ScalarType type) const {

@@ -6,17 +6,25 @@
 //   for (const FlatGroup& group : partition.groups()) masters.push_back(at::zeros({group.shard_size()}));
 //   at::Tensor flat = group.gathered(own);      // collective over group.ranks()
 //
-// The unit is the tensors of one layer with the same replicas: they are laid end to end as one flat vector, which is
+// The unit is the tensors of one layer on the same ranks: they are laid end to end as one flat vector, which is
 // cut into equal ranges, one a rank in the order of its group; zeros fill the last range up. A range may begin and end
 // inside a tensor.
 #pragma once
 
+#include <compare>
 #include <vector>
 
 #include "parallel/base/ceil_div.h"
 #include "trainer/update/replica_groups.h"
 
 namespace moetune {
+
+/// What the optimizer's settings of a tensor depend on.
+struct UpdateRule {
+  bool is_b = false;  ///< the learning rate of B
+  bool decays = true;
+  auto operator<=>(const UpdateRule&) const = default;
+};
 
 class FlatGroup {
  public:
@@ -33,20 +41,29 @@ class FlatGroup {
     int64_t count;     ///< above zero
   };
 
+  /// Numbers of this rank's range that are updated alike.
+  struct Run {
+    UpdateRule rule;
+    int64_t in_shard;
+    int64_t count;  ///< above zero
+  };
+
   FlatGroup(std::vector<Parameter*> parameters, Communicator& ranks);
 
   LayerId layer() const { return members_.front().parameter->info().layer; }
+  /// ParameterInfo says so of all members, or of none.
+  bool on_first_and_last_stage() const { return members_.front().parameter->info().on_first_and_last_stage; }
   Communicator& ranks() const { return *ranks_; }
-  /// Maps B after all others: a shard has at most two learning rates.
+  /// By update rule, those of one rule beside each other: a shard is a few runs.
   const std::vector<Member>& members() const { return members_; }
   /// Numbers of a shard, the same on every rank, and of the whole flat vector, filling included.
   int64_t shard_size() const { return shard_size_; }
   int64_t flat_size() const { return shard_size_ * ranks_->size(); }
   /// The flat number that this rank's shard begins with.
   int64_t shard_begin() const { return shard_size_ * ranks_->rank(); }
-  /// Where the first map B begins; the end of the last tensor if there is none.
-  int64_t first_b() const;
   std::vector<Piece> own_pieces() const;
+  /// All of the shard but the filling, in order.
+  std::vector<Run> own_runs() const;
 
   /// The whole flat vector on the device, from every rank's shard (host or device). Collective over ranks().
   at::Tensor gathered(const at::Tensor& own_shard) const;

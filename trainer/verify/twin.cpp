@@ -13,6 +13,7 @@ constexpr int64_t kMaxTokens = 24;
 constexpr int64_t kSequences = 6;  // over four data ranks the shares differ, over eight some have none
 constexpr int64_t kVocab = 250;    // four parts: 63, 63, 63, 61
 constexpr int64_t kHeads = 8;
+constexpr size_t kLayers = 4;  // a pipeline's stage each, at the most
 
 AttentionSpec small(const AttentionSpec& given) {
   AttentionSpec attention = given;
@@ -35,13 +36,13 @@ AttentionSpec small(const AttentionSpec& given) {
   return attention;
 }
 
-/// The first layer of each kind, and more of the last kind where that makes fewer than three.
+/// The first layer of each kind, and more of the last kind where that makes fewer than kLayers.
 std::vector<LayerSpec> some_of_each(const std::vector<LayerSpec>& given) {
   std::vector<LayerSpec> layers;
   for (const LayerSpec& layer : given) {
     if (std::find(layers.begin(), layers.end(), layer) == layers.end()) layers.push_back(layer);
   }
-  while (layers.size() < 3) layers.push_back(layers.back());
+  while (layers.size() < kLayers) layers.push_back(layers.back());
   return layers;
 }
 

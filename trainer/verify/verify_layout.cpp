@@ -24,25 +24,55 @@ struct Layout {
   ShardScope shard = ShardScope::kNone;
   bool streamed = false;
   int64_t buffer_rows = 0;
+  int64_t groups = 0;  ///< of documents; 0: auto
 
   std::string text() const {
-    return str("dp ", mesh.dp, " x ep ", mesh.ep, " x tp ", mesh.tp, mesh.expert_tp > 1 ? ", experts too" : "",
-               shard == ShardScope::kAll ? ", sharded" : "", streamed ? ", from host" : "",
-               buffer_rows > 0 ? str(", rounds of ", buffer_rows) : "");
+    return str(mesh.pp > 1 ? str("pp ", mesh.pp, " x ") : "", "dp ", mesh.dp, " x ep ", mesh.ep, " x tp ", mesh.tp,
+               mesh.expert_tp > 1 ? ", experts too" : "", shard == ShardScope::kAll ? ", sharded" : "",
+               streamed ? ", from host" : "", buffer_rows > 0 ? str(", rounds of ", buffer_rows) : "",
+               groups > 0 ? str(", ", groups, groups == 1 ? " group" : " groups") : "");
   }
 };
 
-/// One of each kind of trouble: every axis alone and with each other, shards, streaming and rounds.
+/// One of each kind of trouble: every axis alone and with each other, shards, streaming, rounds and groups.
 const std::vector<Layout>& usual_layouts() {
   constexpr ShardScope kNone = ShardScope::kNone, kAll = ShardScope::kAll;
   static const std::vector<Layout> kLayouts = {
-      {{1, 1, 1, 1}, kNone, true, 0},     {{1, 2, 1, 1}, kAll, false, 0},    {{1, 1, 2, 1}, kNone, false, 5},
-      {{1, 1, 1, 2}, kNone, true, 0},     {{1, 2, 1, 1}, kAll, true, 0},     {{1, 1, 1, 2}, kAll, false, 0},
-      {{1, 4, 1, 1}, kAll, false, 0},     {{1, 1, 4, 1}, kNone, false, 0},   {{1, 1, 1, 4}, kAll, true, 0},
-      {{1, 2, 2, 1}, kAll, false, 7},     {{1, 2, 1, 2}, kAll, true, 0},     {{1, 1, 2, 2}, kNone, false, 5},
-      {{1, 2, 2, 2}, kAll, false, 0},     {{1, 1, 8, 1}, kAll, false, 0},    {{1, 1, 4, 2}, kNone, true, 9},
-      {{1, 4, 2, 1}, kAll, true, 0},      {{1, 2, 1, 4}, kAll, false, 0},    {{1, 1, 1, 2, 2}, kNone, false, 0},
-      {{1, 1, 2, 2, 2}, kNone, false, 5}, {{1, 1, 1, 4, 4}, kNone, true, 0}, {{1, 2, 2, 2, 2}, kAll, false, 0},
+      {{1, 1, 1, 1}, kNone, true, 0},
+      {{1, 2, 1, 1}, kAll, false, 0},
+      {{1, 1, 2, 1}, kNone, false, 5},
+      {{1, 1, 1, 2}, kNone, true, 0},
+      {{1, 2, 1, 1}, kAll, true, 0},
+      {{1, 1, 1, 2}, kAll, false, 0},
+      {{1, 4, 1, 1}, kAll, false, 0},
+      {{1, 1, 4, 1}, kNone, false, 0},
+      {{1, 1, 1, 4}, kAll, true, 0},
+      {{1, 2, 2, 1}, kAll, false, 7},
+      {{1, 2, 1, 2}, kAll, true, 0},
+      {{1, 1, 2, 2}, kNone, false, 5},
+      {{1, 2, 2, 2}, kAll, false, 0},
+      {{1, 1, 8, 1}, kAll, false, 0},
+      {{1, 1, 4, 2}, kNone, true, 9},
+      {{1, 4, 2, 1}, kAll, true, 0},
+      {{1, 2, 1, 4}, kAll, false, 0},
+      {{1, 1, 1, 2, 2}, kNone, false, 0},
+      {{1, 1, 2, 2, 2}, kNone, false, 5},
+      {{1, 1, 1, 4, 4}, kNone, true, 0},
+      {{1, 2, 2, 2, 2}, kAll, false, 0},
+      // Pipelines: with one group, several, more than there are documents; beside every other axis.
+      {{2, 1, 1, 1}, kNone, false, 0, 3},
+      {{2, 1, 1, 1}, kNone, true, 0, 1},
+      {{2, 2, 1, 1}, kAll, false, 0, 2},
+      {{2, 1, 2, 1}, kNone, false, 5, 2},
+      {{2, 1, 1, 2}, kNone, false, 0, 4},
+      {{3, 1, 1, 1}, kNone, false, 0, 40},
+      {{4, 1, 1, 1}, kNone, true, 0, 6},
+      {{4, 2, 1, 1}, kAll, true, 0, 3},
+      {{2, 1, 2, 2}, kAll, false, 0, 3},
+      {{2, 2, 2, 1}, kAll, true, 7, 0},
+      {{4, 1, 2, 1}, kNone, false, 0, 2},
+      {{4, 1, 1, 2}, kNone, false, 0, 5},
+      {{2, 1, 1, 2, 2}, kNone, false, 0, 2},
   };
   return kLayouts;
 }
@@ -60,7 +90,9 @@ Layout parse_layout(const std::string& text) {
     const std::string key = item.substr(0, equals), value = equals == std::string::npos ? "" : item.substr(equals + 1);
     const bool is_number =
         !value.empty() && value.size() < 9 && value.find_first_not_of("0123456789") == std::string::npos;
-    int64_t* number = key == "dp"            ? &layout.mesh.dp
+    int64_t* number = key == "pp"            ? &layout.mesh.pp
+                      : key == "pp_groups"   ? &layout.groups
+                      : key == "dp"          ? &layout.mesh.dp
                       : key == "ep"          ? &layout.mesh.ep
                       : key == "tp"          ? &layout.mesh.tp
                       : key == "expert_tp"   ? &layout.mesh.expert_tp
@@ -71,9 +103,10 @@ Layout parse_layout(const std::string& text) {
     else if (key == "shard" && (on || value == "none")) layout.shard = on ? ShardScope::kAll : ShardScope::kNone;
     else if (key == "offload" && (on || value == "none")) layout.streamed = on;
     else {
-      throw UserError(str("--layout ", text, ": '", item,
-                          "' is not understood; allowed: dp=N, ep=N, tp=N, expert_tp=N, buffer_rows=N, shard=none|all, "
-                          "offload=none|all, joined by commas"));
+      throw UserError(
+          str("--layout ", text, ": '", item,
+              "' is not understood; allowed: pp=N, pp_groups=N, dp=N, ep=N, tp=N, expert_tp=N, buffer_rows=N, "
+              "shard=none|all, offload=none|all, joined by commas"));
     }
   }
   require_sound_experts(layout.mesh, "--layout " + text);
@@ -90,9 +123,10 @@ std::vector<Layout> layouts(const Recipe& recipe, const std::vector<std::string>
     }
   }
   if (!asked.empty()) return chosen;
-  const MeshShape own{1, recipe.mesh.dp.value_or(1), recipe.mesh.ep, recipe.mesh.tp, recipe.mesh.expert_tp};
+  const MeshShape own{recipe.mesh.pp, recipe.mesh.dp.value_or(1), recipe.mesh.ep, recipe.mesh.tp,
+                      recipe.mesh.expert_tp};
   require_sound_experts(own, recipe.origin("mesh.expert_tp") + ": mesh");
-  if (own.num_ranks() > 1 && own.num_ranks() <= world_size) chosen.push_back({own, recipe.mesh.shard, false, 0});
+  if (own.num_ranks() > 1 && own.num_ranks() <= world_size) chosen.push_back({own, recipe.mesh.shard, false, 0, 0});
   for (const Layout& layout : usual_layouts()) {
     if (layout.mesh.num_ranks() <= world_size) chosen.push_back(layout);
   }
@@ -107,9 +141,31 @@ struct Outcome {
   std::string digest;
 };
 
+/// Of all stages, in the order of the layers.
+std::vector<at::Tensor> correction_biases(Assembly& run) {
+  std::vector<at::Tensor> biases;
+  if (!run.blueprint.router.correction_bias) return biases;
+  for (const LayerId layer : run.blueprint.blocks(run.sweep_options.pipeline.mtp)) {
+    if (!run.blueprint.has_experts(layer)) continue;
+    at::Tensor bias =
+        at::zeros({run.blueprint.router.experts}, at::TensorOptions(accumulate_dtype(run.compute)).device(run.device));
+    if (run.model->stage.holds(layer)) bias.copy_(run.model->block(layer).router()->bias());
+    run.mesh->pp().all_reduce_sum(bias);
+    biases.push_back(bias.cpu());
+  }
+  return biases;
+}
+
 Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   Recipe recipe = twin.recipe;
-  recipe.mesh = {1, layout.mesh.dp, layout.mesh.ep, layout.mesh.tp, layout.mesh.expert_tp, layout.shard};
+  recipe.mesh = {};
+  recipe.mesh.pp = layout.mesh.pp;
+  if (layout.groups > 0) recipe.mesh.pp_groups = layout.groups;
+  recipe.mesh.dp = layout.mesh.dp;
+  recipe.mesh.ep = layout.mesh.ep;
+  recipe.mesh.tp = layout.mesh.tp;
+  recipe.mesh.expert_tp = layout.mesh.expert_tp;
+  recipe.mesh.shard = layout.shard;
   if (layout.streamed) recipe.offload = {{OffloadFrozen::Kind::kAll, 0}, ActivationTier::kHost};
   if (layout.buffer_rows > 0) recipe.exchange.buffer_rows = layout.buffer_rows;
   Assembly run = assemble_on(std::make_unique<Mesh>(launch, layout.mesh), recipe, twin.blueprint, launch);
@@ -124,9 +180,7 @@ Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   std::vector<at::Tensor> masters;
   for (const Optimizer::Shard& shard : stepper.optimizer().shards()) masters.push_back(shard.master);
   outcome.trained = whole_tensors(stepper.partition(), masters, *run.mesh);
-  for (const Block& block : run.model->blocks) {
-    if (block.has_correction_bias()) outcome.biases.push_back(block.router()->bias().cpu());
-  }
+  outcome.biases = correction_biases(run);
   outcome.digest = frozen_digest(*run.model, *run.mesh);
   return outcome;
 }
@@ -163,7 +217,7 @@ int verify_layout(const Recipe& recipe, const std::vector<std::string>& asked, L
     std::printf("a tiny twin of the run: %ld trained tensors, %ld steps in fp64, on one rank loss %.6f -> %.6f\n\n",
                 static_cast<long>(expected.trained.size()), static_cast<long>(twin.steps), expected.losses.front(),
                 expected.losses.back());
-    std::printf("%-52s %5s  %-8s %-9s %-8s %-8s %s\n", "largest relative difference from one rank", "ranks", "losses",
+    std::printf("%-62s %5s  %-8s %-9s %-8s %-8s %s\n", "largest relative difference from one rank", "ranks", "losses",
                 "gradients", "trained", "biases", "frozen weights");
   }
   int64_t failed = 0;
@@ -183,7 +237,7 @@ int verify_layout(const Recipe& recipe, const std::vector<std::string>& asked, L
                         biases <= kTolerance && same_frozen;
     failed += !agrees;
     if (!speaks) continue;
-    std::printf("%-52s %5ld  %-8.1e %-9.1e %-8.1e %-8.1e %s%s\n", layout.text().c_str(),
+    std::printf("%-62s %5ld  %-8.1e %-9.1e %-8.1e %-8.1e %s%s\n", layout.text().c_str(),
                 static_cast<long>(layout.mesh.num_ranks()), losses, gradients.distance, trained.distance, biases,
                 same_frozen ? "same" : "DIFFER", agrees ? "" : "   <- WRONG");
     if (!agrees && !(gradients.distance <= kTolerance)) {

@@ -2,6 +2,11 @@
 
 #include <ATen/ATen.h>
 
+#include <sstream>
+
+#include "parallel/base/error.h"
+#include "parallel/comm/gathered_text.h"
+
 namespace moetune {
 namespace {
 
@@ -13,6 +18,35 @@ at::Tensor put_together(const at::Tensor& own, int64_t dim, int64_t first, int64
   whole.narrow(dim, first, own.size(dim)).copy_(own);
   group.all_reduce_sum(whole);
   return whole;
+}
+
+/// The tensors of all stages, on the ranks of each.
+std::map<std::string, at::Tensor> of_all_stages(std::map<std::string, at::Tensor> own, Communicator& pp,
+                                                at::TensorOptions options) {
+  if (pp.size() == 1) return own;
+  std::string names;
+  for (const auto& [name, tensor] : own) {
+    names += name;
+    for (const int64_t size : tensor.sizes()) names += str(" ", size);
+    names += "\n";
+  }
+  std::map<std::string, at::Tensor> all;
+  const std::vector<std::string> texts = gathered_text(pp, names);
+  for (int stage = 0; stage < pp.size(); ++stage) {
+    std::istringstream lines(texts[stage]);
+    for (std::string line; std::getline(lines, line);) {
+      std::istringstream words(line);
+      std::string name;
+      words >> name;
+      std::vector<int64_t> shape;
+      for (int64_t size = 0; words >> size;) shape.push_back(size);
+      at::Tensor tensor = at::empty(shape, options);
+      if (stage == pp.rank()) tensor.copy_(own.at(name));
+      pp.broadcast(tensor, stage);
+      all[name] = tensor.cpu();
+    }
+  }
+  return all;
 }
 
 }  // namespace
@@ -33,7 +67,8 @@ std::map<std::string, at::Tensor> whole_tensors(const Partition& partition, cons
       whole[info.name] = tensor.cpu().clone();
     }
   }
-  return whole;
+  return of_all_stages(std::move(whole), mesh.pp(),
+                       at::TensorOptions(partition.wide_dtype()).device(partition.device()));
 }
 
 }  // namespace moetune

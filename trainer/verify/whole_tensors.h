@@ -12,7 +12,7 @@
 namespace moetune {
 
 /// `shards`: this rank's, by group of the partition. Stacks over experts come as one tensor [E, ...] under the name
-/// with '*'. On the CPU, the same on every rank. Collective over the mesh.
+/// with '*'. On the CPU, those of all stages on every rank. Collective over the mesh.
 std::map<std::string, at::Tensor> whole_tensors(const Partition& partition, const std::vector<at::Tensor>& shards,
                                                 Mesh& mesh);
 

@@ -14,6 +14,17 @@ from transformers.modeling_layers import MtpLayer
 AROUND = ("enorm.", "hnorm.", "eh_proj.", "post_norm.")  # the decoder layer
 
 
+def shared_copies(stored):
+    """Embedding and head of the module by name where they equal the trunk's, whose they then are: {copy: the trunk's}."""
+    mains = {".embed_tokens.weight": "model.embed_tokens.weight", ".shared_head.head.weight": "lm_head.weight"}
+    return {
+        name: main
+        for name, tensor in stored.items()
+        for end, main in mains.items()
+        if name.startswith("model.layers.") and name.endswith(end) and torch.equal(tensor, stored[main])
+    }
+
+
 class Module:
     def __init__(self, network, layout):
         self.config, self.layout = network.config, layout

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, Llama4ForCausalLM
 
 import adapter_files
 import held_weights
+import parts
 import reference
 from families import FAMILIES, checkpoint, deepseek_v2_equations, mtp
 
@@ -111,8 +112,12 @@ class Oracle:
             self.network = deepseek_v2_equations.Network(checkpoint.text_settings(folder), self.dtype)
         else:
             self.network = TransformersNetwork(folder, layout, self.dtype, self.with_mtp)
-        held = held_weights.held(checkpoint.maps(self.family, folder, self.with_mtp), config["base"])
+        stored = checkpoint.maps(self.family, folder, self.with_mtp)
+        shared = mtp.shared_copies(stored)
+        trained = {name: tensor for name, tensor in stored.items() if self.trains(name) and name not in shared}
+        held = held_weights.held(stored, config["base"]) | trained
         self.weights = {name: tensor.to(self.dtype) for name, tensor in held.items()}
+        self.weights |= {copy: self.weights[main] for copy, main in shared.items()}
         self.leaves, self.adapter = {}, None
         if config["adapter"]:
             self.adapter = adapter_files.read(config["adapter"]["from"])
@@ -120,16 +125,18 @@ class Oracle:
             for path, (A_RI, B_OR) in self.pairs.items():
                 self.leaves[path + ".lora_A.weight"] = A_RI.to(self.dtype)
                 self.leaves[path + ".lora_B.weight"] = B_OR.to(self.dtype)
-            if config["router_train"] == "full":
-                self.leaves |= {
-                    name: tensor
-                    for name, tensor in self.weights.items()
-                    if adapter_files.is_router(name) or name.endswith(".router.bias")
-                }
-        else:
-            self.leaves = {name: tensor for name, tensor in self.weights.items() if not name.endswith(CORRECTION_BIAS)}
+        self.leaves |= {name: self.weights[name] for name in trained}
         for leaf in self.leaves.values():
             leaf.requires_grad_()
+
+    def trains(self, name):
+        """Whether the tensor itself trains."""
+        named = self.config["parts"]
+        if named == "auto":
+            named = [] if self.config["adapter"] else parts.ALL
+        if self.config["router_train"] == "full":
+            named = [*named, "router"]
+        return not name.endswith(CORRECTION_BIAS) and parts.part(name) in named
 
     def effective(self):
         """The maps as functions of the leaves."""
