@@ -125,6 +125,14 @@ PipelinePlace stage_of_two(int64_t stage) {
   return {.stage = stage, .stages = 2, .layers = stages_of({2, 1}).at(stage), .mtp = true};
 }
 
+/// A dense layer and seven of experts, for pipelines of four stages.
+Blueprint eight_layers() {
+  Blueprint blueprint = three_layers();
+  blueprint.layers.resize(8, blueprint.layers.back());
+  blueprint.num_mtp_layers = 0;
+  return blueprint;
+}
+
 std::vector<std::string> texts(const StepProgram& program) {
   std::vector<std::string> ops;
   for (const StepOp& op : program) ops.push_back(to_string(op));
@@ -182,9 +190,7 @@ TEST_CASE("a stage receives and sends in place of what others do, one forward on
 
 TEST_CASE("stage s of P holds the inputs of at most P - s groups, and goes through each layer once a group and way",
           "[step_program]") {
-  Blueprint blueprint = three_layers();
-  blueprint.layers.resize(8, blueprint.layers.back());
-  blueprint.num_mtp_layers = 0;
+  const Blueprint blueprint = eight_layers();
   const std::vector<Stage> stages = stages_of({2, 2, 3, 1});
   for (const int64_t groups : {1, 2, 3, 4, 9}) {
     for (const bool whole_loads : {false, true}) {
@@ -218,9 +224,7 @@ TEST_CASE("stage s of P holds the inputs of at most P - s groups, and goes throu
 // Every stage does the next thing that it can: none waits for ever, and the longest chain of turns is G + P - 1 on each
 // way.
 TEST_CASE("stages that do what their programs say meet in every send", "[step_program]") {
-  Blueprint blueprint = three_layers();
-  blueprint.layers.resize(8, blueprint.layers.back());
-  blueprint.num_mtp_layers = 0;
+  const Blueprint blueprint = eight_layers();
   const std::vector<Stage> stages = stages_of({2, 2, 3, 1});
   for (const int64_t groups : {1, 2, 3, 4, 9}) {
     for (const bool whole_loads : {false, true}) {
