@@ -161,12 +161,6 @@ int64_t FrozenSlabs::kept_bytes() const {
   return bytes;
 }
 
-void FrozenSlabs::schedule(const std::vector<FrozenSlab*>& uses) {
-  std::vector<int> numbers;
-  for (const FrozenSlab* slab : uses) numbers.push_back(slab->number());
-  store_.schedule(numbers);
-}
-
 void FrozenSlabs::abandon() {
   for (FrozenSlab& slab : slabs_) {
     for (const FrozenSlab::Held& one : slab.held_) one.weight->unbind();

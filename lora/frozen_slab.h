@@ -128,8 +128,6 @@ class FrozenSlabs {
   ~FrozenSlabs();
 
   FrozenSlab& add(SlabKind kind, LayerId layer, int64_t units, SlabUnits of = {});
-  /// The order of a pass; see WeightStore.
-  void schedule(const std::vector<FrozenSlab*>& uses);
   /// Ends whatever use a pass that failed has left open.
   void abandon();
   std::deque<FrozenSlab>& all() { return slabs_; }

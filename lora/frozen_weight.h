@@ -50,7 +50,7 @@ class FrozenWeight {
   /// Dense form of units first .. first + count - 1, written to a new place of `scratch`: [count, O, I].
   at::Tensor dense_units(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const;
   /// The same written to out_eOI [count, O, I], whose units and rows may lie apart by multiples of 16 bytes; `scratch`
-  /// gives what is needed besides. Not of a weight that is held dense.
+  /// gives what is needed besides.
   void dense_units_into(int64_t first, int64_t count, at::Tensor out_eOI, Scratch& scratch,
                         DequantCounters& counters) const;
   void release() { dense_ = at::Tensor(); }

@@ -1,5 +1,5 @@
-// One linear map per expert, applied to rows grouped by expert: frozen and adapted, or trained itself; with a bias or
-// without.
+// One linear map per expert, applied to rows grouped by expert: frozen and adapted, or trained itself, all of them or
+// some; with a bias or without.
 //
 //   at::Tensor w = gate.dense(first, count, scratch, counters);  // a chunk of experts, dequantised once a pass
 //   at::Tensor y_XO = gate.forward(x_XI, w, chunk, token_X, random);
@@ -8,33 +8,38 @@
 //
 // Forward and backward are plain functions: the caller orders them between autograd segments and token exchanges. They
 // are made of pieces, with which several maps of the same rows share a product (grouped_maps.h).
+//
+// Where some experts train, all of them are held frozen as well: what trains is laid over the dense form of a chunk, so
+// that products are as grouped as ever, and of the chunk's rows those experts' alone make gradients.
 #pragma once
 
 #include <memory>
 
 #include "lora/adapters/adapter.h"
+#include "lora/expert_chunk.h"
 #include "lora/frozen_weight.h"
-#include "lora/grouped_mm.h"
 
 namespace moetune {
 
-/// A run of experts first .. first + count - 1 of this rank and their rows, numbered from the run's first row.
-struct ExpertChunk {
-  int64_t first = 0;
-  int64_t count = 0;
-  int64_t first_row = 0;
-  RowGroups groups;
+/// Numbers of this rank's experts that train: of some of its experts, those that lie in `experts` (expert_chunk.h), a
+/// row of the parameter each.
+struct TrainedExperts {
+  Parameter* rows = nullptr;  ///< null: nothing trains
+  std::vector<int64_t> experts = {};
+  static TrainedExperts all(Parameter& rows);
 };
 
-/// A bias of each map of a stack, [e, O] in compute dtype: none, frozen or trained.
+/// A bias of each map of a stack, [e, O] in compute dtype: none, frozen, trained, or of some experts trained.
 class GroupedBias {
  public:
   GroupedBias() = default;
   explicit GroupedBias(at::Tensor frozen_eO) : values_eO_(std::move(frozen_eO)) {}
-  explicit GroupedBias(Parameter& trained) : trained_(&trained) {}
+  explicit GroupedBias(Parameter& trained) : trained_(TrainedExperts::all(trained)) {}
+  /// From here on these train, in the place of what is frozen.
+  void train(TrainedExperts some) { trained_ = std::move(some); }
 
-  bool defined() const { return trained_ != nullptr || values_eO_.defined(); }
-  Parameter* trained() const { return trained_; }
+  bool defined() const { return trained() != nullptr || values_eO_.defined(); }
+  Parameter* trained() const { return trained_.rows; }
   /// The bias that each row of the chunk gets: [X, O].
   at::Tensor rows(const ExpertChunk& chunk) const;
   /// d b_e += sum of w dy over the rows of e, where it trains. `weight_X1` undefined: 1.
@@ -42,7 +47,7 @@ class GroupedBias {
 
  private:
   at::Tensor values_eO_;
-  Parameter* trained_ = nullptr;
+  TrainedExperts trained_;
 };
 
 class GroupedLinear {
@@ -53,6 +58,10 @@ class GroupedLinear {
 
   /// Dense weights of `count` experts from `first`: [count, O, I].
   at::Tensor dense(int64_t first, int64_t count, Scratch& scratch, DequantCounters& counters) const;
+  /// Whether dense() of these takes them from the scratch, not from where they are held. Then they can be written to
+  /// out_eOI too, as FrozenWeight::dense_units_into() does.
+  bool makes_dense(int64_t first, int64_t count) const;
+  void dense_into(int64_t first, at::Tensor out_eOI, Scratch& scratch, DequantCounters& counters) const;
 
   /// y = x W_e^T + s (drop(x) A_e^T) B_e^T + w b_e. token_X: global tokens of the rows, read under dropout only.
   /// `bias_weight_X1`: w, a factor of each row's bias; undefined: 1.
@@ -77,12 +86,15 @@ class GroupedLinear {
                      const ExpertChunk& chunk, const at::Tensor& token_X, const StepRandom& random,
                      const at::Tensor& bias_weight_X1);
   /// Whether gradients take the map's input.
-  bool needs_input() const { return adapter_ != nullptr || trained_ != nullptr; }
+  bool needs_input() const { return adapter_ != nullptr || trained() != nullptr; }
   /// d w = <dy, b_e> of each row, [X] in `dtype`; only with a bias.
   at::Tensor bias_weight_gradient(const at::Tensor& dy_XO, const ExpertChunk& chunk, at::ScalarType dtype) const;
 
   /// Gives the stack an adapter that it was made without.
   void adapt(std::unique_ptr<Adapter> adapter) { adapter_ = std::move(adapter); }
+  /// From here on these experts train, in the place of their frozen weights; their biases.
+  void train(TrainedExperts some) { trained_ = std::move(some); }
+  void train_bias(TrainedExperts some) { bias_.train(std::move(some)); }
   /// Leaves the bias to another rank: of a map that is cut by its inputs the parts' outputs are summed, and one part
   /// alone adds it. Its gradient is nothing here.
   void leave_bias() { adds_bias_ = false; }
@@ -92,34 +104,18 @@ class GroupedLinear {
 
   FrozenWeight* frozen() const { return frozen_.get(); }
   Adapter* adapter() const { return adapter_.get(); }
-  Parameter* trained() const { return trained_; }
-  bool trains() const { return adapter_ != nullptr || trained_ != nullptr || bias_.trained() != nullptr; }
+  Parameter* trained() const { return trained_.rows; }
+  bool trains() const { return needs_input() || bias_.trained() != nullptr; }
   /// Of each map, as held here.
-  int64_t outputs() const { return trained_ != nullptr ? trained_->working.size(1) : frozen_->shape().held_outputs(); }
-  int64_t inputs() const { return trained_ != nullptr ? trained_->working.size(2) : frozen_->shape().held_inputs(); }
+  int64_t outputs() const { return frozen_ ? frozen_->shape().held_outputs() : trained()->working.size(1); }
+  int64_t inputs() const { return frozen_ ? frozen_->shape().held_inputs() : trained()->working.size(2); }
   /// Scratch elements of one expert's dense weight: 0 where it is held dense.
   int64_t scratch_elements_per_expert() const;
 
  private:
-  /// The rows of a chunk whose experts have adapters, and the adapter's part that they go through.
-  struct AdaptedRows {
-    int64_t first = 0, count = 0;  ///< rows of the stacks A and B
-    RowGroups groups;
-    at::Tensor row_X;  ///< int64; undefined: all rows of the chunk
-    at::Tensor of(const at::Tensor& rows_X) const {
-      return row_X.defined() && rows_X.defined() ? rows_X.index_select(0, row_X) : rows_X;
-    }
-    /// target += scale * delta at these rows
-    void add_to(at::Tensor target, const at::Tensor& delta, double scale) const {
-      row_X.defined() ? target.index_add_(0, row_X, delta, scale) : target.add_(delta, scale);
-    }
-    at::Tensor of_stack(const at::Tensor& stack) const { return stack.narrow(0, first, count); }
-  };
-  AdaptedRows adapted_rows(const ExpertChunk& chunk) const;
-
   std::unique_ptr<FrozenWeight> frozen_;
   std::unique_ptr<Adapter> adapter_;
-  Parameter* trained_ = nullptr;
+  TrainedExperts trained_;
   GroupedBias bias_;
   bool adds_bias_ = true;
 };

@@ -101,7 +101,8 @@ GroupedMaps::Dense GroupedMaps::dense(const ExpertChunk& chunk, const StepRandom
     dense.all_eOI = maps_[0]->dense(chunk.first, e, scratch, counters);
     return dense;
   }
-  if (!std::all_of(maps_.begin(), maps_.end(), made_dense)) {
+  const auto is_made = [&](const GroupedLinear* map) { return made_dense(map) && map->makes_dense(chunk.first, e); };
+  if (!std::all_of(maps_.begin(), maps_.end(), is_made)) {
     for (const GroupedLinear* map : maps_) {
       dense.apart_eOI.push_back(map->dense(chunk.first, e, scratch, counters));
     }
@@ -112,8 +113,7 @@ GroupedMaps::Dense GroupedMaps::dense(const ExpertChunk& chunk, const StepRandom
   dense.all_eOI = stack.narrow(1, 0, O).narrow(2, 0, I);
   int64_t first = 0;
   for (size_t i = 0; i < maps_.size(); ++i) {
-    maps_[i]->frozen()->dense_units_into(chunk.first, e, dense.all_eOI.narrow(1, first, outputs_[i]), scratch,
-                                         counters);
+    maps_[i]->dense_into(chunk.first, dense.all_eOI.narrow(1, first, outputs_[i]), scratch, counters);
     first += outputs_[i];
   }
   if (R == 0) return dense;

@@ -86,9 +86,10 @@ bool are_alike(const Blueprint& blueprint, const std::vector<LinearMap>& a, cons
   const auto of = [&](const std::vector<LinearMap>& maps) { return blueprint.layer(maps.at(0).layer); };
   const auto same = [](const LinearMap& x, const LinearMap& y) {
     if (x.outputs != y.outputs || x.inputs != y.inputs || x.stack != y.stack) return false;
-    if (x.trained != y.trained || x.adapter.has_value() != y.adapter.has_value()) return false;
+    if (x.trained != y.trained || x.trained_experts != y.trained_experts) return false;
+    if (x.adapter.has_value() != y.adapter.has_value()) return false;
     return !x.adapter || (x.adapter->rank == y.adapter->rank && x.adapter->dropout == y.adapter->dropout &&
-                          x.adapter->experts == y.adapter->experts && x.adapter->top_experts == y.adapter->top_experts);
+                          x.adapter->experts == y.adapter->experts);
   };
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), same) && of(a) == of(b);
 }
@@ -145,10 +146,12 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
 int64_t block_scratch_elements(const std::vector<LinearMap>& maps, const PassTraits& traits, int64_t chunk_experts) {
   int64_t elements = chunk_experts * folded_scratch_elements(maps, traits);
   for (const LinearMap& map : maps) {
-    if (map.trained) continue;  // dense as it is
+    if (!map.is_held_frozen()) continue;  // dense as it is
     const FrozenShape shape{held_format(map, traits.parts.base), map.units(chunk_experts), map.outputs, map.inputs,
                             traits.parts.cut_of(map)};
-    elements += shape.scratch_elements(traits.compute);
+    const int64_t made_dense = shape.scratch_elements(traits.compute);
+    // What trains is laid over a copy of what is held dense.
+    elements += made_dense == 0 && map.trained ? shape.units * shape.held_elements() : made_dense;
   }
   return elements;
 }

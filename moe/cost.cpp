@@ -24,7 +24,11 @@ double forward_flops(const LinearMap& map) {
 double backward_flops(const LinearMap& map) {
   const auto outputs = static_cast<double>(map.outputs), inputs = static_cast<double>(map.inputs);
   const double adapter = map.adapter ? 4.0 * static_cast<double>(map.adapter->rank) * (outputs + inputs) : 0.0;
-  return (map.trained ? 4.0 : 2.0) * outputs * inputs + adapter;
+  double trained = map.trained ? 1.0 : 0.0;
+  if (map.trained && map.stack > 0) {
+    trained = static_cast<double>(map.trained_experts.count(map.stack)) / static_cast<double>(map.stack);
+  }
+  return (2.0 + 2.0 * trained) * outputs * inputs + adapter;
 }
 
 template <typename Visit>

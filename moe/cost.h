@@ -40,10 +40,11 @@ struct PassTraits {
 /// One way through a part, a row.
 struct Work {
   // Floating-point operations of products, two a multiplication with addition.
-  double dense = 0.0;          ///< in compute dtype
-  double grouped = 0.0;        ///< over rows grouped by expert
-  double attention = 0.0;      ///< queries with keys and probabilities with values
-  double scores = 0.0;         ///< of the router, fp32 results
+  double dense = 0.0;      ///< in compute dtype
+  double grouped = 0.0;    ///< over rows grouped by expert
+  double attention = 0.0;  ///< queries with keys and probabilities with values
+  double scores = 0.0;     ///< of the router, fp32 results
+  double products() const { return dense + grouped + attention + scores; }
   double touched_bytes = 0.0;  ///< device memory read and written by what is no product: norms, activations, gathers
   double tensor_axis_bytes = 0.0, exchange_bytes = 0.0;  ///< sent by this rank
 
@@ -58,7 +59,8 @@ struct PartCost {
   int64_t transient_of_long = 0;  ///< the same where the slice is one long document
 };
 
-/// Of one row through a map, or through one of a stack, and through its adapter: forward; d x and what trains.
+/// Of one row through a map, or through one of a stack, and through its adapter: forward; d x and what trains. Where
+/// some of a stack train, a row is of one that does as often as there are such among all.
 double forward_flops(const LinearMap& map);
 double backward_flops(const LinearMap& map);
 

@@ -34,6 +34,7 @@ MatrixCut TensorParts::expert_features(const Blueprint& blueprint, int64_t index
 
 LinearMap linear_map(const TensorSpec& tensor, AdapterTargets* targets, const TrainedParts& parts) {
   LinearMap map{tensor, tensor.shape.at(0), tensor.shape.at(1), std::nullopt, parts.trains(tensor)};
+  if (map.trained) map.trained_experts = parts.experts_of(tensor);
   if (targets != nullptr && tensor.held == Held::kLinear) {
     map.adapter = targets->match(tensor.leaf(), tensor.group, tensor.layer, tensor.stack);
   }

@@ -41,6 +41,9 @@ struct LinearMap : TensorSpec {
   int64_t inputs = 0;   ///< I
   std::optional<AdapterSpec> adapter;
   bool trained = false;  ///< its own weight trains; otherwise it is frozen, with the adapter beside it or without
+  StackExperts trained_experts = {};  ///< of a stack that trains: those that do; all are held frozen unless all do
+  /// Whether a rank holds it, or all experts of it, as it was read.
+  bool is_held_frozen() const { return !trained || !trained_experts.are_all(); }
 
   /// Matrices that a rank with `local_experts` experts of each layer holds.
   int64_t units(int64_t local_experts) const { return stack > 0 ? local_experts : 1; }

@@ -59,11 +59,12 @@ class Builder {
     }
     const TensorsByRole tensors(blueprint_.tensors(options_.with_mtp));
     const Stage& stage = model_.stage;
-    if (stage.is_first() || (stage.is_last() && shares_embedding())) {
+    if (stage.has_embedding(blueprint_, options_.with_mtp)) {
       model_.embedding = embedding(of_vocabulary(tensors.at(TensorRole::kEmbedding)));
     }
     for (const LayerId layer : stage.blocks(blueprint_, /*with_mtp=*/false)) add_block(layer);
     if (stage.is_last()) add_end(tensors);
+    for (const LayerId layer : {LayerId::embedding(), blueprint_.turn()}) options_.loaded(layer, model_.parameters);
     if (options_.targets == nullptr) return;
     // A target may match in other stages alone.
     for (const LayerId layer : blueprint_.blocks(options_.with_mtp)) {
@@ -104,9 +105,9 @@ class Builder {
   }
   /// Whether the first and the last stage, two of them, hold it.
   bool shared_by_stages(const TensorSpec& tensor) const {
-    return tensor.role == TensorRole::kEmbedding && !model_.stage.is_whole() && shares_embedding();
+    return tensor.role == TensorRole::kEmbedding && !model_.stage.is_whole() &&
+           end_uses_embedding(blueprint_, options_.with_mtp);
   }
-  bool shares_embedding() const { return blueprint_.tied_embeddings || options_.with_mtp; }
   at::Tensor norm(const TensorSpec& tensor) { return plain(tensor).held; }
 
   /// This rank's rows of an embedding or a head [V, D].
@@ -129,8 +130,8 @@ class Builder {
 
   /// A new slab for those of these maps that are frozen; null where all of them train.
   FrozenSlab* slab(SlabKind kind, LayerId layer, const std::vector<TensorSpec>& maps) {
-    const auto trains = [&](const TensorSpec& map) { return options_.trained.trains(map); };
-    if (std::all_of(maps.begin(), maps.end(), trains)) return nullptr;
+    const auto freezes = [&](const TensorSpec& map) { return options_.trained.freezes(map); };
+    if (std::none_of(maps.begin(), maps.end(), freezes)) return nullptr;
     if (kind == SlabKind::kDense) return &model_.slabs->add(kind, layer, /*units=*/1, SlabUnits{});
     const ExpertPlacement& placement = options_.placement;
     return &model_.slabs->add(kind, layer, placement.count, SlabUnits{placement.first, placement.total});
@@ -231,22 +232,65 @@ class Builder {
                                        std::move(output_gate_1D));
   }
 
-  /// Of this rank's experts, those outputs that it holds.
-  GroupedBias grouped_bias(const TensorSpec& tensor) {
+  /// What of a layer's experts trains itself: their maps or the biases of these. Keeps nothing of the builder, so that
+  /// loads may choose its experts when the model is built.
+  struct TrainedStack {
+    TensorSpec tensor;
+    ParameterInfo info;  ///< over all experts
+    MatrixCut cut;
+    ExpertPlacement placement;
+    at::ScalarType wide;
+    WeightSource* source;
+    ParameterSet* parameters;
+
+    /// The parameter of those of `experts` (empty: all) that this rank holds.
+    TrainedExperts make(const std::vector<int64_t>& experts) const {
+      ParameterInfo own = info;
+      own.hold_experts(experts);
+      TrainedExperts trained{nullptr, local_experts(experts, placement.first, placement.count)};
+      std::vector<int64_t> shape = tensor.shape;
+      shape.front() = cut.outputs(shape.front());
+      if (shape.size() > 1) shape.back() = cut.inputs(shape.back());
+      shape.insert(shape.begin(), static_cast<int64_t>(trained.experts.size()));
+      at::Tensor stack = at::empty(shape, wide);
+      for (size_t row = 0; row < trained.experts.size(); ++row) {
+        const std::string name = expert_name(tensor.name, placement.first + trained.experts[row]);
+        stack[static_cast<int64_t>(row)].copy_(part_of_expert(source->read(name, tensor.shape), cut));
+      }
+      trained.rows = &parameters->add(own, stack);
+      return trained;
+    }
+  };
+  /// The part of an expert's map or bias.
+  static at::Tensor part_of_expert(const at::Tensor& whole, const MatrixCut& cut) {
+    if (whole.dim() > 1) return cut.part_of(whole);
+    return whole.narrow(0, cut.first_output(whole.size(0)), cut.outputs(whole.size(0)));
+  }
+  TrainedStack trained_stack(const TensorSpec& tensor) {
+    ParameterInfo info = stack_of(tensor, tensor.name);
+    const MatrixCut cut = cut_of(tensor);
+    if (cut.cuts_outputs()) info.hold_part(1, cut.first_output(tensor.shape.front()), tensor.shape.front());
+    if (cut.cuts_inputs()) info.hold_part(2, cut.first_input(tensor.shape.back()), tensor.shape.back());
+    return {tensor, info, cut, options_.placement, accumulate_dtype(options_.compute), &source_, &model_.parameters};
+  }
+  /// Calls `make` with the experts, now or when they are chosen.
+  void when_chosen(LayerId layer, const StackExperts& experts,
+                   std::function<void(const std::vector<int64_t>& experts)> make) {
+    if (experts.are_open()) model_.open_stacks.push_back({layer, experts.top, std::move(make)});
+    else make(experts.listed);
+  }
+
+  /// Frozen biases of this rank's experts, those outputs that it holds.
+  GroupedBias frozen_bias(const TensorSpec& tensor) {
     const ExpertPlacement& placement = options_.placement;
     const MatrixCut cut = cut_of(tensor);
-    const int64_t outputs = tensor.shape.at(0), first = cut.first_output(outputs), held = cut.outputs(outputs);
     std::vector<at::Tensor> rows;
     for (int64_t e = placement.first; e < placement.first + placement.count; ++e) {
-      rows.push_back(source_.read(expert_name(tensor.name, e), tensor.shape).narrow(0, first, held));
-    }
-    if (options_.trained.trains(tensor)) {
-      ParameterInfo info = stack_of(tensor, tensor.name);
-      if (cut.cuts_outputs()) info.hold_part(1, first, outputs);
-      return GroupedBias(model_.parameters.add(info, at::stack(rows).to(accumulate_dtype(options_.compute))));
+      rows.push_back(part_of_expert(source_.read(expert_name(tensor.name, e), tensor.shape), cut));
     }
     const at::Tensor bias_eO = at::stack(rows).to(options_.device, options_.compute);
-    const TensorPart part = cut.cuts_outputs() ? TensorPart{0, first, outputs} : TensorPart{};
+    const int64_t outputs = tensor.shape.front();
+    const TensorPart part = cut.cuts_outputs() ? TensorPart{0, cut.first_output(outputs), outputs} : TensorPart{};
     for (int64_t e = 0; e < placement.count; ++e) {
       model_.plain.push_back({expert_name(tensor.name, placement.first + e), bias_eO[e], part, /*of_expert=*/true});
     }
@@ -264,33 +308,44 @@ class Builder {
 
   std::unique_ptr<GroupedLinear> grouped(const TensorSpec& tensor, const TensorSpec* bias_tensor, FrozenSlab* slab) {
     const ExpertPlacement& placement = options_.placement;
-    GroupedBias bias = bias_tensor != nullptr ? grouped_bias(*bias_tensor) : GroupedBias();
+    const TrainedParts& parts = options_.trained;
+    GroupedBias bias;
+    if (bias_tensor != nullptr) {
+      bias = parts.freezes(*bias_tensor) ? frozen_bias(*bias_tensor)
+                                         : GroupedBias(*trained_stack(*bias_tensor).make({}).rows);
+    }
     const LinearMap map = map_of(tensor);
-    ParameterInfo info = stack_of(map, name_of(map));
-    info.joint_name = map.joint_module;
-    const MatrixCut cut = cut_of(map);
+    if (!map.is_held_frozen()) {
+      return std::make_unique<GroupedLinear>(*trained_stack(tensor).make({}).rows, std::move(bias));
+    }
+    auto stack =
+        std::make_unique<GroupedLinear>(frozen(map, placement.count, *slab), /*adapter=*/nullptr, std::move(bias));
+    GroupedLinear* const own = stack.get();
+    if (bias_tensor != nullptr && parts.trains(*bias_tensor)) {
+      when_chosen(map.layer, map.trained_experts,
+                  [own, of_bias = trained_stack(*bias_tensor)](const std::vector<int64_t>& experts) {
+                    own->train_bias(of_bias.make(experts));
+                  });
+    }
     if (map.trained) {
-      if (cut.cuts_outputs()) info.hold_part(1, cut.first_output(map.outputs), map.outputs);
-      if (cut.cuts_inputs()) info.hold_part(2, cut.first_input(map.inputs), map.inputs);
-      at::Tensor stack = at::empty({placement.count, cut.outputs(map.outputs), cut.inputs(map.inputs)},
-                                   accumulate_dtype(options_.compute));
-      for (int64_t e = 0; e < placement.count; ++e) {
-        stack[e].copy_(cut.part_of(source_.read(expert_name(map.name, placement.first + e), map.shape)));
-      }
-      return std::make_unique<GroupedLinear>(model_.parameters.add(info, stack), std::move(bias));
+      when_chosen(map.layer, map.trained_experts,
+                  [own, of_map = trained_stack(tensor)](const std::vector<int64_t>& experts) {
+                    own->train(of_map.make(experts));
+                  });
     }
-    auto weight = frozen(map, placement.count, *slab);
-    if (map.adapter && map.adapter->top_experts > 0) {
-      auto open = std::make_unique<GroupedLinear>(std::move(weight), nullptr, std::move(bias));
-      model_.open_adapters.push_back({open.get(), *map.adapter, info, placement.count, map.outputs, map.inputs, cut});
-      return open;
-    }
-    std::unique_ptr<Adapter> adapter;
     if (map.adapter) {
-      adapter = std::make_unique<Adapter>(*map.adapter, info, placement.count, map.outputs, map.inputs, options_.seed,
-                                          model_.parameters, cut);
+      ParameterInfo info = stack_of(map, map.module());
+      info.joint_name = map.joint_module;
+      when_chosen(
+          map.layer, map.adapter->experts,
+          [own, map, info, cut = cut_of(map), local = placement.count, seed = options_.seed,
+           parameters = &model_.parameters](const std::vector<int64_t>& experts) {
+            AdapterSpec spec = *map.adapter;
+            spec.experts = {experts};
+            own->adapt(std::make_unique<Adapter>(spec, info, local, map.outputs, map.inputs, seed, *parameters, cut));
+          });
     }
-    return std::make_unique<GroupedLinear>(std::move(weight), std::move(adapter), std::move(bias));
+    return stack;
   }
 
   std::unique_ptr<Attention> attention(const AttentionSpec& spec, const TensorsByRole& tensors, FrozenSlab* slab) {
@@ -347,7 +402,7 @@ class Builder {
     load(parts.dense_slab);
     load(parts.expert_slab);
     model_.blocks.emplace_back(std::move(parts), blueprint_.norm_eps);
-    if (options_.loaded) options_.loaded(layer);
+    options_.loaded(layer, model_.parameters);
   }
 
   void add_experts(LayerId layer, const TensorsByRole& tensors, BlockParts& parts) {
@@ -456,18 +511,16 @@ int64_t Model::scratch_elements() const {
   return most;
 }
 
-void Model::adapt_experts(const ExpertsOfLayers& experts) {
-  for (const OpenAdapter& open : open_adapters) {
-    const auto chosen = experts.find(open.info.layer.number());
-    MT_CHECK(chosen != experts.end() && static_cast<int64_t>(chosen->second.size()) == open.spec.top_experts,
-             open.info.name, ": no choice of ", open.spec.top_experts, " experts");
-    AdapterSpec spec = open.spec;
-    spec.top_experts = 0;
-    spec.experts = chosen->second;
-    open.map->adapt(std::make_unique<Adapter>(spec, open.info, open.local_experts, open.outputs, open.inputs, seed,
-                                              parameters, open.cut));
+void Model::choose_experts(const ExpertsOfLayers& experts, const std::function<void(LayerId, ParameterSet&)>& made) {
+  for (size_t i = 0; i < open_stacks.size(); ++i) {
+    const OpenStack& open = open_stacks[i];
+    const auto chosen = experts.find(open.layer.number());
+    MT_CHECK(chosen != experts.end() && static_cast<int64_t>(chosen->second.size()) == open.count, open.layer,
+             ": no choice of ", open.count, " experts");
+    open.chosen(chosen->second);
+    if (i + 1 == open_stacks.size() || open_stacks[i + 1].layer != open.layer) made(open.layer, parameters);
   }
-  open_adapters.clear();
+  open_stacks.clear();
 }
 
 std::unique_ptr<Model> build_model(const Blueprint& blueprint, WeightSource& source, const ModelOptions& options) {

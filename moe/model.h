@@ -30,6 +30,7 @@ namespace moetune {
 struct ModelOptions {
   at::Device device = at::kCPU;
   at::ScalarType compute = at::kFloat;
+  std::optional<at::ScalarType> gradients = {};  ///< of layers' trained matrices; none: wide
   BaseFormat base = BaseFormat::kNf4;
   TrainedParts trained;                       ///< train themselves; all else is frozen
   AdapterTargets* targets = nullptr;          ///< frozen maps that get adapters; null: none
@@ -45,16 +46,15 @@ struct ModelOptions {
   bool with_mtp = false;
   int64_t head_chunk_rows = 1024;
   int64_t expert_chunk_bytes = int64_t{2} << 30;  ///< dense weights of the experts that are in use at a time
-  std::function<void(LayerId)> loaded;            ///< called after each layer, for progress
+  /// Called after each layer, with all parameters so far.
+  std::function<void(LayerId, ParameterSet&)> loaded = [](LayerId, ParameterSet&) {};
 };
 
-/// A stack's adapter that waits for the choice of its experts.
-struct OpenAdapter {
-  GroupedLinear* map = nullptr;
-  AdapterSpec spec;  ///< without the experts
-  ParameterInfo info;
-  int64_t local_experts = 0, outputs = 0, inputs = 0;
-  MatrixCut cut;
+/// A stack's adapter, or weights of it that train, that wait for the choice of their experts.
+struct OpenStack {
+  LayerId layer;
+  int64_t count = 0;                                        ///< of experts, to be chosen
+  std::function<void(const std::vector<int64_t>&)> chosen;  ///< makes it, of these
 };
 
 struct PlainTensor {
@@ -70,9 +70,8 @@ struct Model {
       : blueprint(blueprint),
         rope(blueprint.rotary, options.device),
         stage(options.stage.value_or(Stage::whole(blueprint))),
-        parameters(options.device, options.compute),
-        axis(options.axis),
-        seed(options.seed) {}
+        parameters(options.device, options.compute, options.gradients),
+        axis(options.axis) {}
 
   const Blueprint blueprint;
   Rope rope;
@@ -94,11 +93,12 @@ struct Model {
   /// Those of one kind in one layer; null: it has none.
   FrozenSlab* slab(SlabKind kind, LayerId layer) const;
   std::unique_ptr<FrozenSlabs> own_slabs;
-  /// Adapters that loads choose the experts of; until adapt_experts() they are not there.
-  std::vector<OpenAdapter> open_adapters;
-  /// Makes them, of these experts: each layer with one must be among them.
-  void adapt_experts(const ExpertsOfLayers& experts);
-  uint64_t seed = 0;  ///< of adapters
+  /// What loads choose the experts of; until choose_experts() it is not there, and all experts are as they were read.
+  std::vector<OpenStack> open_stacks;
+  /// Makes it, of these experts: each layer with such a stack must be among them. Weights that train are read now, from
+  /// the source that the model was built from.
+  /// `made` is called with a layer, and all parameters so far, when its own are there.
+  void choose_experts(const ExpertsOfLayers& experts, const std::function<void(LayerId, ParameterSet&)>& made);
 
   /// Those of embedding, head, norms, biases and routers that are frozen, held as they are.
   std::vector<PlainTensor> plain;
@@ -106,7 +106,8 @@ struct Model {
 
 /// Builds the model tensor by tensor: each frozen weight is packed as soon as it is read. Throws UserError for a
 /// missing tensor or a wrong shape, a target that matches nothing, and what a checkpoint lacks for MTP. Tied embeddings
-/// train as one parameter of the embedding's, which the head's gradient is added to on the way.
+/// train as one parameter of the embedding's, which the head's gradient is added to on the way. Where loads choose
+/// experts whose weights train, the source outlives their choice.
 std::unique_ptr<Model> build_model(const Blueprint& blueprint, WeightSource& source, const ModelOptions& options);
 
 }  // namespace moetune

@@ -197,7 +197,7 @@ StackedMaps stacked(const std::vector<LinearMap>& maps, bool down, const PassTra
     if (!map.adapter) continue;
     found.rank += map.adapter->rank;
     found.drops = found.drops || map.adapter->dropout > 0.0;
-    suits = suits && map.adapter->rank % 8 == 0 && map.adapter->experts.empty() && map.adapter->top_experts == 0;
+    suits = suits && map.adapter->rank % 8 == 0 && map.adapter->experts.are_all();
   }
   found.folds = suits && found.rank > 0;
   return found;
@@ -219,7 +219,7 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
   const int64_t D = blueprint.width, K = blueprint.router.top_k, size = traits.element_bytes();
   const int64_t F = traits.parts.expert_features(blueprint).outputs(blueprint.experts.width);
   const bool weighs_input = blueprint.experts.weight_acts == ExpertSpec::WeightActs::kInput;
-  bool adapted = false, trained = false;
+  bool adapted = false, trained = false, some_train = false;
   double forward = 0.0, backward = 0.0, again = 0.0;  // of one routed row
   int64_t adapted_elements = 0;                       // that products for the gradients of A and B read and write
   for (const LinearMap& map : maps) {
@@ -229,6 +229,7 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
     if (map.role != TensorRole::kDown) again += forward_flops(map);
     adapted = adapted || map.adapter;
     trained = trained || map.trained;
+    some_train = some_train || (map.trained && map.is_held_frozen());
     if (map.adapter) adapted_elements += 3 * map.inputs + 2 * map.outputs;
   }
   ExpertsCost cost;
@@ -263,8 +264,9 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
     hidden += F;  // h again
   }
   if (trained) hidden += F;
-  if (!traits.on_gpu()) hidden += 4 * F;     // what activation and gradients are made of
-  if (weighs_input) wide += D, hidden += D;  // x before and behind its weight
+  if (some_train) wide += D + 2 * F, hidden += D + F;  // their rows, apart, and the gradients of these
+  if (!traits.on_gpu()) hidden += 4 * F;               // what activation and gradients are made of
+  if (weighs_input) wide += D, hidden += D;            // x before and behind its weight
   if (blueprint.experts.biases) wide += D, hidden += 2 * F;
   cost.chunk = size * std::max(wide, hidden);
   cost.kept = size * 2 * F + 8 + 8 + size + (traits.on_gpu() ? 4 : 0);

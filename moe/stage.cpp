@@ -11,11 +11,17 @@ bool Stage::holds(LayerId layer) const {
   return layer == LayerId::embedding() ? is_first() : is_last();
 }
 
+bool Stage::has_embedding(const Blueprint& blueprint, bool with_mtp) const {
+  return is_first() || (is_last() && end_uses_embedding(blueprint, with_mtp));
+}
+
 std::vector<LayerId> Stage::blocks(const Blueprint& blueprint, bool with_mtp) const {
   std::vector<LayerId> blocks = blueprint.blocks(with_mtp);
   std::erase_if(blocks, [this](LayerId layer) { return !holds(layer); });
   return blocks;
 }
+
+bool end_uses_embedding(const Blueprint& blueprint, bool with_mtp) { return with_mtp || blueprint.tied_embeddings; }
 
 std::vector<Stage> stages_of(const std::vector<int64_t>& blocks) {
   const int64_t all = std::accumulate(blocks.begin(), blocks.end(), int64_t{0});

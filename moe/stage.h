@@ -26,6 +26,8 @@ class Stage {
   /// Of the trunk.
   int64_t num_blocks() const { return end_ - first_; }
   bool holds(LayerId layer) const;
+  /// The first stage has the embedding, and the last too where what ends the model uses it.
+  bool has_embedding(const Blueprint& blueprint, bool with_mtp) const;
   /// The blocks here from the first to the last; `with_mtp`: on the last stage the MTP module's behind them.
   std::vector<LayerId> blocks(const Blueprint& blueprint, bool with_mtp) const;
   bool operator==(const Stage&) const = default;
@@ -33,6 +35,9 @@ class Stage {
  private:
   int64_t first_, end_, num_blocks_;
 };
+
+/// Whether what ends a model uses its embedding: a head that is tied to it, the MTP module.
+bool end_uses_embedding(const Blueprint& blueprint, bool with_mtp);
 
 /// The stages of a trunk of which each holds so many blocks.
 std::vector<Stage> stages_of(const std::vector<int64_t>& blocks);

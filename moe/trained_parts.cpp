@@ -25,10 +25,16 @@ TrainedParts TrainedParts::all() {
 }
 
 std::string to_string(const TrainedParts& parts) {
-  if (parts == TrainedParts::all()) return "all parts";
+  const std::string experts = parts.experts().are_all() ? "" : to_string(parts.experts_);
+  if (parts.parts_ == TrainedParts::all().parts_) {
+    return experts.empty() ? "all parts" : str("all parts (experts: ", experts, ")");
+  }
   std::string text;
   for (size_t i = 0; i < kWords.size(); ++i) {
-    if (parts.has(static_cast<ModelPart>(i))) text += str(text.empty() ? "" : ", ", kWords[i]);
+    const auto part = static_cast<ModelPart>(i);
+    if (!parts.has(part)) continue;
+    text += str(text.empty() ? "" : ", ", kWords[i]);
+    if (part == ModelPart::kExperts && !experts.empty()) text += str(" (", experts, ")");
   }
   return text;
 }

@@ -3,6 +3,8 @@
 //
 //   const TrainedParts parts({ModelPart::kAttention, ModelPart::kNorms});
 //   parts.trains(tensor);                        // a parameter, or held as it was read
+//   TrainedParts some({ModelPart::kExperts});
+//   some.narrow_experts({ExpertChoice::Kind::kTop, {}, 8});   // of each layer eight experts, the others stay frozen
 //
 // Biases belong to the part of their map, sinks to attention, the gate of a shared expert to that expert. Of the MTP
 // module the block's tensors, its norms, embedding and head belong to the parts of their kind, and its projection to
@@ -16,6 +18,7 @@
 #include <string_view>
 #include <vector>
 
+#include "lora/adapters/narrowing.h"
 #include "moe/blueprint.h"
 
 namespace moetune {
@@ -41,14 +44,25 @@ class TrainedParts {
   bool none() const { return parts_ == 0; }
   bool operator==(const TrainedParts&) const = default;
 
-  /// Whether the tensor's own numbers train.
+  /// Of the part `experts` these alone train.
+  void narrow_experts(ExpertChoice choice) { experts_ = std::move(choice); }
+  /// Which that are.
+  StackExperts experts() const { return experts_.of_stack(); }
+
+  /// Whether the tensor's own numbers train; of a stack those of some experts at least.
   bool trains(const TensorSpec& tensor) const { return !none() && tensor.held != Held::kBias && has(part_of(tensor)); }
+  /// Of a tensor that trains, one of a stack: of which experts.
+  StackExperts experts_of(const TensorSpec& tensor) const { return tensor.stack > 0 ? experts() : StackExperts(); }
+  /// Whether any of its numbers are frozen.
+  bool freezes(const TensorSpec& tensor) const { return !trains(tensor) || !experts_of(tensor).are_all(); }
 
  private:
+  friend std::string to_string(const TrainedParts& parts);
   uint32_t parts_ = 0;
+  ExpertChoice experts_;
 };
 
-/// "attention, norms"; "all parts"; empty for none.
+/// "attention, norms"; "all parts"; "experts (top 8), router"; empty for none.
 std::string to_string(const TrainedParts& parts);
 
 /// The parts that a model has, with_mtp those of its MTP module among them. A tied embedding is a head too.

@@ -110,7 +110,7 @@ class Assembler {
             const AssemblyOptions& options = {})
       : recipe_(recipe), blueprint_(blueprint), launch_(launch), speaks_(speaks), options_(options) {}
 
-  Assembly assemble(std::unique_ptr<Mesh> mesh, std::optional<int64_t> rows) {
+  Assembly assemble(std::unique_ptr<Mesh> mesh, const StepRows& rows) {
     Assembly run;
     run.blueprint = blueprint_;
     require_correction_bias(recipe_, run.blueprint);
@@ -132,7 +132,11 @@ class Assembler {
     run.plan = run.stage_plans.at(run.mesh->here().pp);
     run.groups = run.plan.pipeline.groups;
     run.links = std::make_unique<StageLinks>(launch_, *run.mesh);
-    run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, recipe_.mesh.shard);
+    const TrainedParts trained = trained_parts(recipe_);
+    run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, recipe_.mesh.shard, /*uncut=*/!trained.none());
+    run.trained = std::make_unique<TrainedSlabs>(
+        *run.mesh, *run.shards, *run.store,
+        recipe_.offload.trained == OffloadTier::kHost ? SlabTier::kHost : SlabTier::kDevice);
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;
     auto source = random ? make_random_weights(run.blueprint, static_cast<uint64_t>(recipe_.run.seed), run.device)
                          : in_disk_layout(open_pretrained(recipe_.model.path), run.blueprint);
@@ -145,8 +149,9 @@ class Assembler {
     ModelOptions options;
     options.device = run.device;
     options.compute = run.compute;
+    options.gradients = gradient_dtype(recipe_);
     options.base = recipe_.model.base;
-    options.trained = trained_parts(recipe_);
+    options.trained = trained;
     options.targets = recipe_.adapter ? run.targets.get() : nullptr;
     options.router_adapter = router_adapter(recipe_);
     const int64_t local_experts = run.blueprint.router.experts / shape.ep;
@@ -161,23 +166,28 @@ class Assembler {
     options.head_chunk_rows = options_.head_chunk_rows;
     options.expert_chunk_bytes = options_.expert_chunk_bytes;
     LoadProgress progress(*source, run.cache.get(), *options.stage, run.blueprint, options.with_mtp);
-    if (speaks_) options.loaded = [&](LayerId layer) { progress(layer); };
+    options.loaded = [&](LayerId layer, ParameterSet& parameters) {
+      run.trained->take(parameters.of_layer(layer));
+      if (speaks_ && layer.is_block()) progress(layer);
+    };
     {
       const ThriftyHeap heap;
       run.model = build_model(run.blueprint, *source, options);
     }
     run.load = most_of_any_rank({source->bytes_read(), run.cache ? run.cache->found_bytes() : 0,
                                  run.cache ? run.cache->written_bytes() : 0, progress.elapsed_s()});
+    if (!run.model->open_stacks.empty()) run.source = std::move(source);
     if (run.cache) say_complaints(*run.cache, run.mesh->world());
     if (speaks_) log_info(load_text(run.load, random));
 
     run.sweep_options.keep_layers = run.plan.kept_layers;
-    run.sweep_options.stash_inputs = recipe_.offload.activations == ActivationTier::kHost;
+    run.sweep_options.stash_inputs = recipe_.offload.activations == OffloadTier::kHost;
     run.sweep_options.mtp_weight = recipe_.mtp.loss_weight;
     run.sweep_options.balance = balance_spec(recipe_, run.blueprint);
     run.sweep_options.poison_released = options_.poison_released;
     run.sweep_options.pipeline = run.plan.pipeline.place(run.plan.stage);
     run.sweep_options.links = run.links.get();
+    run.sweep_options.trained = run.trained.get();
     run.sweep_options.lowest_trained = lowest_trained(run.blueprint, recipe_);
     return run;
   }
@@ -214,6 +224,12 @@ SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& 
 
 TensorAxis expert_axis(Mesh& mesh) { return mesh.shape().expert_tp > 1 ? TensorAxis(mesh.tp()) : TensorAxis(); }
 
+void choose_experts(Assembly& run, const ExpertsOfLayers& experts) {
+  run.model->choose_experts(
+      experts, [&](LayerId layer, ParameterSet& parameters) { run.trained->take(parameters.of_layer(layer)); });
+  run.source.reset();
+}
+
 void load_adapter_from(const Recipe& recipe, Assembly& run) {
   if (!recipe.adapter || !recipe.adapter->from) return;
   const AdapterRecipe& adapter = *recipe.adapter;
@@ -237,7 +253,7 @@ void set_up_process(const Recipe& recipe, Launch& launch) {
   choose_determinism(recipe);
 }
 
-Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows, const AssemblyOptions& options) {
+Assembly assemble(const Recipe& recipe, Launch& launch, const StepRows& rows, const AssemblyOptions& options) {
   set_up_process(recipe, launch);
   const Blueprint blueprint = load_blueprint(recipe.model.path);
   auto mesh = std::make_unique<Mesh>(launch, mesh_shape(recipe, blueprint, launch.world_size()));
@@ -245,7 +261,7 @@ Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> r
 }
 
 Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const Blueprint& blueprint, Launch& launch) {
-  return Assembler(recipe, blueprint, launch, /*speaks=*/false).assemble(std::move(mesh), std::nullopt);
+  return Assembler(recipe, blueprint, launch, /*speaks=*/false).assemble(std::move(mesh), {});
 }
 
 }  // namespace moetune

@@ -15,6 +15,7 @@
 #include "trainer/recipe/recipe_meaning.h"
 #include "trainer/state/weight_cache.h"
 #include "trainer/sweep/sweep.h"
+#include "trainer/update/trained_slabs.h"
 
 namespace moetune {
 
@@ -29,7 +30,10 @@ struct Assembly {
   std::unique_ptr<SlabCache> cache;  ///< null: none is asked for
   std::unique_ptr<FrozenSlabs> slabs;
   std::unique_ptr<AdapterTargets> targets;
+  /// Of weights that train once loads have chosen their experts; null: all are read.
+  std::unique_ptr<WeightSource> source;
   std::unique_ptr<Model> model;
+  std::unique_ptr<TrainedSlabs> trained;  ///< where weights that train lie
   WeightLoad load;
   SweepOptions sweep_options;
   at::Device device = at::kCPU;
@@ -52,14 +56,15 @@ SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& 
 /// The ranks that share each of this rank's experts: its tensor axis, or itself alone.
 TensorAxis expert_axis(Mesh& mesh);
 /// Chooses the device and threads, makes the mesh, plans memory and builds the model, reading weights with progress on
-/// rank 0. `rows`: tokens of the fullest rank in its fullest step, where they are known. Collective over the job.
+/// rank 0. `rows`: those of the run's data, where they are known. Collective over the job.
 /// Throws UserError for what recipe, checkpoint and mesh do not agree on.
-Assembly assemble(const Recipe& recipe, Launch& launch, std::optional<int64_t> rows = std::nullopt,
-                  const AssemblyOptions& options = {});
+Assembly assemble(const Recipe& recipe, Launch& launch, const StepRows& rows = {}, const AssemblyOptions& options = {});
 /// The same for a model and a mesh that are not the recipe's own, saying nothing.
 Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const Blueprint& blueprint, Launch& launch);
+/// Completes a model of which something waits for the choice of its experts.
+void choose_experts(Assembly& run, const ExpertsOfLayers& experts);
 /// Masters and working copies as the adapter in the folder adapter.from has them, where the recipe names one. Adapters
-/// whose experts loads choose must be there by then (Model::adapt_experts). Collective over the stages.
+/// whose experts loads choose must be there by then (choose_experts). Collective over the stages.
 void load_adapter_from(const Recipe& recipe, Assembly& run);
 /// Chooses device, threads and determinism as the recipe says. Once, before anything is made on the device.
 void set_up_process(const Recipe& recipe, Launch& launch);

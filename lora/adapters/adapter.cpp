@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 
 #include "lora/adapters/counter_random.h"
 #include "lora/adapters/dropout_kernels.h"
@@ -14,19 +13,6 @@ namespace moetune {
 double adapter_scale(double alpha, int64_t rank, bool rslora) {
   const auto wide_rank = static_cast<double>(rank);
   return alpha / (rslora ? std::sqrt(wide_rank) : wide_rank);
-}
-
-int64_t AdapterSpec::adapted(int64_t total) const {
-  if (top_experts > 0) return std::min(top_experts, total);
-  return experts.empty() ? total : static_cast<int64_t>(experts.size());
-}
-
-int64_t AdapterSpec::adapted_of_rank(int64_t total, int64_t local) const {
-  if (experts.empty()) return std::min(adapted(total), local);
-  std::map<int64_t, int64_t> of_rank;
-  int64_t most = 0;
-  for (const int64_t expert : experts) most = std::max(most, ++of_rank[expert / local]);
-  return most;
 }
 
 AdapterTargets::AdapterTargets(Options options)
@@ -58,8 +44,7 @@ std::optional<AdapterSpec> AdapterTargets::match(const std::string& leaf, const 
   spec.scale = adapter_scale(options_.alpha, spec.rank, options_.rslora);
   if (stack == 0) return spec;
   most_experts_ = std::max(most_experts_, stack);
-  if (options_.experts.kind == ExpertChoice::Kind::kListed) spec.experts = options_.experts.listed();
-  if (options_.experts.kind == ExpertChoice::Kind::kTop) spec.top_experts = options_.experts.top;
+  spec.experts = options_.experts.of_stack();
   return spec;
 }
 
@@ -134,20 +119,9 @@ Adapter::Adapter(const AdapterSpec& spec, const ParameterInfo& info, int64_t loc
   a_info.joint_experts = b_info.joint_experts = info.joint_name.empty() ? 0 : info.num_experts;
   const bool stacked = info.num_experts > 0;
   if (stacked) {
-    const int64_t first = info.first_expert;
-    for (int64_t e = 0; e < local_experts; ++e) {
-      if (spec.experts.empty() || std::binary_search(spec.experts.begin(), spec.experts.end(), first + e)) {
-        experts_.push_back(e);
-      }
-    }
-    if (!spec.experts.empty()) {
-      const auto begin = std::lower_bound(spec.experts.begin(), spec.experts.end(), first);
-      for (ParameterInfo* own : {&a_info, &b_info}) {
-        own->experts = spec.experts;
-        own->num_experts = static_cast<int64_t>(spec.experts.size());
-        own->first_expert = begin - spec.experts.begin();
-      }
-    }
+    MT_CHECK(!spec.experts.are_open(), info.name, ": its experts are not chosen yet");
+    experts_ = moetune::local_experts(spec.experts.listed, info.first_expert, local_experts);
+    for (ParameterInfo* own : {&a_info, &b_info}) own->hold_experts(spec.experts.listed);
   }
   const auto rows = static_cast<int64_t>(experts_.size());
   const int64_t held_inputs = cut.inputs(inputs), held_outputs = cut.outputs(outputs);

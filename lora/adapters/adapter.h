@@ -23,15 +23,9 @@ double adapter_scale(double alpha, int64_t rank, bool rslora);
 
 struct AdapterSpec {
   int64_t rank = 0;
-  double scale = 1.0;                 ///< adapter_scale()
-  double dropout = 0.0;               ///< probability that an input feature of the adapter is dropped
-  std::vector<int64_t> experts = {};  ///< of a stack: those that have adapters, in order; empty: all
-  int64_t top_experts = 0;  ///< of a stack: how many will have them once loads have chosen them; 0: it is known
-
-  /// Of a stack of `total` experts those with adapters.
-  int64_t adapted(int64_t total) const;
-  /// Of them the most that any rank with `local` of these experts holds.
-  int64_t adapted_of_rank(int64_t total, int64_t local) const;
+  double scale = 1.0;         ///< adapter_scale()
+  double dropout = 0.0;       ///< probability that an input feature of the adapter is dropped
+  StackExperts experts = {};  ///< of a stack: those that have adapters
 };
 
 /// Which linear maps get an adapter, and which. Counts what it matched, so that a target without a match is an error.
@@ -103,7 +97,7 @@ class Adapter {
   /// Of a stack: the experts of A and B, in order, numbered among those of this rank.
   const std::vector<int64_t>& experts() const { return experts_; }
   /// Of a stack: whether every expert has one, whatever rank holds it.
-  bool of_all_experts() const { return spec_.experts.empty() && spec_.top_experts == 0; }
+  bool of_all_experts() const { return spec_.experts.are_all(); }
   bool drops(const StepRandom& random) const { return random.training && spec_.dropout > 0.0; }
 
  private:

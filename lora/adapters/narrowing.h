@@ -1,4 +1,4 @@
-// What of the targets' maps gets adapters: which layers, and of stacks of experts which experts.
+// What of the maps gets adapters or trains itself: which layers, and of stacks of experts which experts.
 //
 //   LayerChoice layers{.all = false, .ranges = {{0, 0}, {10, 20}}};
 //   layers.holds(LayerId::block(12));                     // true
@@ -34,6 +34,20 @@ struct LayerChoice {
   bool operator==(const LayerChoice&) const = default;
 };
 
+/// The experts of one stack that have adapters, or whose weights train.
+struct StackExperts {
+  std::vector<int64_t> listed = {};  ///< their numbers, in order; empty: all, or those that loads will choose
+  int64_t top = 0;                   ///< how many loads will choose; 0: it is known which
+  bool are_all() const { return listed.empty() && top == 0; }
+  /// Wait for the choice.
+  bool are_open() const { return top > 0; }
+  /// How many they are, of a stack of `total`.
+  int64_t count(int64_t total) const;
+  /// Of them the most that any rank with `local` experts of the stack holds.
+  int64_t most_of_rank(int64_t total, int64_t local) const;
+  bool operator==(const StackExperts&) const = default;
+};
+
 struct ExpertChoice {
   enum class Kind {
     kAll,
@@ -45,10 +59,16 @@ struct ExpertChoice {
   int64_t top = 0;                  ///< how many, with kTop
   /// The numbers listed, in order, each once.
   std::vector<int64_t> listed() const;
+  StackExperts of_stack() const;
   bool operator==(const ExpertChoice&) const = default;
 };
+/// "all", "0, 3-5", "top 8".
+std::string to_string(const ExpertChoice& choice);
 
-/// Experts with adapters, in order, by the number of their layer.
+/// Of chosen experts (in order; empty: all) those among first .. first + count - 1, numbered from `first`.
+std::vector<int64_t> local_experts(const std::vector<int64_t>& chosen, int64_t first, int64_t count);
+
+/// Chosen experts, in order, by the number of their layer.
 using ExpertsOfLayers = std::map<int64_t, std::vector<int64_t>>;
 
 /// The `count` greatest loads' places in order; of equal ones the lower.

@@ -3,7 +3,7 @@
 //
 //   Parameter& a = parameters.add({.name = "...lora_A.weight", .layer = 3, .role = Role::kAdapterA}, initial_fp32);
 //   y = at::linear(x, a.working);           // autograd leaf
-//   a.add_gradient(d_a);                    // any dtype; summed in fp32 (fp64 in proofs)
+//   a.add_gradient(d_a);                    // any dtype; summed in fp32 (fp64 in proofs), or as the set says
 //
 // In training the master lives here from initialisation (or an adapter's loading) until the optimizer takes it over,
 // shard by shard.
@@ -12,12 +12,18 @@
 #include <torch/types.h>
 
 #include <deque>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "lora/layer_id.h"
 
 namespace moetune {
+
+/// dtype of masters, moments, gradients and statistics beside `compute`: fp64 in proofs, fp32 otherwise.
+inline at::ScalarType accumulate_dtype(at::ScalarType compute) {
+  return compute == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 /// What a parameter is; the learning rate of B may differ (LoRA+).
 enum class Role { kAdapterA, kAdapterB, kWeight };
@@ -77,6 +83,8 @@ struct ParameterInfo {
 
   /// Global number of the expert of a row of a stack.
   int64_t expert(int64_t row) const { return experts.empty() ? first_expert + row : experts[first_expert + row]; }
+  /// Of a stack over all experts: over `chosen` alone, in order; empty: over all as before.
+  void hold_experts(const std::vector<int64_t>& chosen);
   /// Holds a part only: at the ranks of one place of the tensor axis. Of a stack, known by num_experts, the part of
   /// each expert.
   void hold_part(int64_t dim, int64_t first, int64_t total) {
@@ -87,13 +95,15 @@ struct ParameterInfo {
 
 class Parameter {
  public:
-  /// `initial` becomes the master copy (CPU, fp32 or fp64); the working copy lies on `device` in `compute`.
-  Parameter(ParameterInfo info, const at::Tensor& initial, at::Device device, at::ScalarType compute);
+  /// `initial` becomes the master copy (CPU, fp32 or fp64); the working copy lies on `device` in `compute`. Gradients
+  /// add up in `gradients`.
+  Parameter(ParameterInfo info, const at::Tensor& initial, at::Device device, at::ScalarType compute,
+            at::ScalarType gradients);
 
   const ParameterInfo& info() const { return info_; }
   const std::string& name() const { return info_.name; }
   int64_t numel() const { return working.numel(); }
-  /// Of masters, moments and gradients: fp32, or fp64 when compute is fp64.
+  /// Of masters, moments and summed gradients: fp32, or fp64 when compute is fp64.
   at::ScalarType wide_dtype() const;
 
   /// The whole tensor on the CPU, wide: the number that training starts from. Gone once it was released.
@@ -108,20 +118,29 @@ class Parameter {
   void add_gradient(const at::Tensor& gradient);
   /// Whether anything was added since the last clear_gradient().
   bool has_gradient() const { return gradient_.defined(); }
-  /// The step's gradient on the device, wide; zeros when nothing was added.
+  /// The step's gradient on the device; zeros when nothing was added.
   at::Tensor& gradient();
   /// Back to nothing added; its bytes are free.
   void clear_gradient() { gradient_.reset(); }
 
-  /// Bytes on the device of `elements` trained numbers' working copies, and of their gradients from the way up to the
-  /// reduction.
+  /// Bytes on the device of `elements` trained numbers' working copies.
   static int64_t working_bytes(int64_t elements, at::ScalarType compute);
-  static int64_t gradient_bytes(int64_t elements, at::ScalarType compute);
 
-  at::Tensor working;  ///< autograd leaf on the device, compute dtype
+  /// From here on the working copy is [sizes] of `storage` from number `first` on; handles stay. `stays`: its numbers
+  /// are always there.
+  void lay_into(const c10::Storage& storage, int64_t first, bool stays);
+
+  /// Whether the working copy always has its numbers, and not while its layer is in use alone.
+  bool stays() const { return stays_; }
+
+  /// Autograd leaf on the device, compute dtype. A weight's has its numbers while its layer is in use, and always where
+  /// it lies whole on the device (trainer/update/trained_slabs.h).
+  at::Tensor working;
 
  private:
   ParameterInfo info_;
+  at::ScalarType gradients_;
+  bool stays_ = true;
   at::Tensor master_;
   at::Tensor gradient_;
 };
@@ -129,7 +148,9 @@ class Parameter {
 /// All that trains on this rank, in an order that is the same on every rank of a replica group.
 class ParameterSet {
  public:
-  ParameterSet(at::Device device, at::ScalarType compute) : device_(device), compute_(compute) {}
+  /// `gradients`: what those of layers' matrices add up in, where they are weights; all others do in a wide dtype.
+  ParameterSet(at::Device device, at::ScalarType compute, std::optional<at::ScalarType> gradients = std::nullopt)
+      : device_(device), compute_(compute), gradients_(gradients.value_or(accumulate_dtype(compute))) {}
   Parameter& add(ParameterInfo info, const at::Tensor& initial);
   std::deque<Parameter>& all() { return parameters_; }
   const std::deque<Parameter>& all() const { return parameters_; }
@@ -138,16 +159,15 @@ class ParameterSet {
   LayerId lowest_layer(LayerId otherwise) const;
   at::Device device() const { return device_; }
   at::ScalarType compute() const { return compute_; }
+  /// What the gradients of a parameter add up in: `narrow`, or wide. Sums over few numbers, over tokens of one kind
+  /// (embedding) or over chunks (head) would lose too much.
+  static at::ScalarType gradient_dtype(LayerId layer, Role role, bool decays, at::ScalarType narrow,
+                                       at::ScalarType compute);
 
  private:
   std::deque<Parameter> parameters_;  // a deque: references stay valid as it grows
   at::Device device_;
-  at::ScalarType compute_;
+  at::ScalarType compute_, gradients_;
 };
-
-/// dtype of masters, moments, gradients and statistics beside `compute`: fp64 in proofs, fp32 otherwise.
-inline at::ScalarType accumulate_dtype(at::ScalarType compute) {
-  return compute == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 }  // namespace moetune

@@ -6,10 +6,13 @@
 
 namespace moetune {
 
-void FetchSchedule::begin(std::vector<int> uses) {
-  for (const Buffer& buffer : buffers_)
+void FetchSchedule::begin(std::vector<int> uses, Rounds rounds) {
+  for (Buffer& buffer : buffers_) {
     MT_CHECK(!buffer.in_use, "a new schedule while slab ", buffer.slab, " is in use");
+    if (rounds == Rounds::kAlone) buffer.slab = -1;
+  }
   uses_ = std::move(uses);
+  rounds_ = rounds;
   next_ = 0;
 }
 
@@ -26,7 +29,8 @@ std::vector<Fetch> FetchSchedule::due() {
     if (buffer.in_use) wanted.push_back(buffer.slab);
   }
   const auto is_wanted = [&](int slab) { return std::find(wanted.begin(), wanted.end(), slab) != wanted.end(); };
-  for (size_t i = 0; i < uses_.size() && wanted.size() < kBuffers; ++i) {
+  const size_t to_come = rounds_ == Rounds::kFollow ? uses_.size() : uses_.size() - next_;
+  for (size_t i = 0; i < to_come && wanted.size() < kBuffers; ++i) {
     const int slab = uses_[(next_ + i) % uses_.size()];
     if (!is_wanted(slab)) wanted.push_back(slab);
   }
@@ -47,7 +51,8 @@ int FetchSchedule::use() {
   const int buffer = buffer_of(next());
   MT_CHECK(buffer >= 0 && !buffers_[buffer].in_use, "slab ", next(), " was not fetched, or is in use already");
   buffers_[buffer].in_use = true;
-  next_ = (next_ + 1) % uses_.size();
+  ++next_;
+  if (rounds_ == Rounds::kFollow) next_ %= uses_.size();
   return buffer;
 }
 
@@ -58,7 +63,7 @@ int FetchSchedule::release(int slab) {
   return buffer;
 }
 
-FetchRound fetches_of_round(const std::vector<int>& uses) {
+FetchRound fetches_of_round(const std::vector<int>& uses, Rounds rounds) {
   constexpr int kRoundsBefore = 2;  // the first fetches what it meets, the second what the first left
   FetchSchedule lane;
   FetchRound round;
@@ -67,7 +72,7 @@ FetchRound fetches_of_round(const std::vector<int>& uses) {
     const auto take = [&](size_t time) {
       for (const Fetch& fetch : lane.due()) round.fetches.push_back({fetch, time});
     };
-    lane.begin(uses);
+    lane.begin(uses, rounds);
     for (int i = 0; i < FetchSchedule::kBuffers; ++i) round.before[i] = lane.slab_in(i);
     take(0);
     for (size_t i = 0; i < uses.size(); ++i) {

@@ -37,6 +37,8 @@ int WeightStore::add(const SlabSpec& spec) {
            " bytes in lane ", spec.lane);
   Lane& lane = *lanes_[spec.lane];
   MT_CHECK(lane.order.next() < 0, "slab ", spec.name, " comes after the first schedule");
+  MT_CHECK(lane.trains.value_or(spec.trains) == spec.trains, "slab ", spec.name, " in a lane of others");
+  lane.trains = spec.trains;
   Slab slab;
   slab.spec = spec;
   slab.shard_bytes = shard_bytes(spec.bytes, num_ranks(spec));
@@ -65,10 +67,19 @@ void WeightStore::put(int slab, int64_t first, const at::Tensor& bytes) {
   const ByteRange mine = shard(slab);
   const int64_t begin = std::max(first, mine.first), end = std::min(first + bytes.numel(), mine.first + mine.count);
   if (begin >= end) return;
-  slabs_.at(slab).kept.narrow(0, begin - mine.first, end - begin).copy_(bytes.narrow(0, begin - first, end - begin));
+  Slab& of = slabs_.at(slab);
+  of.kept.narrow(0, begin - mine.first, end - begin).copy_(bytes.narrow(0, begin - first, end - begin));
+  of.written = StreamPoint::of_current(device_);
 }
 
 const at::Tensor& WeightStore::kept(int slab) const { return slabs_.at(slab).kept; }
+
+void WeightStore::rewrite(int slab, const at::Tensor& own) {
+  Slab& of = slabs_.at(slab);
+  MT_CHECK(of.spec.trains, "slab ", of.spec.name, " does not train");
+  of.kept.narrow(0, 0, own.numel()).copy_(own, /*non_blocking=*/true);
+  of.written = StreamPoint::of_current(device_);
+}
 
 void WeightStore::schedule(const std::vector<int>& uses) {
   for (int lane_number = 0; lane_number < kLanes; ++lane_number) {
@@ -80,11 +91,12 @@ void WeightStore::schedule(const std::vector<int>& uses) {
     for (int i = 0; i < kBuffers; ++i) {
       MT_CHECK(!lane.order.in_use(i), "a new schedule while slab ", slabs_[lane.order.slab_in(i)].spec.name,
                " is in use");
-      if (!own.empty() && !lane.buffers[i].bytes.defined()) {
-        lane.buffers[i].bytes = at::empty({lane.largest}, at::TensorOptions(at::kByte).device(device_));
+      at::Tensor& bytes = lane.buffers[i].bytes;
+      if (!own.empty() && (!bytes.defined() || bytes.numel() < lane.largest)) {
+        bytes = at::empty({lane.largest}, at::TensorOptions(at::kByte).device(device_));
       }
     }
-    lane.order.begin(std::move(own));
+    lane.order.begin(std::move(own), lane.trains.value_or(false) ? Rounds::kAlone : Rounds::kFollow);
     fetch_ahead(lane);
   }
 }
@@ -98,7 +110,11 @@ void WeightStore::fetch(Lane& lane, Buffer& buffer, int slab) {
   Communicator* replicas = of.spec.replicas;
   const int64_t ranks = num_ranks(of.spec);
   const at::Tensor whole = buffer.bytes.narrow(0, 0, ranks * of.shard_bytes);
+  if (of.spec.before_fetch) of.spec.before_fetch();
+  // On a GPU next to nothing of the current stream; on a CPU the fetch itself.
+  const StreamTimer::Piece exposed(exposed_);
   buffer.ready = lane.stream.run(buffer.free, [&] {
+    of.written.hold_current();
     at::Tensor own = of.kept;
     if (of.spec.tier == SlabTier::kHost) {
       own = whole.narrow(0, ranks > 1 ? replicas->rank() * of.shard_bytes : 0, of.shard_bytes);
@@ -119,10 +135,11 @@ at::Tensor WeightStore::use(int slab) {
   const int next = lane.order.next();
   MT_CHECK(next == slab, "slab ", of.spec.name, " is used out of turn",
            next < 0 ? std::string(": nothing is scheduled") : ", next is " + slabs_[next].spec.name);
-  // Timed as a whole: on a GPU the wait of the current stream, on a CPU the fetches themselves.
-  const StreamTimer::Piece exposed(exposed_);
   Buffer& buffer = lane.buffers[lane.order.use()];
-  buffer.ready.hold_current();
+  {
+    const StreamTimer::Piece exposed(exposed_);
+    buffer.ready.hold_current();
+  }
   fetch_ahead(lane);
   return buffer.bytes.narrow(0, 0, of.spec.bytes);
 }
@@ -132,7 +149,6 @@ void WeightStore::release(int slab) {
   if (of.resident) return;
   Lane& lane = *lanes_[of.spec.lane];
   Buffer& buffer = lane.buffers[lane.order.release(slab)];
-  const StreamTimer::Piece exposed(exposed_);
   buffer.free = StreamPoint::of_current(device_);
   fetch_ahead(lane);
 }

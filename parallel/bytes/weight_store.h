@@ -1,5 +1,5 @@
-// Where packed frozen weights lie, and how they come to the device in time: slabs of bytes, sharded over ranks, in
-// device or host memory.
+// Where the weights of layers lie, packed ones that are frozen and trained ones, and how they come to the device in
+// time: slabs of bytes, sharded over ranks, in device or host memory.
 //
 //   WeightStore store(device);
 //   const int slab = store.add({.name = "experts", .bytes = n, .tier = SlabTier::kHost, .replicas = &group});
@@ -10,7 +10,8 @@
 //
 // ZeRO-3 (Rajbhandari et al. 2020): of a slab, each rank of `replicas`, which would otherwise hold equal copies, keeps
 // an equal range. ZeRO-Infinity (2021): the range may lie in pinned host memory; then each rank copies its own over
-// PCIe and the group gathers the rest. What travels are the packed bytes, never a dense form.
+// PCIe and the group gathers the rest. What travels are the packed bytes, never a dense form. A slab that trains is
+// written anew between rounds of uses, by each rank its own range; its lane fetches nothing beyond a round.
 //
 // A slab that is whole and on the device is handed out where it lies. All others pass through the buffers of their
 // lane: kBuffers each of the lane's largest slab, filled ahead of use on a side stream as parallel/bytes/fetch_schedule
@@ -22,7 +23,9 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,8 +43,11 @@ struct SlabSpec {
   std::string name;  ///< for messages
   int64_t bytes = 0;
   SlabTier tier = SlabTier::kDevice;
-  int lane = 0;                      ///< slabs that take turns in the same buffers: 0 or 1
+  int lane = 0;                      ///< slabs that take turns in the same buffers: below kLanes
   Communicator* replicas = nullptr;  ///< the ranks that share it; null: this rank keeps it whole
+  bool trains = false;               ///< rewrite() will come; in a lane all do, or none
+  /// Called before the range is read for a use: whoever writes it anew has done so when this returns.
+  std::function<void()> before_fetch = {};
 };
 
 /// A range of bytes of a slab.
@@ -58,7 +64,7 @@ struct StoreTraffic {
 
 class WeightStore {
  public:
-  static constexpr int kLanes = 2;
+  static constexpr int kLanes = 6;
   static constexpr int kBuffers = FetchSchedule::kBuffers;  ///< of a lane
 
   explicit WeightStore(c10::Device device);
@@ -76,8 +82,12 @@ class WeightStore {
   void put(int slab, int64_t first, const at::Tensor& bytes);
   /// This rank's range where it lies, uint8 [shard().count].
   const at::Tensor& kept(int slab) const;
+  /// New bytes for this rank's range of a slab that trains, uint8 [shard().count] on host or device, in order on the
+  /// current stream. Between rounds of uses, or from before_fetch.
+  void rewrite(int slab, const at::Tensor& own);
 
-  /// The uses to come, one after the other, again and again. Whoever is in a buffer stays there.
+  /// The uses to come, one after the other; of what does not train again and again, and what is in a buffer stays
+  /// there.
   void schedule(const std::vector<int>& uses);
   /// The slab's bytes [bytes] on the device: current-stream work may read them until release(). Throws InternalError
   /// where the schedule has another slab next in its lane. Collective over the slab's replicas (through fetches ahead).
@@ -99,6 +109,7 @@ class WeightStore {
     SlabSpec spec;
     int64_t shard_bytes = 0;
     at::Tensor kept;
+    StreamPoint written;
     bool resident = false;  // whole and on the device
   };
   struct Buffer {
@@ -111,6 +122,7 @@ class WeightStore {
     FetchSchedule order;
     std::array<Buffer, kBuffers> buffers;
     int64_t largest = 0;
+    std::optional<bool> trains;  // of its slabs, once there is one
   };
 
   void fetch_ahead(Lane& lane);

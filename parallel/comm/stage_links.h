@@ -36,9 +36,11 @@ class StageLinks {
 
   /// Payload bytes that this rank sent to its neighbours so far.
   int64_t bytes_sent() const;
-  /// Seconds that the current stream stood in receive_down() and receive_up(), waiting for neighbours included, since
-  /// the last call.
+  /// Seconds that the current stream stood in receive_down() and receive_up(), waiting for neighbours included, and in
+  /// pieces of others on waits(), since the last call.
   double take_wait_s() { return waits_.take_s(); }
+  /// For what else holds a stage up until the others are there.
+  StreamTimer& waits() { return waits_; }
 
  private:
   /// One direction between two stages; the lower stage's rank comes first.

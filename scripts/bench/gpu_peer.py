@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Times LoRA training of moetune and of transformers + PEFT in turn on one GPU, at a model's true dimensions.
+"""Times LoRA training of moetune and of transformers + PEFT in turn on one GPU, at a model's true dimensions; with
+--full training of all weights, beside transformers with torch's AdamW.
 
     .venv/bin/python scripts/bench/gpu_peer.py [--model deepseek-v3|qwen3-30b-a3b] [--tokens 16384] [--repeats 3]
-        [--checkpointing] [--bf16-adapters] [--rows-at-once N] [key.sub=value ...]
+        [--full] [--checkpointing] [--bf16-adapters] [--rows-at-once N] [key.sub=value ...]
     .venv/bin/python scripts/bench/gpu_peer.py --rehearse       # both sides with tiny dimensions on the CPU
 
-deepseek-v3 is 1 dense + 3 MoE layers of it (--dense, --moe), qwen3-30b-a3b the whole model (--layers cuts it). Both
-sides: weights drawn at random, bf16 computation, LoRA of rank 16 on the maps of attention, AdamW, clipping, documents
+deepseek-v3 is 1 dense + 3 MoE layers of it (--dense, --moe), qwen3-30b-a3b the whole model (--layers and
+--num-experts cut it). With --full both sides compute in bf16; ours keeps fp32 masters and moments in host memory, the
+peer bf16 weights and moments on the GPU, for torch's AdamW knows no masters. Otherwise both sides: weights drawn at random, bf16 computation, LoRA of rank 16 on the maps of attention, AdamW, clipping, documents
 of 4,096 random tokens, all of them targets, the same ones at each step. Ours holds the frozen weights in NF4 and takes
 recipe keys (`train.keep=all`: graphs kept, as the peer keeps them without --checkpointing). The peer holds them in
 bf16, drawn on the GPU, with its own defaults for the rest: sdpa, grouped products of the experts, adapters in fp32
@@ -63,11 +65,13 @@ class DeepseekV3:
 @dataclasses.dataclass(frozen=True)
 class QwenMachine(Machine):
     layers_held: int | None = None  # all of them if not given
+    experts_held: int | None = None
 
     @property
     def dims(self):
         dims = json.loads(QWEN3.read_text()) | (TINY_QWEN3 if self.rehearse else {})
-        return dims | ({"num_hidden_layers": self.layers_held} if self.layers_held else {})
+        cuts = {"num_hidden_layers": self.layers_held, "num_experts": self.experts_held}
+        return dims | {key: value for key, value in cuts.items() if value}
 
 
 class QwenRun(Run):
@@ -79,6 +83,14 @@ class QwenRun(Run):
         super()._write_recipe()
 
 
+def full_training(run):
+    """The same run, but that all weights train and no adapter is there."""
+    run.values = {key: value for key, value in run.values.items() if not key.startswith("adapter.")}
+    run.values |= {"adapter": "none", "model.base": "bf16"}
+    run._write_recipe()
+    return run
+
+
 @dataclasses.dataclass(frozen=True)
 class Qwen3:
     layers: Layers
@@ -86,7 +98,7 @@ class Qwen3:
     runs = QwenRun
 
     def machine(self, options):
-        return QwenMachine(options.program, options.rehearse, options.layers)
+        return QwenMachine(options.program, options.rehearse, options.layers, options.num_experts)
 
 
 class Side:
@@ -127,7 +139,7 @@ def ours(options, model, machine, folder):
     run = model.runs(
         folder, machine, model.layers, 1, options.tokens, options.document, values=values, words=options.words
     )
-    run.finish()
+    (full_training(run) if options.full else run).finish()
     steps = run.lines("step")
     speeds = [line["tokens_per_s"] for line in steps[options.warm_up :]]
     return run, (speeds, max(line["memory_bytes"] for line in steps), [line["loss"] for line in steps])
@@ -143,7 +155,7 @@ def peer(options, model, machine, folder, data, rows_at_once):
     config.pop("torch_dtype", None)
     spec = {
         "model": config,
-        "adapter": {"r": RANK, "lora_alpha": RANK, "target_modules": list(model.targets)},
+        "adapter": None if options.full else {"r": RANK, "lora_alpha": RANK, "target_modules": list(model.targets)},
         "steps": str(folder / "steps.jsonl"),
         "lrs": [1e-4] * options.steps,
         "device": machine.device,
@@ -199,11 +211,14 @@ def measure(options, folder):
         sides["ours"].add(*found)
         versions, found, at_once = peer_that_fits(options, model, machine, here, run.folder / "train.jsonl", at_once)
         sides["peer"].add(*found)
+    trained = "all weights" if options.full else f"adapters in {'bf16' if options.bf16_adapters else 'fp32'}"
     setting = (
-        f"{options.attention}, experts {options.experts}, adapters in {'bf16' if options.bf16_adapters else 'fp32'},"
+        f"{options.attention}, experts {options.experts}, {trained},"
         f" {'every layer recomputed' if options.checkpointing else 'graphs kept'}, {at_once} of {rows} rows at once"
     )
-    print(f"\nOurs: NF4, {' '.join(options.words) or 'recipe as it is'}.\nPeer: {versions}, bf16, {setting}.")
+    print(
+        f"\nOurs: {'all weights in bf16' if options.full else 'NF4'}, {' '.join(options.words) or 'recipe as it is'}.\nPeer: {versions}, bf16, {setting}."
+    )
     for side in sides.values():
         print(side.text())
     ratio = sides["ours"].median() / sides["peer"].median()
@@ -225,6 +240,8 @@ def main():
     parser.add_argument("--dense", type=int, default=1, help="dense layers of deepseek-v3")
     parser.add_argument("--moe", type=int, default=3, help="its layers with routed experts")
     parser.add_argument("--layers", type=int, help="of qwen3-30b-a3b, all if not given")
+    parser.add_argument("--num-experts", type=int, help="of a layer of qwen3-30b-a3b, all if not given")
+    parser.add_argument("--full", action="store_true", help="all weights train, no adapter")
     parser.add_argument("--tokens", type=int, default=16384, help="of a step")
     parser.add_argument("--document", type=int, default=4096, help="tokens of a document")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")

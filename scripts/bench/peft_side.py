@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""The peer of cpu_peer.py and gpu_peer.py: transformers + PEFT train LoRA, a JSON line a step on standard output.
+"""The peer of cpu_peer.py and gpu_peer.py: transformers + PEFT train LoRA, or transformers alone all weights; a JSON line
+a step on standard output.
 
     .venv/bin/python scripts/bench/peft_side.py SPEC.json
 
 SPEC.json holds (Spec has the defaults):
 
     model       folder of a checkpoint, or config.json's content: weights are then drawn where they are held
-    adapter     folder of a PEFT adapter to go on from, or {"r", "lora_alpha", "target_modules"} of a new one
+    adapter     folder of a PEFT adapter to go on from, or {"r", "lora_alpha", "target_modules"} of a new one, or null:
+                all weights train, in the model's dtype
     steps       file with a line a step: {"sequences": [[{"input_ids", "labels"}, ...], ...]}, documents by sequence
     lrs         learning rate of each step;  lr_b_ratio that of B over it, betas, eps, weight_decay, clip
     device, dtype, threads, attention, experts (transformers' experts_implementation)
@@ -44,7 +46,7 @@ IGNORED = -100
 @dataclasses.dataclass
 class Spec:
     model: str | dict
-    adapter: str | dict
+    adapter: str | dict | None
     steps: str
     lrs: list
     lr_b_ratio: float = 1.0
@@ -73,7 +75,7 @@ def run(spec, out):
     torch.manual_seed(spec.seed)
     if spec.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    model = adapted(spec, built(spec))
+    model = built(spec) if spec.adapter is None else adapted(spec, built(spec))
     pairs = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if spec.untangle:
         untangle(model)

@@ -71,12 +71,17 @@ def mesh_picture(mesh):
 
 
 def _stages_text(mesh):
-    """ ", in 4 stages of 15 to 16 layers"; nothing for one stage."""
-    layers = [stage.layers for stage in mesh.stages]
-    if len(layers) == 1:
+    """ ", in 4 stages of 15 to 16 layers, 2 to 9 kept"; nothing for one stage."""
+    stages = mesh.stages
+    if len(stages) == 1:
         return ""
-    least, most = min(layers), max(layers)
-    return f", in {len(layers)} stages of {least if least == most else f'{least} to {most}'} layers"
+
+    def span(counts):
+        return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+    kept = [stage.kept_layers for stage in stages]
+    said = f", {span(kept)} kept" if any(kept) else ""
+    return f", in {len(stages)} stages of {span([stage.layers for stage in stages])} layers{said}"
 
 
 def _ranks(picture, mesh, top):

@@ -34,8 +34,12 @@ class PeerTest(unittest.TestCase):
         self.assertLess(float(steps[-1][1]), float(steps[0][1]) - 0.5, output)
 
     def test_gpu_rehearsed(self):
-        for model in ("deepseek-v3", "qwen3-30b-a3b"):
-            code, output = self.call("gpu_peer.py", "--rehearse", "--repeats", "1", "--model", model)
+        for options in (
+            ["--model", "deepseek-v3"],
+            ["--model", "qwen3-30b-a3b"],
+            ["--model", "qwen3-30b-a3b", "--full", "--num-experts", "8"],
+        ):
+            code, output = self.call("gpu_peer.py", "--rehearse", "--repeats", "1", *options)
             self.assertEqual(code, 0, output)
             self.assertRegex(output, r"\nratio of medians \d", output)
 

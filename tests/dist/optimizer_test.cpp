@@ -56,9 +56,9 @@ const std::vector<Held> kHeld = {{-1, 1, Replicas::kEverywhere},
 constexpr size_t kWithoutGradient = 3;
 
 /// Two steps; returns the working copies.
-std::vector<at::Tensor> train(const MeshShape& shape, bool overlap) {
-  Launch& launch = test_launch();
-  Mesh mesh(launch, shape);
+std::vector<at::Tensor> train(Mesh& mesh, bool overlap) {
+  const Launch& launch = test_launch();
+  const MeshShape& shape = mesh.shape();
   ParameterSet parameters(launch.device(), at::kDouble);
   for (size_t tensor = 0; tensor < kHeld.size(); ++tensor) {
     std::vector<double> numbers;
@@ -132,7 +132,8 @@ TEST_CASE("partitioned AdamW is AdamW on every mesh, overlapped or not", "[optim
   for (const int64_t ep : {int64_t{1}, int64_t{2}, P}) {
     if (P % ep != 0) continue;
     const MeshShape shape{1, P / ep, ep, 1};
-    const std::vector<at::Tensor> overlapped = train(shape, true), waited = train(shape, false);
+    Mesh mesh(test_launch(), shape);
+    const std::vector<at::Tensor> overlapped = train(mesh, true), waited = train(mesh, false);
     for (size_t tensor = 0; tensor < kHeld.size(); ++tensor) {
       INFO(to_string(shape) << ", tensor " << tensor);
       CHECK(at::equal(overlapped[tensor], waited[tensor]));

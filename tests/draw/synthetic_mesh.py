@@ -56,7 +56,12 @@ def facts(dp=2, ep=2, tp=2, expert_tp=1, shard="all", offload="half", ranks_per_
             "pp": ["pp"],
         },
         "stages": [
-            {"first_layer": 61 * stage // pp, "layers": 61 * (stage + 1) // pp - 61 * stage // pp, "holds": ""}
+            {
+                "first_layer": 61 * stage // pp,
+                "layers": 61 * (stage + 1) // pp - 61 * stage // pp,
+                "kept_layers": 3 * stage,
+                "holds": "",
+            }
             for stage in range(pp)
         ],
         "model": {

@@ -1,4 +1,5 @@
-"""Adapters of some layers and some experts: what is chosen, saved, resumed and exported; no layout changes the result.
+"""Adapters and trained weights of some layers and some experts: what is chosen, saved, resumed and exported; no layout
+changes the result.
 
 .venv/bin/python tests/faults/narrowing_test.py [BUILD_FOLDER]
 """
@@ -121,6 +122,66 @@ class NarrowingTest(unittest.TestCase):
             process = run.start(4, command="verify-layout")
             output, _ = process.communicate(timeout=400)
             self.assertEqual(process.returncode, 0, output[-3000:])
+
+    def weights(self, experts, **changes):
+        """A run in which the weights of some experts train, and nothing else."""
+        keys = {"train.parts": "[experts]", "train.experts": experts, "train.schedule": "{kind: constant}"}
+        run = TinyRun(self.folder / f"weights{len(list(self.folder.iterdir()))}", **keys | changes)
+        run.values = {key: value for key, value in run.values.items() if not key.startswith("adapter.")}
+        run.values["adapter"] = "none"
+        return run
+
+    def test_weights_of_top_experts_are_chosen_saved_and_resumed(self):
+        whole = self.weights("top 2", **{"train.steps": 20, "mesh.ep": 2})
+        process = whole.start(command="validate")
+        said, _ = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, said)
+        # Two layers and the MTP module's block, two of eight experts each, three matrices of 32 x 32.
+        numbers = 3 * 2 * 3 * 32 * 32
+        self.assertIn(f"trains   {numbers / 1e3:.1f}k parameters, ", said)
+        self.assertIn("the weights themselves of experts (top 2) train", said)
+        self.assertIn("train.experts: chosen by load", whole.finish(2))
+        chosen = json.loads((whole.folder / "run/experts.json").read_text())["layers"]
+        masters = {
+            name: int(text["whole"][0]) and text["experts"]
+            for file in whole.checkpoints()[-1].glob("*.safetensors")
+            for name, text in self.runs_in(file)
+        }
+        self.assertEqual(len(masters), 9)
+        for name, experts in masters.items():
+            self.assertEqual(chosen[re.search(r"layers\.(\d+)\.", name)[1]]["experts"], experts)
+        half = self.weights("top 2", **{"train.steps": 10, "mesh.ep": 2})
+        half.finish(2)
+        (half.folder / "run/experts.json").write_text("{}")
+        other = self.folder / "other"
+        shutil.copytree(half.folder, other)
+        half.values["train.steps"] = 20
+        half.finish(2, resume=True)
+        self.assertEqual(half.losses(), whole.losses())
+        self.assertEqual(half.state(), whole.state())
+        # On another mesh, where a rank of four holds none of a layer's perhaps.
+        half.folder, half.log = other, other / "run/log.jsonl"
+        half.values |= {"run.dir": str(other / "run"), "mesh.ep": 4}
+        half.finish(4, resume=True)
+        for step, loss in whole.losses().items():
+            self.assertAlmostEqual(half.losses()[step], loss, delta=2e-4)
+        half.values["train.experts"] = "top 3"
+        self.assertIn("train.experts", half.finish(4, resume=True, expect=2))
+        inspected = self.inspected(whole.folder / "run")
+        self.assertIn("none (the weights train: experts (top 2))", inspected)
+
+    def runs_in(self, file):
+        """(name, description) of each run of numbers of a tensor in a checkpoint's file."""
+        with safe_open(file, "np") as opened:
+            return [(name, json.loads(text)) for name, text in opened.metadata().items() if name != "format"]
+
+    def test_no_layout_changes_trained_experts(self):
+        layouts = ("ep=2", "dp=2,shard=all", "tp=2,expert_tp=2", "pp=2", "ep=2,dp=2,shard=all,offload=all", "ep=4,buffer_rows=5", "pp=2,ep=2,pp_groups=2", "tp=2,ep=2")  # fmt: skip
+        run = self.weights("[0-2]", **{"train.parts": "[experts, router]", "model.base": "nf4"})
+        run.options = [word for layout in layouts for word in ("--layout", layout)]
+        process = run.start(4, command="verify-layout")
+        output, _ = process.communicate(timeout=400)
+        self.assertEqual(process.returncode, 0, output[-3000:])
 
     def test_what_is_not_there_is_refused(self):
         for key, value, said in (

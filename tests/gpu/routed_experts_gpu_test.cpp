@@ -34,7 +34,7 @@ struct Sizes {
   double limit = 1.1;
 };
 
-/// What of the maps trains: adapters of the maps named, of all experts or of some, or the weights.
+/// What of the maps trains: adapters of the maps named or the weights, of all experts or of some.
 struct Trains {
   std::vector<std::string> adapted;
   std::vector<int64_t> experts = {};
@@ -67,21 +67,29 @@ struct Layer {
                                     .to(at::kFloat);
       GroupedBias bias;
       if (form.biases) bias = GroupedBias(numbers({n.E, outputs}, seed + 200).to(device, compute));
-      if (trains.weights) return std::make_unique<GroupedLinear>(parameters.add(info, weight), bias);
+      if (trains.weights && trains.experts.empty()) {
+        return std::make_unique<GroupedLinear>(parameters.add(info, weight), bias);
+      }
       auto frozen =
           std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kNf4Double, n.E, outputs, inputs}, device, compute);
       for (int64_t e = 0; e < n.E; ++e) frozen->set(e, weight[e]);
       std::unique_ptr<Adapter> adapter;
       if (std::find(trains.adapted.begin(), trains.adapted.end(), name) != trains.adapted.end()) {
         AdapterSpec of{n.rank, kScale / 2.0, trains.dropout};
-        of.experts = trains.experts;
+        of.experts.listed = trains.experts;
         adapter = std::make_unique<Adapter>(of, info, n.E, outputs, inputs, 1, parameters);
         adapter->a().master().copy_(adapter->a().master().to(at::kBFloat16));
         adapter->b().master().copy_(numbers(adapter->b().master().sizes(), seed + 100) * 0.25);
         adapter->a().refresh_working();
         adapter->b().refresh_working();
       }
-      return std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter), bias);
+      auto stack = std::make_unique<GroupedLinear>(std::move(frozen), std::move(adapter), bias);
+      if (trains.weights) {
+        info.hold_experts(trains.experts);
+        const at::Tensor rows = weight.index_select(0, at::tensor(trains.experts, at::kLong));
+        stack->train({&parameters.add(info, rows), trains.experts});
+      }
+      return stack;
     };
     const auto mlp = [&] {
       if (form.joint) {
@@ -172,7 +180,8 @@ TEST_CASE("routed experts on a GPU are those of the CPU", "[routed_experts]") {
                                   {{"down", "up"}},
                                   {all, {0, 1, 4}},
                                   {.adapted = all, .dropout = 0.25},
-                                  {.adapted = {}, .weights = true}};
+                                  {.adapted = {}, .weights = true},
+                                  {.adapted = {}, .experts = {0, 1, 4}, .weights = true}};
   for (const Form& form : kForms) {
     for (const Trains& trains : kinds) {
       for (const int64_t chunk : {1, 4, 6}) {

@@ -156,6 +156,17 @@ MUTATIONS = [
         Command(2, layout="pp=2,pp_groups=3"),
         r"pp 2 .*<- WRONG\n",
     ),
+    Mutation(
+        "sharded_weights_one_step_late",
+        "Weights that are gathered ahead of their use are gathered before the optimizer has written them: the first"
+        " layers of each step have the numbers of the step before.",
+        "trainer/update/trained_slabs.cpp",
+        (("if (finish_update_) finish_update_(", "if (false) finish_update_("),),
+        Command(
+            2, layout="dp=2,shard=all", recipe=(("train.parts", "[experts, norms]"), ("adapter.targets", "[attention]"))
+        ),
+        r"dp 2 .*sharded.*<- WRONG\n",
+    ),
 ]
 
 

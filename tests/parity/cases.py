@@ -34,6 +34,7 @@ def config(model, adapter=None, **changes):
         "compute": "fp32",
         "adapter": adapter,
         "parts": "auto",
+        "experts": "all",
         "documents": documents(),
         "max_tokens": MAX_TOKENS,
         "batch": BATCH,

@@ -188,6 +188,20 @@ class ExportTest(ExportCase):
         self.assertEqual(sorted(biases), [f"model.layers.{layer}.mlp.gate.e_score_correction_bias" for layer in (1, 2)])
         self.assertTrue(all(torch.equal(merged[name], bias) for name, bias in biases.items()))
 
+    def test_router_biases_leave_with_trained_routers(self):
+        """As buffers of the modules that PEFT puts in place: the base model is the one that training began with."""
+        router = {"train": "full", "bias": "update", "bias_rate": 0.3}
+        run = self.train(self.model("groups"), self.adapter_section(["attention"]), router=router)
+        folder = run.parent / "adapter"
+        said = self.moetune("export", run, "--to", folder)
+        self.assertIn("modules_to_save", said)
+        self.assertNotIn("biases", said)
+        self.assertFalse((folder / "router_bias.safetensors").exists())
+        loaded = self.logits(self.load(self.model("groups"), folder))
+        self.assertLess(compare.relative(loaded, self.own_logits(run)), TOLERANCE)
+        self.moetune("export", run, "--to", run.parent / "served", "--for", "vllm")
+        self.assertEqual(len(load_file(run.parent / "served" / "router_bias.safetensors")), 2)
+
     def test_trained_weights(self):
         """`adapter: none`: from a checkpoint, and from random weights, which is how a base trained from scratch
         leaves."""

@@ -14,6 +14,7 @@ import subprocess
 import compare
 import program
 import cases
+import yaml
 from fixture import ParityCase
 from safetensors.torch import load_file
 
@@ -58,7 +59,7 @@ class ExportCase(ParityCase):
                 "schedule": {"kind": "constant"},
             },
         } | sections
-        (place / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+        (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         self.moetune("train", place / "recipe.yaml", ranks=ranks)
         return place / "run"
 

@@ -12,6 +12,7 @@ import re
 import unittest
 
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers.utils import logging
@@ -162,9 +163,9 @@ class FamiliesExportTest(ExportCase, FamilyCase):
                 self.assertEqual({int(re.search(r"experts\.(\d+)", path)[1]) for path in moved}, set(chosen))
                 # What the file has beside the experts that the recipe chooses would be lost.
                 fewer = self.folder / f"fewer-{model_type}.yaml"
-                recipe = json.loads((run.parent / "recipe.yaml").read_text())
+                recipe = yaml.safe_load((run.parent / "recipe.yaml").read_text())
                 recipe["run"]["dir"], recipe["adapter"]["experts"] = str(fewer.with_suffix("")), chosen[:2]
-                fewer.write_text(json.dumps(recipe))
+                fewer.write_text(yaml.safe_dump(recipe))
                 said = self.moetune("train", fewer, expect=2, ranks=2)
                 self.assertIn("adapts expert 6, which" if joint else "experts.6.", said)
 

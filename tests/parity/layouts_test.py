@@ -74,6 +74,35 @@ class LayoutsTest(ParityCase):
             self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
             self.assertIn("2 of 2 layouts compute what one rank computes", done.stdout)
 
+    def test_weights_that_train_lie_in_shards(self):
+        layouts = (
+            "dp=2,ep=2,shard=all",
+            "dp=2,tp=2,expert_tp=2,shard=all,offload=all",
+            "tp=4,shard=all",
+            "pp=2,dp=2,shard=all,pp_groups=3",
+            "pp=2,ep=2,offload=all",
+        )
+        named = [word for layout in layouts for word in ("--layout", layout)]
+        for parts in (
+            ["adapter=none", "model.base=fp32"],
+            ["train.parts=[router, norms, embedding]", "adapter.targets=[attention]"],
+        ):
+            done = self.verify(4, *parts, *named)
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            self.assertIn("5 of 5 layouts compute what one rank computes", done.stdout)
+
+    def test_ranks_without_an_expert_that_trains(self):
+        """They fetch no trained experts, and meet the others in the sums and gathers of all else."""
+        done = self.verify(
+            4,
+            "train.parts=[experts]",
+            "train.experts=[0]",
+            "adapter.targets=[attention]",
+            *("--layout", "ep=2,offload=all", "--layout", "ep=2,dp=2,shard=all", "--layout", "ep=4,offload=all"),
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        self.assertIn("3 of 3 layouts compute what one rank computes", done.stdout)
+
     def test_layouts_that_cannot_be(self):
         for layout, reason in (
             ("dp=2", "2 ranks; the job has 1"),

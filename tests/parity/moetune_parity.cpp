@@ -2,6 +2,7 @@
 // safetensors file, for the comparisons in this folder. Alone, or under mpirun with the recipe's mesh.
 //
 //   moetune_parity RECIPE.yaml OUT.safetensors
+#include <algorithm>
 #include <iostream>
 
 #include "moe/families/family.h"
@@ -10,6 +11,7 @@
 #include "trainer/assemble.h"
 #include "trainer/data/dataset.h"
 #include "trainer/recipe/recipe_load.h"
+#include "trainer/run/expert_choice.h"
 #include "trainer/run/stepper.h"
 #include "trainer/state/frozen_digest.h"
 #include "trainer/verify/whole_tensors.h"
@@ -32,14 +34,20 @@ class Output {
     tensors_.emplace_back(name, tensor.detach().cpu().clone(at::MemoryFormat::Contiguous));
   }
   void add(const std::string& name, const std::vector<double>& numbers) { add(name, at::tensor(numbers, at::kDouble)); }
-  /// Under their Hugging Face names: a stack expert by expert.
-  void add(const std::string& prefix, const std::map<std::string, at::Tensor>& whole) {
+  /// Under their Hugging Face names: a stack expert by expert, those that `parameters` names.
+  void add(const std::string& prefix, const std::map<std::string, at::Tensor>& whole, const ParameterSet& parameters) {
     for (const auto& [name, tensor] : whole) {
       if (name.find('*') == std::string::npos) {
         add(prefix + name, tensor);
         continue;
       }
-      for (int64_t e = 0; e < tensor.size(0); ++e) add(prefix + expert_name(name, e), tensor[e]);
+      const auto found = std::find_if(parameters.all().begin(), parameters.all().end(),
+                                      [&](const Parameter& one) { return one.name() == name; });
+      MT_CHECK(found != parameters.all().end(), name, " is of another stage of a pipeline");
+      const std::vector<int64_t>& experts = found->info().experts;
+      for (int64_t row = 0; row < tensor.size(0); ++row) {
+        add(prefix + expert_name(name, experts.empty() ? row : experts[row]), tensor[row]);
+      }
     }
   }
   void write(const std::string& path) const { write_tensors(path, tensors_, {}); }
@@ -66,7 +74,12 @@ int run_recipe(const std::string& path, const std::string& to, Launch& launch) {
   const Documents documents =
       load_documents(recipe, "data.train", recipe.data.train, blueprint, launch, PreparationTools::from_environment());
   Batches batches(documents, batch_options(recipe));
-  Assembly run = assemble(recipe, launch, std::nullopt, small_chunks(recipe, blueprint));
+  Assembly run = assemble(recipe, launch, {}, small_chunks(recipe, blueprint));
+  const int64_t num_steps = recipe.train.steps.value();
+  if (const std::optional<ChoiceByLoad> choice = choice_by_load(recipe)) {
+    choose_experts(run,
+                   experts_by_load(run, batches, std::min(num_steps, batches.steps_of_epochs(1)), choice->top).experts);
+  }
   load_adapter_from(recipe, run);
 
   Output output;
@@ -74,7 +87,6 @@ int run_recipe(const std::string& path, const std::string& to, Launch& launch) {
   output.add("frozen_digest", at::tensor(std::vector<int64_t>(digest.begin(), digest.end()), at::kLong));
   output.add("logits", logits(run, batches));
   Stepper stepper(recipe, run, &launch.progress());
-  const int64_t num_steps = recipe.train.steps.value();
   std::vector<double> losses, norms;
   for (int64_t step = 0; step < num_steps; ++step) {
     const StepReport report = stepper.train(batches, step, num_steps);
@@ -86,14 +98,15 @@ int run_recipe(const std::string& path, const std::string& to, Launch& launch) {
     if (report.balance_loss) output.add("balance_loss", std::vector{*report.balance_loss});
     if (report.load_LE.defined()) output.add("load", report.load_LE);
     stepper.optimizer().flush();
-    output.add("grad/", whole_tensors(stepper.partition(), stepper.gradients(), *run.mesh));
+    output.add("grad/", whole_tensors(stepper.partition(), stepper.gradients(), *run.mesh), run.model->parameters);
   }
   stepper.optimizer().flush();
   output.add("losses", losses);
   output.add("grad_norms", norms);
   std::vector<at::Tensor> masters;
   for (const Optimizer::Shard& shard : stepper.optimizer().shards()) masters.push_back(shard.master);
-  output.add(recipe.adapter ? "adapter/" : "weight/", whole_tensors(stepper.partition(), masters, *run.mesh));
+  output.add(recipe.adapter ? "adapter/" : "weight/", whole_tensors(stepper.partition(), masters, *run.mesh),
+             run.model->parameters);
   for (size_t block = 0; block < run.model->blocks.size(); ++block) {
     if (!run.model->blocks[block].has_correction_bias()) continue;
     output.add(str("router_bias/", block), run.model->blocks[block].router()->bias());

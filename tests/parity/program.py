@@ -45,6 +45,7 @@ def recipe(config, folder):
         train=dict(
             steps=max(1, config["steps"]),
             parts=config["parts"],
+            experts=config["experts"],
             batch=config["batch"],
             slice_tokens=config["slice_tokens"],
             keep=config["keep"],

@@ -7,6 +7,7 @@ MOETUNE_TEST_FAMILY: only these model_types, set apart by spaces.
 
 import json
 import os
+import re
 import unittest
 
 import torch
@@ -37,11 +38,12 @@ class TrainPartsExportTest(ExportCase, FamilyCase):
                 with self.subTest(f"{self.family.model_type} {name}"):
                     check(name)
 
-    def run_of(self, name, named, adapter="none"):
+    def run_of(self, name, named, adapter="none", experts="all", **settings):
         train = dict(
-            steps=STEPS, batch=cases.BATCH, parts=named, optimizer=dict(lr=0.01), schedule=dict(kind="constant")
-        )
-        return self.train(self.model(name), adapter, train=train)
+            steps=STEPS, batch=cases.BATCH, parts=named, experts=experts, optimizer=dict(lr=0.01),
+            schedule=dict(kind="constant"),
+        )  # fmt: skip
+        return self.train(self.model(name), adapter, train=train, **settings)
 
     def export(self, run, command, *arguments, expect=0):
         folder = run.parent / f"{command}-{len(arguments)}"
@@ -109,6 +111,39 @@ class TrainPartsExportTest(ExportCase, FamilyCase):
                 trains = "vision" not in key and "correction_bias" not in key
                 moved = trains and parts.part(key) in ("attention", "norms") and ".indexer." not in key
                 self.assertEqual(same, not moved, key)
+
+        self.each(check)
+
+    def test_some_experts(self):
+        """Those that trained beside those that did not, which are as they were, in one tensor where they lie in one;
+        with a base in 4 bits `export --base` has the others as they were held, `merge` as they are."""
+
+        def check(name):
+            if self.family.equations:
+                return
+            for base, experts, command in (
+                ("fp32", [0, 2], ("export", "--base")),
+                ("fp32", "top 2", ("merge",)),
+                ("nf4", "top 2", ("merge",)),
+                ("nf4", "top 2", ("export", "--base")),
+            ):
+                run = self.run_of(name, ["experts"], experts=experts, base=base)
+                folder, _ = self.export(run, *command)
+                if base == "fp32" or command[0] == "export":
+                    self.assert_same(self.logits_of(pretrained(folder)), self.own_logits(run), self.before(name))
+                layers = {} if experts == [0, 2] else json.loads((run / "experts.json").read_text())["layers"]
+                before, after = (checkpoint.maps(self.family, path) for path in (self.model(name), folder))
+                self.assertEqual(before.keys(), after.keys())
+                moved = set()  # layers; chosen experts that got no token stay too
+                for key, tensor in before.items():
+                    place = re.search(r"layers\.(\d+)\..*\.experts\.(\d+)\.", key)
+                    same = torch.equal(after[key].float(), tensor.float())
+                    if place and int(place[2]) in (layers[place[1]]["experts"] if layers else (0, 2)):
+                        moved |= set() if same else {place[1]}
+                    elif base == "fp32" or command[0] == "merge":
+                        self.assertTrue(same, key)
+                self.assertTrue(moved)
+                self.assertEqual(moved, set(layers) or moved)
 
         self.each(check)
 

@@ -180,7 +180,7 @@ TEST_CASE("targets that match nothing are named, with the maps there are", "[ada
 
 TEST_CASE("adapters of some experts start as those experts do among all", "[adapter]") {
   AdapterSpec spec{R, 1.0, 0.0};
-  spec.experts = {1, 4, 5};
+  spec.experts.listed = {1, 4, 5};
   ParameterSet parameters(at::kCPU, at::kFloat);
   const OneAdapter all("m.experts.*.up_proj", 0.0, 17, 0, 6, 6);
   // Ranks of two experts each hold none, one and two of the three.
@@ -192,7 +192,7 @@ TEST_CASE("adapters of some experts start as those experts do among all", "[adap
     const ParameterInfo& info = part.a().info();
     CHECK(info.num_experts == 3);
     CHECK(info.first_expert == first_rows[rank]);
-    CHECK(info.experts == spec.experts);
+    CHECK(info.experts == spec.experts.listed);
     CHECK(part.b().master().sizes() == at::IntArrayRef({static_cast<int64_t>(held[rank].size()), O, R}));
     for (size_t row = 0; row < held[rank].size(); ++row) {
       const int64_t expert = 2 * rank + held[rank][row];
@@ -200,13 +200,13 @@ TEST_CASE("adapters of some experts start as those experts do among all", "[adap
       CHECK(at::equal(part.a().master()[static_cast<int64_t>(row)], all.adapter.a().master()[expert]));
     }
   }
-  CHECK(spec.adapted(6) == 3);
-  CHECK(spec.adapted_of_rank(6, 2) == 2);
-  CHECK(AdapterSpec{R}.adapted_of_rank(6, 2) == 2);
+  CHECK(spec.experts.count(6) == 3);
+  CHECK(spec.experts.most_of_rank(6, 2) == 2);
+  CHECK(AdapterSpec{R}.experts.most_of_rank(6, 2) == 2);
   AdapterSpec open{R};
-  open.top_experts = 4;
-  CHECK(open.adapted(6) == 4);
-  CHECK(open.adapted_of_rank(6, 2) == 2);
+  open.experts.top = 4;
+  CHECK(open.experts.count(6) == 4);
+  CHECK(open.experts.most_of_rank(6, 2) == 2);
 }
 
 TEST_CASE("layers narrow the targets", "[adapter]") {

@@ -1,7 +1,9 @@
 #include "trainer/data/batch_groups.h"
 
+#include <algorithm>
 #include <numeric>
 
+#include "parallel/base/splitmix64.h"
 #include "tests/support/catch.h"
 
 using namespace moetune;
@@ -88,6 +90,31 @@ TEST_CASE("groups are as even as whole documents allow", "[batch_groups]") {
   for (const int64_t count : {2, 3, 4, 7}) {
     for (const size_t size : sizes(batch_groups(batch_of(lengths, false), count))) {
       CHECK(static_cast<int64_t>(size) <= all / count + 9);
+    }
+  }
+}
+
+TEST_CASE("no cut has a shorter longest group", "[batch_groups]") {
+  // The middles of both sixes fall into the second of three even parts.
+  CHECK(sizes(batch_groups(batch_of({4, 6, 6, 5}, false), 3)) == std::vector<size_t>{10, 6, 5});
+  uint64_t state = 7;
+  for (int round = 0; round < 60; ++round) {
+    std::vector<int64_t> lengths(1 + splitmix64_at(3, ++state) % 9);
+    for (int64_t& length : lengths) length = 1 + static_cast<int64_t>(splitmix64_at(5, ++state) % 12);
+    const size_t n = lengths.size();
+    // best[g][i]: of the first i documents in g groups.
+    std::vector<std::vector<int64_t>> best(6, std::vector<int64_t>(n + 1, INT64_MAX));
+    best[0][0] = 0;
+    for (size_t group = 1; group < best.size(); ++group) {
+      for (size_t i = 0; i <= n; ++i) {
+        int64_t last = 0;
+        for (size_t first = i + 1; first-- > 0; last += first > 0 ? lengths[first - 1] : 0) {
+          if (best[group - 1][first] == INT64_MAX) continue;
+          best[group][i] = std::min(best[group][i], std::max(best[group - 1][first], last));
+        }
+      }
+      const std::vector<size_t> own = sizes(batch_groups(batch_of(lengths, false), static_cast<int64_t>(group)));
+      CHECK(static_cast<int64_t>(*std::max_element(own.begin(), own.end())) == best[group][n]);
     }
   }
 }

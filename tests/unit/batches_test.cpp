@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "parallel/base/splitmix64.h"
+#include "trainer/data/batch_groups.h"
 #include "trainer/data/batches.h"
 #include "trainer/data/shuffle.h"
 
@@ -362,4 +363,25 @@ TEST_CASE("the fullest step is found", "[batches]") {
   CHECK(on_two.step == 2);
   CHECK(on_two.tokens == 9);
   CHECK(batches.fullest_step(2, 2).tokens == 4);
+}
+
+TEST_CASE("the fullest group of any step is found", "[batches]") {
+  const Documents documents = make_documents({4, 4, 4, 4, 9, 4, 4, 9, 4, 4, 2, 6, 5, 2, 3, 7});
+  for (const bool packing : {false, true}) {
+    Batches batches(documents, {.seed = 3, .batch = 4, .max_tokens = 10, .packing = packing});
+    for (const std::int64_t ranks : {1, 2, 3}) {
+      for (const std::int64_t groups : {1, 2, 3, 7}) {
+        std::int64_t most = 0;
+        for (std::int64_t step = 0; step < 9; ++step) {
+          for (std::int64_t rank = 0; rank < ranks; ++rank) {
+            for (const RankBatch& group : batch_groups(batches.local(step, rank, ranks), groups)) {
+              most = std::max(most, static_cast<std::int64_t>(group.tokens.size()));
+            }
+          }
+        }
+        CHECK(batches.fullest_step(9, ranks, groups).group_tokens == most);
+        CHECK(batches.fullest_step(9, ranks, groups).tokens == batches.fullest_step(9, ranks).tokens);
+      }
+    }
+  }
 }

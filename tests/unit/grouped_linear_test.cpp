@@ -84,7 +84,7 @@ TEST_CASE("adapters of some experts alone equal those of all with zeros for the 
   struct Stack {
     Stack(const std::vector<int64_t>& experts, const at::Tensor& weight) : parameters(at::kCPU, at::kDouble) {
       AdapterSpec spec{R, 1.5, 0.3};
-      spec.experts = experts;
+      spec.experts.listed = experts;
       ParameterInfo info;
       info.name = "m.experts.*.up_proj";
       info.num_experts = E;
@@ -127,5 +127,67 @@ TEST_CASE("adapters of some experts alone equal those of all with zeros for the 
     const at::Tensor expected = (all.map->adapter()->*parameter)().gradient().index_select(0, rows);
     CHECK(expected.norm().item<double>() > 0.1);
     CHECK(distance((some.map->adapter()->*parameter)().gradient(), expected) < 1e-14);
+  }
+}
+
+// A stack of which all train, put together of what some train and what is held, knows nothing of some and all.
+TEST_CASE("weights of some experts train among frozen ones as they do where all train", "[grouped_linear]") {
+  const at::Tensor trained = random_normal({E, O, I}, 6), of_bias = random_normal({E, O}, 7);
+  const std::vector<int64_t> experts = {0, 3, 4};
+  const at::Tensor rows = at::tensor(experts, at::kLong);
+  // Held as it is computed, which nothing may write to; and made dense.
+  for (const at::ScalarType compute : {at::kFloat, at::kDouble}) {
+    const double exact = compute == at::kFloat ? 1e-6 : 1e-14;
+    const at::Tensor base = random_normal({E, O, I}, 1).to(at::kFloat).to(compute),
+                     base_bias = random_normal({E, O}, 2).to(compute), x = random_normal({5, I}, 3).to(compute),
+                     dy = random_normal({5, O}, 4).to(compute), factor = random_normal({5, 1}, 5).to(compute);
+    ParameterSet parameters{at::kCPU, compute};
+    const auto add = [&](const at::Tensor& initial, bool some) -> Parameter& {
+      ParameterInfo info;
+      info.name = "m.experts.*.up_proj";
+      info.num_experts = E;
+      if (some) info.hold_experts(experts);
+      return parameters.add(info, some ? initial.index_select(0, rows) : initial);
+    };
+    auto frozen = std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, E, O, I}, at::kCPU, compute);
+    for (int64_t e = 0; e < E; ++e) frozen->set(e, base[e]);
+    GroupedLinear some(std::move(frozen), nullptr, GroupedBias(base_bias));
+    CHECK(!some.trains());
+    Parameter &weight = add(trained, true), &bias = add(of_bias, true);
+    some.train({&weight, experts});
+    some.train_bias({&bias, experts});
+    CHECK(some.trains());
+    CHECK(some.scratch_elements_per_expert() == O * I);
+    const at::Tensor mixed = base.index_copy(0, rows, trained.index_select(0, rows).to(compute)),
+                     mixed_bias = base_bias.index_copy(0, rows, of_bias.index_select(0, rows).to(compute));
+    Parameter &all_weight = add(mixed, false), &all_bias = add(mixed_bias, false);
+    GroupedLinear all(all_weight, GroupedBias(all_bias));
+    Scratch scratch(at::kCPU, compute);
+    scratch.reserve(10 * E * O * I);
+    DequantCounters counters;
+    for (const ExpertChunk& chunk :
+         std::vector<ExpertChunk>{{0, 5, 0, RowGroups::from_counts({1, 1, 0, 2, 1}, at::kCPU)},
+                                  {1, 3, 0, RowGroups::from_counts({2, 0, 3}, at::kCPU)},
+                                  {1, 2, 0, RowGroups::from_counts({1, 4}, at::kCPU)},
+                                  {3, 2, 0, RowGroups::from_counts({0, 5}, at::kCPU)}}) {
+      INFO(compute << ", experts from " << chunk.first);
+      CHECK(some.makes_dense(chunk.first, chunk.count) ==
+            (compute == at::kDouble || chunk.count != 2 || chunk.first == 3));
+      std::vector<at::Tensor> y, dx, d_factor;
+      for (GroupedLinear* map : {&some, &all}) {
+        const at::Tensor dense = map->dense(chunk.first, chunk.count, scratch, counters);
+        y.push_back(map->forward(x, dense, chunk, {}, {}, factor));
+        dx.push_back(map->backward(dy, x, dense, chunk, {}, {}, factor));
+        d_factor.push_back(map->bias_weight_gradient(dy, chunk, compute));
+      }
+      CHECK(distance(y[0], y[1]) < exact);
+      CHECK(distance(dx[0], dx[1]) < exact);
+      CHECK(distance(d_factor[0], d_factor[1]) < exact);
+    }
+    CHECK(at::equal(some.frozen()->packed()[0].view({E, O, I}).to(compute), base));
+    const at::Tensor expected = all_weight.gradient().index_select(0, rows);
+    CHECK(expected.norm().item<double>() > 0.1);
+    CHECK(distance(weight.gradient(), expected) < exact);
+    CHECK(distance(bias.gradient(), all_bias.gradient().index_select(0, rows)) < exact);
   }
 }

@@ -164,7 +164,7 @@ TEST_CASE("adapters of some experts are not folded", "[grouped_maps]") {
   info.num_experts = E;
   auto frozen = std::make_unique<FrozenWeight>(FrozenShape{BaseFormat::kFp32, E, 4, I}, at::kCPU, at::kDouble);
   AdapterSpec spec{kRank, 1.5, 0.0};
-  spec.experts = {0, 2};
+  spec.experts.listed = {0, 2};
   GroupedLinear map(std::move(frozen), std::make_unique<Adapter>(spec, info, E, 4, I, 1, parameters));
   GroupedMaps maps({&map});
   maps.fold(true);

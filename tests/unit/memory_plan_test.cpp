@@ -16,6 +16,7 @@
 #include "tests/support/message_of.h"
 #include "tests/support/stand_in_group.h"
 #include "trainer/assemble.h"
+#include "trainer/data/batch_groups.h"
 #include "trainer/recipe/recipe_dump.h"
 #include "trainer/recipe/recipe_load.h"
 #include "trainer/update/gradients.h"
@@ -83,6 +84,7 @@ struct Built {
     exchange = ep == 1 ? make_local_exchange() : std::make_unique<NoExchange>(ep);
     ModelOptions options;
     options.compute = scalar_type(recipe.model.compute);
+    options.gradients = gradient_dtype(recipe);
     options.base = recipe.model.base;
     options.trained = trained_parts(recipe);
     options.targets = recipe.adapter ? &targets : nullptr;
@@ -146,6 +148,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
        1},
       {{"adapter=none", "model.base=fp32", "model.compute=fp32", "mesh.ep=2"}, {}, 2},
       {{"adapter=none", "model.base=bf16", "mtp.loss_weight=0.1"}, {}, 1},
+      {{"adapter=none", "model.base=bf16", "model.compute=bf16", "mtp.loss_weight=0.1", "train.gradients=bf16"}, {}, 1},
       // Of 321 tokens the first of four ranks holds 81. NF4: inputs and outputs divide into parts of whole blocks.
       {{"adapter.targets=[all_linear]", "model.base=bf16", "mtp.loss_weight=0.1", "mesh.tp=4"},
        {{"vocab_size", 321}},
@@ -208,6 +211,19 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
        2,
        2},
       {{"adapter=none", "train.parts=[norms, head]", "mtp.loss_weight=0.3"}, {}, 1},
+      // Some experts, laid over what is made dense and over what is held dense; of two ranks the first has most.
+      {{"adapter=none", "train.parts=[experts, norms]", "train.experts=[0, 3]", "mtp.loss_weight=0.3"}, {}, 1},
+      {{"adapter=none", "train.parts=[experts]", "train.experts=[0, 2, 5]", "model.base=bf16", "model.compute=bf16",
+        "mesh.ep=2"},
+       {},
+       2},
+      {{"adapter.targets=[attention]", "train.parts=[experts]", "train.experts=[1-2]", "mesh.ep=2", "mesh.tp=2",
+        "mesh.expert_tp=2"},
+       {},
+       2,
+       2,
+       2},
+      {{"adapter=none", "train.experts=[1]", "model.base=nf4"}, {}, 1},
       // Beside adapters.
       {{"adapter.targets=[attention]", "train.parts=[experts, router, norms]", "mtp.loss_weight=0.3"}, {}, 1},
       {{"adapter.targets=[experts]", "adapter.rank=3", "train.parts=[attention, embedding, head]", "mesh.ep=2"}, {}, 2},
@@ -231,7 +247,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     Built built(config, recipe, one.ep, one.tp, one.expert_tp);
     Model& model = *built.model;
 
-    int64_t plain = 0, trained = 0, working = 0, gradients = 0;
+    int64_t plain = 0, trained = 0, working = 0, gradients = 0, aligned = 0;
     const int64_t frozen = model.slabs->kept_bytes();
     for (const PlainTensor& tensor : model.plain) plain += static_cast<int64_t>(tensor.held.nbytes());
     for (const Block& block : model.blocks) {
@@ -240,12 +256,27 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     // By layer: gradients that exist at a time, and a rank's shards of each kind (dp is 1).
     std::map<LayerId, int64_t> by_layer;
     std::map<Replicas, int64_t> by_replicas;
+    std::map<std::pair<LayerId, Replicas>, int64_t> flats;
     for (Parameter& parameter : model.parameters.all()) {
+      // Weights lie end to end, each from a multiple of 128 numbers on.
+      const bool weight = parameter.info().role == Role::kWeight;
+      const int64_t flat = weight ? (parameter.numel() + 127) / 128 * 128 : parameter.numel();
       trained += parameter.numel();
-      working += static_cast<int64_t>(parameter.working.nbytes());
+      if (weight) flats[{parameter.info().layer, parameter.info().replicas}] += flat;
+      else working += static_cast<int64_t>(parameter.working.nbytes());
       by_layer[parameter.info().layer] += static_cast<int64_t>(parameter.gradient().nbytes());
-      by_replicas[parameter.info().replicas] += parameter.numel();
+      by_replicas[parameter.info().replicas] += flat;
+      aligned += weight;
       parameter.clear_gradient();
+    }
+    // Equal shards for all copies, of multiples of 128 numbers each.
+    for (const auto& [place, flat] : flats) {
+      const std::map<Replicas, int64_t> copies = {{Replicas::kEverywhere, one.ep * one.tp},
+                                                  {Replicas::kTensorIndex, one.ep},
+                                                  {Replicas::kExpertReplicas, one.tp},
+                                                  {Replicas::kExpertTensorIndex, 1}};
+      const int64_t ranks = copies.at(place.second), shard = ((flat + ranks - 1) / ranks + 127) / 128 * 128;
+      working += shard * ranks * static_cast<int64_t>(c10::elementSize(model.parameters.compute()));
     }
     // The embedding's begin where head or MTP module add to them.
     const int64_t embedding = by_layer[LayerId::embedding()];
@@ -264,13 +295,13 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     CHECK(plan.scratch_elements == model.scratch_elements());
     CHECK(part(plan, "trained, working copies") == working);
     CHECK(part(plan, "gradients") == gradients);
-    // Rounded up to whole shards, a group at a time.
+    // Rounded up to whole shards, a group at a time, of weights to 128 numbers each.
     const int64_t exact =
         (by_replicas[Replicas::kEverywhere] / (one.ep * one.tp) + by_replicas[Replicas::kTensorIndex] / one.ep +
          by_replicas[Replicas::kExpertReplicas] / one.tp + by_replicas[Replicas::kExpertTensorIndex]) *
         a_number;
     CHECK(part(plan, "optimizer") >= exact);
-    CHECK(part(plan, "optimizer") <= exact + (one.ep * one.tp - 1) * 20 * a_number);
+    CHECK(part(plan, "optimizer") <= exact + (one.ep * one.tp - 1) * 20 * (aligned > 0 ? 128 : 1) * a_number);
     if (one.ep * one.tp == 1) {
       Launch launch;
       Mesh mesh(launch, {1, 1, 1, 1});
@@ -290,6 +321,7 @@ TEST_CASE("each stage of a pipeline holds what its plan says", "[memory]") {
            {"adapter.targets=[all_linear]", "model.base=nf4"},
            {"adapter.targets=[attention]", "model.base=bf16", "mtp.loss_weight=0.1", "mesh.pp_layers=[2, 1]"},
            {"adapter=none", "model.base=fp32", "model.compute=fp32"},
+           {"adapter=none", "train.parts=[experts]", "train.experts=[0, 2]", "model.base=bf16"},
            {"adapter=none", "model.base=bf16", "mtp.loss_weight=0.1"}}) {
     const Blueprint config = parse_blueprint(kTiny, "config.json");
     std::vector<std::string> all = overrides;
@@ -344,8 +376,14 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
       {"model.compute=bf16", "adapter.targets=[experts]", "adapter.layers=[3]", "router.train=full"},
       {"model.compute=fp32", "adapter=none", "model.base=fp32", "train.slice_tokens=200"},
       {"model.compute=fp32", "adapter=none", "train.parts=[experts, norms]"},
+      {"model.compute=fp32", "adapter=none", "train.parts=[experts]", "train.experts=[1, 4-5]"},
+      {"model.compute=bf16", "adapter=none", "train.parts=[experts]", "train.experts=[0-6]", "model.base=bf16"},
       {"model.compute=fp32", "adapter.targets=[experts]", "train.parts=[attention, router, norms]"},
       {"model.compute=fp32", "adapter.targets=[all_linear]", "mesh.tp=2", "mesh.expert_tp=2", "train.slice_tokens=200"},
+      // A sequence at a time, three together, and fewer documents than groups.
+      {"model.compute=fp32", "adapter.targets=[all_linear]", "mesh.pp_groups=4"},
+      {"model.compute=fp32", "adapter=none", "model.base=fp32", "mesh.pp_groups=2", "train.keep=all"},
+      {"model.compute=fp32", "adapter.targets=[experts]", "mesh.pp_groups=11"},
   };
   for (std::vector<std::string> overrides : cases) {
     overrides.insert(overrides.end(), {"train.batch=4", "data.max_tokens=400"});
@@ -370,8 +408,11 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     const MeshShape shape{1, 1, 1, recipe.mesh.tp, recipe.mesh.expert_tp};
     Built built(config, recipe, 1, shape.tp, shape.expert_tp);
     const int64_t slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(at::kCPU));
-    const StepBatch batch = make_step_batch(batches.local(0, 0, 1), *built.model, slice_tokens, at::kCPU,
-                                            scalar_type(recipe.model.compute));
+    const int64_t num_groups = recipe.mesh.pp_groups.value_or(1);
+    std::vector<StepBatch> groups;
+    for (const RankBatch& group : batch_groups(batches.local(0, 0, 1), num_groups)) {
+      groups.push_back(make_step_batch(group, *built.model, slice_tokens, at::kCPU, scalar_type(recipe.model.compute)));
+    }
     Launch launch;
     Mesh mesh(launch, {1, 1, 1, 1});
     Partition partition(built.model->parameters, mesh);
@@ -382,10 +423,20 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     options.mtp_weight = recipe.mtp.loss_weight;
     Sweep sweep(*built.model, options, {.done = [&](LayerId layer) { reducer.reduce(layer); }});
     const int64_t resting = count->peak = count->now;
-    sweep.train(batch, {17, 1, true});
+    sweep.train(groups, {17, 1, true});
 
-    const MemoryPlan plan = plan_memory(config, recipe, shape, {at::kCPU});
-    REQUIRE(plan.rows == batch.main.num_rows);
+    // What the recipe bounds, and what the data has.
+    const Batches::Peak fullest = batches.fullest_step(1, 1, num_groups);
+    const MemoryPlan bound = plan_memory(config, recipe, shape, {at::kCPU}),
+                     plan = plan_memory(config, recipe, shape, {at::kCPU}, {fullest.tokens, fullest.group_tokens});
+    int64_t rows = 0, longest = 0;
+    for (const StepBatch& group : groups) {
+      rows += group.main.num_rows;
+      longest = std::max(longest, group.main.num_rows);
+    }
+    REQUIRE(bound.step_rows == rows);
+    REQUIRE(plan.rows == longest);
+    if (num_groups <= 4) CHECK(bound.host_bytes() == plan.host_bytes());
     // The other ranks of the tensor axis, which only sizes stand for, take no part of the optimizer's work.
     const int64_t held = held_bytes(optimizer, reducer),
                   peak = count->peak + (shape.tp > 1 ? part(plan, "optimizer") : held);
@@ -404,6 +455,13 @@ TEST_CASE("memory plan: experts that loads will choose are counted, on a rank at
     const MemoryPlan plan = plan_memory(config, recipe, {1, 1, ep, 1}, {at::kCPU});
     CHECK(plan.trained_by_group == std::vector<std::pair<std::string, int64_t>>{{"experts", 2 * 3 * an_expert}});
     CHECK(plan.trained_numbers == 2 * (ep == 1 ? 3 : 2) * an_expert);
+  }
+  const Recipe weights = recipe_of({"adapter=none", "train.parts=[experts]", "train.experts=top 3"});
+  const int64_t matrices = 3 * 64 * 32;
+  for (const int64_t ep : {1, 4}) {
+    const MemoryPlan plan = plan_memory(config, weights, {1, 1, ep, 1}, {at::kCPU});
+    CHECK(plan.trained_by_group == std::vector<std::pair<std::string, int64_t>>{{"experts", 2 * 3 * matrices}});
+    CHECK(plan.trained_numbers == 2 * (ep == 1 ? 3 : 2) * matrices);
   }
 }
 
@@ -439,6 +497,12 @@ TEST_CASE("parts that a model cannot train are refused, all mistakes in one") {
   CHECK(said({"adapter.targets=[o_proj, q_b_proj, experts]", "train.parts=[attention]"}) ==
         "command line: train.parts: attention would train itself, and adapter.targets (command line) gives o_proj, "
         "q_b_proj of it adapters; take the part or the targets out");
+  CHECK(said({"adapter=none", "train.parts=[experts]", "train.experts=[0, 6-9, 12]"}) ==
+        "command line: train.experts: 6-9, 12 is more than there is; a layer of the model has experts 0 to 7");
+  CHECK(said({"adapter=none", "train.experts=top 9", "model.base=bf16"}) ==
+        "command line: train.experts: top 9 is more than there is; a layer of the model has experts 0 to 7");
+  CHECK(contains(said({"adapter.targets=[experts]", "train.parts=[experts]", "train.experts=top 2"}),
+                 "train.parts: experts would train itself, and adapter.targets (command line) gives"));
   // up_proj is that of dense MLPs and of shared experts.
   CHECK(contains(said({"adapter.targets=[up_proj]", "train.parts=[shared_expert]"}), "gives up_proj of it adapters"));
   const std::vector<std::string> maps = {"adapter=none", "train.parts=[experts, attention, dense_mlp, shared_expert]",
@@ -448,8 +512,12 @@ TEST_CASE("parts that a model cannot train are refused, all mistakes in one") {
         "dense_mlp, shared_expert; allowed then: bf16 or fp32\n"
         "command line: model.cache: no linear map of this model is frozen with train.parts: experts, attention, "
         "dense_mlp, shared_expert, so that there is nothing to keep; take it out");
-  for (const std::vector<std::string>& fine : std::vector<std::vector<std::string>>{
-           {"adapter=none", "train.parts=[norms]"}, {"train.parts=[experts, head]"}, {}}) {
+  for (const std::vector<std::string>& fine :
+       std::vector<std::vector<std::string>>{{"adapter=none", "train.parts=[norms]"},
+                                             {"train.parts=[experts, head]"},
+                                             // With some experts frozen there is something to hold in 4 bits.
+                                             {"adapter=none", "train.experts=[0-6]", "model.cache=/tmp/c"},
+                                             {}}) {
     require_trained_parts(recipe_of(fine), parse_blueprint(kTiny, "config.json"));
   }
   require_trained_parts(recipe_of({"adapter=none", "train.parts=[embedding, head]"}), parse_blueprint(
@@ -499,7 +567,7 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
   const auto planned = [&](const std::vector<std::string>& overrides, const MeshShape& mesh, int64_t memory) {
     std::vector<std::string> all = {"adapter.rank=32", "train.batch=2", "data.max_tokens=16384"};
     all.insert(all.end(), overrides.begin(), overrides.end());
-    return plan_memory(config, recipe_of(all), mesh, {at::kCUDA, memory, 0}, 16384);
+    return plan_memory(config, recipe_of(all), mesh, {at::kCUDA, memory, 0}, {.step = 16384});
   };
   // Two ranks with the same weights: each keeps half; of the layers each gathers the other half twice, less two at
   // either turn.
@@ -574,6 +642,49 @@ TEST_CASE("memory plan: the copy that a checkpoint is written from") {
   // And what is small.
   const MemoryPlan small = plan_memory(config, recipe_of({"checkpoint.every_steps=5"}), {1, 1, 1, 1}, {at::kCUDA});
   CHECK(small.copied_save_bytes == 0);
+}
+
+TEST_CASE("memory plan: a group of a pipeline has no more rows than its sequences") {
+  json object = kTiny;
+  object["num_hidden_layers"] = 8;
+  const Blueprint config = parse_blueprint(object, "config.json");
+  const auto planned = [&](const std::vector<std::string>& overrides, const StepRows& rows = {}) {
+    std::vector<std::string> all = {"adapter=none",   "model.base=bf16",      "mesh.pp=2",
+                                    "train.batch=16", "data.max_tokens=4096", "train.slice_tokens=8192"};
+    all.insert(all.end(), overrides.begin(), overrides.end());
+    return plan_memory(config, recipe_of(all), {2, 1, 1, 1}, {at::kCUDA}, rows);
+  };
+  // Weights that are held dense go through in a group a sequence.
+  const MemoryPlan each = planned({});
+  REQUIRE(each.pipeline.groups == 16);
+  CHECK(each.step_rows == 16 * 4096);
+  CHECK(each.rows == 4096);
+  CHECK(planned({"mesh.pp_groups=5"}).rows == 4 * 4096);
+  CHECK(planned({"mesh.pp_groups=40"}).rows == 4096);
+  CHECK(planned({}, {.step = 40000}).rows == 4096);
+  CHECK(planned({"mesh.pp_groups=5"}, {.step = 30000}).rows == 6000 + 4096);
+  CHECK(planned({"mesh.pp_groups=5"}, {.step = 30000, .group = 7000}).rows == 7000);
+}
+
+TEST_CASE("memory plan: what leaves beside an adapter is counted with it") {
+  const auto numbers = [](const std::vector<std::string>& overrides, const json& change = json::object()) {
+    json object = kTiny;
+    for (const auto& [key, value] : change.items()) object[key] = value;
+    const Blueprint config = parse_blueprint(object, "config.json");
+    return plan_memory(config, recipe_of(overrides), {1, 1, 1, 2}, {at::kCPU}).adapter_numbers;
+  };
+  const std::string adapter = "adapter.targets=[o_proj]", tp = "mesh.tp=2";
+  const int64_t alone = numbers({adapter, tp});
+  // Three layers' two norms of the width and those of both latents, and the last; each rank of the axis has all.
+  CHECK(numbers({adapter, tp, "train.parts=[norms]"}) - alone == 3 * (2 * 64 + 24 + 16) + 64);
+  CHECK(numbers({adapter, tp, "router.train=full"}) - alone == 2 * 8 * 64);
+  // Of which a rank has half.
+  CHECK(numbers({adapter, tp, "train.parts=[embedding, head]"}) - alone == 2 * 320 * 64);
+  CHECK(numbers({adapter, tp, "train.parts=[embedding, head]"}, {{"tie_word_embeddings", true}}) == alone);
+  // With the weights alone leave experts, and all of the MTP module.
+  CHECK(numbers({adapter, tp, "train.parts=[experts]"}) == alone);
+  const int64_t with_mtp = numbers({adapter, tp, "mtp.loss_weight=0.3"});
+  CHECK(numbers({adapter, tp, "mtp.loss_weight=0.3", "router.train=full"}) - with_mtp == 2 * 8 * 64);
 }
 
 TEST_CASE("memory plan: targets without a match") {

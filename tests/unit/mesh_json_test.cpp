@@ -104,4 +104,12 @@ TEST_CASE("mesh_json: slabs that are fetched, and when") {
   CHECK(none["slabs"] == 0);
   CHECK(none["round"]["fetches"].empty());
   CHECK(facts({"mesh.shard=none"})["fetches"]["slabs"].get<int64_t>() < 58);  // those of host memory
+  // A stage fetches its own layers: of 61 three dense ones are in the first.
+  const PlannedMesh stages = planned({"mesh.pp=4", "mesh.pp_layers=[15, 15, 15, 16]", "train.keep=none"});
+  const Json cut = Json::parse(mesh_json(stages));
+  CHECK(cut["fetches"]["slabs"] == std::vector<int64_t>{12, 15, 15, 16}.at(stages.plan.stage));
+  CHECK(cut["stages"][3]["layers"] == 16);
+  for (const Json& stage : cut["stages"]) CHECK(stage["kept_layers"] == 0);
+  const Json kept = facts({"mesh.pp=4", "mesh.pp_layers=[15, 15, 15, 16]", "train.keep=2"});
+  for (const Json& stage : kept["stages"]) CHECK(stage["kept_layers"] == 2);
 }

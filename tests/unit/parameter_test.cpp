@@ -7,6 +7,29 @@
 
 using namespace moetune;
 
+TEST_CASE("of bf16 gradients those of layers' matrices alone add up in bf16", "[parameter]") {
+  ParameterSet parameters(at::kCPU, at::kBFloat16, at::kBFloat16);
+  const auto dtype_of = [&](LayerId layer, Role role, bool decays) {
+    ParameterInfo info;
+    info.layer = layer;
+    info.role = role;
+    info.decays = decays;
+    Parameter& parameter = parameters.add(info, at::ones({2, 3}));
+    parameter.add_gradient(at::full({2, 3}, 256.0f));
+    parameter.add_gradient(at::ones({2, 3}));  // 257 is no bf16 number
+    CHECK(parameter.gradient()[0][0].item<double>() == (parameter.gradient().element_size() == 2 ? 256.0 : 257.0));
+    parameter.clear_gradient();
+    CHECK(parameter.gradient().element_size() == (parameter.gradient().scalar_type() == at::kFloat ? 4 : 2));
+    return parameter.gradient().scalar_type();
+  };
+  CHECK(dtype_of(LayerId::block(3), Role::kWeight, true) == at::kBFloat16);
+  CHECK(dtype_of(LayerId::mtp(9), Role::kWeight, true) == at::kBFloat16);
+  CHECK(dtype_of(LayerId::block(3), Role::kWeight, false) == at::kFloat);
+  CHECK(dtype_of(LayerId::block(3), Role::kAdapterB, true) == at::kFloat);
+  CHECK(dtype_of(LayerId::embedding(), Role::kWeight, true) == at::kFloat);
+  CHECK(dtype_of(LayerId::turn(9), Role::kWeight, true) == at::kFloat);
+}
+
 TEST_CASE("masters are wide, working copies are leaves that keep their place", "[parameter]") {
   for (const at::ScalarType compute : {at::kBFloat16, at::kFloat, at::kDouble}) {
     ParameterSet parameters(at::kCPU, compute);

@@ -160,7 +160,7 @@ deterministic: true
   train.schedule = {ScheduleKind::kLinear, 20, 0.1};
   CHECK(recipe.train == train);
   CHECK(recipe.mesh == MeshRecipe{3, {5, 1, 2}, 6, 2, 8, 1, 4, ShardScope::kNode});
-  CHECK(recipe.offload == OffloadRecipe{{OffloadFrozen::Kind::kBytes, int64_t{1536} << 20}, ActivationTier::kHost});
+  CHECK(recipe.offload == OffloadRecipe{{OffloadFrozen::Kind::kBytes, int64_t{1536} << 20}, OffloadTier::kHost});
   CHECK(recipe.exchange == ExchangeRecipe{1000});
   CHECK(recipe.router == RouterRecipe{RouterTraining::kLora, RouterBias::kUpdate, 0.002, 0.01, {}});
   CHECK(recipe.mtp == MtpRecipe{0.3});
@@ -611,6 +611,31 @@ TEST_CASE("recipe: layers and experts") {
     CHECK(mistakes_of(kSmall + "adapter: {experts: " + item + "}\n") ==
           "r.yaml:5:20: adapter.experts: '" + item + "' is not allowed" + experts);
   }
+}
+
+TEST_CASE("recipe: experts whose weights train") {
+  const auto with = [](const std::string& train, const std::string& adapter = "none") {
+    return "run: {dir: a}\nmodel: {path: m}\ndata: {train: t}\nadapter: " + adapter +
+           "\ntrain: {steps: 1, experts: " + train + "}\n";
+  };
+  using Kind = ExpertChoice::Kind;
+  const auto train = [&](const std::string& text) { return parse_recipe(with(text), "r.yaml").train; };
+  CHECK(train("top 3").experts == ExpertChoice{Kind::kTop, {}, 3});
+  CHECK(train("[0, 2-3], parts: [experts]").experts == ExpertChoice{Kind::kListed, {{0, 0}, {2, 3}}, 0});
+  const Recipe recipe = parse_recipe(with("[0, 2-3]"), "r.yaml");
+  CHECK(same_values(parse_recipe(dump_resolved(recipe), "dump.yaml"), recipe));
+  CHECK(to_string(trained_parts(parse_recipe(with("[0, 2-3], parts: [router, experts]"), "r.yaml"))) ==
+        "experts (0, 2-3), router");
+  CHECK(to_string(trained_parts(recipe)) == "all parts (experts: 0, 2-3)");
+  CHECK(mistakes_of(with("top 0")) ==
+        "r.yaml:5:28: train.experts: 'top 0' is not allowed; allowed: all, numbers and ranges N-M, or top N from 0 to "
+        "65535");
+  CHECK(mistakes_of(with("top 2, parts: [norms]")) ==
+        "r.yaml:5:28: train.experts: top 2 of experts whose weights do not train; name the part experts in "
+        "train.parts, or take it out (adapter.experts is for adapters)");
+  CHECK(mistakes_of(with("[1]", "{rank: 4}")) ==
+        "r.yaml:5:28: train.experts: 1 of experts whose weights do not train (train.parts: auto beside adapters trains "
+        "none); name the part experts in train.parts, or take it out (adapter.experts is for adapters)");
 }
 
 TEST_CASE("recipe: routers beside weights that train themselves") {

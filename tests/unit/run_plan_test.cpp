@@ -7,6 +7,7 @@
 #include "moe/router.h"
 #include "parallel/base/error.h"
 #include "tests/support/catch.h"
+#include "tests/support/message_of.h"
 #include "trainer/plan/layout_search.h"
 #include "trainer/plan/model_shelf.h"
 #include "trainer/plan/receipts.h"
@@ -101,6 +102,19 @@ TEST_CASE("a token goes to as many other ranks as chance has it", "[run_plan]") 
   double missed = 1.0;
   for (int i = 0; i < 8; ++i) missed *= (192.0 - i) / (256.0 - i);
   CHECK(near(expected_remote_ranks(greedy, 4), 3.0 * (1.0 - missed)));
+}
+
+TEST_CASE("documents are as long as training takes them", "[run_plan]") {
+  PlanRequest request = request_of("deepseek-v3", {"data.max_tokens=200000"});
+  request.data = DataAmount::of_equal(10, 200000);
+  // More than max_position_embeddings, which training does not ask after.
+  REQUIRE(request.blueprint.max_positions == 163840);
+  CHECK(plan_run(request).time.expected.seconds > 0.0);
+  request.blueprint.longest_document = 2048;
+  CHECK(contains(message_of<UserError>([&] { plan_run(request); }),
+                 "a document of 200000 tokens: deepseek_v3 attends to 2048 at the most"));
+  request.data = DataAmount::of_equal(10, 2048);
+  CHECK(plan_run(request).time.expected.seconds > 0.0);
 }
 
 TEST_CASE("a step takes what its products take at the machine's rates", "[run_plan]") {

@@ -93,7 +93,7 @@ TEST_CASE("the bytes of a step equal their formula wherever the way up ends", "[
       }
       CHECK(filled.store.traffic().copied - before == formula(n, lowest));
       int64_t planned = 0;
-      for (const Fetch& fetch : fetches_of_round(uses).fetches) planned += 1000 + fetch.slab;
+      for (const Fetch& fetch : fetches_of_round(uses, Rounds::kFollow).fetches) planned += 1000 + fetch.slab;
       CHECK(planned == formula(n, lowest));
     }
   }
@@ -168,4 +168,32 @@ TEST_CASE("host memory is zeros, as long as asked, and goes with its last refere
     view.fill_(1);
     CHECK(view.sum().item<int64_t>() == size);
   }
+}
+
+TEST_CASE("slabs that train are fetched anew in each round, once written, and none for the next", "[weight_store]") {
+  WeightStore store(at::kCPU);
+  std::vector<int> slabs, fetched;
+  for (int s = 0; s < 4; ++s) {
+    SlabSpec spec{"slab", 100, SlabTier::kHost, 2};
+    spec.trains = true;
+    spec.before_fetch = [&fetched, s] { fetched.push_back(s); };
+    slabs.push_back(store.add(spec));
+  }
+  const std::vector<int> uses = {0, 1, 2, 3, 3, 2, 1, 0};
+  for (int round = 1; round <= 3; ++round) {
+    fetched.clear();
+    for (const int slab : slabs) store.rewrite(slab, at::full({100}, 10 * round + slab, at::kByte));
+    store.schedule(uses);
+    CHECK(fetched == std::vector<int>{0, 1});
+    for (const int slab : uses) {
+      CHECK((store.use(slab) == 10 * round + slab).all().item<bool>());
+      store.release(slab);
+    }
+    // The two at the turn are not fetched again; behind the last use nothing is.
+    CHECK(fetched == std::vector<int>{0, 1, 2, 3, 1, 0});
+  }
+  CHECK(store.traffic().copied == 3 * 6 * 100);
+  CHECK(contains(message_of<InternalError>([&] { store.use(0); }), "nothing is scheduled"));
+  CHECK(contains(message_of<InternalError>([&] { store.add({"frozen", 1, SlabTier::kHost, 2}); }),
+                 "in a lane of others"));
 }

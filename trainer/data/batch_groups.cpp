@@ -1,7 +1,5 @@
 #include "trainer/data/batch_groups.h"
 
-#include <algorithm>
-
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -19,13 +17,9 @@ std::vector<RankBatch> batch_groups(const RankBatch& local, std::int64_t count) 
   if (count == 1) return {local};
   const auto num_documents = static_cast<std::int64_t>(local.documents.size());
   const std::vector<std::int64_t>& begins = local.document_begins;
-  const std::int64_t num_tokens = begins.back();
   std::vector<RankBatch> groups;
   std::int64_t first = 0;
-  for (std::int64_t group = 0; group < count; ++group) {
-    // A document belongs to the group that its middle falls into, were the tokens cut evenly.
-    std::int64_t end = first;
-    while (end < num_documents && (begins[end] + begins[end + 1]) * count < 2 * num_tokens * (group + 1)) ++end;
+  for (const std::int64_t end : group_ends(begins, count)) {
     const std::int64_t from = begins[first], to = begins[end];
     RankBatch one;
     one.global = local.global;

@@ -9,8 +9,8 @@
 
 namespace moetune {
 
-/// `count` groups of whole documents, in their order, of tokens as even as that allows; some may be empty. Each has the
-/// totals of the step, and tokens and documents under the numbers that they have there; sequences are cut.
+/// `count` groups of whole documents, in their order, cut as group_ends says; some may be empty. Each has the totals of
+/// the step, and tokens and documents under the numbers that they have there; sequences are cut.
 std::vector<RankBatch> batch_groups(const RankBatch& local, int64_t count);
 
 }  // namespace moetune

@@ -17,6 +17,27 @@ namespace {
 
 constexpr std::int64_t kOpenSequences = 64;
 
+/// Where a run of documents that begins with `first` ends, if it takes what `most` tokens hold.
+std::int64_t reach(std::span<const std::int64_t> begins, std::int64_t first, std::int64_t most) {
+  return std::upper_bound(begins.begin() + first, begins.end(), begins[first] + most) - begins.begin() - 1;
+}
+
+/// The least tokens of the longest of `count` runs of documents.
+std::int64_t least_longest_run(std::span<const std::int64_t> begins, std::int64_t count) {
+  const auto last = static_cast<std::int64_t>(begins.size()) - 1;
+  const auto suffice = [&](std::int64_t most) {
+    std::int64_t end = 0;
+    for (std::int64_t run = 0; run < count && end < last; ++run) end = reach(begins, end, most);
+    return end == last;
+  };
+  std::int64_t too_few = ceil_div(begins.back(), count) - 1, enough = begins.back();
+  while (enough - too_few > 1) {
+    const std::int64_t tried = too_few + (enough - too_few) / 2;
+    (suffice(tried) ? enough : too_few) = tried;
+  }
+  return enough;
+}
+
 }  // namespace
 
 std::vector<std::int64_t> pack(std::span<const std::int64_t> lengths, std::int64_t max_tokens, std::int64_t num_open) {
@@ -38,6 +59,26 @@ std::vector<std::int64_t> pack(std::span<const std::int64_t> lengths, std::int64
     sequence_of[i] = sequence;
   }
   return sequence_of;
+}
+
+std::vector<std::int64_t> group_ends(std::span<const std::int64_t> begins, std::int64_t count) {
+  MT_CHECK(count >= 1 && !begins.empty() && begins.front() == 0, count, " groups of ", begins.size(), " bounds");
+  const auto last = static_cast<std::int64_t>(begins.size()) - 1;
+  const std::int64_t tokens = begins.back(), most = least_longest_run(begins, count);
+  // Where each run has to end at the earliest, for the rest to find room behind it.
+  std::vector<std::int64_t> earliest(count, last);
+  for (std::int64_t run = count - 1; run > 0; --run) {
+    earliest[run - 1] = std::lower_bound(begins.begin(), begins.end(), begins[earliest[run]] - most) - begins.begin();
+  }
+  std::vector<std::int64_t> ends;
+  for (std::int64_t run = 0, first = 0; run < count; ++run) {
+    // A document belongs to the run that its middle falls into, were the tokens cut evenly.
+    std::int64_t end = first;
+    while (end < last && (begins[end] + begins[end + 1]) * count < 2 * tokens * (run + 1)) ++end;
+    first = std::min(std::max(end, earliest[run]), reach(begins, first, most));
+    ends.push_back(first);
+  }
+  return ends;
 }
 
 std::vector<std::int64_t> deal_out(std::span<const std::int64_t> sequence_tokens, std::int64_t num_ranks) {
@@ -242,17 +283,32 @@ RankBatch Batches::local(std::int64_t step, std::int64_t data_rank, std::int64_t
   return mine;
 }
 
-Batches::Peak Batches::fullest_step(std::int64_t num_steps, std::int64_t num_data_ranks) {
+Batches::Peak Batches::fullest_step(std::int64_t num_steps, std::int64_t num_data_ranks, std::int64_t groups) {
   Peak peak;
-  std::vector<std::int64_t> sequence_tokens, load(static_cast<size_t>(num_data_ranks));
+  std::vector<std::int64_t> sequence_tokens;
+  std::vector<std::vector<std::int64_t>> lengths;                 // of the documents of each sequence, where groups ask
+  std::vector<std::vector<std::int64_t>> begins(num_data_ranks);  // of the documents of each rank, or of its sequences
   for (std::int64_t step = 0; step < num_steps; ++step) {
     sequence_tokens.clear();
-    for_each_sequence(step, [&](const Sequence& sequence) { sequence_tokens.push_back(sequence.tokens); });
+    lengths.clear();
+    for_each_sequence(step, [&](const Sequence& sequence) {
+      sequence_tokens.push_back(sequence.tokens);
+      if (groups == 1) return;
+      lengths.emplace_back();
+      for (const std::uint32_t i : sequence.documents) lengths.back().push_back(documents_.length(i));
+    });
     const std::vector<std::int64_t> rank_of = deal_out(sequence_tokens, num_data_ranks);
-    std::fill(load.begin(), load.end(), 0);
-    for (size_t s = 0; s < rank_of.size(); ++s) load[rank_of[s]] += sequence_tokens[s];
-    const std::int64_t fullest = *std::max_element(load.begin(), load.end());
-    if (fullest > peak.tokens) peak = {step, fullest};
+    for (std::vector<std::int64_t>& of_rank : begins) of_rank.assign(1, 0);
+    for (size_t s = 0; s < rank_of.size(); ++s) {
+      std::vector<std::int64_t>& of_rank = begins[rank_of[s]];
+      if (groups == 1) of_rank.push_back(of_rank.back() + sequence_tokens[s]);
+      else
+        for (const std::int64_t length : lengths[s]) of_rank.push_back(of_rank.back() + length);
+    }
+    for (const std::vector<std::int64_t>& of_rank : begins) {
+      if (of_rank.back() > peak.tokens) peak.step = step, peak.tokens = of_rank.back();
+      peak.group_tokens = std::max(peak.group_tokens, least_longest_run(of_rank, groups));
+    }
   }
   return peak;
 }

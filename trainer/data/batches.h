@@ -91,11 +91,13 @@ class Batches {
 
   struct Peak {
     std::int64_t step = 0;
-    std::int64_t tokens = 0;  ///< of the fullest rank in that step
+    std::int64_t tokens = 0;        ///< of the fullest rank in that step
+    std::int64_t group_tokens = 0;  ///< of the fullest group of a rank in any step
   };
-  /// The first step of 0 .. num_steps-1 in which the fullest rank has more tokens than in any other. Walks the plans of
-  /// all these steps: about 10 us for a step of 64 sequences, and the packing of each epoch.
-  Peak fullest_step(std::int64_t num_steps, std::int64_t num_data_ranks);
+  /// The first step of 0 .. num_steps-1 in which the fullest rank has more tokens than in any other, and the tokens of
+  /// the fullest of `groups` (group_ends) that a rank's part of a step is cut into. Walks the plans of all these steps:
+  /// about 10 us for a step of 64 sequences, and the packing of each epoch.
+  Peak fullest_step(std::int64_t num_steps, std::int64_t num_data_ranks, std::int64_t groups = 1);
 
  private:
   /// The sequences of an epoch: sequence i holds documents[begins[i] .. begins[i + 1]].
@@ -129,6 +131,11 @@ class Batches {
 /// the open sequence with the least room that is enough, of equals the oldest, or begins a new one. A sequence is open
 /// while it is among the newest `num_open`. O(documents * log num_open).
 std::vector<std::int64_t> pack(std::span<const std::int64_t> lengths, std::int64_t max_tokens, std::int64_t num_open);
+
+/// Cuts documents that begin and end at `begins` [documents + 1] into `count` runs, some of which may be empty: the end
+/// of each, in documents. The longest run has the fewest tokens that any cut gives it, so at most the even share and a
+/// document; within that they are as even as the middles of documents allow.
+std::vector<std::int64_t> group_ends(std::span<const std::int64_t> begins, std::int64_t count);
 
 /// The rank of each sequence when sequences of these lengths are dealt out as Batches::local says.
 std::vector<std::int64_t> deal_out(std::span<const std::int64_t> sequence_tokens, std::int64_t num_ranks);

@@ -76,16 +76,6 @@ at::Tensor BaseModel::read(const BaseTensor& tensor) {
   return source_->read(tensor.name, tensor.shape).contiguous();
 }
 
-std::string trained_name(const SavedRun& saved, const Blueprint& blueprint, const std::string& piece) {
-  const std::string embedding = "model.embed_tokens.weight",
-                    head = blueprint.tied_embeddings ? embedding : "lm_head.weight";
-  std::string name = piece;
-  // Where weights train, embedding and head of the MTP module are those of the trunk unless they differed.
-  if (!saved.has(name) && name.ends_with(".embed_tokens.weight")) name = embedding;
-  if (!saved.has(name) && (name.ends_with(".shared_head.head.weight") || name == "lm_head.weight")) name = head;
-  return saved.has(name) ? name : "";
-}
-
 at::Tensor changed_by_piece(const BaseTensor& tensor, const at::Tensor& stored, at::ScalarType dtype,
                             const std::function<at::Tensor(const DiskPiece& piece, const at::Tensor& stored)>& change) {
   MT_CHECK(tensor.used != nullptr && !tensor.used->pieces.empty(), tensor.name, " holds nothing of the model");

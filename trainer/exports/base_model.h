@@ -54,10 +54,6 @@ class BaseModel {
   std::vector<BaseTensor> tensors_;
 };
 
-/// Name of the parameter that holds what a tensor of the model became where it trained itself: `piece`, or, of copies
-/// of the trunk's embedding and head that are no tensors of their own, the trunk's. Empty where it did not train.
-std::string trained_name(const SavedRun& saved, const Blueprint& blueprint, const std::string& piece);
-
 /// The stored tensor with each tensor of the model that it holds as `change` makes it of that part of it, in `dtype`.
 at::Tensor changed_by_piece(const BaseTensor& tensor, const at::Tensor& stored, at::ScalarType dtype,
                             const std::function<at::Tensor(const DiskPiece& piece, const at::Tensor& stored)>& change);

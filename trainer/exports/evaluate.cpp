@@ -80,7 +80,7 @@ int evaluate_model(const std::string& path, const std::string& data, const std::
   Assembly run = assemble(recipe, launch);
   std::string what = str(path, ", no adapter");
   if (saved != nullptr) {
-    load_weights(saved->state(), *run.model);
+    load_weights(saved->state(), *run.model, run.trained.get());
     what = str(saved->checkpoint().string(), recipe.adapter ? ", with its adapter" : "");
   }
   const Documents documents =

@@ -173,6 +173,8 @@ class AdapterExport {
   }
 
   const Blueprint& blueprint() const { return blueprint_; }
+  /// Layers whose routers' correction biases are with the routers, as buffers of modules that PEFT puts in place.
+  const std::set<int64_t>& carried_biases() const { return carried_biases_; }
 
  private:
   using PathSet = std::set<std::string>;
@@ -237,6 +239,7 @@ class AdapterExport {
       }
       modules_.insert(name);
       ++num_module_tensors_;
+      if (buffer) carried_biases_.insert(tensor.layer.number());
       tensors_.push_back(
           {{key(module, leaf.c_str()), DType::kF32, tensor.shape}, [this, tensor, buffer](at::Tensor& out) {
              out.copy_(buffer ? saved_.router_bias(tensor.layer.number()) : saved_.read(tensor.name));
@@ -436,6 +439,7 @@ class AdapterExport {
   std::vector<AdapterTensor> tensors_;
   PathSet leaves_, parameters_, modules_;  ///< target_modules, target_parameters, modules_to_save
   int64_t num_module_tensors_ = 0;
+  std::set<int64_t> carried_biases_;
   std::vector<std::string> left_out_modules_;  ///< of the MTP module
   std::map<std::string, int64_t> rank_pattern_;
   int64_t rank_ = 0, num_zero_maps_ = 0;
@@ -453,9 +457,7 @@ void write_routers(const SavedRun& saved, const fs::path& folder) {
 /// the weights alone.
 void require_carried(const SavedRun& saved, const Blueprint& blueprint, AdapterReader reader) {
   const bool peft = reader == AdapterReader::kPeft || reader == AdapterReader::kPeft3d;
-  TrainedParts carried = {ModelPart::kRouter};
-  if (peft) carried.add(ModelPart::kNorms);
-  if (peft && !blueprint.tied_embeddings) carried.add(ModelPart::kEmbedding), carried.add(ModelPart::kHead);
+  const TrainedParts carried = peft ? parts_beside_adapter(blueprint) : TrainedParts{ModelPart::kRouter};
   const TrainedParts trained = trained_parts(saved.recipe());
   TrainedParts left;
   for (size_t i = 0; i < words_of(ModelPart()).size(); ++i) {
@@ -470,12 +472,17 @@ void require_carried(const SavedRun& saved, const Blueprint& blueprint, AdapterR
       "--base the weights that the adapter stands on"));
 }
 
-void write_router_bias(const SavedRun& saved, const Blueprint& blueprint, const fs::path& folder) {
+/// The correction biases that training moved, but for those that leave with their routers; whether there are any.
+bool write_router_bias(const SavedRun& saved, const AdapterExport& adapter, const fs::path& folder) {
+  if (!saved.router_bias_moved()) return false;
   std::vector<std::pair<std::string, at::Tensor>> biases;
   for (int64_t layer : saved.router_layers()) {
-    biases.emplace_back(router_bias_name(blueprint, layer), saved.router_bias(layer));
+    if (adapter.carried_biases().contains(layer)) continue;
+    biases.emplace_back(router_bias_name(adapter.blueprint(), layer), saved.router_bias(layer));
   }
+  if (biases.empty()) return false;
   write_tensors((folder / "router_bias.safetensors").string(), biases, {});
+  return true;
 }
 
 }  // namespace
@@ -495,8 +502,7 @@ std::string export_adapter(const fs::path& run, const fs::path& to, AdapterReade
   write_peft_config(out.path(), config);
   const bool routers = config.modules_to_save.empty() && !saved.trained_tensors().empty();
   if (routers) write_routers(saved, out.path());
-  const bool biases = saved.router_bias_moved() && !saved.router_layers().empty();
-  if (biases) write_router_bias(saved, adapter.blueprint(), out.path());
+  const bool biases = write_router_bias(saved, adapter, out.path());
   const auto bytes = static_cast<int64_t>(fs::file_size(out.path() / "adapter_model.safetensors"));
   ordered_json about = {{"checkpoint", saved.origin()}, {"step", saved.step()}, {"for", to_string(reader)}};
   // The file may not show it: some readers want zeros for what was not trained.

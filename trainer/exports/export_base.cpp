@@ -56,7 +56,7 @@ class HeldBase {
     const BaseTensor& tensor = *tensors_.at(spec.name);
     if (is_trained(tensor)) {
       ++num_trained_;
-      return trained_weight(saved_, base_.blueprint(), tensor, out_);
+      return trained_weight(saved_, base_.blueprint(), tensor, out_, [&] { return frozen(tensor); });
     }
     if (tensor.used == nullptr) {
       copied_.push_back(tensor.name);
@@ -66,20 +66,7 @@ class HeldBase {
       return saved_.router_bias_moved() ? saved_.router_bias(tensor.used->layer.number())
                                         : base_.read(tensor).to(at::kFloat);
     }
-    const at::Tensor stored = base_.read(tensor);
-    switch (tensor.used->held) {
-      case Held::kLinear:
-        return changed_by_piece(tensor, stored, out_, [&](const DiskPiece& piece, const at::Tensor& part) {
-          return compared(piece.name, part, through_frozen(part, format_, compute_).to(out_));
-        });
-      case Held::kJoint:
-        return through_frozen(stored, format_ == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16, compute_)
-            .to(out_);
-      case Held::kCompute: return stored.to(compute_).to(out_);
-      case Held::kStored: return stored;
-      case Held::kBias: break;  // read above
-    }
-    throw InternalError(str(tensor.name, ": held in no known way"));
+    return frozen(tensor);
   }
 
   std::string report() const {
@@ -102,6 +89,26 @@ class HeldBase {
   std::string format_name() const { return to_string(format_); }
 
  private:
+  /// As it was held where it did not train.
+  at::Tensor frozen(const BaseTensor& tensor) {
+    const at::Tensor stored = base_.read(tensor);
+    switch (tensor.used->held) {
+      case Held::kLinear:
+        return changed_by_piece(tensor, stored, out_, [&](const DiskPiece& piece, const at::Tensor& part) {
+          // Of the experts in one tensor some may have trained, and take these places.
+          if (!trained_name(saved_, base_.blueprint(), piece.name).empty()) return part.to(out_);
+          return compared(piece.name, part, through_frozen(part, format_, compute_).to(out_));
+        });
+      case Held::kJoint:
+        return through_frozen(stored, format_ == BaseFormat::kFp32 ? BaseFormat::kFp32 : BaseFormat::kBf16, compute_)
+            .to(out_);
+      case Held::kCompute: return stored.to(compute_).to(out_);
+      case Held::kStored: return stored;
+      case Held::kBias: break;  // read above
+    }
+    throw InternalError(str(tensor.name, ": held in no known way"));
+  }
+
   at::ScalarType dtype_for(const BaseTensor& tensor) const {
     if (is_trained(tensor)) return out_;
     if (tensor.used == nullptr || tensor.used->held == Held::kStored) return tensor.dtype;

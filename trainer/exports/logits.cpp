@@ -39,7 +39,7 @@ void write_logits(const std::string& run_path, const std::string& data, int64_t 
   Recipe recipe = saved.recipe();
   recipe.mesh = MeshRecipe();
   Assembly run = assemble(recipe, launch);
-  load_weights(saved.state(), *run.model);
+  load_weights(saved.state(), *run.model, run.trained.get());
   const Documents documents =
       load_documents(recipe, "", DataFiles::of(data), run.blueprint, launch, PreparationTools::from_environment());
   BatchOptions options;

@@ -85,7 +85,7 @@ class Merge {
     }
     if (is_trained(tensor)) {
       ++num_replaced_;
-      return trained_weight(saved_, base_.blueprint(), tensor, tensor.dtype);
+      return trained_weight(saved_, base_.blueprint(), tensor, tensor.dtype, [&] { return base_.read(tensor); });
     }
     const at::Tensor stored = base_.read(tensor);
     if (tensor.used == nullptr) return merged(tensor.name, stored);
@@ -192,7 +192,8 @@ class Merge {
     fp8_name_ = tensor.name;
     if (is_trained(tensor)) {
       if (noted_.insert(tensor.name).second) ++num_replaced_;
-      return fp8_ = quantised(trained_weight(saved_, base_.blueprint(), tensor, at::kFloat),
+      const auto frozen = [&] { return base_.read(tensor).to(at::kFloat); };
+      return fp8_ = quantised(trained_weight(saved_, base_.blueprint(), tensor, at::kFloat, frozen),
                               stored_->at(tensor.name + kScale).dtype);
     }
     fp8_ = {read_tensor(*stored_, tensor.name), read_tensor(*stored_, tensor.name + kScale)};

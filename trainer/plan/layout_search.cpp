@@ -73,7 +73,7 @@ std::vector<Recipe> layouts(const Recipe& recipe, const Blueprint& blueprint, in
     tried.mesh.dp = gpus / (pp * ep * tp);
     tried.mesh.expert_tp = 1;
     for (const ShardScope shard : {ShardScope::kNone, ShardScope::kAll}) {
-      if (shard == ShardScope::kAll && (gpus == 1 || !freezes_maps(recipe, blueprint))) continue;
+      if (shard == ShardScope::kAll && gpus == 1) continue;
       tried.mesh.shard = shard;
       try {
         mesh_shape(tried, blueprint, gpus);

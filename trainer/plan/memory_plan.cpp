@@ -4,6 +4,7 @@
 #include <iomanip>
 #include <map>
 #include <sstream>
+#include <tuple>
 #include <utility>
 
 #include "moe/block.h"
@@ -42,7 +43,7 @@ class Sums {
 class Planner {
  public:
   Planner(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
-          std::optional<int64_t> rows, const PipelinePlan& pipeline, int64_t stage)
+          const StepRows& rows, const PipelinePlan& pipeline, int64_t stage)
       : blueprint_(blueprint),
         recipe_(recipe),
         mesh_(mesh),
@@ -63,11 +64,12 @@ class Planner {
     plan_.device = machine.device;
     plan_.pipeline = pipeline;
     plan_.stage = stage;
-    const int64_t all_rows = rows.value_or(ceil_div(recipe.train.batch, data_ranks_) * recipe.data.max_tokens);
-    // Whole documents make a group longer than its share by one document at the most.
-    plan_.rows = pipeline.groups == 1
-                     ? all_rows
-                     : std::min(all_rows, ceil_div(all_rows, pipeline.groups) + recipe.data.max_tokens);
+    const int64_t sequences = ceil_div(recipe.train.batch, data_ranks_), longest = recipe.data.max_tokens;
+    plan_.step_rows = rows.step > 0 ? rows.step : sequences * longest;
+    // Whole sequences are one way to cut groups; whole documents make one longer than its share by one of them.
+    plan_.rows = rows.group > 0 ? rows.group
+                                : std::min({plan_.step_rows, ceil_div(sequences, pipeline.groups) * longest,
+                                            ceil_div(plan_.step_rows, pipeline.groups) + longest});
     plan_.held_rows = ceil_div(plan_.rows, mesh.tp);
     add_plain();
     add_trained();
@@ -105,18 +107,24 @@ class Planner {
 
   /// Whether the stage has the tensor, as Model does.
   bool is_here(const TensorSpec& tensor) const {
-    const bool shared = tensor.role == TensorRole::kEmbedding && (recipe_.mtp.trains() || blueprint_.tied_embeddings);
-    return stage_.holds(tensor.layer) || (shared && stage_.is_last());
+    return tensor.role == TensorRole::kEmbedding ? stage_.has_embedding(blueprint_, recipe_.mtp.trains())
+                                                 : stage_.holds(tensor.layer);
   }
 
   /// Numbers of a tensor that train, complete in `layer`: of the whole model, and of a rank of a stage that has it,
   /// which shares its gradient with `replicas`.
-  void train(const TensorSpec& tensor, LayerId layer, Replicas replicas, int64_t whole, int64_t held) {
+  void train(const TensorSpec& tensor, LayerId layer, Role role, Replicas replicas, int64_t whole, int64_t held) {
+    const at::ScalarType gradients =
+        ParameterSet::gradient_dtype(layer, role, tensor.shape.size() > 1, gradient_dtype(recipe_), compute_);
     if (whole == 0) return;
     trained_.add(tensor.group, whole);
     if (!is_here(tensor)) return;
     plan_.trained_numbers += held;
-    by_layer_[{layer, replicas}] += held;
+    gradients_[layer] += held * static_cast<int64_t>(c10::elementSize(gradients));
+    by_layer_[{layer, role != Role::kWeight, replicas}] += Partition::flat_numbers(held, role);
+    if (role != Role::kWeight) return;
+    trained_weights_ += held;
+    weights_by_layer_[{layer, replicas}] += Partition::flat_numbers(held, role);
   }
 
   void add_plain() {
@@ -124,13 +132,18 @@ class Planner {
     for (const TensorSpec& tensor : plain_tensors(blueprint_, recipe_.mtp.trains())) {
       const int64_t held = held_numbers(tensor, parts_, local_experts_);
       if (parts_trained_.trains(tensor)) {
-        train(tensor, blueprint_.completing_layer(tensor), replicas_of(tensor.stack > 0, is_cut(tensor, parts_)),
-              held_numbers(tensor, {}, blueprint_.router.experts), held);
-        if (is_here(tensor)) trained_weights_ += held;
-        if (recipe_.adapter && part_of(tensor) == ModelPart::kRouter) plan_.adapter_numbers += held;
-        continue;
+        const StackExperts experts = parts_trained_.experts_of(tensor);
+        const int64_t most =
+            held_numbers(tensor, parts_, experts.most_of_rank(blueprint_.router.experts, local_experts_));
+        const int64_t whole = held_numbers(tensor, {}, experts.count(blueprint_.router.experts));
+        train(tensor, blueprint_.completing_layer(tensor), Role::kWeight,
+              replicas_of(tensor.stack > 0, is_cut(tensor, parts_)), whole, most);
+        // transformers has no MTP module.
+        const bool leaves =
+            recipe_.adapter && !tensor.layer.is_mtp() && parts_beside_adapter(blueprint_).trains(tensor);
+        if (leaves) plan_.adapter_numbers += whole;
       }
-      if (!is_here(tensor)) continue;
+      if (!parts_trained_.freezes(tensor) || !is_here(tensor)) continue;
       const std::string name = tensor.bias || tensor.role == TensorRole::kSinks ? "biases" : tensor.group;
       if (names.find(name) == std::string::npos) names += (names.empty() ? "" : ", ") + name;
       const int64_t wide = static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute_)));
@@ -146,7 +159,7 @@ class Planner {
     if (placed.slabs.empty()) return;
     Sums numbers;
     for_each_map([&](const LinearMap& map, const LinearMap& held) {
-      if (map.trained) return;
+      if (!map.is_held_frozen()) return;
       numbers.add(map.stack > 0 ? "" : map.group, map.units(local_experts_) * held.outputs * held.inputs);
     });
     std::string dense;
@@ -180,19 +193,32 @@ class Planner {
     const int64_t adapters = plan_.trained_numbers - trained_weights_;
     if (trained_weights_ > 0) numbers = str(count_text(trained_weights_), " weights");
     if (adapters > 0) numbers += str(numbers.empty() ? "" : ", ", count_text(adapters), " adapter numbers");
-    add("trained, working copies", Parameter::working_bytes(plan_.trained_numbers, compute_),
-        str(numbers, " in ", to_string(recipe_.model.compute)));
-    const at::ScalarType wide = accumulate_dtype(compute_);
-    const std::string dtype = wide == at::kDouble ? "fp64" : "fp32";
-    add("gradients", Parameter::gradient_bytes(most_gradients(), compute_),
-        str(count_text(most_gradients()), plan_.pipeline.groups > 1 ? " numbers in " : " numbers of one layer in ",
-            dtype));
+    plan_.trained = place_trained(
+        weights_by_layer_, recipe_, mesh_, machine_,
+        planned_step(blueprint_, recipe_, /*kept_layers=*/0, plan_.pipeline.place(plan_.stage), plan_.pipeline.groups));
+    const TrainedPlacement& placed = plan_.trained;
+    const bool sharded = std::any_of(placed.slabs.begin(), placed.slabs.end(),
+                                     [](const PlacedTrained& slab) { return slab.shards > 1; });
+    const std::string share = sharded ? ", of layers a part" : "";
+    add("trained, working copies",
+        Parameter::working_bytes(plan_.trained_numbers - trained_weights_, compute_) + placed.device_bytes,
+        str(numbers, " in ", to_string(recipe_.model.compute), share));
+    add("trained layers on their way", placed.buffer_bytes,
+        str(WeightStore::kBuffers, " of the largest of each kind that is sharded or streams in"));
+    if (placed.host_bytes > 0) {
+      plan_.parts.push_back({"trained, host tier", placed.host_bytes, true, Span::kRun, str("working copies", share)});
+    }
+    add("gradients", most_gradients(),
+        str(plan_.pipeline.groups > 1 ? "of all layers" : "of one layer", ", matrices in ",
+            compute_ == at::kDouble ? "fp64" : to_string(recipe_.train.gradients)));
     int64_t shards = 0;
     for (const auto& [place, count] : by_layer_) {
-      const int64_t shard = Partition::shard_numbers(count, num_replicas(mesh_, place.second));
+      const auto& [layer, adapters, replicas] = place;
+      const int64_t shard =
+          Partition::shard_numbers(count, num_replicas(mesh_, replicas), adapters ? Role::kAdapterA : Role::kWeight);
       shards += shard;
       std::vector<TrainedLayer>& layers = plan_.trained_layers;
-      if (layers.empty() || layers.back().layer != place.first) layers.push_back({place.first});
+      if (layers.empty() || layers.back().layer != layer) layers.push_back({layer});
       layers.back().numbers += count;
       layers.back().shard_numbers += shard;
     }
@@ -204,30 +230,32 @@ class Planner {
   void add_weight(const LinearMap& map) {
     const MatrixCut cut = parts_.cut_without_copies(map);
     const LinearMap held = map.part(cut);
-    const int64_t numbers = map.units(local_experts_) * held.outputs * held.inputs;
-    train(map, blueprint_.completing_layer(map), replicas_of(map.stack > 0, cut.cuts_outputs() || cut.cuts_inputs()),
-          map.units(blueprint_.router.experts) * map.outputs * map.inputs, numbers);
-    if (is_here(map)) trained_weights_ += numbers;
+    const int64_t numbers = units_on_rank(map, map.trained_experts) * held.outputs * held.inputs;
+    train(map, blueprint_.completing_layer(map), Role::kWeight,
+          replicas_of(map.stack > 0, cut.cuts_outputs() || cut.cuts_inputs()),
+          units_in_all(map, map.trained_experts) * map.outputs * map.inputs, numbers);
   }
 
   void add_adapter(const LinearMap& map) {
     if (!map.adapter) return;
     const MatrixCut cut = parts_.cut_without_copies(map);
-    const int64_t rank = map.adapter->rank, units = adapted_units(map, local_experts_),
-                  all = adapted_units(map, blueprint_.router.experts);
+    const int64_t rank = map.adapter->rank, units = units_on_rank(map, map.adapter->experts),
+                  all = units_in_all(map, map.adapter->experts);
     const auto half = [&](bool is_cut, int64_t whole, int64_t held) {
-      train(map, map.layer, replicas_of(map.stack > 0, is_cut), all * rank * whole, units * rank * held);
+      train(map, map.layer, Role::kAdapterA, replicas_of(map.stack > 0, is_cut), all * rank * whole,
+            units * rank * held);
       plan_.adapter_numbers += all * rank * whole;
     };
     half(cut.cuts_inputs(), map.inputs, cut.inputs(map.inputs));
     half(cut.cuts_outputs(), map.outputs, cut.outputs(map.outputs));
   }
 
-  /// Maps of a stack with adapters on the rank that has most of them, or, of all `experts`, in all.
-  int64_t adapted_units(const LinearMap& map, int64_t experts) const {
-    if (map.stack == 0) return 1;
-    return experts == blueprint_.router.experts ? map.adapter->adapted(map.stack)
-                                                : map.adapter->adapted_of_rank(map.stack, experts);
+  /// Maps of a stack that are of `experts`: on the rank that has most of them, and in all.
+  int64_t units_on_rank(const LinearMap& map, const StackExperts& experts) const {
+    return map.stack > 0 ? experts.most_of_rank(map.stack, local_experts_) : 1;
+  }
+  static int64_t units_in_all(const LinearMap& map, const StackExperts& experts) {
+    return map.stack > 0 ? experts.count(map.stack) : 1;
   }
 
   void add_router_adapters() {
@@ -236,7 +264,7 @@ class Planner {
     for (const TensorSpec& tensor : plain_tensors(blueprint_, recipe_.mtp.trains())) {
       if (tensor.role != TensorRole::kRouter || tensor.bias) continue;
       const int64_t numbers = Adapter::numbers(adapter->rank, 1, tensor.shape.at(0), tensor.shape.at(1));
-      train(tensor, tensor.layer, Replicas::kEverywhere, numbers, numbers);
+      train(tensor, tensor.layer, Role::kAdapterA, Replicas::kEverywhere, numbers, numbers);
       plan_.adapter_numbers += numbers;
     }
   }
@@ -280,16 +308,18 @@ class Planner {
     const int64_t first_trained =
         module_alone ? blueprint_.mtp().number() : std::clamp<int64_t>(lowest.number(), first_block, num_blocks);
     const int64_t in_flight = plan_.pipeline.groups_in_flight(plan_.stage);
+    // Of the groups in flight, that are not all as long as the longest.
+    const int64_t flying = std::min(in_flight * T, ceil_div(plan_.step_rows, mesh_.tp));
     const std::string of_groups = in_flight > 1 ? str(in_flight, " groups x ") : "";
     const int64_t sends = mesh_.ep > 1 ? ranks_of_token() : 0;
     if (plan_.device != at::kCPU) add("workspaces", kWorkspaceBytes, "of cuBLAS and cuBLASLt");
-    const int64_t groups = plan_.pipeline.groups;
-    add("tokens and positions", groups * U * (9 * 8 + blueprint_.rotary.dim * size_),
-        str(groups > 1 ? str(groups, " groups x ") : "", rows_of_all, " x (nine indices + rotary angles)"));
+    add("tokens and positions", plan_.step_rows * (9 * 8 + blueprint_.rotary.dim * size_),
+        str(plan_.pipeline.groups > 1 ? str("all ", plan_.step_rows, " rows") : rows_of_all,
+            " x (nine indices + rotary angles)"));
     const int64_t kept_blocks = num_blocks - first_trained;
-    const int64_t inputs = in_flight * kept_blocks * T * D * size_,
-                  routing = in_flight * moe_blocks * routed * (2 * K + 4 * sends);
-    if (recipe_.offload.activations == ActivationTier::kNone) {
+    const int64_t inputs = kept_blocks * flying * D * size_,
+                  routing = moe_blocks * flying * parts_.experts * (2 * K + 4 * sends);
+    if (recipe_.offload.activations == OffloadTier::kNone) {
       add("kept block inputs", inputs + routing,
           str(of_groups, kept_blocks, " blocks x T x (", D, " x ", size_, " B + routing)"));
     } else {
@@ -329,13 +359,14 @@ class Planner {
       } else graph = std::max(graph, T * row.saved);
       mixing = std::max({mixing, shared_rows * row.mixing, slice_rows * row.mixing_of_long});
       if (!row.is_moe) continue;
-      const int64_t outer =
-          parts_trained_.has(ModelPart::kExperts)
-              ? chunk_experts_ * parts_.expert_features(blueprint_).outputs(blueprint_.experts.width) * D * size_
-              : 0;
+      const int64_t outer = parts_trained_.has(ModelPart::kExperts)
+                                ? std::min(chunk_experts_, parts_trained_.experts().most_of_rank(
+                                                               blueprint_.router.experts, local_experts_)) *
+                                      parts_.expert_features(blueprint_).outputs(blueprint_.experts.width) * D * size_
+                                : 0;
       experts = std::max(experts, gathered + received * row.experts.received + chunk_rows * row.experts.chunk + outer);
     }
-    kept_bytes *= in_flight;
+    if (flying > T) kept_bytes = ceil_div(kept_bytes, T) * flying;
     add("kept graphs", kept_bytes, str(of_groups, "of the last ", kept, " blocks"));
     if (!stage_.is_whole()) {
       // What was sent is held until the next stage takes it, which may be as late as its gradient comes back; with
@@ -367,27 +398,27 @@ class Planner {
     }
     int64_t reduction = 0, reduced = 0;
     for (const auto& [place, count] : by_layer_) {
-      reduction = std::max(reduction, GradientReducer::bytes(count, num_replicas(mesh_, place.second), compute_));
+      reduction =
+          std::max(reduction, GradientReducer::bytes(count, num_replicas(mesh_, std::get<Replicas>(place)), compute_));
       reduced = std::max(reduced, count);
     }
     add("gradient reduction", T * D * size_ + reduction, str(count_text(reduced), " numbers of a layer at a time"),
         Span::kPhase);
   }
 
-  /// Trained numbers whose gradients exist at a time: those of one layer, and from the turn on those of an embedding
-  /// that is the head too, or that the MTP module shares; the module's block stands on those of the turn besides.
-  /// Several groups of documents add to those of all layers, until the last is through.
-  int64_t most_gradients() const {
-    if (plan_.pipeline.groups > 1) return plan_.trained_numbers;
-    std::map<LayerId, int64_t> numbers;
-    for (const auto& [place, count] : by_layer_) numbers[place.first] += count;
-    const int64_t embedding = numbers[LayerId::embedding()];
+  /// Bytes of the gradients that exist at a time: those of one layer, and from the turn on those of an embedding that
+  /// is the head too, or that the MTP module shares; the module's block stands on those of the turn besides. Several
+  /// groups of documents add to those of all layers, until the last is through.
+  int64_t most_gradients() {
+    const int64_t embedding = gradients_[LayerId::embedding()];
     const int64_t begun = with_mtp_ || blueprint_.tied_embeddings ? embedding : 0;
-    int64_t most = embedding;
-    for (const auto& [layer, count] : numbers) {
-      if (layer != LayerId::embedding()) most = std::max(most, begun + count);
+    int64_t most = embedding, all = 0;
+    for (const auto& [layer, bytes] : gradients_) {
+      all += bytes;
+      if (layer != LayerId::embedding()) most = std::max(most, begun + bytes);
     }
-    return with_mtp_ ? std::max(most, numbers[blueprint_.mtp()] + numbers[blueprint_.turn()] + begun) : most;
+    if (plan_.pipeline.groups > 1) return all;
+    return with_mtp_ ? std::max(most, gradients_[blueprint_.mtp()] + gradients_[blueprint_.turn()] + begun) : most;
   }
 
   const Blueprint& blueprint_;
@@ -408,8 +439,11 @@ class Planner {
   std::vector<std::vector<LinearMap>> blocks_;
   std::vector<size_t> alike_;  ///< for each block the first that is made like it
   Sums trained_;
-  std::map<std::pair<LayerId, Replicas>, int64_t> by_layer_;  // trained numbers of this rank, as they are reduced
-  int64_t trained_weights_ = 0;                               // of them those that are no adapters'
+  /// Numbers of this rank's flat vectors, as they are reduced: by layer, adapters apart, and kind of copies.
+  std::map<std::tuple<LayerId, bool, Replicas>, int64_t> by_layer_;
+  WeightNumbers weights_by_layer_;
+  std::map<LayerId, int64_t> gradients_;  ///< bytes on this rank
+  int64_t trained_weights_ = 0;           // of them those that are no adapters'
   MemoryPlan common_, plan_;
 };
 
@@ -424,7 +458,7 @@ int64_t most_at_a_time(const MemoryPlan& plan, bool on_host) {
 }
 
 MemoryPlan plan_stage(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
-                      std::optional<int64_t> rows, const PipelinePlan& pipeline, int64_t stage) {
+                      const StepRows& rows, const PipelinePlan& pipeline, int64_t stage) {
   const Stage& layers = pipeline.stages.at(stage);
   const auto num_blocks = static_cast<int64_t>(layers.blocks(blueprint, recipe.mtp.trains()).size());
   Planner planner(blueprint, recipe, mesh, machine, rows, pipeline, stage);
@@ -477,7 +511,7 @@ int64_t MemoryPlan::device_bytes() const { return most_at_a_time(*this, false); 
 int64_t MemoryPlan::host_bytes() const { return most_at_a_time(*this, true); }
 
 std::vector<MemoryPlan> plan_stages(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
-                                    const Machine& machine, std::optional<int64_t> rows) {
+                                    const Machine& machine, const StepRows& rows) {
   MT_CHECK(blueprint.router.experts % mesh.ep == 0, blueprint.router.experts, " experts on ", mesh.ep, " ranks");
   require_trained_parts(recipe, blueprint);
   const PipelinePlan pipeline = plan_pipeline(blueprint, recipe, mesh);
@@ -496,7 +530,7 @@ const MemoryPlan& fullest(const std::vector<MemoryPlan>& stages) {
 }
 
 MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
-                       std::optional<int64_t> rows) {
+                       const StepRows& rows) {
   return fullest(plan_stages(blueprint, recipe, mesh, machine, rows));
 }
 

@@ -19,6 +19,7 @@
 
 #include "moe/blueprint.h"
 #include "parallel/comm/mesh.h"
+#include "trainer/plan/trained_placement.h"
 #include "trainer/plan/weight_placement.h"
 #include "trainer/recipe/recipe.h"
 
@@ -53,12 +54,14 @@ struct MemoryPlan {
   at::DeviceType device = at::kCPU;  ///< on a CPU its memory is the host's
   PipelinePlan pipeline;
   int64_t stage = 0;                         ///< whose ranks this is the plan of
-  int64_t rows = 0;                          ///< tokens of the fullest rank's documents in its fullest step
+  int64_t step_rows = 0;                     ///< tokens of the fullest rank's documents in its fullest step
+  int64_t rows = 0;                          ///< of these the most in a group of documents
   int64_t held_rows = 0;                     ///< T: of these a rank's own, where a tensor axis shares them
   WeightPlacement weights;                   ///< where the packed linear weights lie, and what they move
+  TrainedPlacement trained;                  ///< the same of the weights that train
   int64_t plain_bytes = 0;                   ///< embedding, head, norms, router
   int64_t trained_numbers = 0;               ///< on this rank
-  int64_t adapter_numbers = 0;               ///< that leave with the adapter, all ranks': its own, trained routers'
+  int64_t adapter_numbers = 0;               ///< that leave with the adapter, all ranks': its own, parts beside it
   int64_t scratch_elements = 0;              ///< as Model::scratch_elements()
   std::vector<TrainedLayer> trained_layers;  ///< from the embedding up, those that train
   bool saves_beside = false;                 ///< checkpoints are written from a copy while training goes on
@@ -72,18 +75,24 @@ struct MemoryPlan {
   int64_t host_bytes() const;
 };
 
-/// The plans for a rank of each stage of a resolved mesh, by stage. `rows`: tokens of the fullest rank's documents
-/// where the data is known; otherwise the bound that train.batch and data.max_tokens give. With `train.keep: auto` as
-/// many blocks keep their graph as fit beside a reserve of kKeepReserve of the device's memory, without moving weights
-/// to the host for them; none where that memory is not known, as on CPUs. Throws UserError where targets match nothing,
-/// for parts that cannot train (require_trained_parts), and where the pipeline cannot be (plan_pipeline).
+/// Tokens of the fullest rank's documents in its fullest step, and in the fullest of the groups that they go through a
+/// pipeline in; 0: the bound that train.batch and data.max_tokens give.
+struct StepRows {
+  int64_t step = 0, group = 0;
+};
+
+/// The plans for a rank of each stage of a resolved mesh, by stage. `rows`: where the data is known. With
+/// `train.keep: auto` as many blocks keep their graph as fit beside a reserve of kKeepReserve of the device's memory,
+/// without moving weights to the host for them; none where that memory is not known, as on CPUs. Throws UserError where
+/// targets match nothing, for parts that cannot train (require_trained_parts), and where the pipeline cannot be
+/// (plan_pipeline).
 std::vector<MemoryPlan> plan_stages(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
-                                    const Machine& machine, std::optional<int64_t> rows = std::nullopt);
+                                    const Machine& machine, const StepRows& rows = {});
 /// The plan among these that needs most of the device, on a CPU of the host.
 const MemoryPlan& fullest(const std::vector<MemoryPlan>& stages);
 /// The fullest of plan_stages().
 MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
-                       std::optional<int64_t> rows = std::nullopt);
+                       const StepRows& rows = {});
 
 /// The parts in columns, their sums last: lines of at most 100 columns, without a newline at the end.
 std::string memory_table(const MemoryPlan& plan, bool with_formulas);

@@ -74,18 +74,19 @@ Json weights_json(const PlannedMesh& mesh) {
           {"gathered_bytes", held.gathered_bytes_per_step}};
 }
 
-/// Slabs of experts that do not stay where they are used, and what their buffers do in a step that follows others, down
-/// through the layers and up again.
+/// Slabs of experts that do not stay where they are used, of a stage its own, and what their buffers do in a step that
+/// follows others, down through the layers and up again.
 Json fetches_json(const PlannedMesh& mesh) {
   constexpr int64_t kMostSlabs = 6;  // for which a picture has room; more take turns alike
-  const WeightPlacement& held = mesh.plan.weights;
-  const int64_t slabs =
-      held.expert_shards > 1 ? moe_layers(mesh.blueprint) : static_cast<int64_t>(held.host_layers.size());
+  const std::vector<PlacedSlab>& placed = mesh.plan.weights.slabs;
+  const int64_t slabs = std::count_if(placed.begin(), placed.end(), [](const PlacedSlab& slab) {
+    return slab.kind == SlabKind::kExperts && slab.is_fetched();
+  });
   const int num_drawn = static_cast<int>(std::min(slabs, kMostSlabs));
   std::vector<int> uses;
   for (int slab = 0; slab < num_drawn; ++slab) uses.push_back(slab);
   for (int slab = num_drawn - 1; slab >= 0; --slab) uses.push_back(slab);
-  const FetchRound round = fetches_of_round(uses);
+  const FetchRound round = fetches_of_round(uses, Rounds::kFollow);
   Json fetches = Json::array();
   for (const FetchRound::Timed& fetch : round.fetches) {
     fetches.push_back({{"slab", fetch.slab}, {"buffer", fetch.buffer}, {"time", fetch.time}});
@@ -96,8 +97,10 @@ Json fetches_json(const PlannedMesh& mesh) {
 Json stages_json(const PlannedMesh& mesh) {
   Json stages = Json::array();
   for (const Stage& stage : mesh.plan.pipeline.stages) {
-    const int64_t first = stage.first_block().number();
-    stages.push_back({{"first_layer", first}, {"layers", stage.num_blocks()}, {"holds", to_string(stage)}});
+    stages.push_back({{"first_layer", stage.first_block().number()},
+                      {"layers", stage.num_blocks()},
+                      {"kept_layers", mesh.kept_layers.at(stages.size())},
+                      {"holds", to_string(stage)}});
   }
   return stages;
 }

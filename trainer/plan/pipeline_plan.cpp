@@ -23,8 +23,6 @@ struct LayerCosts {
   std::vector<double> numbers;  ///< of frozen weights on a rank, likewise
 };
 
-double products(const Work& work) { return work.dense + work.grouped + work.attention + work.scores; }
-
 LayerCosts costs_of(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh) {
   PassTraits traits = planned_traits(blueprint, recipe, mesh, at::kCPU);
   traits.parts = {};
@@ -32,10 +30,10 @@ LayerCosts costs_of(const Blueprint& blueprint, const Recipe& recipe, const Mesh
   LayerCosts costs;
   for (const std::vector<LinearMap>& maps : planned_blocks(blueprint, recipe)) {
     const BlockCost cost = block_cost(blueprint, maps, traits);
-    costs.flops.push_back(products(cost.forward) + products(cost.again) + products(cost.backward));
+    costs.flops.push_back(cost.forward.products() + cost.again.products() + cost.backward.products());
     double numbers = 0.0;
     for (const LinearMap& map : maps) {
-      if (map.trained) continue;  // lies dense on the device
+      if (!map.is_held_frozen()) continue;  // lies dense on the device
       const int64_t units = map.units(blueprint.router.experts / mesh.ep);
       numbers += static_cast<double>(units * map.outputs * map.inputs) / static_cast<double>(mesh.tp);
     }
@@ -146,9 +144,11 @@ PipelinePlan plan_pipeline(const Blueprint& blueprint, const Recipe& recipe, con
     plan.groups = recipe.mesh.pp_groups.value_or(1);
     return plan;
   }
+  if (recipe.mesh.pp_groups) plan.groups = *recipe.mesh.pp_groups;
+  if (recipe.mesh.pp_groups && !plan.stages.empty()) return plan;
   const LayerCosts costs = costs_of(blueprint, recipe, mesh);
   if (plan.stages.empty()) plan.stages = stages_of(cut_by_cost(costs.flops, mesh.pp));
-  plan.groups = recipe.mesh.pp_groups ? *recipe.mesh.pp_groups : best_groups(recipe, mesh, plan.stages, costs);
+  if (!recipe.mesh.pp_groups) plan.groups = best_groups(recipe, mesh, plan.stages, costs);
   return plan;
 }
 

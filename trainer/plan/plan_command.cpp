@@ -53,10 +53,18 @@ std::string gate_of_experts(const Blueprint& blueprint) {
   throw UserError("--method experts: the model has no routed experts");
 }
 
+/// Of a sequence of a model that no recipe is about: no longer than what the model was made for, unless documents are.
+int64_t usual_sequence(const PlanOptions& options, const Blueprint& blueprint) {
+  int64_t tokens = 4096;
+  for (const int64_t most : {blueprint.max_positions, blueprint.longest_document}) {
+    if (most > 0) tokens = std::min(tokens, most);
+  }
+  return std::max(tokens, options.tokens_per_document.value_or(0));
+}
+
 /// The recipe that --model and --method stand for.
 Recipe recipe_of_method(const PlanOptions& options, const Blueprint& blueprint) {
-  constexpr int64_t kUsualSequence = 4096;
-  const int64_t max_tokens = std::max(kUsualSequence, options.tokens_per_document.value_or(kUsualTokens));
+  const int64_t max_tokens = usual_sequence(options, blueprint);
   std::string text =
       str("run: {dir: runs/plan, device: cuda}\nmodel: {path: ", options.model,
           options.method == "full" ? ", base: bf16}\n" : "}\n", "data: {train: train.jsonl, max_tokens: ", max_tokens,
@@ -76,11 +84,6 @@ class Planner {
     if (options.recipe.empty()) {
       blueprint_ = load_planned_model(options.model);
       recipe_ = recipe_of_method(options, blueprint_);
-      // Sequences no longer than the model attends to; a document that is, is refused.
-      const int64_t longest = longest_planned_document(blueprint_);
-      if (longest > 0 && options.tokens_per_document.value_or(0) <= longest) {
-        recipe_.data.max_tokens = std::min(recipe_.data.max_tokens, longest);
-      }
     } else {
       recipe_ = load_recipe(options.recipe, options.overrides);
       std::string note;

@@ -32,6 +32,8 @@ int64_t expert_numbers(const Blueprint& blueprint) {
 
 Json memory_json(const RunPlan& plan) {
   Json parts = Json::array();
+  std::vector<int64_t> kept;
+  for (const MemoryPlan& stage : plan.stages) kept.push_back(stage.kept_layers);
   for (const PlannedBytes& part : plan.parts) {
     parts.push_back({{"name", part.name},
                      {"bytes", part.bytes},
@@ -47,7 +49,8 @@ Json memory_json(const RunPlan& plan) {
           {"host_limit_bytes", plan.host_limit_bytes},
           {"allocator_bytes", plan.memory.device_bytes()},
           {"fits", plan.fits()},
-          {"kept_layers", plan.memory.kept_layers},
+          {"kept_layers", *std::min_element(kept.begin(), kept.end())},
+          {"kept_layers_of_stages", kept},
           {"host_layers", plan.memory.weights.host_layers.size()},
           {"parts", parts}};
 }

@@ -20,10 +20,6 @@ std::string formatted(const char* format, Values... values) {
   return text.data();
 }
 
-std::string seconds_text(double seconds) {
-  return seconds < 1.0 ? formatted("%.1f ms", 1e3 * seconds) : formatted("%.2f s", seconds);
-}
-
 std::string dollars_text(double dollars) { return formatted(dollars < 10.0 ? "$%.2f" : "$%.0f", dollars); }
 
 std::string machine_text(const RunPlan& plan) {
@@ -63,6 +59,10 @@ std::string time_text(const RunPlan& plan) {
 }
 
 }  // namespace
+
+std::string seconds_text(double seconds) {
+  return seconds < 1.0 ? formatted("%.1f ms", 1e3 * seconds) : formatted("%.2f s", seconds);
+}
 
 std::string hours_text(double hours) {
   if (hours < 1.0) return formatted(hours < 1.0 / 6.0 ? "%.1f min" : "%.0f min", 60.0 * hours);

@@ -27,8 +27,11 @@ PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_pe
   mesh.ranks_per_host = std::min(world_size, ranks_per_host > 0 ? ranks_per_host : kRanksPerHost);
   mesh.base = recipe.model.base;
   mesh.compute_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.model.compute)));
-  mesh.plan = plan_memory(mesh.blueprint, recipe, mesh.shape,
-                          {device_type(recipe), device_memory_bytes(device_type(recipe)), mesh.ranks_per_host});
+  const std::vector<MemoryPlan> stages =
+      plan_stages(mesh.blueprint, recipe, mesh.shape,
+                  {device_type(recipe), device_memory_bytes(device_type(recipe)), mesh.ranks_per_host});
+  for (const MemoryPlan& stage : stages) mesh.kept_layers.push_back(stage.kept_layers);
+  mesh.plan = fullest(stages);
   return mesh;
 }
 

@@ -19,8 +19,9 @@ struct PlannedMesh {
   MeshShape shape;
   int64_t ranks_per_host = 1;
   BaseFormat base = BaseFormat::kNf4;
-  int64_t compute_bytes = 2;  ///< of a number in compute dtype
-  MemoryPlan plan;
+  int64_t compute_bytes = 2;         ///< of a number in compute dtype
+  MemoryPlan plan;                   ///< of the fullest stage
+  std::vector<int64_t> kept_layers;  ///< by stage: the last this many of its blocks keep their graph
 };
 
 /// Needs config.json and no weights. `world_size` 0: as many ranks as the recipe's mesh asks for, dp 1 where it says

@@ -70,7 +70,7 @@ StepProgram planned_step(const Blueprint& blueprint, const Recipe& recipe, int64
                                   .groups = groups,
                                   .whole_loads = balance_spec(recipe, blueprint).takes_whole_loads(),
                                   .shared_embedding = place.stages > 1 && ends && lowest == LayerId::embedding() &&
-                                                      (recipe.mtp.trains() || blueprint.tied_embeddings),
+                                                      end_uses_embedding(blueprint, recipe.mtp.trains()),
                                   .mtp_input_trains = ends && mtp_input_trains(blueprint, recipe)});
 }
 

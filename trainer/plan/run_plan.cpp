@@ -77,9 +77,10 @@ class Planned {
   }
 
  private:
+  /// As training does of its documents.
   void require_attended(int64_t longest) const {
     const Blueprint& model = request_.blueprint;
-    const int64_t most = longest_planned_document(model);
+    const int64_t most = model.longest_document;
     if (most <= 0 || longest <= most) return;
     throw UserError(str("a document of ", longest, " tokens: ", model.model_type, " attends to ", most,
                         " at the most; lower data.max_tokens or --tokens-per-document"));
@@ -100,7 +101,7 @@ class Planned {
     plan_.stages = known != nullptr ? *known
                                     : plan_stages(request_.blueprint, recipe, plan_.mesh,
                                                   {machine.device, machine.memory_bytes, per_host, host_limit_bytes()},
-                                                  std::max<int64_t>(1, rows));
+                                                  {.step = std::max<int64_t>(1, rows)});
     plan_.memory = fullest(plan_.stages);
     for (const MemoryPart& part : plan_.memory.parts) {
       add(part.name, part.bytes, part.on_host, part.span == MemoryPart::Span::kRun ? "run" : "step", part.formula);
@@ -133,8 +134,13 @@ class Planned {
     const MeshShape& mesh = plan_.mesh;
     // Of a pipeline: its ranks, its ends, and a stage's links down and up with both neighbours.
     const int64_t pipeline = mesh.pp == 1 ? 0 : mesh.pp == 2 ? 4 : 6;
-    return 1 + (mesh.ep > 1) + (mesh.tp > 1) + (mesh.dp > 1) + (mesh.ep > 1 && mesh.dp > 1) + (data_ranks_ > 1) +
-           pipeline;
+    int64_t sharing = 0;  // one of each kind of weights that ranks share
+    if (request_.recipe.mesh.shard != ShardScope::kNone) {
+      sharing = (data_ranks_ > 1) + (mesh.dp * (mesh.expert_tp > 1 ? 1 : mesh.tp) > 1);
+      if (!trained_parts(request_.recipe).none()) sharing += (mesh.tp > 1) + (mesh.expert_tp > 1);
+    }
+    return 1 + sharing + (mesh.ep > 1) + (mesh.tp > 1) + (mesh.dp > 1) + (mesh.ep > 1 && mesh.dp > 1) +
+           (data_ranks_ > 1) + pipeline;
   }
 
   /// A map is read, made dense in fp32 and packed, one after the other.
@@ -307,11 +313,6 @@ double RunPlan::dollars_per_million_tokens() const {
   return run.tokens > 0 ? dollars() * kMillion / static_cast<double>(run.tokens) : 0.0;
 }
 
-int64_t longest_planned_document(const Blueprint& model) {
-  if (model.longest_document == 0 || model.max_positions == 0) return model.longest_document + model.max_positions;
-  return std::min(model.longest_document, model.max_positions);
-}
-
 RunPlan plan_run(const PlanRequest& request) { return Planned(request).all(); }
 
 RunPlan plan_run(const PlanRequest& request, const std::vector<MemoryPlan>& stages) {
@@ -343,11 +344,19 @@ std::vector<std::string> changes_to_fit(const RunPlan& plan, const std::vector<M
   if (freezes && recipe.offload.frozen.kind == OffloadFrozen::Kind::kNone) {
     value("offload.frozen=auto", [](Recipe& r) { r.offload.frozen = {OffloadFrozen::Kind::kAuto}; });
   }
-  if (freezes && recipe.mesh.shard != ShardScope::kAll && plan.mesh.dp * plan.mesh.ep * plan.mesh.tp > 1) {
+  if (recipe.mesh.shard != ShardScope::kAll && plan.mesh.dp * plan.mesh.ep * plan.mesh.tp > 1) {
     value("mesh.shard=all", [](Recipe& r) { r.mesh.shard = ShardScope::kAll; });
   }
-  if (recipe.offload.activations == ActivationTier::kNone) {
-    value("offload.activations=host", [](Recipe& r) { r.offload.activations = ActivationTier::kHost; });
+  if (!trained_parts(recipe).none()) {
+    if (recipe.train.gradients != GradientType::kBf16 && recipe.model.compute == ComputeType::kBf16) {
+      value("train.gradients=bf16", [](Recipe& r) { r.train.gradients = GradientType::kBf16; });
+    }
+    if (recipe.offload.trained == OffloadTier::kNone) {
+      value("offload.trained=host", [](Recipe& r) { r.offload.trained = OffloadTier::kHost; });
+    }
+  }
+  if (recipe.offload.activations == OffloadTier::kNone) {
+    value("offload.activations=host", [](Recipe& r) { r.offload.activations = OffloadTier::kHost; });
   }
   for (int64_t batch = recipe.train.batch / 2; batch >= 1; batch /= 2) {
     const size_t before = changes.size();

@@ -73,11 +73,8 @@ struct RunPlan {
   double dollars_per_million_tokens() const;
 };
 
-/// Tokens of the longest document that is planned with: what the model was made for, and of that what is computed
-/// exactly; 0: any number.
-int64_t longest_planned_document(const Blueprint& model);
-
-/// Throws UserError where mesh, ranks and model do not go together, or documents are longer than that.
+/// Throws UserError where mesh, ranks and model do not go together, or documents are longer than what the model
+/// computes exactly (Blueprint::longest_document).
 RunPlan plan_run(const PlanRequest& request);
 /// The same of a run whose memory is planned already, by stage.
 RunPlan plan_run(const PlanRequest& request, const std::vector<MemoryPlan>& stages);

@@ -9,6 +9,7 @@
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/bytes/fetch_schedule.h"
+#include "parallel/bytes/weight_store.h"
 #include "trainer/plan/planned_step.h"
 #include "trainer/recipe/recipe_meaning.h"
 
@@ -169,7 +170,7 @@ class Simulation {
                         static_cast<double>(std::max<int64_t>(1, blueprint_.router.experts));
     for (const LinearMap& map : maps) {
       const LinearMap held = map.part(parts_);
-      const bool packed = !map.trained && is_quantised(held_format(map, recipe_.model.base));
+      const bool packed = map.is_held_frozen() && is_quantised(held_format(map, recipe_.model.base));
       const auto numbers = static_cast<double>(map.units(local_experts_) * held.outputs * held.inputs);
       if (map.stack > 0) {
         // Gate and up are one product.
@@ -193,30 +194,62 @@ class Simulation {
 
   // Weights: what the store would fetch, and when.
 
+  /// A slab that is fetched for its uses, frozen or trained.
+  struct FetchedSlab {
+    std::string name;
+    LayerId layer;
+    int lane = 0;
+    double kept_bytes = 0.0;
+    bool on_host = false;
+    int64_t shards = 1, stride = 1;  ///< ranks that share it, and how far apart they are
+  };
+
   struct FetchLane {
-    std::vector<int> uses;  ///< of fetched slabs, by their number in the placement
+    std::vector<int> uses;  ///< of slabs_
     FetchRound round;
     std::vector<double> ready;  ///< by slab, when it is in its buffer
     size_t next = 0;            ///< use
   };
 
-  const PlacedSlab* slab(SlabKind kind, LayerId layer) const {
+  std::vector<FetchedSlab> fetched_slabs() const {
+    std::vector<FetchedSlab> slabs;
     for (const PlacedSlab& placed : memory_.weights.slabs) {
-      if (placed.kind == kind && placed.layer == layer) return &placed;
+      if (!placed.is_fetched()) continue;
+      // Dense maps lie alike on all ranks that share none of their parts; experts on those of the data axis alone.
+      const bool experts = placed.kind == SlabKind::kExperts;
+      slabs.push_back({str(experts ? "experts of " : "maps of ", placed.layer), placed.layer, experts ? 1 : 0,
+                       static_cast<double>(placed.kept_bytes), placed.on_host, placed.shards,
+                       experts ? mesh_.ep * mesh_.tp : mesh_.tp});
     }
-    return nullptr;
+    for (const PlacedTrained& placed : memory_.trained.slabs) {
+      if (!placed.is_fetched()) continue;
+      // Ranks of a group are neighbours where it spans the innermost axes.
+      const int64_t stride = placed.replicas == Replicas::kEverywhere       ? 1
+                             : placed.replicas == Replicas::kTensorIndex    ? mesh_.tp
+                             : placed.replicas == Replicas::kExpertReplicas ? (mesh_.dp > 1 ? mesh_.ep : 1)
+                                                                            : mesh_.ep * mesh_.tp;
+      slabs.push_back({str("weights of ", placed.layer), placed.layer, placed.lane(),
+                       static_cast<double>(placed.kept_bytes), placed.on_host, placed.shards, stride});
+    }
+    return slabs;
   }
 
   void schedule(const StepProgram& program) {
-    const std::vector<PlacedSlab>& slabs = memory_.weights.slabs;
-    for (FetchLane& lane : fetching_) lane.ready.assign(slabs.size(), 0.0);
-    for (const SlabUse& use : slab_uses(blueprint_, program)) {
-      const PlacedSlab* placed = slab(use.kind, use.layer);
-      if (placed != nullptr && placed->is_fetched()) {
-        fetching_[placed->kind == SlabKind::kExperts].uses.push_back(static_cast<int>(placed - slabs.data()));
+    slabs_ = fetched_slabs();
+    for (FetchLane& lane : fetching_) lane.ready.assign(slabs_.size(), 0.0);
+    const auto add = [&](LayerId layer, int lane) {
+      for (size_t i = 0; i < slabs_.size(); ++i) {
+        if (slabs_[i].layer == layer && slabs_[i].lane == lane) fetching_[lane].uses.push_back(static_cast<int>(i));
       }
+    };
+    for (const SlabUse& use : slab_uses(blueprint_, program)) add(use.layer, use.kind == SlabKind::kExperts);
+    for (const LayerId layer : block_uses(program)) {
+      for (int lane = kFrozenLanes; lane < WeightStore::kLanes; ++lane) add(layer, lane);
     }
-    for (FetchLane& lane : fetching_) lane.round = fetches_of_round(lane.uses);
+    for (int lane = 0; lane < WeightStore::kLanes; ++lane) {
+      fetching_[lane].round =
+          fetches_of_round(fetching_[lane].uses, lane < kFrozenLanes ? Rounds::kFollow : Rounds::kAlone);
+    }
   }
 
   void begin_round() {
@@ -239,29 +272,34 @@ class Simulation {
   void begin_fetches(FetchLane& lane, size_t time) {
     for (const FetchRound::Timed& fetch : lane.round.fetches) {
       if (fetch.time != time) continue;
-      const PlacedSlab& placed = memory_.weights.slabs[fetch.slab];
-      const std::string name = str(placed.kind == SlabKind::kExperts ? "experts of " : "maps of ", placed.layer);
+      const FetchedSlab& slab = slabs_[fetch.slab];
       double ready = lanes_.now();
-      const auto bytes = static_cast<double>(placed.kept_bytes);
-      if (placed.on_host) ready = lanes_.run(Lane::kCopy, part::kCopies, bytes / rates_.to_device(), ready, name);
-      if (placed.shards > 1) {
-        // Dense maps lie alike on all ranks that share none of their parts; experts on those of the data axis alone.
-        const RankAxis axis = placed.kind == SlabKind::kExperts ? rates_.replicas(placed.shards, mesh_.ep * mesh_.tp)
-                                                                : rates_.replicas(placed.shards, mesh_.tp);
+      if (slab.lane >= kFrozenLanes && updated_.contains(slab.layer)) ready = std::max(ready, updated_.at(slab.layer));
+      if (slab.on_host) {
+        ready = lanes_.run(Lane::kCopy, part::kCopies, slab.kept_bytes / rates_.to_device(), ready, slab.name);
+      }
+      if (slab.shards > 1) {
         ready = lanes_.run(Lane::kNetwork, part::kGathers,
-                           rates_.seconds_to_send(bytes * static_cast<double>(placed.shards - 1), axis), ready, name);
+                           rates_.seconds_to_send(slab.kept_bytes * static_cast<double>(slab.shards - 1),
+                                                  rates_.replicas(slab.shards, slab.stride)),
+                           ready, slab.name);
       }
       lane.ready[fetch.slab] = ready;
     }
   }
 
-  void use(SlabKind kind, LayerId layer) {
-    const PlacedSlab* placed = slab(kind, layer);
-    if (placed == nullptr || !placed->is_fetched()) return;
-    FetchLane& lane = fetching_[kind == SlabKind::kExperts];
+  /// The next use of a lane, if it is one of the layer's.
+  void use(int lane_number, LayerId layer) {
+    FetchLane& lane = fetching_[lane_number];
+    if (lane.next == lane.uses.size() || slabs_[lane.uses[lane.next]].layer != layer) return;
+    const int slab = lane.uses[lane.next];
     begin_fetches(lane, lane.next);
-    lanes_.wait(placed->on_host ? part::kCopies : part::kGathers, lane.ready[placed - memory_.weights.slabs.data()]);
+    lanes_.wait(slabs_[slab].on_host ? part::kCopies : part::kGathers, lane.ready[slab]);
     ++lane.next;
+  }
+  void use(SlabKind kind, LayerId layer) { use(kind == SlabKind::kExperts ? 1 : 0, layer); }
+  void use_trained(LayerId layer) {
+    for (int lane = kFrozenLanes; lane < WeightStore::kLanes; ++lane) use(lane, layer);
   }
 
   // Operations.
@@ -323,6 +361,7 @@ class Simulation {
       work.add(cost.forward);
     }
     const double before = lanes_.now();
+    use_trained(op.layer);
     use(SlabKind::kDense, op.layer);
     double idle = lanes_.now() - before;
     lanes_.compute(part::kDequantise, scaled(planned.dense_numbers / rates_.dequantise()), name);
@@ -388,11 +427,20 @@ class Simulation {
         lanes_.compute(part::kGradients, own * kGradientBytes / rates_.from_device(), name);
       }
       if (trained.numbers == trained.shard_numbers) continue;
-      // Scattered sums in fp32 now, new values in compute dtype before the next use.
+      // Scattered sums in fp32 now, new values in compute dtype before the next use, but of weights that each use
+      // gathers (TrainedPlacement).
       const auto numbers = static_cast<double>(trained.numbers);
       const double away = numbers - static_cast<double>(trained.shard_numbers);
+      double gathered = 0.0;
+      for (const PlacedTrained& placed : memory_.trained.slabs) {
+        if (placed.layer == layer && placed.shards > 1) {
+          gathered += static_cast<double>(placed.kept_bytes * (placed.shards - 1)) / size_;
+        }
+      }
+      const double published = std::max(0.0, away - gathered);
       lanes_.run(Lane::kNetwork, part::kReduction,
-                 rates_.seconds_to_send(away * (kGradientBytes + size_), rates_.data_axis()), lanes_.now(), name);
+                 rates_.seconds_to_send(away * kGradientBytes + published * size_, rates_.data_axis()), lanes_.now(),
+                 name);
     }
   }
 
@@ -407,7 +455,9 @@ class Simulation {
   TensorParts parts_;
   double size_;  ///< bytes of a number in compute dtype
   std::vector<PlannedBlock> blocks_;
-  std::array<FetchLane, 2> fetching_;  ///< dense maps, experts
+  static constexpr int kFrozenLanes = 2;  ///< dense maps, experts; weights that train behind them
+  std::vector<FetchedSlab> slabs_;
+  std::array<FetchLane, WeightStore::kLanes> fetching_;
   std::map<LayerId, double> updated_;  ///< when the last update of a layer is done
   bool training_;
   Lanes lanes_;

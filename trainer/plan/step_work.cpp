@@ -68,7 +68,7 @@ Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_la
 }
 
 std::string work_text(const Work& work) {
-  const double all = work.dense + work.grouped + work.attention + work.scores;
+  const double all = work.products();
   const std::vector<std::string> units{"GFLOP", "TFLOP", "PFLOP", "EFLOP"};
   size_t unit = 0;
   double value = all / 1e9;

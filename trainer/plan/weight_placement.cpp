@@ -22,7 +22,7 @@ WeightPlacer::WeightPlacer(const Blueprint& blueprint, const Recipe& recipe, con
   auto add = [&](LayerId layer, const std::vector<LinearMap>& maps) {
     std::array<int64_t, 2> bytes{};
     for (const LinearMap& map : maps) {
-      if (map.trained) continue;
+      if (!map.is_held_frozen()) continue;
       const int64_t units = map.units(local_experts);
       bytes[map.stack > 0] +=
           units * FrozenShape{held_format(map, base), units, map.outputs, map.inputs, parts.cut_of(map)}.unit_bytes();
@@ -69,7 +69,7 @@ WeightPlacement WeightPlacer::held() const {
   WeightPlacement result;
   result.dense_shards = shards_[0];
   result.expert_shards = shards_[1];
-  std::array<int64_t, 2> largest{};
+  std::array<int64_t, WeightStore::kLanes> largest{};
   for (const Slab& slab : slabs_) {
     const int64_t kept = WeightStore::shard_bytes(slab.bytes, shards_[slab.lane]);
     result.slabs.push_back(
@@ -93,7 +93,7 @@ void WeightPlacer::add_traffic(WeightPlacement& result) const {
     for (const int use : uses_) {
       if (slabs_[use].lane == lane && (slabs_[use].on_host || shards_[lane] > 1)) fetched.push_back(use);
     }
-    for (const Fetch& fetch : fetches_of_round(fetched).fetches) {
+    for (const Fetch& fetch : fetches_of_round(fetched, Rounds::kFollow).fetches) {
       const Slab& slab = slabs_[fetch.slab];
       const int64_t kept = WeightStore::shard_bytes(slab.bytes, shards_[lane]);
       result.copied_bytes_per_step += slab.on_host ? kept : 0;

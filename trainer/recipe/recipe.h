@@ -63,8 +63,15 @@ constexpr std::array<std::string_view, 3> words_of(RouterTraining) { return {"no
 enum class AsyncSave { kAuto, kTrue, kFalse };
 constexpr std::array<std::string_view, 3> words_of(AsyncSave) { return {"auto", "true", "false"}; }
 
-enum class ActivationTier { kNone, kHost };
-constexpr std::array<std::string_view, 2> words_of(ActivationTier) { return {"none", "host"}; }
+/// What the gradients of a layer's trained matrices add up in; fp32: fp64 where that is computed in.
+enum class GradientType { kFp32, kBf16 };
+constexpr std::array<std::string_view, 2> words_of(GradientType) { return {"fp32", "bf16"}; }
+
+enum class Rounding { kNearest, kStochastic };
+constexpr std::array<std::string_view, 2> words_of(Rounding) { return {"nearest", "stochastic"}; }
+
+enum class OffloadTier { kNone, kHost };
+constexpr std::array<std::string_view, 2> words_of(OffloadTier) { return {"none", "host"}; }
 
 /// How many layers keep their graph on the way down instead of recomputing it on the way up.
 struct KeepLayers {
@@ -157,6 +164,7 @@ struct OptimizerRecipe {
   std::array<double, 2> betas = {0.9, 0.999};
   double eps = 1.0e-8;
   double weight_decay = 0.0;
+  Rounding rounding = Rounding::kNearest;
   bool operator==(const OptimizerRecipe&) const = default;
 };
 
@@ -173,10 +181,12 @@ struct TrainRecipe {
   /// named parts of the model whose own weights train (words of ModelPart); empty: auto, which is all of them with
   /// `adapter: none`, and none beside adapters
   std::optional<std::vector<std::string>> parts;
+  ExpertChoice experts;                 ///< of the part experts those that train
   int64_t batch = 64;                   ///< sequences per optimizer step over the whole mesh
   std::optional<int64_t> slice_tokens;  ///< empty: auto
   KeepLayers keep;
   double clip = 1.0;  ///< 0: no clipping
+  GradientType gradients = GradientType::kFp32;
   OptimizerRecipe optimizer;
   ScheduleRecipe schedule;
   bool operator==(const TrainRecipe&) const = default;
@@ -196,7 +206,8 @@ struct MeshRecipe {
 
 struct OffloadRecipe {
   OffloadFrozen frozen;
-  ActivationTier activations = ActivationTier::kNone;
+  OffloadTier activations = OffloadTier::kNone;
+  OffloadTier trained = OffloadTier::kNone;
   bool operator==(const OffloadRecipe&) const = default;
 };
 

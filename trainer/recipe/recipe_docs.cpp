@@ -55,6 +55,8 @@ constexpr const char* kRules = R"(
   and there is no `model.cache`: quantised weights cannot be trained themselves.
 - Each part in `train.parts` is one that the model has; of tied embeddings `embedding` and `head` train both or
   neither; a map that `adapter.targets` selects is in none of them.
+- `train.experts` other than `all` stands where the part `experts` trains; each number in it is an expert of the model.
+- `train.gradients: bf16` and `train.optimizer.rounding: stochastic` need `model.compute: bf16`.
 - Each name in `adapter.ranks` is one that `adapter.targets` selects.
 - `router.balance_loss` and `router.balance` exclude each other; `router.balance.weight` is that of a named kind.
 - Each number in `adapter.layers` is a layer with a map that `adapter.targets` selects, each in `adapter.experts` an

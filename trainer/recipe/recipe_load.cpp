@@ -206,15 +206,36 @@ void check_together(const Recipe& recipe, Loader& loader) {
                   str(warmup, " is more than the ", *recipe.train.steps, " steps of the run"));
   }
   // Where parts are named, whether they are all of the model's linear maps depends on the model (recipe_meaning.h).
-  const bool all_train = !recipe.adapter && !recipe.train.parts;
-  if (all_train && is_quantised(recipe.model.base) && loader.sound({"model.base", "train.parts"})) {
+  const ExpertChoice& experts = recipe.train.experts;
+  const bool some_experts = experts.kind != ExpertChoice::Kind::kAll;
+  const bool all_train = !recipe.adapter && !recipe.train.parts && !some_experts;
+  if (all_train && is_quantised(recipe.model.base) && loader.sound({"model.base", "train.parts", "train.experts"})) {
     loader.broken({"model.base", "adapter"}, str(to_string(recipe.model.base), " weights cannot be trained themselves ",
                                                  "(adapter: none); allowed then: bf16 or fp32, or a frozen part: name "
                                                  "those that train in train.parts"));
   }
-  if (all_train && recipe.model.cache && loader.sound({"model.cache", "train.parts"})) {
+  if (all_train && recipe.model.cache && loader.sound({"model.cache", "train.parts", "train.experts"})) {
     loader.broken({"model.cache", "adapter"},
                   "the weights themselves train (adapter: none), so there are no frozen ones to keep; take it out");
+  }
+  if (recipe.model.compute != ComputeType::kBf16) {
+    const std::string why = str("of weights in bf16; model.compute is ", to_string(recipe.model.compute));
+    if (recipe.train.gradients == GradientType::kBf16 && loader.sound({"train.gradients", "model.compute"})) {
+      loader.broken({"train.gradients"}, str("bf16: ", why, ": allowed then: fp32"));
+    }
+    if (recipe.train.optimizer.rounding == Rounding::kStochastic &&
+        loader.sound({"train.optimizer.rounding", "model.compute"})) {
+      loader.broken({"train.optimizer.rounding"}, str("stochastic: ", why, ": allowed then: nearest"));
+    }
+  }
+  const auto& parts = recipe.train.parts;
+  const bool experts_train =
+      parts ? std::find(parts->begin(), parts->end(), "experts") != parts->end() : !recipe.adapter.has_value();
+  if (some_experts && !experts_train && loader.sound({"train.experts", "train.parts"})) {
+    loader.broken({"train.experts"},
+                  str(to_string(experts), " of experts whose weights do not train",
+                      parts ? "" : " (train.parts: auto beside adapters trains none)",
+                      "; name the part experts in train.parts, or take it out (adapter.experts is for adapters)"));
   }
   if (recipe.adapter && loader.sound({"adapter.targets", "adapter.ranks"})) {
     std::set<std::string> selected;

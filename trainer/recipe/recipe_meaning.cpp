@@ -20,6 +20,12 @@ at::ScalarType scalar_type(ComputeType compute) {
   throw InternalError("a compute type of no value");
 }
 
+at::ScalarType gradient_dtype(const Recipe& recipe) {
+  const at::ScalarType compute = scalar_type(recipe.model.compute);
+  return recipe.train.gradients == GradientType::kBf16 && compute == at::kBFloat16 ? at::kBFloat16
+                                                                                   : accumulate_dtype(compute);
+}
+
 AdapterTargets adapter_targets(const Recipe& recipe) {
   if (!recipe.adapter) return AdapterTargets();
   const AdapterRecipe& adapter = *recipe.adapter;
@@ -38,13 +44,23 @@ std::optional<AdapterSpec> router_adapter(const Recipe& recipe) {
 
 TrainedParts trained_parts(const Recipe& recipe) {
   TrainedParts parts;
-  if (!recipe.adapter && !recipe.train.parts) return TrainedParts::all();
+  if (!recipe.adapter && !recipe.train.parts) parts = TrainedParts::all();
+  parts.narrow_experts(recipe.train.experts);
   const std::vector<std::string> words = model_part_words();
   for (const std::string& word : recipe.train.parts.value_or(std::vector<std::string>{})) {
     parts.add(static_cast<ModelPart>(std::find(words.begin(), words.end(), word) - words.begin()));
   }
   if (recipe.adapter && recipe.router.train == RouterTraining::kFull) parts.add(ModelPart::kRouter);
   return parts;
+}
+
+std::optional<ChoiceByLoad> choice_by_load(const Recipe& recipe) {
+  using Kind = ExpertChoice::Kind;
+  if (recipe.train.experts.kind == Kind::kTop) return ChoiceByLoad{"train.experts", recipe.train.experts.top};
+  if (recipe.adapter && recipe.adapter->experts.kind == Kind::kTop) {
+    return ChoiceByLoad{"adapter.experts", recipe.adapter->experts.top};
+  }
+  return std::nullopt;
 }
 
 bool trains_router(const Recipe& recipe) {
@@ -55,11 +71,17 @@ bool freezes_maps(const Recipe& recipe, const Blueprint& blueprint) {
   const std::vector<LinearMap> maps =
       linear_maps(blueprint, recipe.mtp.trains(), /*targets=*/nullptr, trained_parts(recipe));
   return std::any_of(maps.begin(), maps.end(),
-                     [](const LinearMap& map) { return map.held == Held::kLinear && !map.trained; });
+                     [](const LinearMap& map) { return map.held == Held::kLinear && map.is_held_frozen(); });
+}
+
+TrainedParts parts_beside_adapter(const Blueprint& blueprint) {
+  TrainedParts parts = {ModelPart::kRouter, ModelPart::kNorms};
+  if (!blueprint.tied_embeddings) parts.add(ModelPart::kEmbedding), parts.add(ModelPart::kHead);
+  return parts;
 }
 
 void require_trained_parts(const Recipe& recipe, const Blueprint& blueprint) {
-  if (!recipe.train.parts) return;
+  if (!recipe.train.parts && recipe.train.experts.kind == ExpertChoice::Kind::kAll) return;
   std::string mistakes;
   const auto wrong = [&](const std::string& key, const std::string& what) {
     mistakes += str(mistakes.empty() ? "" : "\n", recipe.origin(key), ": ", key, ": ", what);
@@ -69,13 +91,23 @@ void require_trained_parts(const Recipe& recipe, const Blueprint& blueprint) {
   const std::vector<std::string> words = model_part_words();
   for (size_t i = 0; i < words.size(); ++i) {
     const auto part = static_cast<ModelPart>(i);
-    if (!parts.has(part) || there.has(part)) continue;
+    if (!recipe.train.parts || !parts.has(part) || there.has(part)) continue;  // auto: those that there are
     wrong("train.parts", str(words[i], " is no part of this ", blueprint.model_type, "; it has ", to_string(there)));
   }
   if (blueprint.tied_embeddings && parts.has(ModelPart::kEmbedding) != parts.has(ModelPart::kHead)) {
     const bool head = parts.has(ModelPart::kHead);
     wrong("train.parts", str(head ? "head" : "embedding", " without ", head ? "embedding" : "head",
                              ", which are one tensor in this model (tie_word_embeddings); name both or neither"));
+  }
+  const ExpertChoice& experts = recipe.train.experts;
+  std::string missing;
+  for (const NumberRange& range : experts.ranges) {
+    if (range.last >= blueprint.router.experts) missing += (missing.empty() ? "" : ", ") + to_string(range);
+  }
+  if (experts.top > blueprint.router.experts) missing = to_string(experts);
+  if (!missing.empty()) {
+    wrong("train.experts",
+          str(missing, " is more than there is; a layer of the model has experts 0 to ", blueprint.router.experts - 1));
   }
   AdapterTargets targets = adapter_targets(recipe);
   std::map<std::string, std::set<std::string>> both;  // leaves by part

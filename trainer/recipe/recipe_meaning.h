@@ -20,19 +20,30 @@ namespace moetune {
 
 /// The type of activations and matrix products.
 at::ScalarType scalar_type(ComputeType compute);
+/// What gradients of layers' trained matrices add up in.
+at::ScalarType gradient_dtype(const Recipe& recipe);
 /// What the recipe asks of adapters; matches nothing for `adapter: none`.
 AdapterTargets adapter_targets(const Recipe& recipe);
 /// What it asks of the routers' maps: the rank and scale of other adapters; none: no adapter.
 std::optional<AdapterSpec> router_adapter(const Recipe& recipe);
 /// The parts of the model that train themselves: those of train.parts and, with router.train: full, the routers.
 TrainedParts trained_parts(const Recipe& recipe);
+/// What PEFT takes whole from an adapter's folder (modules_to_save) where it trained itself beside the adapter; other
+/// parts leave with the weights alone.
+TrainedParts parts_beside_adapter(const Blueprint& blueprint);
+/// What leaves the choice of experts to the loads of the training data: adapter.experts or train.experts: top N.
+struct ChoiceByLoad {
+  const char* key = "";
+  int64_t top = 0;  ///< N
+};
+std::optional<ChoiceByLoad> choice_by_load(const Recipe& recipe);
 /// Whether routers' weights train, or adapters of theirs.
 bool trains_router(const Recipe& recipe);
 /// Whether any linear map of the model is frozen, so that model.base says how it is held.
 bool freezes_maps(const Recipe& recipe, const Blueprint& blueprint);
-/// Throws UserError, with all mistakes in one, where train.parts does not go with the model or with the rest of the
-/// recipe: a part that the model has not, tied embeddings of which one would be frozen, a map with an adapter, and
-/// model.base: nf4 or model.cache where no map would be frozen.
+/// Throws UserError, with all mistakes in one, where train.parts or train.experts do not go with the model or with the
+/// rest of the recipe: a part or an expert that the model has not, tied embeddings of which one would be frozen, a map
+/// with an adapter, and model.base: nf4 or model.cache where no map would be frozen.
 void require_trained_parts(const Recipe& recipe, const Blueprint& blueprint);
 /// The recipe's mesh on `world_size` ranks. Throws UserError where it does not divide the ranks, or the ranks the
 /// experts, heads and matrices: all mistakes in one.

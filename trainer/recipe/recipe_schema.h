@@ -240,6 +240,11 @@ void visit_keys(Visitor& v, S& optimizer) {
               "decay.",
        .range = {0, 10},
        .on_resume = OnResume::kFree});
+  v.field(
+      "rounding", optimizer.rounding,
+      {.doc = "How trained weights' new values, fp32 in host memory, become the bf16 that the model computes with: to "
+              "the nearest, or up or down by chance, so that small updates are kept on average.",
+       .on_resume = OnResume::kSame});
 }
 
 template <typename Visitor, SectionOf<ScheduleRecipe> S>
@@ -277,6 +282,12 @@ void visit_keys(Visitor& v, S& train) {
            .empty_word = "auto",
            .words = model_part_words(),
            .on_resume = OnResume::kSame});
+  v.field("experts", train.experts,
+          {.doc = "Routed experts of the part `experts` whose weights train, as `adapter.experts` says them: numbers, "
+                  "or `top N` by the load that the training data puts on them. The others of each layer stay frozen "
+                  "in `model.base` (expert-specialised fine-tuning, ESFT).",
+           .range = {0, 65535},
+           .on_resume = OnResume::kSame});
   v.field("batch", train.batch,
           {.doc = "Sequences per optimizer step, over the whole mesh.",
            .unit = "sequences",
@@ -298,6 +309,11 @@ void visit_keys(Visitor& v, S& train) {
           {.doc = "The global gradient norm is scaled down to this; 0 is off.",
            .range = {0, 1e6},
            .on_resume = OnResume::kFree});
+  v.field(
+      "gradients", train.gradients,
+      {.doc = "What the gradients of layers' trained matrices add up in on a rank: fp32, or, in half of the memory, "
+              "bf16. Sums over ranks and all other gradients are fp32 anyway.",
+       .on_resume = OnResume::kSame});
   v.section("optimizer", "AdamW.", train.optimizer);
   v.section("schedule", "The learning rate over the run.", train.schedule);
 }
@@ -348,11 +364,12 @@ void visit_keys(Visitor& v, S& mesh) {
            .unit = "ranks",
            .range = {1, 1024},
            .on_resume = OnResume::kFree});
-  v.field("shard", mesh.shard,
-          {.doc = "Frozen weights of which several ranks would hold copies: each rank holds them whole, or an equal "
-                  "part among the "
-                  "ranks of its node, or among all; what it lacks is gathered ahead of each use (ZeRO-3).",
-           .on_resume = OnResume::kFree});
+  v.field(
+      "shard", mesh.shard,
+      {.doc = "Weights of layers, frozen or trained, of which several ranks would hold copies: each rank holds them "
+              "whole, or an equal part among the ranks of its node, or among all; what it lacks is gathered ahead of "
+              "each use (ZeRO-3).",
+       .on_resume = OnResume::kFree});
 }
 
 template <typename Visitor, SectionOf<OffloadRecipe> S>
@@ -366,6 +383,10 @@ void visit_keys(Visitor& v, S& offload) {
   v.field("activations", offload.activations,
           {.doc = "Where the inputs of the layers wait between the way down and the way up: on the device, or in host "
                   "memory.",
+           .on_resume = OnResume::kFree});
+  v.field("trained", offload.trained,
+          {.doc = "Where the weights of layers that train themselves lie: on the device, or in host memory, from where "
+                  "they stream in ahead of each use.",
            .on_resume = OnResume::kFree});
 }
 

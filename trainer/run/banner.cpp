@@ -10,10 +10,12 @@ namespace moetune {
 namespace {
 
 /// Bytes of the model's tensors as they lie in this process now.
-int64_t held_bytes(const Model& model) {
-  int64_t bytes = model.slabs->kept_bytes();
+int64_t held_bytes(const Model& model, TrainedSlabs& trained) {
+  int64_t bytes = model.slabs->kept_bytes() + trained.kept_bytes();
   for (const PlainTensor& tensor : model.plain) bytes += static_cast<int64_t>(tensor.held.nbytes());
-  for (const Parameter& parameter : model.parameters.all()) bytes += static_cast<int64_t>(parameter.working.nbytes());
+  for (const Parameter& parameter : model.parameters.all()) {
+    if (trained.of(parameter) == nullptr) bytes += static_cast<int64_t>(parameter.working.nbytes());
+  }
   return bytes;
 }
 
@@ -32,7 +34,7 @@ std::string banner(const Recipe& recipe, const Assembly& run, const MemoryPlan& 
       "steps", str(data.steps, " of ", recipe.train.batch, " sequences of up to ", recipe.data.max_tokens, " tokens"));
   const bool pipeline = plan.pipeline.stages.size() > 1;
   text += banner_line("memory", str("of a rank", pipeline ? str(" of stage ", plan.stage, ", the fullest,") : "",
-                                    " as planned; the model holds ", bytes_text(held_bytes(*run.model)),
+                                    " as planned; the model holds ", bytes_text(held_bytes(*run.model, *run.trained)),
                                     pipeline ? " on rank 0 now" : " of it now"));
   return text + memory_table(plan, /*with_formulas=*/false);
 }

@@ -16,10 +16,10 @@ namespace {
 
 using nlohmann::ordered_json;
 
-/// By LayerId::number(): whether adapters there, on whichever stage, wait for the choice of their experts.
+/// By LayerId::number(): whether anything there, on whichever stage, waits for the choice of its experts.
 std::vector<bool> open_layers(Assembly& run) {
   at::Tensor open = at::zeros({run.blueprint.num_layers() + 1}, at::kLong);
-  for (const OpenAdapter& adapter : run.model->open_adapters) open[adapter.info.layer.number()] = 1;
+  for (const OpenStack& stack : run.model->open_stacks) open[stack.layer.number()] = 1;
   open = open.to(run.device);
   run.mesh->pp().all_reduce_max(open);
   open = open.cpu();
@@ -28,8 +28,8 @@ std::vector<bool> open_layers(Assembly& run) {
 
 }  // namespace
 
-std::vector<std::string> ChosenExperts::lines() const {
-  std::vector<std::string> lines = {str("adapter.experts: chosen by load on ", tokens, " tokens")};
+std::vector<std::string> ChosenExperts::lines(const std::string& key) const {
+  std::vector<std::string> lines = {str(key, ": chosen by load on ", tokens, " tokens")};
   for (const auto& [layer, chosen] : experts) {
     std::string numbers;
     for (const int64_t expert : chosen) numbers += str(numbers.empty() ? "" : ", ", expert);

@@ -1,8 +1,9 @@
-// The experts that adapter.experts: top N gives adapters to: of each layer those that the training data goes to most,
-// by the number of tokens that chose them (expert-specialised fine-tuning, Wang et al. 2024, equation 6).
+// The experts that adapter.experts: top N gives adapters to, and of which train.experts: top N trains the weights: of
+// each layer those that the training data goes to most, by the number of tokens that chose them (expert-specialised
+// fine-tuning, Wang et al. 2024, equation 6).
 //
 //   const ChosenExperts chosen = experts_by_load(run, batches, num_steps, 8);   // a way down over the data
-//   run.model->adapt_experts(chosen.experts);
+//   choose_experts(run, chosen.experts);                                        // trainer/assemble.h
 //   write_text_atomically("runs/a/experts.json", to_json(chosen));
 #pragma once
 
@@ -20,12 +21,12 @@ struct ChosenExperts {
   ExpertsOfLayers experts;
   std::map<int64_t, double> share = {};  ///< by layer: of all choices of experts those that fell on these
   int64_t tokens = 0;                    ///< that were counted
-  /// For the log, a line a layer.
-  std::vector<std::string> lines() const;
+  /// For the log, a line a layer; `key` of the recipe asked for them.
+  std::vector<std::string> lines(const std::string& key) const;
 };
 
-/// Counts the loads of the first `num_steps` global batches, without adapters on experts, and chooses `count` of each
-/// layer. The same on every rank. Collective over the mesh.
+/// Counts the loads of the first `num_steps` global batches, on experts as they were read, and chooses `count` of each
+/// layer that has any to choose. The same on every rank. Collective over the mesh.
 /// `progress`, if given, is told which layer is at work.
 ChosenExperts experts_by_load(Assembly& run, Batches& batches, int64_t num_steps, int64_t count,
                               RankProgress* progress = nullptr);

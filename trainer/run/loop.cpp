@@ -18,6 +18,7 @@
 #include "parallel/device/trace_range.h"
 #include "trainer/assemble.h"
 #include "trainer/data/dataset.h"
+#include "trainer/plan/pipeline_plan.h"
 #include "trainer/recipe/recipe_dump.h"
 #include "trainer/run/expert_choice.h"
 #include "trainer/run/reporter.h"
@@ -57,8 +58,8 @@ class Run {
         train_documents_(load_train_documents()),
         batches_(train_documents_, batch_options(recipe)),
         num_steps_(count_steps()),
-        peak_(batches_.fullest_step(num_steps_, data_ranks())),
-        run_(assemble(recipe, launch, peak_.tokens)),
+        peak_(fullest_step()),
+        run_(assemble(recipe, launch, {peak_.tokens, peak_.group_tokens})),
         experts_(choose_experts()),
         stepper_(recipe, run_, &launch.progress()),
         saves_beside_(launch.max_over_world(run_.plan.saves_beside ? 0 : 1) == 0),
@@ -119,6 +120,7 @@ class Run {
       last = decide(done, signals, report.ranks.optimizer_wait_s);
       if (trace.is_last(step, last.stop_signal != 0)) write(trace);
       report.ranks = last.ranks;
+      report.least_waiting = last.least_waiting;
       if (own_folder_) own_folder_->require_held();
       reporter_->step(report);
       receipt.add(report);
@@ -149,8 +151,8 @@ class Run {
   struct Decision {
     bool save = false;
     int stop_signal = 0;
-    bool parts_done = true;  ///< no rank is writing its part of a checkpoint
-    RankFigures ranks;
+    bool parts_done = true;            ///< no rank is writing its part of a checkpoint
+    RankFigures ranks, least_waiting;  ///< as in StepReport
   };
 
   /// A save that was begun.
@@ -201,17 +203,17 @@ class Run {
     return steps;
   }
 
-  int64_t data_ranks() const {
+  Batches::Peak fullest_step() {
     const MeshShape shape = mesh_shape(recipe_, blueprint_, launch_.world_size());
-    return shape.dp * shape.ep;
+    return batches_.fullest_step(num_steps_, shape.dp * shape.ep, plan_pipeline(blueprint_, recipe_, shape).groups);
   }
 
   /// Completes the model with the masters that training starts from, which leave for the optimizer next; a resumed
-  /// run's come from there. With adapter.experts: top N the experts that have adapters are those that the checkpoint
-  /// names, or are chosen now; empty text otherwise.
+  /// run's come from there. Where loads choose experts they are those that the checkpoint names, or are chosen now,
+  /// which the text says; otherwise it is empty.
   std::string choose_experts() {
     std::string text;
-    if (recipe_.adapter && recipe_.adapter->experts.kind == ExpertChoice::Kind::kTop) {
+    if (const std::optional<ChoiceByLoad> choice = choice_by_load(recipe_)) {
       ChosenExperts chosen;
       if (resumes_) {
         const std::string saved =
@@ -220,11 +222,11 @@ class Run {
       } else {
         const RankProgress::Place place = watched("count of the experts' loads");
         const int64_t steps = std::min(num_steps_, batches_.steps_of_epochs(1));
-        chosen = experts_by_load(run_, batches_, steps, recipe_.adapter->experts.top, &launch_.progress());
-        for (const std::string& line : chosen.lines()) log_info(line);
+        chosen = experts_by_load(run_, batches_, steps, choice->top, &launch_.progress());
+        for (const std::string& line : chosen.lines(choice->key)) log_info(line);
         text = to_json(chosen);
       }
-      run_.model->adapt_experts(chosen.experts);
+      moetune::choose_experts(run_, chosen.experts);
     }
     if (!resumes_) load_adapter_from(recipe_, run_);
     return text;
@@ -278,11 +280,13 @@ class Run {
     at::Tensor wishes = at::tensor({int64_t{signals.take_save_request() || due}, int64_t{signals.stop_signal()},
                                     int64_t{!checkpoints_.has_done_its_part()}},
                                    at::kLong);
-    at::Tensor most = at::cat({wishes, own.as_tensor()}).to(run_.device);
-    run_.mesh->world().all_reduce_max(most);
+    Communicator& world = run_.mesh->world();
+    at::Tensor most = at::cat({wishes, own.row_among(world.rank(), world.size()).flatten()}).to(run_.device);
+    world.all_reduce_max(most);
     most = most.cpu();
+    const at::Tensor ranks = most.narrow(0, wishes.numel(), most.numel() - wishes.numel()).view({world.size(), -1});
     return {most[0].item<int64_t>() != 0, static_cast<int>(most[1].item<int64_t>()), most[2].item<int64_t>() == 0,
-            RankFigures::of_tensor(most.narrow(0, 3, most.numel() - 3))};
+            RankFigures::most(ranks), RankFigures::of_least_waiting(ranks)};
   }
 
   /// Whether the checkpoint of this step is to be kept among the best so far, which `best` then says.

@@ -13,20 +13,35 @@ namespace {
 
 int64_t microseconds(double seconds) { return static_cast<int64_t>(std::llround(seconds * 1e6)); }
 
-}  // namespace
-
-at::Tensor RankFigures::as_tensor() const {
-  return at::tensor({memory_bytes, weights_copied_bytes, weights_gathered_bytes, exchange_sent_bytes,
-                     tensor_axis_sent_bytes, stage_sent_bytes, microseconds(weights_wait_s), microseconds(exchange_s),
-                     microseconds(tensor_axis_s), microseconds(stage_wait_s), microseconds(optimizer_wait_s)},
-                    at::kLong);
-}
-
-RankFigures RankFigures::of_tensor(const at::Tensor& figures) {
+RankFigures of_row(const at::Tensor& figures) {
   const auto* value = figures.const_data_ptr<int64_t>();
   const auto seconds = [&](int index) { return 1e-6 * static_cast<double>(value[index]); };
   return {value[0],   value[1],   value[2],   value[3],   value[4],   value[5],
           seconds(6), seconds(7), seconds(8), seconds(9), seconds(10)};
+}
+
+}  // namespace
+
+at::Tensor RankFigures::row_among(int64_t rank, int64_t num_ranks) const {
+  const at::Tensor own =
+      at::tensor({memory_bytes, weights_copied_bytes, weights_gathered_bytes, exchange_sent_bytes,
+                  tensor_axis_sent_bytes, stage_sent_bytes, microseconds(weights_wait_s), microseconds(exchange_s),
+                  microseconds(tensor_axis_s), microseconds(stage_wait_s), microseconds(optimizer_wait_s)},
+                 at::kLong);
+  at::Tensor table = at::zeros({num_ranks, own.numel()}, at::kLong);
+  table[rank].copy_(own);
+  return table;
+}
+
+RankFigures RankFigures::most(const at::Tensor& table) { return of_row(table.amax(0)); }
+
+RankFigures RankFigures::of_least_waiting(const at::Tensor& table) {
+  RankFigures least = of_row(table[0]);
+  for (int64_t rank = 1; rank < table.size(0); ++rank) {
+    const RankFigures other = of_row(table[rank]);
+    if (other.waits_s() < least.waits_s()) least = other;
+  }
+  return least;
 }
 
 RankFigures RankMeter::take() {

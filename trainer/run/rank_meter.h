@@ -1,8 +1,11 @@
 // What a step cost each rank: memory, bytes moved, time stood waiting. Reported is the most of any rank, figure by
-// figure.
+// figure, and all of the rank that waited least, whose waits and computing make up the step.
 //
 //   RankMeter meter(assembly);
 //   RankFigures own = meter.take();          // since the last call
+//   at::Tensor table = own.row_among(world.rank(), world.size());
+//   world.all_reduce_max(table);             // on a GPU there
+//   RankFigures::most(table), RankFigures::of_least_waiting(table);
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,9 +30,14 @@ struct RankFigures {
   /// the main thread waited for norm, update and new working copies; the loop fills it in
   double optimizer_wait_s = 0.0;
 
-  /// int64, times in microseconds: to be reduced over ranks.
-  at::Tensor as_tensor() const;
-  static RankFigures of_tensor(const at::Tensor& figures);
+  double waits_s() const { return weights_wait_s + exchange_s + tensor_axis_s + stage_wait_s + optimizer_wait_s; }
+
+  /// int64 [P, figures], times in microseconds: 0 but for this rank's row, so that the most of all ranks' is the table
+  /// of all.
+  at::Tensor row_among(int64_t rank, int64_t num_ranks) const;
+  /// Of such a table on the CPU: of each figure the most; all of the rank whose waits together are the shortest.
+  static RankFigures most(const at::Tensor& table);
+  static RankFigures of_least_waiting(const at::Tensor& table);
 };
 
 class RankMeter {

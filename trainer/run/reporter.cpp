@@ -52,8 +52,8 @@ double Reporter::elapsed_s() const { return seconds_since(start_); }
 void Reporter::show_plan(const MemoryPlan& plan, const DataSummary& data) {
   if (!speaks_) return;
   planned_bytes_ = run_.device.is_cuda() ? plan.device_bytes() : plan.host_bytes();
-  copied_bytes_ = plan.weights.copied_bytes_per_step;
-  gathered_bytes_ = plan.weights.gathered_bytes_per_step;
+  copied_bytes_ = plan.weights.copied_bytes_per_step + plan.trained.copied_bytes_per_step;
+  gathered_bytes_ = plan.weights.gathered_bytes_per_step + plan.trained.gathered_bytes_per_step;
   host_peak_bytes_ = peak_memory_bytes(at::kCPU);
   for (const auto& [group, count] : plan.trained_by_group) trained_ += count;
   log_info(banner(recipe_, run_, plan, data));

@@ -9,6 +9,7 @@
 #include "parallel/base/sha256.h"
 #include "parallel/base/text.h"
 #include "trainer/recipe/recipe_load.h"
+#include "trainer/recipe/recipe_meaning.h"
 #include "trainer/run/metrics/log_file.h"
 #include "trainer/run/step_trace.h"
 #include "trainer/state/checkpoint_folder.h"
@@ -95,8 +96,7 @@ void RunFolder::refuse_foreign_files() const {
   if (is_there(path_ / "log.jsonl") && !is_own_log((path_ / "log.jsonl").string())) {
     refuse("log.jsonl", "is no log of a run");
   }
-  const bool chooses = recipe_.adapter && recipe_.adapter->experts.kind == ExpertChoice::Kind::kTop;
-  if (chooses && is_there(path_ / "experts.json") && !is_there(path_ / "log.jsonl")) {
+  if (choice_by_load(recipe_) && is_there(path_ / "experts.json") && !is_there(path_ / "log.jsonl")) {
     refuse("experts.json", "is of no run that is here");
   }
   if (traces_ && !is_there(path_ / "log.jsonl") && !traces_in(path_ / "profile").empty()) {

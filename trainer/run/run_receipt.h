@@ -34,9 +34,9 @@ class RunReceipt {
   std::string write(const std::filesystem::path& file, const std::vector<int64_t>& peaks) const;
 
  private:
+  /// Of a step, and what the rank that waited least waited for in it.
   struct Times {
     double step = 0.0, exchange = 0.0, tensor_axis = 0.0, weights = 0.0, stages = 0.0, optimizer = 0.0;
-    double computing() const { return step - exchange - tensor_axis - weights - stages - optimizer; }
   };
 
   /// Of the steps that count: without the first ones, where there are enough.

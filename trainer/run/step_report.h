@@ -17,8 +17,9 @@ struct StepReport {
   double lr = 0.0;
   double step_s = 0.0;
   std::optional<double> replica_check_s;  ///< of step_s, where replicas were compared
-  RankFigures ranks;
-  at::Tensor load_LE;  ///< int64 [MoE layers, E]; undefined for a dense model
+  RankFigures ranks;                      ///< of each figure the most of any rank
+  RankFigures least_waiting;              ///< of the rank that waited least
+  at::Tensor load_LE;                     ///< int64 [MoE layers, E]; undefined for a dense model
 };
 
 }  // namespace moetune

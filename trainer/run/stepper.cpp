@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
@@ -16,8 +17,11 @@
 namespace moetune {
 namespace {
 
-OptimizerOptions optimizer_options(const OptimizerRecipe& recipe) {
-  return {recipe.lr_b_ratio, recipe.betas, recipe.eps, recipe.weight_decay};
+OptimizerOptions optimizer_options(const Recipe& recipe) {
+  const OptimizerRecipe& optimizer = recipe.train.optimizer;
+  OptimizerOptions options{optimizer.lr_b_ratio, optimizer.betas, optimizer.eps, optimizer.weight_decay};
+  if (optimizer.rounding == Rounding::kStochastic) options.rounding_seed = static_cast<uint64_t>(recipe.run.seed);
+  return options;
 }
 
 }  // namespace
@@ -26,10 +30,14 @@ Stepper::Stepper(const Recipe& recipe, Assembly& run, RankProgress* progress)
     : recipe_(recipe),
       run_(run),
       progress_(progress),
-      partition_(run.model->parameters, *run.mesh),
+      partition_(run.model->parameters, *run.mesh, run.trained->groups()),
       reducer_(partition_, *run.mesh),
-      optimizer_(partition_, optimizer_options(recipe.train.optimizer)),
-      sweep_(*run.model, run.sweep_options, layer_hooks(), progress) {}
+      optimizer_(partition_, optimizer_options(recipe)),
+      sweep_(*run.model, run.sweep_options, layer_hooks(), progress) {
+  run.trained->before_fetch([this](const TrainedSlab& slab) { optimizer_.before_slab(slab); });
+}
+
+Stepper::~Stepper() { run_.trained->before_fetch({}); }
 
 LayerHooks Stepper::layer_hooks() {
   LayerHooks hooks;
@@ -52,6 +60,7 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
   const std::vector<StepBatch> groups = groups_of(batches, step);
   const BatchTotals& totals = groups.front().global;
   const StepRandom random{static_cast<uint64_t>(recipe_.run.seed), step, true};
+  optimizer_.before_pass();
   const SweepResult result = sweep_.train(groups, random);
   StepReport report;
   report.step = step + 1;
@@ -115,7 +124,12 @@ void Stepper::sum_losses(const SweepResult& result, const BatchTotals& totals, S
                            : at::zeros({1}, at::TensorOptions(at::kDouble).device(run_.device));
   };
   at::Tensor sums = at::cat({number(result.loss_sum), number(result.mtp_loss_sum), number(result.balance_loss)});
-  sum_over_mesh(run_, sums);
+  {
+    // Stages end their programs one after the other.
+    std::optional<StreamTimer::Piece> waits;
+    if (run_.mesh->pp().size() > 1) waits.emplace(run_.links->waits());
+    sum_over_mesh(run_, sums);
+  }
   if (result.load_LE.defined()) {
     sum_over_mesh(run_, result.load_LE);
     report.load_LE = result.load_LE;

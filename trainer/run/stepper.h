@@ -19,6 +19,9 @@ class Stepper {
  public:
   /// Takes the parameters' masters over. `run` must stay where it is. `progress`: told where the rank is; may be null.
   Stepper(const Recipe& recipe, Assembly& run, RankProgress* progress);
+  ~Stepper();
+  Stepper(const Stepper&) = delete;
+  Stepper& operator=(const Stepper&) = delete;
 
   /// Step `step`, from 0, of `num_steps`. Throws NonFiniteError, or InternalError where replicas differ, before
   /// anything is updated. Collective over the mesh.

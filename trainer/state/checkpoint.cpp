@@ -18,8 +18,9 @@ namespace fs = std::filesystem;
 void require_same_experts(const SavedState& saved, const Parameter& parameter) {
   saved.shape(parameter.name());
   if (saved.experts(parameter.name()) == parameter.info().experts) return;
-  throw UserError(str(saved.checkpoint().string(), ": ", parameter.name(),
-                      " was saved of other experts than this run's; is adapter.experts as it was?"));
+  throw UserError(
+      str(saved.checkpoint().string(), ": ", parameter.name(),
+          " was saved of other experts than this run's; are adapter.experts and train.experts as they were?"));
 }
 
 void load_router_biases(const SavedState& saved, Model& model) {
@@ -217,13 +218,27 @@ void Checkpoints::restore(const SavedState& saved, TrainingState& state) {
   state.optimizer.publish();
 }
 
-void load_weights(const SavedState& saved, Model& model) {
+void load_weights(const SavedState& saved, Model& model, TrainedSlabs* trained) {
   at::NoGradGuard no_grad;
-  if (!model.open_adapters.empty()) model.adapt_experts(saved.chosen_experts());
+  const auto read = [&](const FlatGroup::Piece& piece, const at::Tensor& target) {
+    saved.read(SavedKind::kMaster, piece.parameter->name(), block_of(*piece.parameter), piece.first, target);
+  };
+  if (!model.open_stacks.empty()) {
+    model.choose_experts(saved.chosen_experts(), [&](LayerId layer, ParameterSet& parameters) {
+      if (trained != nullptr) trained->take(parameters.of_layer(layer));
+    });
+  }
   for (Parameter& parameter : model.parameters.all()) {
     require_same_experts(saved, parameter);
+    if (trained != nullptr && trained->of(parameter) != nullptr) continue;
     parameter.master().copy_(saved.read(SavedKind::kMaster, parameter.name(), block_of(parameter)));
     parameter.refresh_working();
+  }
+  for (TrainedSlab* slab : trained != nullptr ? trained->all() : std::vector<TrainedSlab*>()) {
+    for (const FlatGroup::Piece& piece : slab->group().own_pieces()) {
+      read(piece, slab->master().narrow(0, piece.in_shard, piece.count));
+    }
+    slab->publish(slab->master().to(model.parameters.compute()));
   }
   load_router_biases(saved, model);
 }

@@ -38,6 +38,7 @@
 #include "trainer/state/saved_state.h"
 #include "trainer/update/optimizer.h"
 #include "trainer/update/ordered_worker.h"
+#include "trainer/update/trained_slabs.h"
 
 namespace moetune {
 
@@ -121,8 +122,8 @@ class Checkpoints {
   std::unique_ptr<OrderedWorker> writer_;  // last: it ends before what its jobs touch
 };
 
-/// Sets the trained tensors and router biases of `model`, whose masters no optimizer has taken over, and nothing else.
-/// Not collective.
-void load_weights(const SavedState& saved, Model& model);
+/// Sets the trained tensors and router biases of `model`, whose masters no optimizer has taken over, and nothing else;
+/// its weights lie in `trained`, or, null, each in its own place. Collective over the mesh.
+void load_weights(const SavedState& saved, Model& model, TrainedSlabs* trained = nullptr);
 
 }  // namespace moetune

@@ -101,6 +101,7 @@ std::vector<HeldDigest> trained_digests(const Model& model) {
   std::vector<HeldDigest> held;
   for (const Parameter& parameter : model.parameters.all()) {
     const ParameterInfo& info = parameter.info();
+    if (!parameter.stays()) continue;  // sharded, or in host memory
     // By the place on the axis: parts may be empty, and then begin where others do. A rank may hold none of the experts
     // that train: the rows do not tell its place, the experts that it holds do.
     const std::string part = info.part.is_whole() ? "whole" : str("part ", model.axis.index());

@@ -37,7 +37,7 @@ std::vector<std::string> lines_of(const std::string& text) {
 /// it.
 std::vector<LinearMap> frozen_maps(const Recipe& recipe, const Blueprint& blueprint, bool with_mtp) {
   std::vector<LinearMap> maps = linear_maps(blueprint, with_mtp, /*targets=*/nullptr, trained_parts(recipe));
-  std::erase_if(maps, [](const LinearMap& map) { return map.trained; });
+  std::erase_if(maps, [](const LinearMap& map) { return !map.is_held_frozen(); });
   return maps;
 }
 

@@ -194,4 +194,12 @@ std::vector<SlabUse> slab_uses(const Blueprint& blueprint, const StepProgram& pr
   return uses;
 }
 
+std::vector<LayerId> block_uses(const StepProgram& program) {
+  std::vector<LayerId> blocks;
+  for (const StepOp& op : program) {
+    if (op.kind == Kind::kDown || op.kind == Kind::kUp) blocks.push_back(op.layer);
+  }
+  return blocks;
+}
+
 }  // namespace moetune

@@ -109,5 +109,7 @@ struct SlabUse {
 /// Those of one operation, and of all in their order; a run whose weights train has none of them.
 std::vector<SlabUse> slab_uses(const Blueprint& blueprint, const StepOp& op);
 std::vector<SlabUse> slab_uses(const Blueprint& blueprint, const StepProgram& program);
+/// The blocks that the operations go through, one after the other: the order in which their trained weights are used.
+std::vector<LayerId> block_uses(const StepProgram& program);
 
 }  // namespace moetune

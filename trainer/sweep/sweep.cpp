@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "parallel/base/error.h"
+#include "parallel/bytes/weight_store.h"
 #include "parallel/device/tally.h"
 #include "parallel/device/trace_range.h"
 #include "trainer/sweep/named_gradients.h"
@@ -71,7 +72,7 @@ at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& s
   PassContext& pass = step.pass;
   BlockState state;
   const bool keep = op.keeps, trains = step.mode == StepMode::kTrain, balance = trains && balances(layer);
-  block.use(pass);
+  use(block, pass);
   std::vector<Mixed> mixed;
   std::vector<at::Tensor> expert;
   for (size_t s = 0; s < stream.slices.size(); ++s) {
@@ -114,7 +115,7 @@ at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& s
     y_TD = keep ? y_TD + routed : y_TD.add_(routed);
     block.release_experts();
   }
-  block.release(pass);
+  release(block, pass);
   if (trains) {
     state.stashed = stashes(op);
     if (state.stashed) stash_.put(stash_key(op, step), x_TD);
@@ -140,7 +141,7 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
   step.totals.kept_input_bytes -= static_cast<int64_t>(state.x_TD.nbytes());
   // The next on the way up.
   if (!step.blocks.empty() && step.blocks.rbegin()->second.stashed) stash_.fetch(stash_key(op, step) - 1);
-  block.use(pass);
+  use(block, pass);
   const bool recompute = state.mixed.empty();
   if (recompute) {
     at::AutoGradMode with_graph(true);
@@ -196,7 +197,7 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
     mixed = Mixed();  // this slice's graph ends here
   }
   backward.reset();
-  block.release(pass);
+  release(block, pass);
   return needs_input_gradient(layer) ? joined(d_x) : at::Tensor();
 }
 
@@ -315,10 +316,27 @@ void Sweep::execute(const StepOp& op, Passage& step) {
   }
 }
 
-std::vector<FrozenSlab*> Sweep::slabs_of(const StepProgram& program) const {
-  std::vector<FrozenSlab*> slabs;
+void Sweep::use(Block& block, PassContext& pass) {
+  if (options_.trained != nullptr) {
+    const TraceRange range("weights");
+    options_.trained->use(block.layer());
+  }
+  block.use(pass);
+}
+
+void Sweep::release(Block& block, PassContext& pass) {
+  block.release(pass);
+  if (options_.trained != nullptr) options_.trained->release(block.layer());
+}
+
+std::vector<int> Sweep::slabs_of(const StepProgram& program) const {
+  std::vector<int> slabs;
   for (const SlabUse& use : slab_uses(model_.blueprint, program)) {
-    if (FrozenSlab* slab = model_.slab(use.kind, use.layer)) slabs.push_back(slab);
+    if (const FrozenSlab* slab = model_.slab(use.kind, use.layer)) slabs.push_back(slab->number());
+  }
+  if (options_.trained == nullptr) return slabs;
+  for (const LayerId layer : block_uses(program)) {
+    for (const int slab : options_.trained->uses(layer)) slabs.push_back(slab);
   }
   return slabs;
 }
@@ -357,11 +375,12 @@ SweepResult Sweep::run(std::span<const StepBatch> groups, StepMode mode, const S
   StepTotals totals;
   totals.groups_in_flight = groups_in_flight(traits.pipeline, traits.groups, traits.whole_loads);
   std::vector<Passage> steps = passages(groups, mode, random, totals);
-  model_.slabs->schedule(slabs_of(program));
+  model_.slabs->store().schedule(slabs_of(program));
   try {
     for (const StepOp& op : program) execute(op, steps[op.group]);
     if (options_.links != nullptr) options_.links->settle();
   } catch (...) {
+    if (options_.trained != nullptr) options_.trained->abandon();
     model_.slabs->abandon();
     scratch_.reset();
     throw;

@@ -23,6 +23,7 @@
 #include "parallel/bytes/host_stash.h"
 #include "parallel/comm/stage_links.h"
 #include "parallel/watch/rank_progress.h"
+#include "trainer/sweep/layer_weights.h"
 #include "trainer/sweep/passage.h"
 
 namespace moetune {
@@ -30,12 +31,13 @@ namespace moetune {
 struct SweepOptions {
   /// the last this many blocks keep their graph from the way down instead of recomputing it
   int64_t keep_layers = 0;
-  double mtp_weight = 0.0;       ///< of the MTP loss in the gradient
-  BalanceSpec balance;           ///< of the trunk's expert layers
-  bool stash_inputs = false;     ///< block inputs wait in host memory between the ways
-  bool poison_released = false;  ///< tests: released dense weights become NaN
-  PipelinePlace pipeline;        ///< of the model where it is a stage
-  StageLinks* links = nullptr;   ///< to its neighbours there
+  double mtp_weight = 0.0;          ///< of the MTP loss in the gradient
+  BalanceSpec balance;              ///< of the trunk's expert layers
+  bool stash_inputs = false;        ///< block inputs wait in host memory between the ways
+  bool poison_released = false;     ///< tests: released dense weights become NaN
+  PipelinePlace pipeline;           ///< of the model where it is a stage
+  StageLinks* links = nullptr;      ///< to its neighbours there
+  LayerWeights* trained = nullptr;  ///< where weights that train lie; null: each in its own place
   /// The lowest layer with something that trains, of all stages; none: that of the model's parameters.
   std::optional<LayerId> lowest_trained;
 };
@@ -98,8 +100,12 @@ class Sweep {
   /// Rows of this rank in the group, from the stage before or the next one.
   at::Tensor receive(bool gradient, const Passage& step);
 
-  /// The slabs of a program in the order in which it uses them.
-  std::vector<FrozenSlab*> slabs_of(const StepProgram& program) const;
+  /// Numbers in the store of the slabs of a program in the order in which it uses them, frozen ones first: each kind
+  /// has lanes of its own.
+  std::vector<int> slabs_of(const StepProgram& program) const;
+  /// All weights of the block are at hand between these two, but for frozen experts.
+  void use(Block& block, PassContext& pass);
+  void release(Block& block, PassContext& pass);
   const Stream& stream_of(LayerId layer, const StepBatch& batch) const {
     return layer.is_mtp() ? batch.mtp : batch.main;
   }

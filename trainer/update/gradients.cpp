@@ -28,7 +28,8 @@ GradientReducer::GradientReducer(const Partition& partition, Mesh& mesh)
 
 int64_t GradientReducer::bytes(int64_t elements, int64_t ranks, at::ScalarType compute) {
   const int64_t size = static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute)));
-  const int64_t flat = elements * size, shard = ranks > 1 ? Partition::shard_numbers(elements, ranks) * size : 0;
+  const int64_t flat = elements * size,
+                shard = ranks > 1 ? Partition::shard_numbers(elements, ranks, Role::kWeight) * size : 0;
   // The gradients are free before the shard and the squares of a piece in fp64 come.
   return flat + std::max<int64_t>(0, shard + 2 * 8 * std::min(elements, kPiece) - flat);
 }
@@ -46,6 +47,7 @@ void GradientReducer::reduce_group(size_t index) {
   at::Tensor flat = at::empty({group.flat_size()}, options);
   int64_t end = 0;
   for (const FlatGroup::Member& member : group.members()) {
+    flat.narrow(0, end, member.first - end).zero_();
     at::Tensor place = FlatGroup::view(flat, member);
     member.parameter->has_gradient() ? place.copy_(member.parameter->gradient()) : place.zero_();
     member.parameter->clear_gradient();

@@ -6,8 +6,11 @@
 #include <chrono>
 #include <utility>
 
+#include "lora/adapters/counter_random.h"
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
+#include "trainer/update/stochastic_rounding.h"
+#include "trainer/update/trained_slabs.h"
 
 namespace moetune {
 namespace {
@@ -27,6 +30,16 @@ class Timer {
 /// little harm.
 int worker_threads(at::Device device) { return device.is_cuda() ? std::max(1, at::get_num_threads() - 1) : 1; }
 
+/// This rank's shard of the masters, which are gone from where they were.
+void take_masters(const FlatGroup& group, const at::Tensor& shard) {
+  if (TrainedSlab* slab = group.slab()) {
+    shard.copy_(slab->master());
+    slab->release_master();
+    return;
+  }
+  group.cut_masters(shard);
+}
+
 }  // namespace
 
 Optimizer::Optimizer(const Partition& partition, const OptimizerOptions& options)
@@ -36,19 +49,12 @@ Optimizer::Optimizer(const Partition& partition, const OptimizerOptions& options
       worker_(worker_threads(partition.device())) {
   at::NoGradGuard no_grad;
   const at::ScalarType wide = partition.wide_dtype(), compute = partition.compute_dtype();
-  const std::vector<at::Tensor> masters = partition.host_shards(wide), first = partition.host_shards(wide),
-                                second = partition.host_shards(wide);
-  const std::vector<at::Tensor> working = compute == wide ? masters : partition.host_shards(compute);
-  for (size_t i = 0; i < masters.size(); ++i) {
-    const FlatGroup& group = partition.groups()[i];
-    for (const FlatGroup::Piece& piece : group.own_pieces()) {
-      masters[i]
-          .narrow(0, piece.in_shard, piece.count)
-          .copy_(piece.parameter->master().flatten().narrow(0, piece.first, piece.count));
-    }
-    for (const FlatGroup::Member& member : group.members()) member.parameter->release_master();
-    shards_.push_back({masters[i], first[i], second[i], working[i]});
-  }
+  // Masters first: what held them is free before the rest is there.
+  const std::vector<at::Tensor> masters = partition.host_shards(wide);
+  for (size_t i = 0; i < masters.size(); ++i) take_masters(partition.groups()[i], masters[i]);
+  const std::vector<at::Tensor> first = partition.host_shards(wide), second = partition.host_shards(wide),
+                                working = compute == wide ? masters : partition.host_shards(compute);
+  for (size_t i = 0; i < masters.size(); ++i) shards_.push_back({masters[i], first[i], second[i], working[i]});
 }
 
 int64_t Optimizer::host_bytes(int64_t shard_numbers, at::ScalarType compute) {
@@ -84,25 +90,62 @@ void Optimizer::update(size_t index, double lr, int64_t step, const at::Tensor& 
                       run.rule.decays ? options_.weight_decay : 0.0, options_.eps, /*amsgrad=*/false,
                       /*maximize=*/false);
   }
-  if (!shard.working.is_same(shard.master)) shard.working.copy_(shard.master);
+  round(index, step);
+}
+
+void Optimizer::round(size_t index, int64_t step) {
+  Shard& shard = shards_[index];
+  if (shard.working.is_same(shard.master)) return;
+  const FlatGroup& group = partition_.groups()[index];
+  // Untouched, weights are what was read: most of them bf16 already.
+  if (!options_.rounding_seed || group.slab() == nullptr || step == 0) {
+    shard.working.copy_(shard.master);
+    return;
+  }
+  const ParameterInfo& first = group.members().front().parameter->info();
+  const uint64_t key = stream_key(stream_key(*options_.rounding_seed, "rounding of " + first.name), step);
+  round_stochastically(shard.master, shard.working, stream_key(key, first.first_expert + first.part.first),
+                       group.shard_begin());
 }
 
 void Optimizer::refresh(size_t index) {
   at::NoGradGuard no_grad;
   const FlatGroup& group = partition_.groups()[index];
+  if (TrainedSlab* slab = group.slab()) {
+    slab->publish(shards_[index].working);
+    return;
+  }
   const at::Tensor flat = group.gathered(shards_[index].working);
   for (const FlatGroup::Member& member : group.members()) {
     member.parameter->working.copy_(FlatGroup::view(flat, member));
   }
 }
 
+void Optimizer::finish(size_t index) {
+  if (!pending_[index]) return;
+  worker_.wait(*pending_[index]);
+  pending_[index].reset();
+  refresh(index);
+}
+
 void Optimizer::before_layer(LayerId layer) {
   Timer timer(exposed_s_);
-  for (const size_t i : partition_.of_layer(layer)) {
-    if (!pending_[i]) continue;
-    worker_.wait(*pending_[i]);
-    pending_[i].reset();
-    refresh(i);
+  for (const size_t i : partition_.of_layer(layer)) finish(i);
+}
+
+void Optimizer::before_slab(const TrainedSlab& slab) {
+  Timer timer(exposed_s_);
+  if (!slab.publishes_alone()) return;
+  for (const size_t i : partition_.of_layer(slab.group().layer())) {
+    if (partition_.groups()[i].slab() == &slab) finish(i);
+  }
+}
+
+void Optimizer::before_pass() {
+  Timer timer(exposed_s_);
+  for (size_t i = 0; i < shards_.size(); ++i) {
+    const TrainedSlab* slab = partition_.groups()[i].slab();
+    if (slab != nullptr && !slab->is_resident() && !slab->publishes_alone()) finish(i);
   }
 }
 
@@ -114,7 +157,7 @@ void Optimizer::publish() {
   at::NoGradGuard no_grad;
   for (size_t i = 0; i < shards_.size(); ++i) {
     MT_CHECK(!pending_[i], "an update is pending");
-    if (!shards_[i].working.is_same(shards_[i].master)) shards_[i].working.copy_(shards_[i].master);
+    round(i, steps_taken_);
     refresh(i);
   }
 }

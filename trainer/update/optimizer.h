@@ -28,6 +28,9 @@ struct OptimizerOptions {
   double eps = 1e-8;
   double weight_decay = 0.0;  ///< of parameters that decay (ParameterInfo)
   bool overlap = true;        ///< false: step() returns when all is updated
+  /// Weights' masters become working copies by chance (trainer/update/stochastic_rounding.h), drawn from this seed;
+  /// none: to the nearest.
+  std::optional<uint64_t> rounding_seed = {};
 };
 
 class Optimizer {
@@ -48,6 +51,11 @@ class Optimizer {
   /// Waits for the pending update of the layer's parameters, if any, and refreshes their working copies, in place, on
   /// every rank that holds them. Collective over the mesh.
   void before_layer(LayerId layer);
+  /// The same of one slab that publishes alone; nothing for others. Not collective.
+  void before_slab(const TrainedSlab& slab);
+  /// The same of all slabs that come and go and do not publish alone, before a pass fetches any. Collective over the
+  /// mesh.
+  void before_pass();
   /// before_layer for all layers. Collective over the mesh.
   void flush();
   /// Working copies of everything from the masters, after a caller wrote to shards(). Nothing may be pending.
@@ -67,7 +75,11 @@ class Optimizer {
 
  private:
   void update(size_t index, double lr, int64_t step, const at::Tensor& gradient);
+  /// The shard's working copies from its masters, as they stand behind a step.
+  void round(size_t index, int64_t step);
   void refresh(size_t index);
+  /// Waits for the group's pending update, if any, and publishes it.
+  void finish(size_t index);
 
   const Partition& partition_;
   OptimizerOptions options_;

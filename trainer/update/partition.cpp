@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include "parallel/device/host_memory.h"
@@ -9,6 +10,8 @@
 namespace moetune {
 
 namespace {
+
+constexpr int64_t kAligned = 128;  // numbers: 256 bytes in bf16, where wide loads may begin and the store cuts
 
 UpdateRule rule_of(const Parameter& parameter) {
   return {parameter.info().role == Role::kAdapterB, parameter.info().decays};
@@ -19,11 +22,12 @@ UpdateRule rule_of(const Parameter& parameter) {
 FlatGroup::FlatGroup(std::vector<Parameter*> parameters, Communicator& ranks) : ranks_(&ranks) {
   std::stable_sort(parameters.begin(), parameters.end(),
                    [](const Parameter* a, const Parameter* b) { return rule_of(*a) < rule_of(*b); });
+  const Role role = parameters.front()->info().role;
   for (Parameter* parameter : parameters) {
     members_.push_back({parameter, numel_});
-    numel_ += parameter->numel();
+    numel_ += Partition::flat_numbers(parameter->numel(), role);
   }
-  shard_size_ = Partition::shard_numbers(numel_, ranks.size());
+  shard_size_ = Partition::shard_numbers(numel_, ranks.size(), role);
 }
 
 std::vector<FlatGroup::Piece> FlatGroup::own_pieces() const {
@@ -36,12 +40,21 @@ std::vector<FlatGroup::Piece> FlatGroup::own_pieces() const {
   return pieces;
 }
 
+void FlatGroup::cut_masters(const at::Tensor& shard) const {
+  at::NoGradGuard no_grad;
+  for (const Piece& piece : own_pieces()) {
+    shard.narrow(0, piece.in_shard, piece.count)
+        .copy_(piece.parameter->master().flatten().narrow(0, piece.first, piece.count));
+  }
+  for (const Member& member : members_) member.parameter->release_master();
+}
+
 std::vector<FlatGroup::Run> FlatGroup::own_runs() const {
   std::vector<Run> runs;
   for (const Piece& piece : own_pieces()) {
     const UpdateRule rule = rule_of(*piece.parameter);
     if (runs.empty() || runs.back().rule != rule) runs.push_back({rule, piece.in_shard, 0});
-    runs.back().count += piece.count;
+    runs.back().count = piece.in_shard + piece.count - runs.back().in_shard;  // zeros between tensors stay zeros
   }
   return runs;
 }
@@ -60,22 +73,46 @@ at::Tensor FlatGroup::view(const at::Tensor& flat, const Member& member) {
   return flat.narrow(0, member.first, member.parameter->numel()).view(member.parameter->working.sizes());
 }
 
-Partition::Partition(ParameterSet& parameters, Mesh& mesh)
-    : device_(parameters.device()), compute_(parameters.compute()) {
-  std::map<std::tuple<LayerId, Replicas, bool>, std::vector<Parameter*>> alike;
-  for (Parameter& parameter : parameters.all()) {
-    const ParameterInfo& info = parameter.info();
-    alike[{info.layer, info.replicas, info.on_first_and_last_stage}].push_back(&parameter);
+int64_t Partition::flat_numbers(int64_t elements, Role role) {
+  return role == Role::kWeight ? ceil_div(elements, kAligned) * kAligned : elements;
+}
+
+int64_t Partition::shard_numbers(int64_t elements, int64_t ranks, Role role) {
+  return flat_numbers(ceil_div(elements, ranks), role);
+}
+
+std::vector<FlatGroup> flat_groups(const std::vector<Parameter*>& parameters, Mesh& mesh) {
+  std::map<std::tuple<LayerId, Replicas, bool, bool>, std::vector<Parameter*>> alike;
+  for (Parameter* parameter : parameters) {
+    const ParameterInfo& info = parameter->info();
+    alike[{info.layer, info.replicas, info.on_first_and_last_stage, info.role == Role::kWeight}].push_back(parameter);
   }
+  std::vector<FlatGroup> groups;
   for (auto& [kind, members] : alike) {
-    groups_.emplace_back(std::move(members), replica_group(mesh, std::get<Replicas>(kind)));
+    groups.emplace_back(std::move(members), replica_group(mesh, std::get<Replicas>(kind)));
   }
+  return groups;
+}
+
+Partition::Partition(ParameterSet& parameters, Mesh& mesh, std::vector<FlatGroup> weights)
+    : device_(parameters.device()), compute_(parameters.compute()), groups_(std::move(weights)) {
+  std::set<const Parameter*> there;
+  for (const FlatGroup& group : groups_) {
+    for (const FlatGroup::Member& member : group.members()) there.insert(member.parameter);
+  }
+  std::vector<Parameter*> others;
+  for (Parameter& parameter : parameters.all()) {
+    if (!there.contains(&parameter)) others.push_back(&parameter);
+  }
+  for (FlatGroup& group : flat_groups(others, mesh)) groups_.push_back(std::move(group));
+  std::stable_sort(groups_.begin(), groups_.end(),
+                   [](const FlatGroup& a, const FlatGroup& b) { return a.layer() < b.layer(); });
 }
 
 std::vector<at::Tensor> Partition::host_shards(at::ScalarType type) const {
-  constexpr int64_t kAligned = 64;  // bytes of a cache line: threads of neighbouring shards share none
+  constexpr int64_t kLine = 64;  // bytes of a cache line: threads of neighbouring shards share none
   const int64_t size = static_cast<int64_t>(c10::elementSize(type));
-  auto held = [&](const FlatGroup& group) { return (group.shard_size() * size + kAligned - 1) / kAligned * kAligned; };
+  auto held = [&](const FlatGroup& group) { return ceil_div(group.shard_size() * size, kLine) * kLine; };
   int64_t bytes = 0;
   for (const FlatGroup& group : groups_) bytes += held(group);
   const at::Tensor memory = host_bytes(bytes, /*pin=*/device_.is_cuda());

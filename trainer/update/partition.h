@@ -6,9 +6,10 @@
 //   for (const FlatGroup& group : partition.groups()) masters.push_back(at::zeros({group.shard_size()}));
 //   at::Tensor flat = group.gathered(own);      // collective over group.ranks()
 //
-// The unit is the tensors of one layer on the same ranks: they are laid end to end as one flat vector, which is
-// cut into equal ranges, one a rank in the order of its group; zeros fill the last range up. A range may begin and end
-// inside a tensor.
+// The unit is the tensors of one layer on the same ranks, weights apart from adapters: they are laid end to end as one
+// flat vector, which is cut into equal ranges, one a rank in the order of its group; zeros fill the last range up. A
+// range may begin and end inside a tensor. A weight begins where kernels like it, behind zeros: its working copy lies
+// in the flat vector itself (trainer/update/trained_slabs.h).
 #pragma once
 
 #include <compare>
@@ -18,6 +19,8 @@
 #include "trainer/update/replica_groups.h"
 
 namespace moetune {
+
+class TrainedSlab;
 
 /// What the optimizer's settings of a tensor depend on.
 struct UpdateRule {
@@ -51,6 +54,7 @@ class FlatGroup {
   FlatGroup(std::vector<Parameter*> parameters, Communicator& ranks);
 
   LayerId layer() const { return members_.front().parameter->info().layer; }
+  Replicas replicas() const { return members_.front().parameter->info().replicas; }
   /// ParameterInfo says so of all members, or of none.
   bool on_first_and_last_stage() const { return members_.front().parameter->info().on_first_and_last_stage; }
   Communicator& ranks() const { return *ranks_; }
@@ -62,8 +66,14 @@ class FlatGroup {
   /// The flat number that this rank's shard begins with.
   int64_t shard_begin() const { return shard_size_ * ranks_->rank(); }
   std::vector<Piece> own_pieces() const;
+  /// Copies what this rank's shard has of the parameters' masters into `shard`, zeros before, and releases them.
+  void cut_masters(const at::Tensor& shard) const;
   /// All of the shard but the filling, in order.
   std::vector<Run> own_runs() const;
+
+  /// Where the working copies of weights lie; null: each has its own place.
+  TrainedSlab* slab() const { return slab_; }
+  void lies_in(TrainedSlab& slab) { slab_ = &slab; }
 
   /// The whole flat vector on the device, from every rank's shard (host or device). Collective over ranks().
   at::Tensor gathered(const at::Tensor& own_shard) const;
@@ -73,14 +83,19 @@ class FlatGroup {
  private:
   std::vector<Member> members_;
   Communicator* ranks_;
+  TrainedSlab* slab_ = nullptr;
   int64_t numel_ = 0;
   int64_t shard_size_ = 0;
 };
 
+/// Those of these parameters that are kept and updated together, in the order of the layers.
+std::vector<FlatGroup> flat_groups(const std::vector<Parameter*>& parameters, Mesh& mesh);
+
 class Partition {
  public:
-  /// The same groups on every rank of a replica group. Must not outlive the parameters or the mesh.
-  Partition(ParameterSet& parameters, Mesh& mesh);
+  /// The same groups on every rank of a replica group. Must not outlive the parameters or the mesh. `weights`: groups
+  /// of some of the parameters that lie in slabs (TrainedSlabs::groups), which must stay too.
+  Partition(ParameterSet& parameters, Mesh& mesh, std::vector<FlatGroup> weights = {});
 
   /// By layer, the lowest first: the order of a way down.
   const std::vector<FlatGroup>& groups() const { return groups_; }
@@ -93,8 +108,10 @@ class Partition {
   /// By group zeros [shard_size] in host memory, pinned where the parameters live on a GPU: one piece of memory, cut
   /// up.
   std::vector<at::Tensor> host_shards(at::ScalarType type) const;
-  /// Numbers of one rank's shard of `elements` numbers over `ranks`.
-  static int64_t shard_numbers(int64_t elements, int64_t ranks) { return ceil_div(elements, ranks); }
+  /// Numbers of one rank's shard of `elements` numbers of a flat vector over `ranks`.
+  static int64_t shard_numbers(int64_t elements, int64_t ranks, Role role);
+  /// Numbers of a flat vector that a tensor takes, with zeros behind it.
+  static int64_t flat_numbers(int64_t elements, Role role);
 
  private:
   at::Device device_;

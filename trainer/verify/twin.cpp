@@ -78,6 +78,8 @@ Recipe small(const Recipe& given) {
   recipe.run.check_replicas_every = 0;  // the table is to say what differs
   recipe.model.weights = WeightOrigin::kRandom;
   recipe.model.compute = ComputeType::kFp64;
+  recipe.train.gradients = GradientType::kFp32;
+  recipe.train.optimizer.rounding = Rounding::kNearest;
   recipe.model.cache.reset();
   if (recipe.adapter) {
     AdapterRecipe& adapter = *recipe.adapter;
@@ -96,9 +98,17 @@ Recipe small(const Recipe& given) {
   recipe.train.slice_tokens = kMaxTokens;
   recipe.train.optimizer.lr = 1e-2;  // three steps must show
   recipe.router.bias_rate = 0.01;
-  recipe.offload = {{OffloadFrozen::Kind::kNone, 0}, ActivationTier::kNone};
+  recipe.offload = {{OffloadFrozen::Kind::kNone, 0}, OffloadTier::kNone, OffloadTier::kNone};
   recipe.exchange.buffer_rows.reset();
   return recipe;
+}
+
+/// As many experts as are chosen, of layers with `num`: the first of each half, so that of two ranks both hold some.
+void narrow(ExpertChoice& experts, int64_t num) {
+  if (experts.kind == ExpertChoice::Kind::kAll) return;
+  const int64_t wanted = std::min(experts.of_stack().count(num), num), first = (wanted + 1) / 2;
+  experts = {ExpertChoice::Kind::kListed, {{0, first - 1}}, 0};
+  if (wanted > first) experts.ranges.push_back({num / 2, num / 2 + wanted - first - 1});
 }
 
 /// The twin's layers that stand for the given model's are the first of each kind; what narrows the targets there picks
@@ -118,12 +128,7 @@ void narrow(AdapterRecipe& adapter, const Blueprint& given, const Blueprint& twi
     }
     adapter.layers.ranges = ranges;
   }
-  ExpertChoice& experts = adapter.experts;
-  const int64_t num = twin.router.experts;
-  if (experts.kind == ExpertChoice::Kind::kAll) return;
-  const int64_t wanted =
-      experts.kind == ExpertChoice::Kind::kTop ? experts.top : static_cast<int64_t>(experts.listed().size());
-  experts = {ExpertChoice::Kind::kListed, {{0, std::min(wanted, num) - 1}}, 0};
+  narrow(adapter.experts, twin.router.experts);
 }
 
 /// Documents of 2 to kMaxTokens tokens; the first third of each is no target.
@@ -150,6 +155,7 @@ Documents random_documents(uint64_t seed) {
 Twin make_twin(const Recipe& recipe, const Blueprint& blueprint) {
   Twin twin{small(recipe), small(blueprint), random_documents(static_cast<uint64_t>(recipe.run.seed)), kSteps};
   if (twin.recipe.adapter) narrow(*twin.recipe.adapter, blueprint, twin.blueprint);
+  narrow(twin.recipe.train.experts, twin.blueprint.router.experts);
   return twin;
 }
 

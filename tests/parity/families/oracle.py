@@ -114,6 +114,7 @@ class Oracle:
             self.network = TransformersNetwork(folder, layout, self.dtype, self.with_mtp)
         stored = checkpoint.maps(self.family, folder, self.with_mtp)
         shared = mtp.shared_copies(stored)
+        self.chosen = self.chosen_experts(stored, shared)
         trained = {name: tensor for name, tensor in stored.items() if self.trains(name) and name not in shared}
         held = held_weights.held(stored, config["base"]) | trained
         self.weights = {name: tensor.to(self.dtype) for name, tensor in held.items()}
@@ -129,8 +130,34 @@ class Oracle:
         for leaf in self.leaves.values():
             leaf.requires_grad_()
 
+    def chosen_experts(self, stored, shared):
+        """A function of the layer's number: the experts whose weights train; None: all."""
+        said = self.config["experts"]
+        if said == "all":
+            return lambda layer: None
+        if not str(said).startswith("top "):
+            return lambda layer: said
+        # Those of the greatest load on all documents, as transformers' routers send them.
+        self.weights = {name: tensor.to(self.dtype) for name, tensor in stored.items()}
+        self.weights |= {copy: self.weights[main] for copy, main in shared.items()}
+        load = {}
+        with torch.no_grad():
+            for document in self.config["documents"]:
+                self.network.logits(self.weights, torch.tensor(document["input_ids"]))
+                for name, (logits_TE, _, chosen_TK) in self.network.routed.items():
+                    layer = int(name.split(".")[2])
+                    count = torch.bincount(chosen_TK.flatten(), minlength=logits_TE.shape[-1])
+                    load[layer] = load.get(layer, 0) + count
+        count = int(said.removeprefix("top "))
+        self.loads = load
+        order = {layer: torch.sort(load_E, stable=True, descending=True).indices for layer, load_E in load.items()}
+        return lambda layer: sorted(order[layer][:count].tolist())
+
     def trains(self, name):
         """Whether the tensor itself trains."""
+        expert = re.search(r"\.layers\.(\d+)\..*\.experts\.(\d+)\.", name)
+        if expert and (chosen := self.chosen(int(expert[1]))) is not None and int(expert[2]) not in chosen:
+            return False
         named = self.config["parts"]
         if named == "auto":
             named = [] if self.config["adapter"] else parts.ALL
