@@ -223,13 +223,9 @@ class Simulation {
     }
     for (const PlacedTrained& placed : memory_.trained.slabs) {
       if (!placed.is_fetched()) continue;
-      // Ranks of a group are neighbours where it spans the innermost axes.
-      const int64_t stride = placed.replicas == Replicas::kEverywhere       ? 1
-                             : placed.replicas == Replicas::kTensorIndex    ? mesh_.tp
-                             : placed.replicas == Replicas::kExpertReplicas ? (mesh_.dp > 1 ? mesh_.ep : 1)
-                                                                            : mesh_.ep * mesh_.tp;
       slabs.push_back({str("weights of ", placed.layer), placed.layer, placed.lane(),
-                       static_cast<double>(placed.kept_bytes), placed.on_host, placed.shards, stride});
+                       static_cast<double>(placed.kept_bytes), placed.on_host, placed.shards,
+                       stride_of_shards(mesh_, placed.replicas)});
     }
     return slabs;
   }
@@ -244,11 +240,11 @@ class Simulation {
     };
     for (const SlabUse& use : slab_uses(blueprint_, program)) add(use.layer, use.kind == SlabKind::kExperts);
     for (const LayerId layer : block_uses(program)) {
-      for (int lane = kFrozenLanes; lane < WeightStore::kLanes; ++lane) add(layer, lane);
+      for (int lane = TrainedSlabs::kFirstLane; lane < WeightStore::kLanes; ++lane) add(layer, lane);
     }
     for (int lane = 0; lane < WeightStore::kLanes; ++lane) {
       fetching_[lane].round =
-          fetches_of_round(fetching_[lane].uses, lane < kFrozenLanes ? Rounds::kFollow : Rounds::kAlone);
+          fetches_of_round(fetching_[lane].uses, lane < TrainedSlabs::kFirstLane ? Rounds::kFollow : Rounds::kAlone);
     }
   }
 
@@ -274,7 +270,8 @@ class Simulation {
       if (fetch.time != time) continue;
       const FetchedSlab& slab = slabs_[fetch.slab];
       double ready = lanes_.now();
-      if (slab.lane >= kFrozenLanes && updated_.contains(slab.layer)) ready = std::max(ready, updated_.at(slab.layer));
+      if (slab.lane >= TrainedSlabs::kFirstLane && updated_.contains(slab.layer))
+        ready = std::max(ready, updated_.at(slab.layer));
       if (slab.on_host) {
         ready = lanes_.run(Lane::kCopy, part::kCopies, slab.kept_bytes / rates_.to_device(), ready, slab.name);
       }
@@ -299,7 +296,7 @@ class Simulation {
   }
   void use(SlabKind kind, LayerId layer) { use(kind == SlabKind::kExperts ? 1 : 0, layer); }
   void use_trained(LayerId layer) {
-    for (int lane = kFrozenLanes; lane < WeightStore::kLanes; ++lane) use(lane, layer);
+    for (int lane = TrainedSlabs::kFirstLane; lane < WeightStore::kLanes; ++lane) use(lane, layer);
   }
 
   // Operations.
@@ -455,7 +452,6 @@ class Simulation {
   TensorParts parts_;
   double size_;  ///< bytes of a number in compute dtype
   std::vector<PlannedBlock> blocks_;
-  static constexpr int kFrozenLanes = 2;  ///< dense maps, experts; weights that train behind them
   std::vector<FetchedSlab> slabs_;
   std::array<FetchLane, WeightStore::kLanes> fetching_;
   std::map<LayerId, double> updated_;  ///< when the last update of a layer is done

@@ -3,27 +3,11 @@
 #include <algorithm>
 #include <array>
 
-#include "parallel/base/error.h"
 #include "parallel/bytes/weight_store.h"
 #include "trainer/recipe/recipe_meaning.h"
 #include "trainer/update/replica_groups.h"
 
 namespace moetune {
-namespace {
-
-/// Ranks that share what has copies on such ranks.
-int64_t num_shards(Replicas replicas, const MeshShape& mesh, ShardScope scope, int64_t per_host) {
-  switch (replicas) {
-    case Replicas::kEverywhere: return ShardGroups::uncut_dense_ranks(mesh, scope, per_host);
-    case Replicas::kTensorIndex: return ShardGroups::dense_ranks(mesh, scope, per_host);
-    case Replicas::kExpertReplicas: return ShardGroups::uncut_expert_ranks(mesh, scope, per_host);
-    case Replicas::kExpertTensorIndex: return ShardGroups::expert_ranks(mesh, scope, per_host);
-  }
-  throw InternalError("replicas of no kind");
-}
-
-}  // namespace
-
 std::vector<int> TrainedPlacement::uses(LayerId layer) const {
   std::vector<int> found;
   for (size_t i = 0; i < slabs.size(); ++i) {
@@ -45,7 +29,7 @@ TrainedPlacement place_trained(const WeightNumbers& numbers, const Recipe& recip
                          num_replicas(mesh, slab.replicas);
     if (slab.layer.is_block()) {
       slab.on_host = recipe.offload.trained == OffloadTier::kHost;
-      slab.shards = num_shards(slab.replicas, mesh, recipe.mesh.shard, per_host);
+      slab.shards = num_shards(mesh, slab.replicas, recipe.mesh.shard, per_host);
     }
     slab.kept_bytes = WeightStore::shard_bytes(flat * size, slab.shards);
     (slab.on_host ? placed.host_bytes : placed.device_bytes) += slab.kept_bytes;

@@ -32,7 +32,7 @@ struct TrainedPlacement {
   int64_t host_bytes = 0;            ///< kept in host memory
   int64_t buffer_bytes = 0;          ///< on the device, for what is on its way or in use
   int64_t copied_bytes_per_step = 0, gathered_bytes_per_step = 0;
-  /// By the use of a block in the program: the slabs that it needs fetched.
+  /// Places in `slabs` of those that a use of the layer needs fetched.
   std::vector<int> uses(LayerId layer) const;
 };
 

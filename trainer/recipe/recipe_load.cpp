@@ -229,8 +229,10 @@ void check_together(const Recipe& recipe, Loader& loader) {
     }
   }
   const auto& parts = recipe.train.parts;
-  const bool experts_train =
-      parts ? std::find(parts->begin(), parts->end(), "experts") != parts->end() : !recipe.adapter.has_value();
+  const auto names_part = [&](std::string_view part) {
+    return parts && std::find(parts->begin(), parts->end(), part) != parts->end();
+  };
+  const bool experts_train = parts ? names_part("experts") : !recipe.adapter.has_value();
   if (some_experts && !experts_train && loader.sound({"train.experts", "train.parts"})) {
     loader.broken({"train.experts"},
                   str(to_string(experts), " of experts whose weights do not train",
@@ -253,9 +255,8 @@ void check_together(const Recipe& recipe, Loader& loader) {
         "stands beside adapters; with adapter: none all parts train, or those that train.parts names: take it "
         "out");
   }
-  if (recipe.adapter && recipe.router.train != RouterTraining::kNone && recipe.train.parts &&
-      loader.sound({"router.train", "train.parts"}) &&
-      std::find(recipe.train.parts->begin(), recipe.train.parts->end(), "router") != recipe.train.parts->end()) {
+  if (recipe.adapter && recipe.router.train != RouterTraining::kNone && names_part("router") &&
+      loader.sound({"router.train", "train.parts"})) {
     loader.broken({"router.train"}, str("routers train by ", to_string(recipe.router.train),
                                         " here and by train.parts too; give one of the two"));
   }

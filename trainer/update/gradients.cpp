@@ -30,6 +30,7 @@ int64_t GradientReducer::bytes(int64_t elements, int64_t ranks, at::ScalarType c
   const int64_t size = static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute)));
   const int64_t flat = elements * size,
                 shard = ranks > 1 ? Partition::shard_numbers(elements, ranks, Role::kWeight) * size : 0;
+  // Rounded up as weights' shards are; adapters' are a little less.
   // The gradients are free before the shard and the squares of a piece in fp64 come.
   return flat + std::max<int64_t>(0, shard + 2 * 8 * std::min(elements, kPiece) - flat);
 }

@@ -12,6 +12,7 @@
 
 #include "lora/adapters/parameter.h"
 #include "parallel/comm/mesh.h"
+#include "parallel/comm/shard_groups.h"
 
 namespace moetune {
 
@@ -19,5 +20,11 @@ namespace moetune {
 Communicator& replica_group(Mesh& mesh, Replicas replicas);
 /// Their number on a mesh of this shape.
 int64_t num_replicas(const MeshShape& shape, Replicas replicas);
+/// Those of them that share working copies between uses; null: each keeps its own.
+Communicator* shard_group(const ShardGroups& shards, Replicas replicas);
+/// Their number, where a host runs `ranks_per_host` ranks.
+int64_t num_shards(const MeshShape& shape, Replicas replicas, ShardScope scope, int64_t ranks_per_host);
+/// How far apart they are: neighbours where they are all ranks of the innermost axes.
+int64_t stride_of_shards(const MeshShape& shape, Replicas replicas);
 
 }  // namespace moetune

@@ -12,14 +12,11 @@ int64_t size_of(at::ScalarType type) { return static_cast<int64_t>(c10::elementS
 }  // namespace
 
 TrainedSlab::TrainedSlab(FlatGroup group, WeightStore& store, SlabSpec spec, bool stays)
-    : group_(std::move(group)),
-      store_(store),
-      compute_(group_.members().front().parameter->working.scalar_type()),
-      shared_(spec.replicas != nullptr && spec.replicas->size() > 1) {
-  const int64_t ranks = group_.ranks().size();
+    : group_(std::move(group)), store_(store), compute_(group_.members().front().parameter->working.scalar_type()) {
+  const int64_t shards = spec.replicas != nullptr ? spec.replicas->size() : 1;
   // None of the experts that train may lie here.
-  resident_ = (!shared_ && spec.tier == SlabTier::kDevice) || group_.flat_size() == 0;
-  same_shards_ = (shared_ ? spec.replicas->size() : 1) == ranks;
+  resident_ = (shards == 1 && spec.tier == SlabTier::kDevice) || group_.flat_size() == 0;
+  same_shards_ = shards == group_.ranks().size();
   spec.bytes = group_.flat_size() * size_of(compute_);
   spec.trains = true;
   number_ = store_.add(spec);
@@ -87,14 +84,10 @@ void TrainedSlab::release() {
 TrainedSlabs::TrainedSlabs(Mesh& mesh, const ShardGroups& shards, WeightStore& store, SlabTier tier)
     : mesh_(mesh), shards_(shards), store_(store), tier_(tier) {}
 
-Communicator* TrainedSlabs::shared_by(Replicas replicas) const {
-  switch (replicas) {
-    case Replicas::kEverywhere: return shards_.uncut_dense();
-    case Replicas::kTensorIndex: return shards_.dense();
-    case Replicas::kExpertReplicas: return shards_.uncut_experts();
-    case Replicas::kExpertTensorIndex: return shards_.experts();
-  }
-  throw InternalError("replicas of no kind");
+const TrainedSlabs::Slabs& TrainedSlabs::of_layer(LayerId layer) const {
+  static const Slabs kNone;
+  const auto found = slabs_.find(layer);
+  return found != slabs_.end() ? found->second : kNone;
 }
 
 void TrainedSlabs::take(const std::vector<Parameter*>& parameters) {
@@ -108,11 +101,11 @@ void TrainedSlabs::take(const std::vector<Parameter*>& parameters) {
     SlabSpec spec;
     spec.name = str(layer, ", trained");
     spec.lane = lane(replicas);
-    std::vector<std::unique_ptr<TrainedSlab>>& of_layer = slabs_[layer];
+    Slabs& of_layer = slabs_[layer];
     const size_t place = of_layer.size();
     if (layer.is_block()) {
       spec.tier = tier_;
-      spec.replicas = shared_by(replicas);
+      spec.replicas = shard_group(shards_, replicas);
       spec.before_fetch = [this, layer, place] {
         if (finish_update_) finish_update_(*slabs_.at(layer)[place]);
       };
@@ -127,15 +120,11 @@ void TrainedSlabs::take(const std::vector<Parameter*>& parameters) {
 }
 
 void TrainedSlabs::use(LayerId layer) {
-  const auto found = slabs_.find(layer);
-  if (found == slabs_.end()) return;
-  for (const auto& slab : found->second) slab->use();
+  for (const auto& slab : of_layer(layer)) slab->use();
 }
 
 void TrainedSlabs::release(LayerId layer) {
-  const auto found = slabs_.find(layer);
-  if (found == slabs_.end()) return;
-  for (const auto& slab : found->second) slab->release();
+  for (const auto& slab : of_layer(layer)) slab->release();
 }
 
 void TrainedSlabs::abandon() {
@@ -146,18 +135,14 @@ void TrainedSlabs::abandon() {
 
 std::vector<int> TrainedSlabs::uses(LayerId layer) const {
   std::vector<int> numbers;
-  const auto found = slabs_.find(layer);
-  if (found == slabs_.end()) return numbers;
-  for (const auto& slab : found->second) {
+  for (const auto& slab : of_layer(layer)) {
     if (!slab->is_resident()) numbers.push_back(slab->number());
   }
   return numbers;
 }
 
 TrainedSlab* TrainedSlabs::of(const Parameter& parameter) {
-  const auto found = slabs_.find(parameter.info().layer);
-  if (found == slabs_.end()) return nullptr;
-  for (const auto& slab : found->second) {
+  for (const auto& slab : of_layer(parameter.info().layer)) {
     for (const FlatGroup::Member& member : slab->group().members()) {
       if (member.parameter == &parameter) return slab.get();
     }

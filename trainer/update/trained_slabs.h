@@ -50,8 +50,6 @@ class TrainedSlab {
   void unbind();
   /// Whole and on the device, always: it needs no use.
   bool is_resident() const { return resident_; }
-  /// Ranks keep a range each.
-  bool is_shared() const { return shared_; }
   int number() const { return number_; }
   int64_t kept_bytes() const { return store_.shard(number_).count; }
 
@@ -62,7 +60,7 @@ class TrainedSlab {
   FlatGroup group_;
   WeightStore& store_;
   at::ScalarType compute_;
-  bool resident_, shared_;
+  bool resident_;
   bool same_shards_;  ///< the store's ranges are the group's
   int number_ = -1;
   at::Tensor master_;
@@ -94,20 +92,21 @@ class TrainedSlabs : public LayerWeights {
   std::vector<FlatGroup> groups();
   int64_t kept_bytes() const;
 
-  /// Bytes of a slab of so many numbers of a flat vector, filling included.
-  static int64_t bytes(int64_t flat_numbers, int64_t ranks, at::ScalarType compute);
+  static constexpr int kFirstLane = 2;  ///< of the store; before it are those of frozen dense maps and experts
   /// The lane of a layer's slabs of a kind.
-  static int lane(Replicas replicas) { return 2 + static_cast<int>(replicas); }
+  static int lane(Replicas replicas) { return kFirstLane + static_cast<int>(replicas); }
 
  private:
-  Communicator* shared_by(Replicas replicas) const;
+  using Slabs = std::vector<std::unique_ptr<TrainedSlab>>;
+  /// None of a layer without any.
+  const Slabs& of_layer(LayerId layer) const;
 
   Mesh& mesh_;
   const ShardGroups& shards_;
   WeightStore& store_;
   SlabTier tier_;
   std::function<void(const TrainedSlab&)> finish_update_;
-  std::map<LayerId, std::vector<std::unique_ptr<TrainedSlab>>> slabs_;
+  std::map<LayerId, Slabs> slabs_;
 };
 
 }  // namespace moetune
