@@ -123,6 +123,7 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
   cost.saved = saved * size + 2 * traits.wide_bytes() + attention.saved + mlp.saved;
   cost.mixing = std::max(attention.transient, mlp.transient);
   cost.mixing_of_long = std::max(attention.transient_of_long, mlp.transient_of_long);
+  cost.tensor_axis_calls = attention.tensor_axis_calls + mlp.tensor_axis_calls;
   // Two norms, the first residual's sum in the second one's pass; the MLP's sum.
   cost.forward.touched_bytes = static_cast<double>(size * (6 + (has_mlp ? 3 : 0)) * D);
   cost.backward.touched_bytes = static_cast<double>(size * 7 * D);

@@ -95,8 +95,9 @@ struct BlockCost {
   Work again;              ///< of a row, what the way up recomputes where no graph was kept
   int64_t saved = 0;       ///< a row of the local batch: what mixing keeps up to its backward pass, outputs included
   int64_t mixing = 0;      ///< a row of the slice in flight: temporaries of attention or MLP
-  int64_t mixing_of_long = 0;  ///< the same where the slice is one long document
-  ExpertsCost experts;         ///< nothing in a dense block
+  int64_t mixing_of_long = 0;     ///< the same where the slice is one long document
+  int64_t tensor_axis_calls = 0;  ///< collectives of the tensor axis in either pass of mixing through a slice
+  ExpertsCost experts;            ///< nothing in a dense block
   bool is_moe = false;
 };
 /// For each of these blocks (all maps of one, with their adapters) the first that is made like it: what one costs, the

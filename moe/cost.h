@@ -29,7 +29,7 @@ struct PassTraits {
   TensorParts parts;
   bool trains_router = false;   ///< its weight or an adapter of it
   bool several_slices = false;  ///< rows of the local batch go through mixing in more than one
-  double keys = 0.0;            ///< that a query sees, on average over the rows
+  double keys = 0.0;            ///< that a query sees through the layer's mask, on average over the rows
 
   bool on_gpu() const { return device != at::kCPU; }
   int64_t element_bytes() const { return static_cast<int64_t>(c10::elementSize(compute)); }
@@ -57,6 +57,7 @@ struct PartCost {
   int64_t saved = 0;              ///< bytes a row that the forward pass leaves for the backward pass, outputs included
   int64_t transient = 0;          ///< bytes a row of the slice in flight, in either pass, at the most
   int64_t transient_of_long = 0;  ///< the same where the slice is one long document
+  int64_t tensor_axis_calls = 0;  ///< collectives of the tensor axis in either pass through a slice, whatever its rows
 };
 
 /// Of one row through a map, or through one of a stack, and through its adapter: forward; d x and what trains. Where

@@ -241,6 +241,14 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
   cost.forward.touched_bytes = routed * static_cast<double>(size * (4 * D + 3 * F));
   cost.backward.touched_bytes = routed * static_cast<double>(size * (6 * D + 6 * F + adapted_elements));
   cost.again.touched_bytes = routed * static_cast<double>(size * (2 * D + 3 * F));
+  if (blueprint.experts.biases) {
+    // Rows of biases are laid out and added to the products; down's are weighted between, and with d out they make the
+    // gradient of the weight.
+    const int64_t gate_up = 4 * 2 * F, down = (weighs_input ? 4 : 6) * D, weight = weighs_input ? 0 : 5 * D;
+    cost.forward.touched_bytes += routed * static_cast<double>(size * (gate_up + down));
+    cost.backward.touched_bytes += routed * static_cast<double>(size * weight);
+    cost.again.touched_bytes += routed * static_cast<double>(size * gate_up);
+  }
   if (traits.exchanged) {
     // A copy of the row to each rank, a sum home from each; backwards the gradients of both, the row again beside them.
     const double copies = traits.remote_ranks * static_cast<double>(D * size);

@@ -18,6 +18,7 @@ PartCost swiglu_mlp_cost(const DenseMaps& maps, int64_t width, const PassTraits&
   cost.backward.touched_bytes = static_cast<double>(size * 5 * F) + maps.backward_adapter_bytes(leaves);
   if (P > 1) {
     cost.forward.tensor_axis_bytes = cost.backward.tensor_axis_bytes = static_cast<double>((P - 1) * 2 * width * size);
+    cost.tensor_axis_calls = 2;
   }
   return cost;
 }

@@ -103,6 +103,18 @@ class LoadProgress {
   double printed_s_ = 0.0;
 };
 
+/// The system kills what takes too much of it, long after the start and without a word. What is free now says little:
+/// some machines give memory as it is asked for.
+void warn_of_host_memory(const std::vector<MemoryPlan>& stages, const Machine& machine) {
+  int64_t most = 0;
+  for (const MemoryPlan& stage : stages) most = std::max(most, stage.host_bytes());
+  if (machine.host_memory_bytes == 0 || most <= machine.host_memory_bytes) return;
+  log_warn(str("the run needs ", bytes_text(most), " of host memory for each rank as planned, and a host has ",
+               bytes_text(machine.host_memory_bytes),
+               " for each of its ranks: the system may end it. `moetune plan` says what takes it and which changes "
+               "would make it fit"));
+}
+
 /// Makes the parts in the order in which they need each other.
 class Assembler {
  public:
@@ -130,13 +142,13 @@ class Assembler {
                           -launch_.max_over_world(-host_memory_bytes() / launch_.local_size())};
     run.stage_plans = plan_stages(run.blueprint, recipe_, shape, machine, rows);
     run.plan = run.stage_plans.at(run.mesh->here().pp);
+    if (speaks_) warn_of_host_memory(run.stage_plans, machine);
     run.groups = run.plan.pipeline.groups;
     run.links = std::make_unique<StageLinks>(launch_, *run.mesh);
     const TrainedParts trained = trained_parts(recipe_);
     run.shards = std::make_unique<ShardGroups>(launch_, *run.mesh, recipe_.mesh.shard, /*uncut=*/!trained.none());
-    run.trained = std::make_unique<TrainedSlabs>(
-        *run.mesh, *run.shards, *run.store,
-        recipe_.offload.trained == OffloadTier::kHost ? SlabTier::kHost : SlabTier::kDevice);
+    run.trained =
+        std::make_unique<TrainedSlabs>(*run.mesh, *run.shards, *run.store, slab_tier(recipe_.offload.trained));
     const bool random = recipe_.model.weights == WeightOrigin::kRandom;
     auto source = random ? make_random_weights(run.blueprint, static_cast<uint64_t>(recipe_.run.seed), run.device)
                          : in_disk_layout(open_pretrained(recipe_.model.path), run.blueprint);

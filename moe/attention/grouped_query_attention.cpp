@@ -139,13 +139,17 @@ PartCost grouped_query_attention_cost(const AttentionSpec& a, const DenseMaps& m
   cost.forward.dense = maps.forward_flops(leaves);
   cost.forward.attention = product;
   const int64_t normed = a.head_norm == HeadNorm::kNone ? 0 : 2 * (q + k), rotated = 2 * (a.heads + G) * a.rotary_dim;
-  cost.forward.touched_bytes = static_cast<double>(size * (normed + rotated)) + maps.forward_adapter_bytes(leaves);
+  // What a kernel without sinks gives is read and written once more.
+  const int64_t scaled = a.sinks ? 2 * out : 0;
+  cost.forward.touched_bytes =
+      static_cast<double>(size * (normed + rotated + scaled)) + maps.forward_adapter_bytes(leaves);
   cost.backward.dense = maps.backward_flops(leaves);
   cost.backward.attention = 2.5 * product;
   cost.backward.touched_bytes =
       static_cast<double>(size * (normed * 3 / 2 + 2 * (q + k))) + maps.backward_adapter_bytes(leaves);
   if (P > 1) {
     cost.forward.tensor_axis_bytes = cost.backward.tensor_axis_bytes = static_cast<double>((P - 1) * 2 * width * size);
+    cost.tensor_axis_calls = a.head_norm == HeadNorm::kAllHeads ? 4 : 2;
   }
   return cost;
 }

@@ -88,6 +88,7 @@ PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, in
     const double latents = static_cast<double>(P * (a.q_lora.value_or(width) + a.kv_lora + a.rotary_dim)),
                  output = static_cast<double>(P * width);
     cost.forward.tensor_axis_bytes = cost.backward.tensor_axis_bytes = gathered * (latents + output);
+    cost.tensor_axis_calls = 2;
   }
   return cost;
 }

@@ -104,13 +104,12 @@ void write_tensors(const std::string& path, const std::vector<std::pair<std::str
   std::vector<SafetensorsWriter::Spec> specs;
   for (const auto& [name, tensor] : ordered) {
     const std::optional<DType> dtype = dtype_of(tensor.scalar_type());
-    MT_CHECK(dtype && tensor.is_cpu() && tensor.is_contiguous(), path, ": tensor ", in_quotes(name), " is ",
-             tensor.toString(), " ", tensor.sizes(),
-             "; only contiguous CPU tensors of the dtypes of safetensors can be written");
+    MT_CHECK(dtype && tensor.is_contiguous(), path, ": tensor ", in_quotes(name), " is ", tensor.toString(), " ",
+             tensor.sizes(), "; only contiguous tensors of the dtypes of safetensors can be written");
     specs.push_back({name, *dtype, tensor.sizes().vec()});
   }
   SafetensorsWriter writer(path, specs, std::move(metadata));
-  for (const auto& [name, tensor] : ordered) writer.append(name, tensor.data_ptr(), tensor.nbytes());
+  for (const auto& [name, tensor] : ordered) writer.append(name, tensor.cpu().data_ptr(), tensor.nbytes());
   writer.commit();
 }
 

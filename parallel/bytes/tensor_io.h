@@ -36,8 +36,8 @@ at::Tensor read_rows(const SafetensorsFolder& folder, std::string_view name, std
                      std::int64_t num_rows);
 at::Tensor read_rows(const SafetensorsFile& file, std::string_view name, std::int64_t first_row, std::int64_t num_rows);
 
-/// Writes a file atomically. Tensors keep their order, but wider dtypes come before narrower ones, so that all of them
-/// lie aligned to their own width.
+/// Writes a file atomically; what lies on a GPU comes to the host tensor by tensor. Tensors keep their order, but wider
+/// dtypes come before narrower ones, so that all of them lie aligned to their own width.
 void write_tensors(const std::string& path, const std::vector<std::pair<std::string, at::Tensor>>& tensors,
                    StringMap metadata);
 

@@ -74,11 +74,10 @@ void WeightStore::put(int slab, int64_t first, const at::Tensor& bytes) {
 
 const at::Tensor& WeightStore::kept(int slab) const { return slabs_.at(slab).kept; }
 
-void WeightStore::rewrite(int slab, const at::Tensor& own) {
+void WeightStore::rewritten(int slab, const StreamPoint& written) {
   Slab& of = slabs_.at(slab);
   MT_CHECK(of.spec.trains, "slab ", of.spec.name, " does not train");
-  of.kept.narrow(0, 0, own.numel()).copy_(own, /*non_blocking=*/true);
-  of.written = StreamPoint::of_current(device_);
+  of.written = written;
 }
 
 void WeightStore::schedule(const std::vector<int>& uses) {

@@ -45,7 +45,7 @@ struct SlabSpec {
   SlabTier tier = SlabTier::kDevice;
   int lane = 0;                      ///< slabs that take turns in the same buffers: below kLanes
   Communicator* replicas = nullptr;  ///< the ranks that share it; null: this rank keeps it whole
-  bool trains = false;               ///< rewrite() will come; in a lane all do, or none
+  bool trains = false;               ///< rewritten() will come; in a lane all do, or none
   /// Called before the range is read for a use: whoever writes it anew has done so when this returns.
   std::function<void()> before_fetch = {};
 };
@@ -80,11 +80,11 @@ class WeightStore {
   /// Keeps what is this rank's of bytes (uint8, any device) that begin at `first` of the slab. Waits for nothing on the
   /// device.
   void put(int slab, int64_t first, const at::Tensor& bytes);
-  /// This rank's range where it lies, uint8 [shard().count].
+  /// This rank's range where it lies, uint8, of shard().count bytes and filling behind them.
   const at::Tensor& kept(int slab) const;
-  /// New bytes for this rank's range of a slab that trains, uint8 [shard().count] on host or device, in order on the
-  /// current stream. Between rounds of uses, or from before_fetch.
-  void rewrite(int slab, const at::Tensor& own);
+  /// This rank's range of a slab that trains is anew where it lies, from `written` on. Between rounds of uses, or from
+  /// before_fetch.
+  void rewritten(int slab, const StreamPoint& written);
 
   /// The uses to come, one after the other; of what does not train again and again, and what is in a buffer stays
   /// there.

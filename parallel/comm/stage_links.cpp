@@ -7,6 +7,14 @@
 
 namespace moetune {
 
+StageLinks::Link::Link(std::unique_ptr<Communicator> of_two, at::Device device, bool sends)
+    : group(std::move(of_two)), beside(device) {
+  const at::Tensor greeting = at::zeros({1}, at::TensorOptions(at::kByte).device(device));
+  sends ? group->send(greeting, 1 - group->rank()) : group->receive(greeting, 1 - group->rank());
+  group->wait_sent();
+  greeting_bytes = group->bytes_sent();
+}
+
 StageLinks::StageLinks(Launch& launch, const Mesh& mesh) : waits_(launch.device()) {
   const MeshShape& shape = mesh.shape();
   MeshCoordinates place = mesh.here();
@@ -16,12 +24,12 @@ StageLinks::StageLinks(Launch& launch, const Mesh& mesh) : waits_(launch.device(
     const bool lower = stage % 2 == parity, paired = lower ? stage + 1 < shape.pp : stage > 0;
     place.pp = paired && !lower ? stage - 1 : stage;
     const auto color = static_cast<int>(mesh.first_rank() + rank_at(shape, place));
-    const auto link = [&](const char* name) {
+    const auto link = [&](const char* name, bool sends) {
       auto group = launch.make_group(color, launch.rank(), name);
-      return paired ? std::make_unique<Link>(std::move(group), launch.device()) : nullptr;
+      return paired ? std::make_unique<Link>(std::move(group), launch.device(), sends) : nullptr;
     };
-    (lower ? down_out_ : down_in_) = link("to the next stage");
-    (lower ? up_in_ : up_out_) = link("to the stage before");
+    (lower ? down_out_ : down_in_) = link("to the next stage", lower);
+    (lower ? up_in_ : up_out_) = link("to the stage before", !lower);
   }
 }
 
@@ -47,7 +55,9 @@ void StageLinks::settle() {
 
 int64_t StageLinks::bytes_sent() const {
   int64_t bytes = 0;
-  for (const Link* link : {down_out_.get(), up_out_.get()}) bytes += link != nullptr ? link->group->bytes_sent() : 0;
+  for (const Link* link : {down_out_.get(), up_out_.get()}) {
+    if (link != nullptr) bytes += link->group->bytes_sent() - link->greeting_bytes;
+  }
   return bytes;
 }
 

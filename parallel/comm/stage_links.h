@@ -7,7 +7,9 @@
 //   links.settle();                           // behind a step
 //
 // Each direction between two stages has a group of its own, and on a GPU sends go out beside the compute stream: a send
-// that waits for its receiver holds up nothing, so stages that send to each other at once go on.
+// that waits for its receiver holds up nothing, so stages that send to each other at once go on. A greeting over each
+// link connects it first: NCCL connects two ranks with their first message, and the host of the one that sends waits
+// for the other to receive.
 #pragma once
 
 #include <memory>
@@ -45,9 +47,11 @@ class StageLinks {
  private:
   /// One direction between two stages; the lower stage's rank comes first.
   struct Link {
-    Link(std::unique_ptr<Communicator> group, at::Device device) : group(std::move(group)), beside(device) {}
+    /// `sends`: this rank does. Both call it.
+    Link(std::unique_ptr<Communicator> group, at::Device device, bool sends);
     std::unique_ptr<Communicator> group;
     SideStream beside;
+    int64_t greeting_bytes = 0;
   };
   void send(Link& link, const at::Tensor& tensor);
   at::Tensor receive(Link& link, at::IntArrayRef shape, at::ScalarType dtype);

@@ -24,6 +24,10 @@ void StreamPoint::hold_current() const {
   if (event_) event_->cuda.block(c10::cuda::getCurrentCUDAStream(device_.index()));
 }
 
+void StreamPoint::wait() const {
+  if (event_) event_->cuda.synchronize();
+}
+
 struct SideStream::Stream {
   c10::cuda::CUDAStream cuda;
 };

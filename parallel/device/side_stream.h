@@ -23,6 +23,8 @@ class StreamPoint {
   static StreamPoint of_current(c10::Device device);
   /// Work given to the current stream from now on waits for the point.
   void hold_current() const;
+  /// The host waits for it.
+  void wait() const;
   /// So does work given to `stream`.
   void hold(SideStream& stream) const;
 

@@ -8,12 +8,15 @@
 
 deepseek-v3 is 1 dense + 3 MoE layers of it (--dense, --moe), qwen3-30b-a3b the whole model (--layers and
 --num-experts cut it). With --full both sides compute in bf16; ours keeps fp32 masters and moments in host memory, the
-peer bf16 weights and moments on the GPU, for torch's AdamW knows no masters. Otherwise both sides: weights drawn at random, bf16 computation, LoRA of rank 16 on the maps of attention, AdamW, clipping, documents
-of 4,096 random tokens, all of them targets, the same ones at each step. Ours holds the frozen weights in NF4 and takes
-recipe keys (`train.keep=all`: graphs kept, as the peer keeps them without --checkpointing). The peer holds them in
-bf16, drawn on the GPU, with its own defaults for the rest: sdpa, grouped products of the experts, adapters in fp32
-(PEFT's default; --bf16-adapters for the model's dtype). A document is a row, so nothing is padded. Where memory does
-not suffice for a step's rows at once, the peer is run again with half of them, gradients adding up, and that is said.
+peer bf16 weights and moments on the GPU, for torch's AdamW knows no masters.
+
+Otherwise both sides: weights drawn at random, bf16 computation, LoRA of rank 16 on the maps of attention, AdamW,
+clipping, documents of 4,096 random tokens, all of them targets, the same ones at each step. Ours holds the frozen
+weights in NF4 and takes recipe keys (`train.keep=all`: graphs kept, as the peer keeps them without --checkpointing).
+The peer holds them in bf16, drawn on the GPU, with its own defaults for the rest: sdpa, grouped products of the
+experts, adapters in fp32 (PEFT's default; --bf16-adapters for the model's dtype). A document is a row, so nothing is
+padded. Where memory does not suffice for a step's rows at once, the peer is run again with half of them, gradients
+adding up, and that is said.
 
 Printed for each run and over all: tokens/s, median of the steps after warm-up, least and most; peak memory; the ratio.
 Weights differ in their random numbers, so losses only have to lie near log(vocabulary). Exit code 1: a side failed,
@@ -26,6 +29,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -83,12 +87,10 @@ class QwenRun(Run):
         super()._write_recipe()
 
 
-def full_training(run):
-    """The same run, but that all weights train and no adapter is there."""
-    run.values = {key: value for key, value in run.values.items() if not key.startswith("adapter.")}
-    run.values |= {"adapter": "none", "model.base": "bf16"}
-    run._write_recipe()
-    return run
+# All weights train, and no adapter is there.
+FULL_TRAINING = {"adapter": "none", "model.base": "bf16"} | dict.fromkeys(
+    ("adapter.rank", "adapter.alpha", "adapter.targets")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +137,13 @@ class PeerFailed(Exception):
 
 def ours(options, model, machine, folder):
     """A run of moetune: the Run and its figures."""
-    values = {"train.steps": options.steps, "adapter.rank": RANK, "adapter.alpha": RANK}
+    values = {"train.steps": options.steps}
+    values |= FULL_TRAINING if options.full else {"adapter.rank": RANK, "adapter.alpha": RANK}
     run = model.runs(
         folder, machine, model.layers, 1, options.tokens, options.document, values=values, words=options.words
     )
-    (full_training(run) if options.full else run).finish()
+    run.finish()
+    shutil.rmtree(run.folder / "run" / "checkpoints", ignore_errors=True)  # of all weights: tens of GB
     steps = run.lines("step")
     speeds = [line["tokens_per_s"] for line in steps[options.warm_up :]]
     return run, (speeds, max(line["memory_bytes"] for line in steps), [line["loss"] for line in steps])
@@ -216,9 +220,8 @@ def measure(options, folder):
         f"{options.attention}, experts {options.experts}, {trained},"
         f" {'every layer recomputed' if options.checkpointing else 'graphs kept'}, {at_once} of {rows} rows at once"
     )
-    print(
-        f"\nOurs: {'all weights in bf16' if options.full else 'NF4'}, {' '.join(options.words) or 'recipe as it is'}.\nPeer: {versions}, bf16, {setting}."
-    )
+    held = "all weights in bf16" if options.full else "NF4"
+    print(f"\nOurs: {held}, {' '.join(options.words) or 'recipe as it is'}.\nPeer: {versions}, bf16, {setting}.")
     for side in sides.values():
         print(side.text())
     ratio = sides["ours"].median() / sides["peer"].median()

@@ -161,7 +161,7 @@ class Run:
 
     def __init__(self, folder, machine, layers, ranks, tokens, document=4096, values=None, words=(), lognormal=None):
         """`tokens` of a step on each rank, in documents of `document`, or, with `lognormal` (median, sigma), of such
-        lengths, packed to it, other ones in each step; `values`: keys of the recipe; `words`: what
+        lengths, packed to it, other ones in each step; `values`: keys of the recipe, None: not in it; `words`: what
         stands behind it on the command line."""
         self.folder, self.machine, self.layers, self.ranks, self.words = (
             pathlib.Path(folder),
@@ -201,6 +201,7 @@ class Run:
             | ({"run.threads": 1} if machine.rehearse else {})
             | (values or {})
         )
+        self.values = {key: value for key, value in self.values.items() if value is not None}
         self.recipe = self.folder / "recipe.yaml"
         self._write_recipe()
 

@@ -3,9 +3,10 @@
     python scripts/draw run RUN [OTHER] [--holder RUN TEXT] > page.html
     python scripts/draw plan PLAN.json > page.html
     python scripts/draw mesh|layer|weights MESH.json > picture.svg
+    python scripts/draw stages PLAN.json > picture.svg
 
-Python's standard library is all that it needs. Exit code 0, or 2 for a mistake in options or files, whose text stands on
-standard error.
+Python's standard library is all that it needs. Exit code 0, or 2 for a mistake in options or files, whose text stands
+on standard error.
 """
 
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 # `python scripts/draw` puts this folder on the path; the package itself is found from its parent.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from draw import layer_picture, mesh_picture, plan_page, run_page, weights_picture  # noqa: E402
+from draw import layer_picture, mesh_picture, plan_page, run_page, stages_picture, weights_picture  # noqa: E402
 from draw.errors import UserError, printable  # noqa: E402
 
 DRAWINGS = {
@@ -24,6 +25,7 @@ DRAWINGS = {
     "mesh": mesh_picture.draw,
     "layer": layer_picture.draw,
     "weights": weights_picture.draw,
+    "stages": stages_picture.draw,
 }
 
 

@@ -48,6 +48,32 @@ class LaneSpan:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """A group's way down or up through a stage."""
+
+    group: int
+    up: bool
+    begin_s: float
+    end_s: float
+    update_wait_s: float  # in it, for the optimizer
+    arrives_s: float  # of what it sends on, at its neighbour; 0: it sends nothing
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    holds: str
+    passes: list
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    groups: int
+    bubble: float  # share of a step, of stages alike
+    step_s: float
+    stages: list
+
+
+@dataclass(frozen=True)
 class Rate:
     name: str
     value: float
@@ -167,6 +193,8 @@ class Plan:
             for part in time.entry("parts").items()
         ]
         self.spans = [self._span(span) for span in time.entry("spans").items()]
+        pipeline = time.entry("pipeline")
+        self.pipeline = None if pipeline.value is None else self._pipeline(pipeline)
 
     def _span(self, span):
         fields = span.items()
@@ -176,6 +204,31 @@ class Plan:
         if end.number() < begin.number():
             raise span.wrong("a span that ends behind its begin")
         return LaneSpan(lane.one_of(LANES), name.text(), begin.number(), end.number())
+
+    def _pipeline(self, pipeline):
+        step_s = pipeline.entry("step_s")
+        stages = [
+            PlannedStage(
+                stage.entry("holds").text(), [self._pass(one, step_s) for one in stage.entry("passes").items()]
+            )
+            for stage in pipeline.entry("stages").items()
+        ]
+        if step_s.number() == 0 or len(stages) < 2 or not all(stage.passes for stage in stages):
+            raise pipeline.wrong("of a step and two stages at least, each with passes")
+        bubble = pipeline.entry("bubble")
+        if bubble.number() > 1:
+            raise bubble.wrong("a share of 1")
+        return Pipeline(pipeline.entry("groups").number(), bubble.number(), step_s.number(), stages)
+
+    def _pass(self, one, step_s):
+        fields = one.items()
+        if len(fields) != 6:
+            raise one.wrong("[group, way, begin, end, wait, arrival]")
+        group, way, begin, end, wait, arrives = fields
+        if not begin.number() + wait.number() <= end.number() * (1 + 1e-9) <= step_s.number() * (1 + 2e-9):
+            raise one.wrong("a pass within the step, as long as its wait at least")
+        is_up = way.one_of(("down", "up")) == "up"
+        return Pass(group.number(), is_up, begin.number(), end.number(), wait.number(), arrives.number())
 
     def _read_run(self, run, cost):
         self.steps = run.entry("steps").number()

@@ -1,9 +1,10 @@
-"""The page of a plan, or of several beside each other: what is planned, what it holds, how long it takes, what it costs.
+"""The page of a plan, or of several beside each other: what is planned, what it holds, how long it takes, its costs.
 
     moetune plan --model deepseek-v3 --on 2xH200 --json > plan.json
     python scripts/draw plan plan.json > page.html
 
-Memory is drawn by plan_memory.py, time by plan_time.py; here stands what is in words, costs, and the comparison.
+Memory is drawn by plan_memory.py, time by plan_time.py and plan_stages.py; here stands what is in words, costs, and the
+comparison.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from draw.errors import UserError
 from draw.page import details, escaped, figure, grid, legend, notes, page, section, table
 from draw.plan_file import cost_order, read_plans
 from draw.plan_memory import memory_figures
+from draw.plan_stages import stage_figures
 from draw.plan_time import parts_figure, step_figure, timelines
 
 
@@ -116,7 +118,7 @@ def _of(plan):
     return (
         _does_not_fit(plan),
         section("Memory", *memory_figures(plan)),
-        section("Time of a step", *timelines(plan), parts_figure(plan)),
+        section("Time of a step", *stage_figures(plan), *timelines(plan), parts_figure(plan)),
         section("Run and cost", grid(step_figure(plan), _run_figure(plan)), _run_table(plan)),
         section("Rates", *_rates(plan)),
     )

@@ -35,17 +35,18 @@ def weights_picture(mesh):
     held = mesh.weights
     if held.experts.slab_bytes == 0:
         raise UserError(
-            "--picture weights: the experts train themselves (adapter: none, train.parts), and none are frozen; ask for "
-            "--picture mesh or layer"
+            "--picture weights: the experts train themselves (adapter: none, train.parts), and none are frozen; ask "
+            "for --picture mesh or layer"
         )
     picture = Picture(f"Frozen weights between host, ranks and buffers on {mesh.name}")
     picture.text(MARGIN, 26, "Frozen weights: a slab, its shards, the buffers", bold=True, size=14)
     where = f"{held.host_layers} of them in host memory" if held.host_layers else "all on the device"
-    if held.host_layers >= mesh.model.moe_layers:
+    if held.host_layers >= held.layers:
         where = "all in host memory"
     shards = held.experts.shards
     cut = f"in {shards} shards" if shards > 1 else "whole"
-    picture.text(MARGIN, 44, f"Experts of {mesh.model.moe_layers} layers, {where}; each slab {cut}", fill=SOFT)
+    of = f"stage {held.stage}'s {held.layers}" if len(mesh.stages) > 1 else str(held.layers)
+    picture.text(MARGIN, 44, f"Experts of {of} layers, {where}; each slab {cut}", fill=SOFT)
     y = _slab(picture, mesh, 64)
     y = _shares(picture, mesh, y + 20)
     picture.text(MARGIN, y + 34, "Along a step", bold=True)
@@ -82,7 +83,8 @@ def _slab(picture, mesh, y):
 def _shares(picture, mesh, y):
     """A column for each rank: where its shard lies, and the buffer in which all shards come together."""
     held, shards = mesh.weights.experts, mesh.weights.experts.shards
-    ranks, on_host = mesh.sharing(held), mesh.weights.host_layers > 0
+    first = mesh.weights.stage * mesh.num_ranks // len(mesh.stages)
+    ranks, on_host = [first + rank for rank in mesh.sharing(held)], mesh.weights.host_layers > 0
     shown = ranks[:MOST_RANKS]
     gap = 12
     width = (INSIDE - gap * (len(shown) - 1)) / max(len(shown), 2)
@@ -139,8 +141,8 @@ def _stays(fetches):
 
 def _timeline(picture, mesh, y):
     fetches, all_slabs = mesh.fetches.round, mesh.fetches.slabs
-    uses = fetches.uses
-    left, slabs = 92, len(uses) // 2
+    uses, slabs, groups = fetches.uses, fetches.slabs, mesh.fetches.groups
+    left = 92
     unit = (WIDTH - MARGIN - left) / len(uses)
 
     def at(time):
@@ -150,8 +152,9 @@ def _timeline(picture, mesh, y):
         picture.text(left - 10, top + 13, words, fill=SOFT, anchor="end")
 
     row(y + 6, "computes")
-    for time, slab in enumerate(uses):
-        picture.chip((at(time) + 1, y + 6, unit - 2, 18), DOWN if time < slabs else UP, f"layer {slab}")
+    for time, use in enumerate(uses):
+        words = f"layer {use.slab}" if groups == 1 else f"{use.slab}, gr. {use.group}"
+        picture.chip((at(time) + 1, y + 6, unit - 2, 18), UP if use.up else DOWN, words)
     for buffer, stays in enumerate(_stays(fetches)):
         top = y + 32 + buffer * 24
         row(top, f"buffer {buffer}")
@@ -163,9 +166,11 @@ def _timeline(picture, mesh, y):
                 x = at(stay.begin)
                 picture.box((x + (0 if is_fetch else 1), top, at(stay.end) - x - 1, 18), PALE, radius=3)
                 picture.text(x + 8, top + 13, str(stay.slab), size=11)
-    turn = at(slabs)
-    picture.line(turn, y + 2, turn, y + 76, FETCH, dashed=True)
-    picture.text(turn, y - 2, "turn: head and loss", size=11, anchor="middle")
+    for time, (before, use) in enumerate(zip(uses, uses[1:]), start=1):
+        if use.up and not before.up:
+            picture.line(at(time), y + 2, at(time), y + 76, FETCH, dashed=True)
+            words = "turn: head and loss" if groups == 1 else "turn"
+            picture.text(at(time), y - 2, words, size=11, anchor="middle")
     x = left
     for fill, words in (
         (DOWN, "down"),
@@ -176,9 +181,14 @@ def _timeline(picture, mesh, y):
         picture.box((x, y + 86, 14, 11), fill)
         picture.text(x + 20, y + 96, words, fill=SOFT)
         x += 36 + text_width(words)
-    fetched = f"Of {slabs} slabs {len(fetches.fetches)} = 2 x ({slabs} - 2) are fetched a step"
-    more = f"This recipe has {all_slabs}: {2 * (all_slabs - 2)} fetches." if all_slabs > slabs else ""
-    picture.text(MARGIN, y + 118, f"{fetched}: those at either turn are still there. {more}")
+    fetched, kept = len(fetches.fetches), "those at a turn are still there"
+    if groups == 1:
+        said = f"Of {slabs} slabs {fetched} = 2 x ({slabs} - 2) are fetched a step: {kept}."
+        more = f" This recipe has {all_slabs}: {mesh.fetches.a_step} fetches." if all_slabs > slabs else ""
+    else:
+        said = f"Of {slabs} slabs in two groups {fetched} are fetched: {kept}."
+        more = f" This recipe has {all_slabs} in {groups} groups: {mesh.fetches.a_step:,} fetches."
+    picture.text(MARGIN, y + 118, said + more)
     copied, gathered = bytes_text(mesh.weights.copied_bytes), bytes_text(mesh.weights.gathered_bytes)
     moved = f"copies {copied} from the host and receives {gathered} from other ranks"
     picture.text(MARGIN, y + 135, f"A step {moved}, dense maps included.")

@@ -1,5 +1,5 @@
-"""`moetune bench`: every figure is there, positive, finite and within its spread; the file appears whole, and what cannot
-be written is refused before anything is measured.
+"""`moetune bench`: every figure is there, positive, finite and within its spread; the file appears whole, and what
+cannot be written is refused before anything is measured.
 
 .venv/bin/python tests/bench/machine_test.py [BUILD_FOLDER]
 """
@@ -45,9 +45,9 @@ ALONE = {
     "nf4.dequantise_bytes": "B/s",
     "optimizer.adamw": "numbers/s",
 }
-TOGETHER = {"exchange.out": "B/s", "exchange.back": "B/s", "all_gather": "B/s"}
+TOGETHER = {"exchange.out": "B/s", "exchange.back": "B/s", "all_gather": "B/s", "all_gather.small": "1/s"}
 # No CPU that these tests meet comes near, nor falls below: a rate in the wrong unit or of the wrong amount does.
-BOUNDS = {"1/s": (0.1, 1e6), "B/s": (1e6, 1e13), "FLOP/s": (1e7, 1e14), "numbers/s": (1e5, 1e12)}
+BOUNDS = {"1/s": (0.1, 1e8), "B/s": (1e6, 1e13), "FLOP/s": (1e7, 1e14), "numbers/s": (1e5, 1e12)}
 
 
 class MachineTest(unittest.TestCase):

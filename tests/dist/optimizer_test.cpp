@@ -56,7 +56,7 @@ const std::vector<Held> kHeld = {{-1, 1, Replicas::kEverywhere},
 constexpr size_t kWithoutGradient = 3;
 
 /// Two steps; returns the working copies.
-std::vector<at::Tensor> train(Mesh& mesh, bool overlap) {
+std::vector<at::Tensor> train(Mesh& mesh, bool overlap, SlabTier gradients, SlabTier state = SlabTier::kHost) {
   const Launch& launch = test_launch();
   const MeshShape& shape = mesh.shape();
   ParameterSet parameters(launch.device(), at::kDouble);
@@ -68,8 +68,8 @@ std::vector<at::Tensor> train(Mesh& mesh, bool overlap) {
     parameters.add(info, at::tensor(numbers, at::kDouble));
   }
   const Partition partition(parameters, mesh);
-  GradientReducer reducer(partition, mesh);
-  Optimizer optimizer(partition, {4.0, {0.8, 0.95}, 1e-3, 0.1, overlap});
+  GradientReducer reducer(partition, mesh, gradients);
+  Optimizer optimizer(partition, {4.0, {0.8, 0.95}, 1e-3, 0.1, overlap, state, gradients});
   for (int64_t step = 1; step <= 2; ++step) {
     for (const int64_t layer : {-1, 0, 1, 2, 3}) optimizer.before_layer(layer_at(layer));
     double squares = 0.0;
@@ -127,16 +127,20 @@ double adamw(int64_t tensor, int64_t i, const MeshShape& shape) {
 
 }  // namespace
 
-TEST_CASE("partitioned AdamW is AdamW on every mesh, overlapped or not", "[optimizer][ranks8]") {
+TEST_CASE("partitioned AdamW is AdamW on every mesh, overlapped or not, wherever the gradients lie",
+          "[optimizer][ranks8]") {
   const int64_t P = test_launch().world_size();
   for (const int64_t ep : {int64_t{1}, int64_t{2}, P}) {
     if (P % ep != 0) continue;
     const MeshShape shape{1, P / ep, ep, 1};
     Mesh mesh(test_launch(), shape);
-    const std::vector<at::Tensor> overlapped = train(mesh, true), waited = train(mesh, false);
+    const std::vector<at::Tensor> overlapped = train(mesh, true, SlabTier::kDevice),
+                                  waited = train(mesh, false, SlabTier::kHost),
+                                  there = train(mesh, true, SlabTier::kDevice, SlabTier::kDevice);
     for (size_t tensor = 0; tensor < kHeld.size(); ++tensor) {
       INFO(to_string(shape) << ", tensor " << tensor);
       CHECK(at::equal(overlapped[tensor], waited[tensor]));
+      CHECK(at::allclose(there[tensor], waited[tensor], 1e-12, 1e-14));
       for (int64_t i = 0; i < kHeld[tensor].numel; ++i) {
         CHECK(overlapped[tensor][i].item<double>() ==
               Approx(adamw(static_cast<int64_t>(tensor), i, shape)).epsilon(1e-12).margin(1e-14));
@@ -159,7 +163,7 @@ TEST_CASE("a rank keeps its own part of the state and of nothing else", "[optimi
   CHECK(optimizer.shards()[0].master[0].item<float>() == 10.0F * static_cast<float>(launch.rank()));
   CHECK_THROWS_AS(parameters.all()[0].master(), InternalError);
   // A gradient crosses once as fp32 parts, new values once as bf16 parts.
-  GradientReducer reducer(partition, mesh);
+  GradientReducer reducer(partition, mesh, SlabTier::kHost);
   const int64_t before = group.ranks().bytes_sent();
   parameters.all()[0].gradient().add_(1);
   reducer.reduce(LayerId::block(0));
@@ -178,7 +182,7 @@ TEST_CASE("a number that is not finite is told with its rank", "[optimizer]") {
   ParameterSet parameters(launch.device(), at::kFloat);
   parameters.add(info_of(0, Replicas::kEverywhere), at::zeros({5}));
   const Partition partition(parameters, mesh);
-  GradientReducer reducer(partition, mesh);
+  GradientReducer reducer(partition, mesh, SlabTier::kHost);
   if (launch.rank() == 1) parameters.all()[0].gradient()[4] = NAN;
   reducer.reduce(LayerId::block(0));
   CHECK(contains(message_of<NonFiniteError>([&] { reducer.global_norm(6); }),

@@ -98,7 +98,9 @@ TEST_CASE("weights are whole while their layer is in use, and new ones reach eve
                                  << static_cast<int>(layout.tier));
     HeldWeights held(layout.shape, layout.scope, layout.tier);
     Partition partition(held.parameters, held.mesh, held.slabs.groups());
-    Optimizer optimizer(partition, {});
+    OptimizerOptions options;
+    options.tier = options.gradients = layout.tier;  // either way in turn
+    Optimizer optimizer(partition, options);
     const std::vector<int64_t> sweep = {0, 1, 2, 3, 4, 4, 3, 2, 1, 0};
     for (int round = 0; round < 3; ++round) {
       held.store.schedule(held.uses(sweep));

@@ -197,6 +197,7 @@ def plan(gpus=2, machine="h200", dollars=12.5, host_limit=100 << 30):
             "calibrated": False,
             "computing": 1.0,
             "spans": spans,
+            "pipeline": None,
         },
         "run": {
             "steps": 1800,
@@ -219,3 +220,42 @@ def plan(gpus=2, machine="h200", dollars=12.5, host_limit=100 << 30):
         },
         **({} if host <= host_limit else {"changes_to_fit": ["train.batch=2", "--host-memory 9 GiB"]}),
     }
+
+
+def in_stages(whole, stages=2, groups=3, wait_s=0.0):
+    """The plan in stages that are alike, ways up twice as long as ways down, sent in no time; the first stage's first
+    group waits so long for its optimizer. Turn by turn: stage s has P - 1 - s ways down before it goes by turns."""
+    down, up = 0.1, 0.2
+    order = []  # of each stage: (group, is up)
+    for stage in range(stages):
+        ahead = min(groups, stages - stage) - 1
+        ops = []
+        for turn in range(groups + ahead):
+            ops += [(turn, False)] if turn < groups else []
+            ops += [(turn - ahead, True)] if turn >= ahead else []
+        order.append(ops)
+    ends, now, passes = {}, [0.0] * stages, [[] for _ in range(stages)]
+    while any(order):
+        for stage, ops in enumerate(order):
+            while ops:
+                group, is_up = ops[0]
+                source = stage + (1 if is_up else -1)
+                needed = (source, group, is_up)
+                if 0 <= source < stages and needed not in ends:
+                    break
+                wait = wait_s if stage == group == 0 and not is_up else 0.0
+                begin = max(now[stage], ends.get(needed, 0.0))
+                end = now[stage] = ends[stage, group, is_up] = begin + wait + (up if is_up else down)
+                goes_on = 0 <= stage + (-1 if is_up else 1) < stages
+                way = "up" if is_up else "down"
+                passes[stage].append([group, way, begin, end, wait, end if goes_on else 0.0])
+                ops.pop(0)
+    step_s = max(now)
+    whole["mesh"]["pp"] = stages
+    whole["time"]["pipeline"] = {
+        "groups": groups,
+        "bubble": (stages - 1) / (groups + stages - 1),
+        "step_s": step_s,
+        "stages": [{"holds": f"layer {stage}", "passes": of} for stage, of in enumerate(passes)],
+    }
+    return whole

@@ -6,6 +6,7 @@ mesh_picture(planned(ep=16, offload="none"))
 
 import json
 import math
+from types import SimpleNamespace
 
 import synthetic  # noqa: F401  (puts scripts/ on the path)
 
@@ -21,10 +22,12 @@ def runs(parts, total):
 
 def fetch_round(slabs):
     """Two buffers: on the way down each slab is fetched as the one before it begins to be used, and on the way up."""
-    uses = [*range(slabs), *reversed(range(slabs))]
+    uses = [{"slab": slab, "up": False, "group": 0} for slab in range(slabs)]
+    uses += [{"slab": slab, "up": True, "group": 0} for slab in reversed(range(slabs))]
     fetches = [(slab, slab - 1) for slab in range(2, slabs)]
     fetches += [(slab, 2 * slabs - 2 - slab) for slab in reversed(range(slabs - 2))]
     return {
+        "slabs": slabs,
         "uses": uses,
         "before": [0, 1],
         "fetches": [{"slab": slab, "buffer": slab % 2, "time": time} for slab, time in fetches],
@@ -91,13 +94,36 @@ def facts(dp=2, ep=2, tp=2, expert_tp=1, shard="all", offload="half", ranks_per_
                 "slab_bytes": slab_bytes,
                 "shard_bytes": shard_bytes,
             },
+            "stage": 0,
+            "layers": MOE_LAYERS,
             "host_bytes": host_layers * shard_bytes,
             "host_layers": host_layers,
             "copied_bytes": 2 * host_layers * shard_bytes,
             "gathered_bytes": 2 * slabs * (expert_shards - 1) * shard_bytes,
         },
-        "fetches": {"slabs": slabs, "round": fetch_round(min(slabs, 6))},
+        "fetches": {
+            "slabs": slabs,
+            "groups": 1,
+            "a_step": max(0, 2 * (slabs - 2)),
+            "round": fetch_round(min(slabs, 6)),
+        },
     }
+
+
+def in_two_groups(mesh):
+    """The last of two stages: three slabs, down and up by turns, in 32 groups of which two are drawn."""
+    ways = [(group, up) for group in range(2) for up in (False, True)]
+    uses = [(slab, up, group) for group, up in ways for slab in ((2, 1, 0) if up else (0, 1, 2))]
+    fetches = [(2, 0, 1), (0, 0, 4), (2, 0, 7), (0, 0, 10)]  # slab, buffer, time
+    mesh.fetches.slabs, mesh.fetches.groups, mesh.fetches.a_step = 30, 32, 64 * 28
+    mesh.fetches.round = SimpleNamespace(
+        slabs=3,
+        uses=[SimpleNamespace(slab=slab, up=up, group=group) for slab, up, group in uses],
+        before=[0, 1],
+        fetches=[SimpleNamespace(slab=slab, buffer=buffer, time=time) for slab, buffer, time in fetches],
+    )
+    mesh.weights.layers, mesh.weights.stage = 30, 1
+    return mesh
 
 
 def planned(**mesh):

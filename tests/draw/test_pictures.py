@@ -11,13 +11,16 @@ import unittest
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
-from synthetic_mesh import facts, planned
+from synthetic import in_stages, plan
+from synthetic_mesh import facts, in_two_groups, planned
 
 from draw.errors import UserError
 from draw.layer_picture import layer_picture
 from draw.mesh_picture import mesh_picture
 from draw.picture import COLOURS, FETCH, WIDTH, Picture, text_width
+from draw.plan_file import read_plans
 from draw.planned_mesh import PlannedMesh
+from draw.stages_picture import stages_picture
 from draw.weights_picture import weights_picture
 
 DRAW = Path(__file__).resolve().parents[2] / "scripts" / "draw"
@@ -192,11 +195,57 @@ class WeightsTest(unittest.TestCase):
         self.assertEqual(ranks(expert_tp=2), ["rank 0", "rank 4"])
         self.assertIn("... and 12 ranks more", texts(weights_picture(planned(dp=16, ep=8, tp=1))))
 
+    def test_a_stage_and_its_groups(self):
+        drawn = weights_picture(in_two_groups(planned(dp=1, ep=2, tp=2, pp=2)))
+        self.assertEqual(without_room(drawn), [])
+        said = texts(drawn)
+        self.assertIn("Experts of stage 1's 30 layers, 29 of them in host memory; each slab in 2 shards", said)
+        self.assertIn("rank 4", said)  # the first of the second stage's four
+        self.assertEqual(said.count("turn"), 2)
+        self.assertIn("2, gr. 1", said)
+        self.assertTrue(any("This recipe has 30 in 32 groups: 1,792 fetches." in words for words in said), said)
+
     def test_nothing_is_frozen(self):
         mesh = planned()
         mesh.weights.experts.slab_bytes = 0
         with self.assertRaisesRegex(UserError, "adapter: none"):
             weights_picture(mesh)
+
+
+class StagesTest(unittest.TestCase):
+    def plan(self, **stages):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "plan.json"
+            path.write_text(json.dumps(in_stages(plan(), **stages)))
+            return read_plans(path)[0]
+
+    def test_have_room(self):
+        for stages, groups in ((2, 1), (2, 16), (4, 8), (8, 32), (16, 64), (40, 48)):
+            with self.subTest(stages=stages, groups=groups):
+                self.assertEqual(without_room(stages_picture(self.plan(stages=stages, groups=groups))), [])
+
+    def test_groups_go_one_down_one_up(self):
+        """The table of docs/parallelism.md: stage 0 d0 d1 u0 d2 u1, stage 1 d0 u0 d1 u1 d2 u2."""
+        drawn = stages_picture(self.plan(stages=2, groups=12))
+        rows = {}
+        for words, left, _, _, y in places(drawn):
+            if words.isdigit():
+                rows.setdefault(y, []).append((left, words))
+        rows = [[words for _, words in sorted(row)] for _, row in sorted(rows.items())]
+        self.assertEqual(rows, [["0", "1", "0", "2", "1"], ["0", "0", "1", "1", "2", "2"]])
+
+    def test_idle_and_bubble(self):
+        # Stages alike: (P - 1) / (G + P - 1) of the time each.
+        said = texts(stages_picture(self.plan(stages=4, groups=12)))
+        self.assertIn("The bubble: 20 % of the time, (P - 1) / (G + P - 1) of 4 stages and 12 groups", said)
+        self.assertEqual(said.count("20 %"), 4)
+
+    def test_one_stage(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "plan.json"
+            path.write_text(json.dumps(plan()))
+            with self.assertRaisesRegex(UserError, "one stage"):
+                stages_picture(read_plans(path)[0])
 
 
 class CallTest(unittest.TestCase):

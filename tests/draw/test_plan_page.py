@@ -12,7 +12,7 @@ import unittest
 from pathlib import Path
 
 from sound_page import sound_tree, words_of
-from synthetic import plan
+from synthetic import in_stages, plan
 
 from draw import plan_page
 from draw.errors import UserError
@@ -146,6 +146,40 @@ class PlanPageTest(unittest.TestCase):
         self.assertTrue({"down 5", "down 7", "head", "up 7", "up 5"} <= names, names)
         self.assertNotIn("down 4", names)
 
+    def test_stages(self):
+        """A row a stage: its boxes are as long as its passes, what is left is idle, and both fill the step."""
+        self.page(plan())
+        self.assertEqual(self.charts("Which stage has which group"), [])
+        whole = in_stages(plan(), stages=4, groups=12, wait_s=0.5)
+        self.page(whole)
+        (chart,) = self.charts("Which stage has which group")
+        pipeline = whole["time"]["pipeline"]
+        self.assertAlmostEqual(pipeline["step_s"], 0.5 + 15 * 0.3)
+        self.assertIn("The bubble is 20 % of the time, (P - 1) / (G + P - 1) of 4 stages and 12 groups.", self.text)
+        rows = {}
+        for bar in chart.iter("rect"):
+            rows.setdefault(float(bar.get("y")), []).append(bar)
+        self.assertEqual(len(rows), 4)
+        axis = max(float(r.get("d").split("L")[1].split()[0]) for r in chart.iter("path") if r.get("class") == "axis")
+        pixel_s = pipeline["step_s"] / (axis - 150)
+        for place, (_, bars) in enumerate(sorted(rows.items())):
+            lengths = {}
+            for bar in bars:
+                kind = bar.get("class")
+                lengths[kind] = lengths.get(kind, 0.0) + float(bar.get("width")) * pixel_s
+            self.assertAlmostEqual(lengths["bar s0"], 12 * 0.1, delta=0.06)
+            self.assertAlmostEqual(lengths["bar s1"], 12 * 0.2, delta=0.06)
+            self.assertAlmostEqual(lengths["bar s7 predicted"], 3 * 0.3 + (0.5 if place else 0.0), delta=0.06)
+            self.assertAlmostEqual(lengths.get("bar s5", 0.0), 0.0 if place else 0.5, delta=0.01)
+        said = " ".join(t.text for t in chart.iter("text"))
+        self.assertIn("stage 0, idle 18 %", said)  # 0.9 of 5 s
+        self.assertIn("stage 3, idle 28 %", said)
+        (onset,) = self.charts("The same at the beginning")
+        links = [path for path in onset.iter("path") if path.get("class") == "link"]
+        until = sorted(end for _, way, _, end, *_ in pipeline["stages"][0]["passes"] if way == "up")[1]
+        arrivals = [one[5] for stage in pipeline["stages"] for one in stage["passes"] if 0 < one[5] <= until]
+        self.assertEqual(len(links), len(arrivals))
+
     def test_run(self):
         whole = plan()
         self.page(whole)
@@ -200,13 +234,17 @@ class PlanPageTest(unittest.TestCase):
             (("time", "spans", 3, 3), 0.0, "must be a span that ends behind its begin"),
             (("time", "step_s", "expected"), 0, "must be above 0"),
             (("machine", "figures", "device_copy"), 7, "device_copy: is 7, must be an object"),
+            (("time", "pipeline", "stages", 0, "passes", 1, 1), "left", "is .left., must be one of down, up"),
+            (("time", "pipeline", "stages", 0, "passes", 1, 3), 1e9, "must be a pass within the step"),
+            (("time", "pipeline", "stages", 1, "passes"), [], "with passes"),
+            (("time", "pipeline", "bubble"), 2, "must be a share of 1"),
         ):
             with self.assertRaisesRegex(UserError, said):
-                self.page(_changed(plan(), path, value))
+                self.page(_changed(in_stages(plan()), path, value))
 
     def test_any_value_anywhere(self):
         """A page that is sound, or an error that names the file."""
-        whole = plan()
+        whole = in_stages(plan(), groups=1)
         wrong = [None, True, -3, 0, 2**70, 10**400, 1e308, 1e30, 5e-324, "text", "<\0&", [], {}, [[1]], {"a": [1, 2]}]
         draw = random.Random(5)
         for path in _leaves(whole):

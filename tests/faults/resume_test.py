@@ -51,8 +51,10 @@ class ResumeTest(unittest.TestCase):
         self.assert_same(run, whole)
 
     def test_killed_stage(self):
-        """The same of a stage of a pipeline; it goes on bit by bit on the same one, and as one stage to rounding."""
-        mesh = {"mesh.pp": 2, "mesh.pp_groups": 3, "train.steps": 30, "router.bias": "update"}
+        """The same of a stage of a pipeline; it goes on bit by bit on the same one, cut elsewhere and as one stage to
+        rounding."""
+        mesh = {"mesh.pp": 2, "mesh.pp_layers": "[2,1]", "mesh.pp_groups": 3}
+        mesh |= {"train.steps": 30, "router.bias": "update"}
         whole = self.whole(2, **mesh)
         run = TinyRun(self.folder / "killed", **mesh)
         process = run.start(2)
@@ -61,14 +63,20 @@ class ResumeTest(unittest.TestCase):
         os.kill(int(children[1]), signal.SIGKILL)
         process.communicate(timeout=60)
         self.assertNotEqual(process.returncode, 0)
-        shutil.copytree(run.folder, self.folder / "one stage")
+        others = (
+            ("one stage", 1, {"mesh.pp": 1, "mesh.pp_layers": "[]", "mesh.pp_groups": 1}),
+            ("another cut", 2, {"mesh.pp_layers": "[1,2]"}),
+        )
+        for name, *_ in others:
+            shutil.copytree(run.folder, self.folder / name)
         run.finish(2, resume=True)
         self.assert_same(run, whole)
-        alone = TinyRun(self.folder / "one stage", **mesh | {"mesh.pp": 1, "mesh.pp_groups": 1})
-        alone.finish(1, resume=True)
-        self.assertEqual(alone.losses().keys(), whole.losses().keys())
-        for step, loss in whole.losses().items():
-            self.assertAlmostEqual(alone.losses()[step], loss, delta=2e-3)
+        for name, ranks, changes in others:
+            other = TinyRun(self.folder / name, **mesh | changes)
+            other.finish(ranks, resume=True)
+            self.assertEqual(other.losses().keys(), whole.losses().keys())
+            for step, loss in whole.losses().items():
+                self.assertAlmostEqual(other.losses()[step], loss, delta=2e-3, msg=name)
 
     def test_sigterm_saves_and_leaves(self):
         whole = self.whole(**{"train.steps": 60})
@@ -128,7 +136,7 @@ class ResumeTest(unittest.TestCase):
         self.assertEqual(run.log.read_text(), before)
 
     def test_not_finite(self):
-        """An adapter of finite numbers whose product is infinite: exit code 4, the step named, nothing updated, nothing saved."""
+        """An adapter of finite numbers whose product is infinite: exit code 4, the step named, nothing updated or saved."""
         small = {"adapter.targets": "[attention]", "mtp.loss_weight": 0, "train.steps": 2}
         first = TinyRun(self.folder / "first", **small)
         first.finish()

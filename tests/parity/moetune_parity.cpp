@@ -68,6 +68,30 @@ at::Tensor logits(Assembly& run, Batches& batches) {
   return logits_TV;
 }
 
+/// Of the first step's batch, what every token chose, by number of the layer: int64 [T, K], -1 for a row that the MTP
+/// module does not have.
+std::map<int64_t, at::Tensor> chosen_experts(Assembly& run, Batches& batches) {
+  const StepBatch batch = own_batch(run, own_part(run, batches, 0));
+  Sweep sweep(*run.model, run.sweep_options);
+  const std::vector<at::Tensor> expert_LTK = sweep.route(batch).expert_LTK;
+  const RouterSpec& router = run.blueprint.router;
+  std::map<int64_t, at::Tensor> chosen;
+  for (const LayerId layer : run.blueprint.blocks(run.model->mtp != nullptr || run.sweep_options.pipeline.mtp)) {
+    if (!run.blueprint.has_experts(layer)) continue;
+    const at::Tensor own_TK = expert_LTK.at(chosen.size());
+    at::Tensor all_TK = at::zeros({batch.global.tokens, router.top_k}, at::TensorOptions(at::kLong).device(run.device));
+    if (own_TK.defined()) {
+      const at::Tensor row = (own_TK.select(1, 0) < router.experts).nonzero().squeeze(1);  // padding chooses E
+      all_TK.index_copy_(0, (layer.is_mtp() ? batch.mtp : batch.main).token_T.index_select(0, row),
+                         own_TK.index_select(0, row).to(at::kLong) + 1);
+    }
+    run.model->axis.sum(all_TK);
+    sum_over_mesh(run, all_TK);
+    chosen[layer.number()] = all_TK - 1;
+  }
+  return chosen;
+}
+
 int run_recipe(const std::string& path, const std::string& to, Launch& launch) {
   const Recipe recipe = load_recipe(path);
   const Blueprint blueprint = load_blueprint(recipe.model.path);
@@ -86,6 +110,7 @@ int run_recipe(const std::string& path, const std::string& to, Launch& launch) {
   const std::string digest = frozen_digest(*run.model, *run.mesh);
   output.add("frozen_digest", at::tensor(std::vector<int64_t>(digest.begin(), digest.end()), at::kLong));
   output.add("logits", logits(run, batches));
+  for (const auto& [layer, expert_TK] : chosen_experts(run, batches)) output.add(str("experts/", layer), expert_TK);
   Stepper stepper(recipe, run, &launch.progress());
   std::vector<double> losses, norms;
   for (int64_t step = 0; step < num_steps; ++step) {

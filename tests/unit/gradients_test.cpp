@@ -38,7 +38,7 @@ TEST_CASE("the norm counts every parameter once and starts anew each step", "[gr
   }
   Partition partition(parameters, mesh);
   REQUIRE(partition.groups().size() == 4);
-  GradientReducer reducer(partition, mesh);
+  GradientReducer reducer(partition, mesh, SlabTier::kHost);
   const at::Tensor of_0 = parameters.all()[0].gradient().clone(), of_4 = parameters.all()[4].gradient().clone();
   reducer.reduce(LayerId::block(1));
   reducer.reduce(LayerId::block(0));
@@ -67,7 +67,7 @@ TEST_CASE("a gradient whose squares overflow fp32 has a finite norm", "[gradient
   ParameterSet parameters(at::kCPU, at::kFloat);
   parameters.add(info_of(LayerId::block(0), Replicas::kEverywhere), at::zeros({1})).add_gradient(at::full({1}, 1e30f));
   Partition partition(parameters, mesh);
-  GradientReducer reducer(partition, mesh);
+  GradientReducer reducer(partition, mesh, SlabTier::kHost);
   reducer.reduce(LayerId::block(0));
   CHECK(reducer.global_norm(0) == Approx(1e30).epsilon(1e-6));
 }

@@ -103,15 +103,20 @@ struct Built {
   std::unique_ptr<Model> model;
 };
 
-/// Of shards, which lie outside the allocator that MemoryCount sees.
+/// Of shards, which lie outside the allocator that MemoryCount sees. New working copies of weights, which have no slab
+/// here, would lie in theirs.
 int64_t held_bytes(Optimizer& optimizer, const GradientReducer& reducer) {
   int64_t bytes = 0;
   for (const at::Tensor& gradient : reducer.gradients()) bytes += static_cast<int64_t>(gradient.nbytes());
-  for (const Optimizer::Shard& shard : optimizer.shards()) {
+  for (size_t i = 0; i < optimizer.shards().size(); ++i) {
+    const Optimizer::Shard& shard = optimizer.shards()[i];
     for (const at::Tensor& tensor : {shard.master, shard.first_moment, shard.second_moment}) {
       bytes += static_cast<int64_t>(tensor.nbytes());
     }
-    if (!shard.working.is_same(shard.master)) bytes += static_cast<int64_t>(shard.working.nbytes());
+    const Parameter& first = *optimizer.partition().groups()[i].members().front().parameter;
+    if (first.info().role != Role::kWeight && !shard.working.is_same(shard.master)) {
+      bytes += static_cast<int64_t>(shard.working.nbytes());
+    }
   }
   return bytes;
 }
@@ -122,6 +127,9 @@ int64_t part(const MemoryPlan& plan, const std::string& name) {
   }
   return 0;
 }
+
+/// What held_bytes counts.
+int64_t planned_shards(const MemoryPlan& plan) { return part(plan, "optimizer") + part(plan, "summed gradients"); }
 
 }  // namespace
 
@@ -255,7 +263,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     }
     // By layer: gradients that exist at a time, and a rank's shards of each kind (dp is 1).
     std::map<LayerId, int64_t> by_layer;
-    std::map<Replicas, int64_t> by_replicas;
+    std::map<Replicas, int64_t> by_replicas, adapters;
     std::map<std::pair<LayerId, Replicas>, int64_t> flats;
     for (Parameter& parameter : model.parameters.all()) {
       // Weights lie end to end, each from a multiple of 128 numbers on.
@@ -266,6 +274,7 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
       else working += static_cast<int64_t>(parameter.working.nbytes());
       by_layer[parameter.info().layer] += static_cast<int64_t>(parameter.gradient().nbytes());
       by_replicas[parameter.info().replicas] += flat;
+      if (!weight) adapters[parameter.info().replicas] += flat;
       aligned += weight;
       parameter.clear_gradient();
     }
@@ -287,7 +296,6 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     if (model.mtp) gradients = std::max(gradients, by_layer[config.mtp()] + by_layer[config.turn()] + begun);
     const int64_t wide = model.parameters.compute() == at::kDouble ? 8 : 4,
                   copy = model.parameters.compute() == at::kBFloat16 ? 2 : 0;
-    const int64_t a_number = 4 * wide + copy;
     CHECK(plan.weights.device_bytes() == frozen);
     CHECK(part(plan, "frozen dense maps") + part(plan, "frozen experts") == frozen);
     CHECK(plan.plain_bytes == plain);
@@ -296,19 +304,21 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
     CHECK(part(plan, "trained, working copies") == working);
     CHECK(part(plan, "gradients") == gradients);
     // Rounded up to whole shards, a group at a time, of weights to 128 numbers each.
-    const int64_t exact =
-        (by_replicas[Replicas::kEverywhere] / (one.ep * one.tp) + by_replicas[Replicas::kTensorIndex] / one.ep +
-         by_replicas[Replicas::kExpertReplicas] / one.tp + by_replicas[Replicas::kExpertTensorIndex]) *
-        a_number;
-    CHECK(part(plan, "optimizer") >= exact);
-    CHECK(part(plan, "optimizer") <= exact + (one.ep * one.tp - 1) * 20 * (aligned > 0 ? 128 : 1) * a_number);
+    const auto on_rank = [&](std::map<Replicas, int64_t>& numbers) {
+      return numbers[Replicas::kEverywhere] / (one.ep * one.tp) + numbers[Replicas::kTensorIndex] / one.ep +
+             numbers[Replicas::kExpertReplicas] / one.tp + numbers[Replicas::kExpertTensorIndex];
+    };
+    const int64_t a_number = 4 * wide + copy;
+    const int64_t exact = on_rank(by_replicas) * 4 * wide + on_rank(adapters) * copy;
+    CHECK(planned_shards(plan) >= exact);
+    CHECK(planned_shards(plan) <= exact + (one.ep * one.tp - 1) * 20 * (aligned > 0 ? 128 : 1) * a_number);
     if (one.ep * one.tp == 1) {
       Launch launch;
       Mesh mesh(launch, {1, 1, 1, 1});
       Partition partition(model.parameters, mesh);
-      GradientReducer reducer(partition, mesh);
+      GradientReducer reducer(partition, mesh, SlabTier::kHost);
       Optimizer optimizer(partition, {});
-      CHECK(part(plan, "optimizer") == held_bytes(optimizer, reducer));
+      CHECK(planned_shards(plan) == held_bytes(optimizer, reducer));
     }
     int64_t whole = 0;
     for (const auto& [group, numbers] : plan.trained_by_group) whole += numbers;
@@ -416,7 +426,7 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     Launch launch;
     Mesh mesh(launch, {1, 1, 1, 1});
     Partition partition(built.model->parameters, mesh);
-    GradientReducer reducer(partition, mesh);
+    GradientReducer reducer(partition, mesh, SlabTier::kHost);
     Optimizer optimizer(partition, {});
     SweepOptions options;
     options.keep_layers = num_kept_layers(recipe.train.keep, static_cast<int64_t>(built.model->blocks.size()));
@@ -439,7 +449,7 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     if (num_groups <= 4) CHECK(bound.host_bytes() == plan.host_bytes());
     // The other ranks of the tensor axis, which only sizes stand for, take no part of the optimizer's work.
     const int64_t held = held_bytes(optimizer, reducer),
-                  peak = count->peak + (shape.tp > 1 ? part(plan, "optimizer") : held);
+                  peak = count->peak + (shape.tp > 1 ? planned_shards(plan) : held);
     const double ratio = static_cast<double>(plan.host_bytes()) / static_cast<double>(peak);
     INFO("peak " << peak << ", of it at rest " << resting << "\n" << memory_table(plan, true));
     CHECK(ratio >= 1.0);
@@ -555,9 +565,10 @@ TEST_CASE("memory plan: DeepSeek-V3") {
   // 0.87 MB a token of kept inputs, and 16 + 4 x 4 bytes of routing a token and expert layer: a token goes to four
   // groups of experts at most.
   CHECK(part(plan, "kept block inputs") == plan.rows * (61 * 7168 * 2 + 58 * (16 + 16)));
-  // Over 16 ranks; four fp32 numbers and one bf16 each.
-  CHECK(part(plan, "optimizer") == plan.trained_numbers / 16 * 18);
-  CHECK(plan.host_bytes() == part(plan, "optimizer"));
+  // Over 16 ranks; three fp32 numbers and, of adapters, one bf16 each, and a fourth for the gradient.
+  CHECK(part(plan, "optimizer") == plan.trained_numbers / 16 * 14);
+  CHECK(part(plan, "summed gradients") == plan.trained_numbers / 16 * 4);
+  CHECK(plan.host_bytes() == planned_shards(plan));
   CHECK(part(plan, "gradients") == a_layer * 4);
 }
 
@@ -617,6 +628,32 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
   CHECK(away_too.host_bytes() == 61 * int64_t{16384} * 7168 * 2 + away_too.trained_numbers * 18);
 }
 
+TEST_CASE("memory plan: gradients and the optimizer lie where the recipe says") {
+  const Blueprint config = parse_blueprint(kTiny, "config.json");
+  const auto plan_of = [&](std::vector<std::string> overrides, at::DeviceType device = at::kCUDA) {
+    overrides.insert(overrides.end(), {"adapter=none", "model.base=bf16"});
+    return plan_memory(config, recipe_of(overrides), {1, 1, 1, 1}, {device});
+  };
+  const MemoryPlan host = plan_of({}), between = plan_of({"offload.gradients=none"}),
+                   device = plan_of({"offload.optimizer=none"});
+  const int64_t sums = part(host, "summed gradients"), state = part(host, "optimizer");
+  // 4 and 12 bytes of a number, the filling up to 128 of each tensor included.
+  CHECK(sums >= 4 * host.trained_numbers);
+  CHECK(sums <= 4 * (host.trained_numbers + 128 * 200));
+  CHECK(state == 3 * sums);
+  // Two buffers each way, no longer than the longest shard, which is one of these; 4 bytes in, 2 out.
+  const int64_t longest = part(host, "gradients on their way") / 4;
+  CHECK(host.host_bytes() == sums + state + 2 * 2 * longest);
+  CHECK(between.host_bytes() == state + 2 * (2 + 4) * longest);
+  CHECK(device.host_bytes() == 0);
+  CHECK(device.device_bytes() == between.device_bytes() + state);
+  // One layer's sum on its way is less than all of them.
+  CHECK(between.device_bytes() - host.device_bytes() == sums - part(host, "gradients on their way"));
+  CHECK(part(device, "gradients on their way") == 0);
+  // A CPU's memory is one.
+  CHECK(plan_of({"offload.optimizer=none"}, at::kCPU).host_bytes() == plan_of({}, at::kCPU).host_bytes());
+}
+
 TEST_CASE("memory plan: the copy that a checkpoint is written from") {
   json object = kTiny;
   object.update({{"hidden_size", 1024}, {"vocab_size", 4096}});
@@ -626,13 +663,13 @@ TEST_CASE("memory plan: the copy that a checkpoint is written from") {
     return plan_memory(config, recipe_of(overrides), {1, 1, 1, 1}, {at::kCUDA, 0, 0, host_memory_bytes});
   };
   const MemoryPlan saves = plan_of({"checkpoint.every_steps=5"}), at_end = plan_of({});
-  // Master and two moments, 12 of the 18 bytes of a number that the optimizer keeps; 64 MiB is what auto asks for.
-  CHECK(saves.copied_save_bytes == part(saves, "optimizer") / 18 * 12);
+  // Master and two moments, all that the optimizer keeps of weights; 64 MiB is what auto asks for.
+  CHECK(saves.copied_save_bytes == part(saves, "optimizer"));
   CHECK(part(saves, "checkpoint on its way") == saves.copied_save_bytes);
   REQUIRE(saves.copied_save_bytes > 64 << 20);
-  CHECK(saves.host_bytes() == part(saves, "optimizer") + saves.copied_save_bytes);
+  CHECK(saves.host_bytes() == planned_shards(saves) + part(saves, "updates on their way") + saves.copied_save_bytes);
   CHECK(at_end.copied_save_bytes == 0);
-  CHECK(at_end.host_bytes() == part(at_end, "optimizer"));
+  CHECK(at_end.host_bytes() == planned_shards(at_end) + part(at_end, "updates on their way"));
   CHECK(plan_of({"checkpoint.every_minutes=5"}).copied_save_bytes > 0);
   CHECK(plan_of({"checkpoint.every_steps=5", "checkpoint.async=false"}).copied_save_bytes == 0);
   CHECK(plan_of({"checkpoint.async=true"}).copied_save_bytes > 0);

@@ -94,7 +94,16 @@ TEST_CASE("mesh_json: a token goes to the ranks of its groups of experts") {
 TEST_CASE("mesh_json: slabs that are fetched, and when") {
   const Json fetches = facts({})["fetches"], &round = fetches["round"];
   CHECK(fetches["slabs"] == 58);
-  CHECK(round["uses"].get<std::vector<int>>() == std::vector<int>{0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0});
+  const auto used = [](const Json& of) {
+    std::vector<int> slabs;
+    for (const Json& use : of["uses"]) slabs.push_back(use["slab"]);
+    return slabs;
+  };
+  CHECK(used(round) == std::vector<int>{0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0});
+  CHECK(round["uses"][5]["up"] == false);
+  CHECK(round["uses"][6]["up"] == true);
+  CHECK(fetches["groups"] == 1);
+  CHECK(fetches["a_step"] == 2 * (58 - 2));
   CHECK(round["before"].get<std::vector<int>>() == std::vector<int>{0, 1});
   std::vector<std::vector<int>> found;  // slab, buffer, time
   for (const Json& fetch : round["fetches"]) found.push_back({fetch["slab"], fetch["buffer"], fetch["time"]});
@@ -105,11 +114,26 @@ TEST_CASE("mesh_json: slabs that are fetched, and when") {
   CHECK(none["round"]["fetches"].empty());
   CHECK(facts({"mesh.shard=none"})["fetches"]["slabs"].get<int64_t>() < 58);  // those of host memory
   // A stage fetches its own layers: of 61 three dense ones are in the first.
-  const PlannedMesh stages = planned({"mesh.pp=4", "mesh.pp_layers=[15, 15, 15, 16]", "train.keep=none"});
+  const PlannedMesh stages =
+      planned({"mesh.pp=4", "mesh.pp_layers=[15, 15, 15, 16]", "mesh.pp_groups=3", "train.keep=none"});
   const Json cut = Json::parse(mesh_json(stages));
   CHECK(cut["fetches"]["slabs"] == std::vector<int64_t>{12, 15, 15, 16}.at(stages.plan.stage));
+  CHECK(cut["weights"]["layers"] == cut["fetches"]["slabs"]);
+  CHECK(cut["weights"]["stage"] == stages.plan.stage);
   CHECK(cut["stages"][3]["layers"] == 16);
   for (const Json& stage : cut["stages"]) CHECK(stage["kept_layers"] == 0);
   const Json kept = facts({"mesh.pp=4", "mesh.pp_layers=[15, 15, 15, 16]", "train.keep=2"});
   for (const Json& stage : kept["stages"]) CHECK(stage["kept_layers"] == 2);
+  // Each group uses them once more both ways, in the order of the stage's program. The last of two stages goes down and
+  // up by turns: at each of six turns two of 55 slabs are at hand. The first goes down twice before it goes up, and at
+  // last up twice: down, down, up, down, up, up; where a way follows one like it, none of its 52 is at hand.
+  const auto groups = [](const std::string& layers) {
+    return facts({"mesh.pp=2", layers, "mesh.pp_groups=3", "train.keep=none", "offload.frozen=all"})["fetches"];
+  };
+  const Json last = groups("mesh.pp_layers=[6, 55]"), first = groups("mesh.pp_layers=[55, 6]");
+  CHECK(last["a_step"] == 6 * (55 - 2));
+  CHECK(used(last["round"]) == std::vector<int>{0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0});
+  CHECK(first["a_step"] == 4 * (52 - 2) + 2 * 52);
+  CHECK(used(first["round"]) == std::vector<int>{0, 1, 2, 0, 1, 2, 2, 1, 0, 2, 1, 0});
+  CHECK(first["round"]["uses"][3]["group"] == 1);
 }

@@ -25,7 +25,8 @@ TEST_CASE("AdamW follows its formula, LoRA+ ratio, decay and clipping included",
   Mesh mesh(launch, {1, 1, 1, 1});
   Partition partition(parameters, mesh);
   const bool overlap = GENERATE(true, false);
-  OptimizerOptions options{4.0, {0.8, 0.95}, 1e-3, 0.1, overlap};
+  const SlabTier tier = GENERATE(SlabTier::kHost, SlabTier::kDevice);
+  OptimizerOptions options{4.0, {0.8, 0.95}, 1e-3, 0.1, overlap, tier, tier};
 
   std::vector<std::vector<double>> p, m(2, std::vector<double>(5, 0.0)), v = m;
   for (const int i : {1, 0}) {
@@ -63,9 +64,10 @@ TEST_CASE("AdamW follows its formula, LoRA+ ratio, decay and clipping included",
   }
   CHECK(optimizer.take_exposed_s() > 0.0);
   CHECK(optimizer.take_exposed_s() == 0.0);
-  CHECK(Optimizer::host_bytes(10, at::kBFloat16) == 180);
-  CHECK(Optimizer::host_bytes(10, at::kFloat) == 160);
-  CHECK(Optimizer::host_bytes(10, at::kDouble) == 320);
+  CHECK(Optimizer::state_bytes(10, at::kBFloat16) == 120);
+  CHECK(Optimizer::state_bytes(10, at::kDouble) == 240);
+  CHECK(Optimizer::working_bytes(10, at::kBFloat16) == 20);
+  CHECK(Optimizer::working_bytes(10, at::kFloat) == 0);
 }
 
 TEST_CASE("the number of threads does not show in AdamW's results", "[optimizer]") {

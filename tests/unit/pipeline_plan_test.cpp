@@ -1,8 +1,10 @@
-// The cut of a pipeline against all cuts there are, and the number of groups against the time that its formula gives.
+// The stages of models and recipes, and the number of groups against the time that its formula gives; the cut itself is
+// tested in pipeline_cut_test.cpp.
 #include "trainer/plan/pipeline_plan.h"
 
-#include <cmath>
-#include <functional>
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
 
 #include <nlohmann/json.hpp>
 
@@ -16,40 +18,6 @@
 using namespace moetune;
 
 namespace {
-
-double dearest(const std::vector<double>& costs, const std::vector<int64_t>& sizes) {
-  double most = 0.0;
-  size_t item = 0;
-  for (const int64_t size : sizes) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < size; ++i) sum += costs.at(item++);
-    most = std::max(most, sum);
-  }
-  CHECK(item == costs.size());
-  return most;
-}
-
-/// The least that any cut gives.
-double least(const std::vector<double>& costs, int64_t parts) {
-  double best = INFINITY;
-  std::vector<int64_t> sizes;
-  const std::function<void(int64_t)> cut = [&](int64_t left) {
-    if (static_cast<int64_t>(sizes.size()) == parts - 1) {
-      if (left < 1) return;
-      sizes.push_back(left);
-      best = std::min(best, dearest(costs, sizes));
-      sizes.pop_back();
-      return;
-    }
-    for (int64_t size = 1; size < left; ++size) {
-      sizes.push_back(size);
-      cut(left - size);
-      sizes.pop_back();
-    }
-  };
-  cut(static_cast<int64_t>(costs.size()));
-  return best;
-}
 
 Blueprint deepseek_v3() { return parse_blueprint(nlohmann::json::parse(kDeepseekV3Config), "config.json"); }
 
@@ -65,20 +33,6 @@ PipelinePlan plan(const Blueprint& blueprint, const std::vector<std::string>& ov
 }
 
 }  // namespace
-
-TEST_CASE("no cut of a pipeline has a cheaper dearest stage", "[pipeline]") {
-  const std::vector<std::vector<double>> rows = {
-      {1, 1, 1, 1, 1, 1}, {9, 1, 1, 1, 1, 1, 1, 9}, {1, 2, 3, 4, 5, 6, 7}, {5, 1, 1, 1, 0, 0, 8, 2, 2}, {3}};
-  for (const std::vector<double>& costs : rows) {
-    for (int64_t parts = 1; parts <= static_cast<int64_t>(costs.size()); ++parts) {
-      const std::vector<int64_t> sizes = cut_by_cost(costs, parts);
-      CHECK(sizes.size() == static_cast<size_t>(parts));
-      CHECK(dearest(costs, sizes) == least(costs, parts));
-    }
-  }
-  // Of equal cuts the evenest.
-  CHECK(cut_by_cost({1, 1, 1, 1, 4}, 3) == std::vector<int64_t>{2, 2, 1});
-}
 
 TEST_CASE("a stage with the head has fewer layers", "[pipeline]") {
   const Blueprint v3 = deepseek_v3();
@@ -100,6 +54,51 @@ TEST_CASE("a stage with the head has fewer layers", "[pipeline]") {
   CHECK(to_string(given.stages[2]) == "layers 51 to 60, head");
   CHECK((plan(v3, {}).stages == std::vector<Stage>{Stage::whole(v3)}));
   CHECK(plan(v3, {}).groups == 1);
+}
+
+TEST_CASE("where weights train on GPUs the cut weighs their updates", "[pipeline]") {
+  // Qwen3-30B-A3B's dimensions in 8 layers of 32 experts, on two stages of 16 groups of a sequence of 4096 tokens.
+  nlohmann::json config;
+  std::ifstream(std::filesystem::path(MOETUNE_SOURCE_DIR) / "recipes" / "models" / "qwen3-30b-a3b.json") >> config;
+  config["num_hidden_layers"] = 8;
+  config["num_experts"] = 32;
+  const Blueprint qwen = parse_blueprint(config, "config.json");
+  const auto first = [&](std::vector<std::string> more) {
+    more.insert(more.end(), {"mesh.pp=2", "model.base=bf16", "train.batch=16"});
+    const PipelinePlan planned = plan(qwen, more);
+    CHECK(planned.groups == 16);
+    return planned.stages.front().num_blocks();
+  };
+  // By hand: of a layer the numbers of attention, of the 8 experts chosen and of all 32; of a row 2 operations a number
+  // down, 2 again and 4 up, scores of 32 heads of 128 over 2048 keys besides; the head's 6 a number.
+  constexpr double kAttention = 2.0 * 2048 * 4096 + 2.0 * 2048 * 512, kExpert = 3.0 * 2048 * 768, kRouter = 32 * 2048;
+  constexpr double kVocabulary = 151936.0 * 2048, kScores = 4.0 * 32 * 128 * 2048;
+  constexpr double kDown = 2.0 * (kAttention + 8 * kExpert + kRouter) + kScores;
+  constexpr double kLayer = 8.0 * (kAttention + 8 * kExpert + kRouter) + 4.5 * kScores, kHead = 6.0 * kVocabulary;
+  constexpr double kUpdate = 36.0 / 100e9 * 450e12, kNumbers = kAttention + 32 * kExpert + kRouter;
+  constexpr double kRows = 16 * 4096, kGroups = 16;
+  const auto least = [&](double update) {
+    double best = 1e300;
+    int64_t at = 0;
+    for (int64_t layers = 1; layers < 8; ++layers) {
+      const double below = static_cast<double>(layers), above = 8.0 - below;
+      const double computing = kRows * std::max(below * kLayer, above * kLayer + kHead);
+      // Each stage's updates are behind its last layer at the latest; the group is at its last layer then.
+      const double of_first = update * (kVocabulary + below * kNumbers) - (below - 1) * kDown * kRows / kGroups;
+      const double of_last = update * (kVocabulary + above * kNumbers) - 8.0 * kDown * kRows / kGroups;
+      const double step = (1.0 + 1.0 / kGroups) * computing + std::max({0.0, of_first, of_last});
+      if (step < best) {
+        best = step;
+        at = layers;
+      }
+    }
+    return at;
+  };
+  CHECK(least(0.0) == 6);
+  CHECK(least(kUpdate) == 5);
+  CHECK(first({"adapter=none", "run.device=cuda"}) == 5);
+  CHECK(first({"adapter=none", "run.device=cpu"}) == 6);
+  CHECK(first({"run.device=cuda"}) == 6);  // adapters
 }
 
 TEST_CASE("weights that cost nothing to use again go through in a group a sequence, dear ones in fewer", "[pipeline]") {

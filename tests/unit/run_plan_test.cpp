@@ -4,12 +4,16 @@
 #include <cmath>
 #include <numeric>
 
+#include <nlohmann/json.hpp>
+
 #include "moe/router.h"
 #include "parallel/base/error.h"
 #include "tests/support/catch.h"
 #include "tests/support/message_of.h"
 #include "trainer/plan/layout_search.h"
 #include "trainer/plan/model_shelf.h"
+#include "trainer/plan/plan_json.h"
+#include "trainer/plan/plan_text.h"
 #include "trainer/plan/receipts.h"
 #include "trainer/recipe/recipe_load.h"
 
@@ -196,6 +200,83 @@ TEST_CASE("what ranks send takes the link that it goes through", "[run_plan]") {
                   UserError);
 }
 
+// By the code's calls: on the way down counts, rows, weights and choices leave and sums come home; with its graph kept
+// the way up sends gradients and gets two home.
+TEST_CASE("each call of the exchange and of the tensor axis takes its latency", "[run_plan]") {
+  const auto more = [&](const std::vector<std::string>& overrides, int64_t gpus, const std::string& part) {
+    PlanRequest request = request_of("deepseek-v3", overrides, gpus);
+    const double before = part_s(plan_run(request).time.expected, part);
+    request.machine.latency = {{1.0, 0.0}, {1e-3, 0.0}};
+    return part_s(plan_run(request).time.expected, part) - before;
+  };
+  CHECK(near(more({"mesh.ep=4"}, 4, "exchange"), 58 * (4 + 1 + 1 + 2) * 1e-3));
+  CHECK(near(more({"mesh.ep=4", "train.keep=none"}, 4, "exchange"), 58 * (4 + 1 + 4 + 2) * 1e-3));
+  // Attention and MLP or shared expert gather and sum once each; the head as well, and three sums there and back of
+  // each 1,024 of 16,384 rows.
+  const double head = 2 + 16 * 3 * 2;
+  CHECK(near(more({"mesh.tp=2", "train.slice_tokens=16384"}, 2, "tensor axis"), (61 * 4 * 2 + head) * 1e-3));
+  CHECK(near(more({"mesh.tp=2", "train.slice_tokens=4096"}, 2, "tensor axis"), (4 * 61 * 4 * 2 + head) * 1e-3));
+  // Each slab of dense maps and of experts is gathered on both ways, but for what the two buffers of each kind hold
+  // where the ways turn.
+  CHECK(near(more({"mesh.dp=2", "mesh.shard=all"}, 2, "gathers of weights"), (2 * (61 + 58) - 2 * 2 * 2) * 1e-3));
+}
+
+// gpt-oss-20b: 64 heads of 64 features in 24 layers, of which every other one shows the last 128 tokens: 126.015625 on
+// average, (128 x 129 / 2 + 3,968 x 128) / 4,096.
+TEST_CASE("attention takes what each layer's mask shows", "[run_plan]") {
+  const StepTime step = plan_run(request_of("gpt-oss-20b", {})).time.expected;
+  const double pairs = 12 * (126.015625 + 4097.0 / 2);
+  CHECK(near(part_s(step, "attention"), 4 * 4096 * 3.5 * 2 * pairs * 64 * (64 + 64) / 1e15));
+}
+
+// (P - 1) / G of the time of its groups, without what is done once a step.
+TEST_CASE("a bubble is of the turns of groups, not of the update behind them", "[run_plan]") {
+  const auto time_of = [&](double adamw) {
+    PlanRequest request =
+        request_of("qwen3-30b-a3b", {"adapter=none", "model.base=bf16", "mesh.pp=2", "mesh.pp_groups=4"}, 2);
+    request.machine.memory_bytes = request.host_memory_bytes = int64_t{1} << 50;
+    request.machine.figures["optimizer.adamw"] = {adamw, adamw, adamw, "test"};
+    return plan_run(request).time.expected;
+  };
+  const auto exposed_of = [](const StepTime& time, const std::string& name) {
+    for (const TimePart& part : time.parts) {
+      if (part.name == name) return part.exposed_s;
+    }
+    return 0.0;
+  };
+  for (const double adamw : {1e30, 1e9}) {
+    const StepTime time = time_of(adamw);
+    const double update = exposed_of(time, "optimizer");
+    CHECK((update > 1.0) == (adamw < 1e30));
+    // Of turns and bubble together, a fifth with two stages and four groups.
+    CHECK(near(exposed_of(time, "bubble"), (time.seconds - update - exposed_of(time, "gradients to the host")) / 5));
+    CHECK(near(exposed(time), time.seconds, 1e-9));
+  }
+}
+
+TEST_CASE("dollars follow the hours at their best and worst", "[run_plan]") {
+  PlanRequest request = request_of("qwen3-30b-a3b", {"mesh.ep=2"}, 2);
+  request.expert_skew = 0.0;
+  const RunPlan plan = plan_run(request);
+  const nlohmann::json cost = nlohmann::json::parse(plan_json(plan, {}).dump()).at("cost");
+  REQUIRE(plan.run.hours_low < plan.run.hours);
+  REQUIRE(plan.run.hours < plan.run.hours_high);
+  constexpr double kGpus = 2.0, kPrice = 3.0, kMillions = 100 * 4096 / 1e6;
+  CHECK(near(cost.at("dollars").get<double>(), plan.run.hours * kGpus * kPrice));
+  CHECK(near(cost.at("dollars_low").get<double>(), plan.run.hours_low * kGpus * kPrice));
+  CHECK(near(cost.at("dollars_high").get<double>(), plan.run.hours_high * kGpus * kPrice));
+  CHECK(near(cost.at("dollars_per_million_tokens_low").get<double>(), plan.run.hours_low * kGpus * kPrice / kMillions));
+  CHECK(
+      near(cost.at("dollars_per_million_tokens_high").get<double>(), plan.run.hours_high * kGpus * kPrice / kMillions));
+  const std::string text = plan_text(plan, {});
+  CHECK(contains(text, " a million tokens, at $3.00 a GPU-hour"));
+  CHECK(contains(text, " to $"));
+  request.price = std::nullopt;
+  const nlohmann::json none = nlohmann::json::parse(plan_json(plan_run(request), {}).dump()).at("cost");
+  CHECK(none.at("dollars_low").is_null());
+  CHECK(none.at("dollars_high").is_null());
+}
+
 TEST_CASE("parts of memory add up to the peak of their place", "[run_plan]") {
   for (const char* model : {"deepseek-v2-lite", "gpt-oss-20b", "mixtral-8x7b"}) {
     const RunPlan plan = plan_run(request_of(model, {}));
@@ -246,7 +327,7 @@ TEST_CASE("a search takes the fastest layout that fits", "[run_plan]") {
 TEST_CASE("documents pack as training packs them", "[run_plan]") {
   const PackedData equal = DataAmount::of_equal(10, 1000).packed(4096, true);
   CHECK(equal.sequences == 3);
-  CHECK(near(equal.keys, 1001.0 / 2));
+  CHECK(near(equal.keys.of({}), 1001.0 / 2));
   CHECK(DataAmount::of_equal(10, 1000).packed(4096, false).sequences == 10);
   const PackedData cut = DataAmount::of_equal(7, 9000).packed(4096, true);
   CHECK(cut.sequences == 7);
@@ -254,7 +335,7 @@ TEST_CASE("documents pack as training packs them", "[run_plan]") {
   // 6 + 2 and 5 + 3: best fit leaves nothing free.
   const PackedData mixed = DataAmount({{2, 1}, {3, 1}, {5, 1}, {6, 1}}, "t").packed(8, true);
   CHECK(mixed.sequences * 8 >= 16);
-  CHECK(near(mixed.keys, (2 * 3 + 3 * 4 + 5 * 6 + 6 * 7) / 2.0 / 16));
+  CHECK(near(mixed.keys.of({}), (2 * 3 + 3 * 4 + 5 * 6 + 6 * 7) / 2.0 / 16));
 }
 
 TEST_CASE("machines are named by number and kind", "[run_plan]") {

@@ -175,12 +175,16 @@ TEST_CASE("a stage receives and sends in place of what others do, one forward on
                                  "head MTP, group 1",
                                  "up MTP, group 1",
                                  "gradient of the input of MTP, group 1",
-                                 "reduce MTP, group 1",
                                  "gather at the turn, group 1",
-                                 "reduce turn, group 1",
                                  "up layer 2, group 1",
-                                 "reduce layer 2, group 1",
-                                 "send the gradient of layer 2, group 1"});
+                                 "send the gradient of layer 2, group 1",
+                                 "reduce MTP, group 1",
+                                 "reduce turn, group 1",
+                                 "reduce layer 2, group 1"});
+  // In one group a layer's gradients go as they come: those of others do not exist yet.
+  const Ops one = texts(step_program(blueprint, {.lowest_trained = l(1), .pipeline = stage_of_two(1), .groups = 1}));
+  CHECK(one.back() == "send the gradient of layer 2");
+  CHECK(one.at(one.size() - 2) == "reduce layer 2");
   // What trains is in the other stage alone: nobody asks for a gradient here.
   const Ops below = texts(step_program(blueprint, {.lowest_trained = l(2), .pipeline = stage_of_two(0), .groups = 1}));
   CHECK(below.back() == "send the output of layer 1");

@@ -23,7 +23,7 @@ void measure_optimizer(Meter& meter) {
   Mesh mesh(meter.launch(), {.pp = 1, .dp = 1, .ep = 1, .tp = 1});
   const Partition partition(parameters, mesh);
   Optimizer optimizer(partition, {});
-  const std::vector<at::Tensor> gradients = partition.host_shards(partition.wide_dtype());
+  const std::vector<at::Tensor> gradients = partition.shards(partition.wide_dtype(), SlabTier::kHost);
   for (const at::Tensor& gradient : gradients) gradient.normal_();
   const int64_t numbers = kLayers * kNumbers;
   meter.measure({"optimizer.adamw", "numbers/s", static_cast<double>(numbers),

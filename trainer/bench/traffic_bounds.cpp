@@ -84,6 +84,13 @@ void measure_traffic(Meter& meter) {
   meter.measure({"all_gather", "B/s", bytes_of(*group, gather),
                  str(ranks, " ranks, ", bytes_text(static_cast<int64_t>(own.nbytes())), " each")},
                 Meter::Where::kDevice, gather);
+  // So little that its time is that of any collective beside its bytes.
+  const at::Tensor word = at::randn({4}, numbers), words = at::empty({ranks * 4}, numbers);
+  meter.measure({"all_gather.small", "1/s", 1.0, str(ranks, " ranks, ", word.nbytes(), " B each")},
+                Meter::Where::kDevice, [&] {
+                  group->all_gather(words, word);
+                  return words;
+                });
 }
 
 }  // namespace moetune

@@ -101,18 +101,18 @@ int64_t DataAmount::tokens() const {
 PackedData DataAmount::packed(int64_t max_tokens, bool packing) const {
   const int64_t all = documents();
   PackedData packed;
-  double tokens = 0.0, pairs = 0.0;
+  double tokens = 0.0;
+  std::vector<LengthCount> cut;
   std::vector<int64_t> sample;
   for (const LengthCount& of : lengths_) {
     const int64_t length = std::min(of.length, max_tokens);
-    const auto count = static_cast<double>(of.documents), L = static_cast<double>(length);
-    tokens += count * L;
-    pairs += count * L * (L + 1.0) / 2.0;
+    tokens += static_cast<double>(of.documents) * static_cast<double>(length);
+    cut.push_back({length, of.documents});
     if (of.documents > 0) packed.longest = std::max(packed.longest, length);
     const int64_t drawn = all <= kSample ? of.documents : of.documents * kSample / all;
     sample.insert(sample.end(), static_cast<size_t>(drawn), length);
   }
-  packed.keys = tokens > 0.0 ? pairs / tokens : 0.0;
+  packed.keys = SeenKeys(std::move(cut));
   packed.sequences = all;
   if (packing && packed.longest > 0 && sample.front() == sample.back()) {
     packed.sequences = ceil_div(all, std::max<int64_t>(1, max_tokens / packed.longest));

@@ -9,20 +9,16 @@
 #include <string>
 #include <vector>
 
+#include "trainer/plan/seen_keys.h"
 #include "trainer/recipe/recipe.h"
 
 namespace moetune {
-
-/// Documents of one length.
-struct LengthCount {
-  int64_t length = 0, documents = 0;
-};
 
 /// What an epoch packs into sequences.
 struct PackedData {
   int64_t sequences = 0;
   double tokens_a_sequence = 0.0;
-  double keys = 0.0;  ///< that a token sees on average, itself included
+  SeenKeys keys;  ///< by its tokens
   int64_t longest = 0;
 };
 

@@ -1,9 +1,12 @@
 #include "trainer/plan/kernel_rates.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <string_view>
 #include <vector>
 
+#include "parallel/base/ceil_div.h"
 #include "parallel/base/error.h"
 
 namespace moetune {
@@ -15,6 +18,28 @@ constexpr double kDoubtOfMeasured = 0.05, kDoubtOfShipped = 0.15;
 
 /// Of a network's speed, what collectives reach: DeepEP's 43 of 50 GB/s (its README, internode, 16 ranks).
 constexpr double kNetworkShare = 0.86;
+
+/// What goes through a host's memory: its bytes for each of what is counted, and whether a GPU's own link bounds it
+/// too.
+struct HostWork {
+  std::string_view figure;
+  double memory_bytes;
+  bool has_own_link;
+};
+constexpr std::array kHostWork{
+    // AdamW reads master, gradient and two moments, and writes three of them and the bf16 copy; the copies over PCIe
+    // write the gradient and read what is new.
+    HostWork{"optimizer.adamw", 4 * 4 + 3 * 4 + 2 + 4 + 2, false},
+    HostWork{"host_copy", 1, false},
+    HostWork{"copy_to_device", 1, true},
+    HostWork{"copy_from_device", 1, true},
+};
+/// What the cores and the memory of a host do where it computes itself.
+constexpr std::array<std::string_view, 7> kOfComputingHost{"dense.",      "grouped.",  "attention.",     "nf4.",
+                                                           "device_copy", "host_copy", "optimizer.adamw"};
+
+/// Of a link's rate, what NCCL's way for small messages reaches (MessageLatency).
+constexpr double kSmallShare = 0.5;
 
 struct Sample {
   double at = 0.0, rate = 0.0;
@@ -45,18 +70,42 @@ KernelRates::KernelRates(const MachineProfile& machine, const NetworkProfile& ne
       network_(network),
       outlook_(outlook),
       doubt_(machine.measured ? kDoubtOfMeasured : kDoubtOfShipped),
+      on_host_(std::min(mesh.num_ranks(), machine.ranks_per_host)),
       tensor_(axis_of(mesh.tp, 1, machine.ranks_per_host)),
       expert_(axis_of(mesh.ep, mesh.tp, machine.ranks_per_host)),
       data_(axis_of(mesh.dp * mesh.ep, mesh.tp, machine.ranks_per_host)) {}
 
 double KernelRates::rate(const std::string& figure) const {
   const PlannedRate& rate = machine_.figure(figure);
+  const double own = shared(figure,
+                            outlook_ == Outlook::kLow    ? rate.max
+                            : outlook_ == Outlook::kHigh ? rate.min
+                                                         : rate.value,
+                            rate.at_once);
   switch (outlook_) {
-    case Outlook::kLow: return rate.max * (1.0 + doubt_);
-    case Outlook::kHigh: return rate.min / (1.0 + doubt_);
+    case Outlook::kLow: return own * (1.0 + doubt_);
+    case Outlook::kHigh: return own / (1.0 + doubt_);
     case Outlook::kExpected: break;
   }
-  return rate.value;
+  return own;
+}
+
+double KernelRates::shared(const std::string& figure, double rate, int64_t at_once) const {
+  if (at_once == 0 || at_once == on_host_) return rate;
+  const double share = static_cast<double>(at_once) / static_cast<double>(on_host_);
+  if (!machine_.on_gpu()) {
+    const bool is_of_host = std::any_of(kOfComputingHost.begin(), kOfComputingHost.end(),
+                                        [&](std::string_view prefix) { return figure.starts_with(prefix); });
+    return is_of_host ? rate * share : rate;
+  }
+  const auto work =
+      std::find_if(kHostWork.begin(), kHostWork.end(), [&](const HostWork& of) { return of.figure == figure; });
+  if (work == kHostWork.end()) return rate;
+  // More ranks than measured it bring their own cores; the host's memory is what they share.
+  if (on_host_ > at_once && machine_.host_memory_bytes_per_s > 0.0) {
+    return std::min(rate, machine_.host_memory_bytes_per_s / work->memory_bytes);
+  }
+  return work->has_own_link ? rate : rate * share;
 }
 
 double KernelRates::dense(int64_t outputs, int64_t inputs) const {
@@ -121,21 +170,36 @@ RankAxis KernelRates::replicas(int64_t ranks, int64_t stride) const {
   return axis_of(ranks, stride, machine_.ranks_per_host);
 }
 
-double KernelRates::seconds_to_send(double bytes, const RankAxis& axis) const {
-  return axis.ranks > 1 ? seconds_to_send(bytes, axis, rate("all_gather")) : 0.0;
-}
-
-double KernelRates::seconds_to_exchange(double bytes) const {
-  if (expert_.ranks <= 1) return 0.0;
-  const bool known = machine_.has("exchange.out");
-  return seconds_to_send(bytes, expert_, known ? rate("exchange.out") : rate("all_gather"));
-}
-
-double KernelRates::seconds_to_send(double bytes, const RankAxis& axis, double inside_rate) const {
+double KernelRates::seconds_to_send(double bytes, const RankAxis& axis, double calls) const {
   if (axis.ranks <= 1 || bytes <= 0.0) return 0.0;
+  return seconds_of_calls(calls, seconds_on_links(bytes, axis, rate("all_gather")), axis, /*ring=*/true);
+}
+
+double KernelRates::seconds_to_exchange(double bytes, double calls) const {
+  if (expert_.ranks <= 1 || bytes <= 0.0) return 0.0;
+  const bool known = machine_.has("exchange.out");
+  const double bytes_s = seconds_on_links(bytes, expert_, known ? rate("exchange.out") : rate("all_gather"));
+  return seconds_of_calls(calls, bytes_s, expert_, /*ring=*/false);
+}
+
+double KernelRates::seconds_on_links(double bytes, const RankAxis& axis, double inside_rate) const {
   const double far = static_cast<double>(axis.ranks - axis.on_host) / static_cast<double>(axis.ranks - 1);
   const double inside = (1.0 - far) * bytes / inside_rate;
   return far > 0.0 ? std::max(inside, far * bytes / across_hosts()) : inside;
+}
+
+double KernelRates::seconds_of_calls(double calls, double bytes_s, const RankAxis& axis, bool ring) const {
+  const int64_t hosts = ceil_div(axis.ranks, axis.on_host);
+  const auto across = static_cast<double>(ring ? hosts - 1 : hosts > 1),
+             inside = ring ? static_cast<double>(axis.ranks - 1) - across : 1.0;
+  const double doubt = outlook_ == Outlook::kLow    ? 1.0 / (1.0 + doubt_)
+                       : outlook_ == Outlook::kHigh ? 1.0 + doubt_
+                                                    : 1.0;
+  const auto latency = [&](const CollectiveLatency& of, double network_hop_s) {
+    return doubt * calls * (of.start_s + inside * of.hop_s + across * network_hop_s);
+  };
+  return std::min(latency(machine_.latency.small, network_.small_hop_s) + bytes_s / kSmallShare,
+                  latency(machine_.latency.large, network_.large_hop_s) + bytes_s);
 }
 
 }  // namespace moetune

@@ -1,4 +1,6 @@
 // The rates of a machine at the shapes of a model: figures of `moetune bench` between the shapes that were measured.
+// A host's cores and memory are shared by its ranks: each has as much less of them as there are more ranks than have
+// measured a figure at once.
 //
 //   const KernelRates rates(machine, network, mesh, Confidence::kExpected);
 //   rates.grouped(/*rows=*/300, /*outputs=*/4096, /*inputs=*/7168);      // FLOP/s
@@ -47,21 +49,27 @@ class KernelRates {
   const RankAxis& data_axis() const { return data_; }
   /// Ranks that hold a layer's dense maps, or its experts, alike: what shards are gathered among.
   RankAxis replicas(int64_t ranks, int64_t stride) const;
-  /// A rank sends so many bytes in all to the others of an axis, each the same.
-  double seconds_to_send(double bytes, const RankAxis& axis) const;
+  /// A rank sends so many bytes in all to the others of an axis, each the same, in so many collectives.
+  double seconds_to_send(double bytes, const RankAxis& axis, double calls = 1.0) const;
   /// The same of rows on their way to experts, or of their sums home.
-  double seconds_to_exchange(double bytes) const;
+  double seconds_to_exchange(double bytes, double calls = 1.0) const;
 
  private:
   double rate(const std::string& figure) const;
+  /// A rate of as many ranks on a host as measured it, as one of this mesh has it.
+  double shared(const std::string& figure, double rate, int64_t at_once) const;
   double attention(const AttentionSpec& spec, const char* way, double length) const;
   double across_hosts() const;
-  double seconds_to_send(double bytes, const RankAxis& axis, double inside_rate) const;
+  /// Of so many bytes on links of GPUs and on the network, at once.
+  double seconds_on_links(double bytes, const RankAxis& axis, double inside_rate) const;
+  /// By the way of sending that is sooner there; `ring`: through all ranks of the axis, else to each at once.
+  double seconds_of_calls(double calls, double bytes_s, const RankAxis& axis, bool ring) const;
 
   const MachineProfile& machine_;
   NetworkProfile network_;
   Outlook outlook_;
-  double doubt_ = 0.0;  ///< share that a rate may be off beside the spread of its repeats
+  double doubt_ = 0.0;   ///< share that a rate may be off beside the spread of its repeats
+  int64_t on_host_ = 1;  ///< ranks of the mesh on one host
   RankAxis tensor_, expert_, data_;
 };
 

@@ -7,6 +7,7 @@
 
 #include "parallel/base/error.h"
 #include "trainer/recipe/recipe_meaning.h"
+#include "trainer/update/optimizer.h"
 
 namespace moetune {
 namespace {
@@ -61,6 +62,22 @@ std::vector<std::array<int64_t, 3>> axes(const Recipe& recipe, const Blueprint& 
   return found;
 }
 
+/// The plan's recipe with the optimizer on the device, where weights train and there may be room. Adapters are updated
+/// in no time anywhere.
+std::optional<Recipe> with_optimizer_on_device(const RunPlan& plan) {
+  const Recipe& recipe = plan.request.recipe;
+  if (!plan.request.machine.on_gpu() || trained_parts(recipe).none() || recipe.offload.optimizer == OffloadTier::kNone)
+    return {};
+  int64_t numbers = 0;
+  for (const TrainedLayer& layer : plan.memory.trained_layers) numbers += layer.shard_numbers;
+  // Kept graphs may make room for it.
+  const int64_t state = Optimizer::state_bytes(numbers, scalar_type(recipe.model.compute));
+  if (plan.device_bytes - plan.memory.kept_graph_bytes + state > plan.device_limit_bytes) return {};
+  Recipe other = recipe;
+  other.offload.optimizer = OffloadTier::kNone;
+  return other;
+}
+
 }  // namespace
 
 std::vector<Recipe> layouts(const Recipe& recipe, const Blueprint& blueprint, int64_t gpus) {
@@ -94,19 +111,23 @@ RunPlan best_layout(const PlanRequest& request, const SearchOptions& options) {
   }
   std::optional<RunPlan> best, least;
   double fastest = 0.0;
+  const auto consider = [&](RunPlan plan) {
+    if (!plan.fits()) {
+      if (!least || lack(plan) < lack(*least)) least = std::move(plan);
+      return;
+    }
+    const double rate = expected_tokens_per_s(plan);
+    if (best && rate <= fastest) return;
+    fastest = rate;
+    best = std::move(plan);
+  };
   for (Recipe recipe : tried) {
     for (const int64_t batch : batches(request, *recipe.mesh.dp * recipe.mesh.ep, options.own_batch)) {
       recipe.train.batch = batch;
-      const PlanRequest asked = with(request, recipe);
-      RunPlan plan = plan_run_memory(asked);
-      if (!plan.fits()) {
-        if (!least || lack(plan) < lack(*least)) least = std::move(plan);
-        continue;
-      }
-      const double rate = expected_tokens_per_s(plan);
-      if (best && rate <= fastest) continue;
-      fastest = rate;
-      best = std::move(plan);
+      RunPlan plan = plan_run_memory(with(request, recipe));
+      std::optional<Recipe> on_device = with_optimizer_on_device(plan);
+      consider(std::move(plan));
+      if (on_device) consider(plan_run_memory(with(request, *on_device)));
     }
   }
   return plan_run(best ? best->request : least->request);

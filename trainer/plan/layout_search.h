@@ -1,6 +1,6 @@
 // The layouts that a run could have on so many GPUs, and the best of them.
 //
-//   const RunPlan best = best_layout(request);                        // mesh, sharding; the batch as it is
+//   const RunPlan best = best_layout(request);                        // mesh, sharding, where the optimizer lies
 //   const RunPlan best = best_layout(request, {.own_batch = true});   // the batch too
 #pragma once
 

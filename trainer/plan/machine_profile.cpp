@@ -49,6 +49,9 @@ double number(const json& object, const std::string& key, const std::string& pla
   return value;
 }
 
+/// Ranks that measured the file's figures at the same time on one host.
+int64_t ranks_at_once(const json& file) { return std::max<int64_t>(1, file.value("ranks_per_host", int64_t{1})); }
+
 std::map<std::string, PlannedRate> figures_of(const json& file, const std::string& place) {
   std::map<std::string, PlannedRate> figures;
   const json none = json::object();
@@ -57,7 +60,7 @@ std::map<std::string, PlannedRate> figures_of(const json& file, const std::strin
     const double value = number(figure, "value", where);
     figures[name] = {value, figure.contains("min") ? number(figure, "min", where) : value,
                      figure.contains("max") ? number(figure, "max", where) : value,
-                     figure.value("source", figure.value("shape", ""))};
+                     figure.value("source", figure.value("shape", "")), ranks_at_once(file)};
   }
   return figures;
 }
@@ -70,6 +73,32 @@ std::map<std::string, double> peaks_of(const json& file, const std::string& plac
   return peaks;
 }
 
+CollectiveLatency latency_in(const json& said, const std::string& place) {
+  return {number(said, "start_s", place), number(said, "hop_s", place)};
+}
+
+/// As the file says it, and where its collectives were measured, so much more or less as they take.
+void set_latency(MachineProfile& machine, const json& file, const std::string& place) {
+  if (file.contains("collectives")) {
+    const json& said = file.at("collectives");
+    machine.latency = {latency_in(said.at("small"), place), latency_in(said.at("large"), place)};
+    machine.latency_source = said.at("source").get<std::string>();
+  }
+  const std::string figure = "all_gather.small";
+  const bool within_host = file.value("ranks", ranks_at_once(file)) == ranks_at_once(file);
+  if (!file.contains("figures") || !file.at("figures").contains(figure) || !within_host) return;
+  const double measured_s = 1.0 / number(file.at("figures").at(figure), "value", place + ": " + figure);
+  const auto hops = static_cast<double>(std::max<int64_t>(1, ranks_at_once(file) - 1));
+  auto& [small, large] = machine.latency;
+  const double said_s = small.start_s + hops * small.hop_s;
+  if (said_s > 0.0) {
+    for (double* part : {&small.start_s, &small.hop_s, &large.start_s, &large.hop_s}) *part *= measured_s / said_s;
+  } else {
+    small = large = {0.0, measured_s / hops};
+  }
+  machine.latency_source = str(figure, " of ", ranks_at_once(file), " ranks, ", place);
+}
+
 MachineProfile profile_of(const json& file, const std::string& place) {
   MachineProfile machine;
   machine.name = file.at("name").get<std::string>();
@@ -77,7 +106,9 @@ MachineProfile profile_of(const json& file, const std::string& place) {
   machine.memory_bytes = file.at("device").at("memory_bytes").get<int64_t>();
   machine.ranks_per_host = file.at("gpus_per_host").get<int64_t>();
   machine.host_memory_bytes = static_cast<int64_t>(number(file.at("host").at("memory_bytes"), "value", place));
+  machine.host_memory_bytes_per_s = number(file.at("host").at("memory_bytes_per_s"), "value", place);
   machine.figures = figures_of(file, place);
+  set_latency(machine, file, place);
   return machine;
 }
 
@@ -108,7 +139,8 @@ void derive(MachineProfile& machine, const std::map<std::string, double>& peaks)
     const double share = measured.value / reference_peaks.at(peak);
     machine.figures[name] = {measured.value * ratio, measured.min * ratio, measured.max * ratio,
                              str("its published ", peak, " x ", std::round(100.0 * share) / 100.0, ", the share of ",
-                                 kMeasuredGpu, "'s that was measured there")};
+                                 kMeasuredGpu, "'s that was measured there"),
+                             measured.at_once};
   }
 }
 
@@ -177,13 +209,15 @@ MachineProfile shipped_cpu(int64_t threads) {
   machine.device = c10::DeviceType::CPU;
   machine.figures = figures_of(file, path.string());
   machine.computing = computing_of(file, path.string());
+  set_latency(machine, file, path.string());
   const double more = static_cast<double>(threads) / number(file, "threads", path.string());
   for (auto& [name, rate] : machine.figures) {
+    rate.at_once = 0;  // by thread: how many ranks share a host, and what memory it has, is another host's matter
     // One thread starts operators and messages, and memory serves all of them.
     constexpr std::array kOfThreads{"dense.", "grouped.", "attention.", "nf4.", "optimizer."};
     const auto is_of = [&, &name = name](const char* prefix) { return name.starts_with(prefix); };
     if (std::none_of(kOfThreads.begin(), kOfThreads.end(), is_of)) continue;
-    rate = {rate.value * more, rate.min * more, rate.max * more, rate.source};
+    rate = {rate.value * more, rate.min * more, rate.max * more, rate.source, 0};
   }
   return machine;
 }
@@ -196,13 +230,19 @@ MachineProfile measured_machine(const std::string& path) {
   const bool gpu = device.value("kind", "") == "cuda";
   const std::string name = device.value("name", "");
   MachineProfile machine;
-  if (gpu) machine = shipped_machine_of(name).value_or(shipped_machine(kMeasuredGpu));
-  else machine = shipped_cpu(file.value("threads", int64_t{1}));
+  if (gpu) {
+    const std::optional<MachineProfile> shipped = shipped_machine_of(name);
+    machine = shipped.value_or(shipped_machine(kMeasuredGpu));
+    if (!shipped) machine.host_memory_bytes_per_s = 0.0;  // that of another host
+  } else {
+    machine = shipped_cpu(file.value("threads", int64_t{1}));
+  }
   machine.name = name.empty() ? "this machine" : name;
   machine.device_name = name;
   if (gpu) machine.memory_bytes = device.value("memory_bytes", int64_t{0});
-  machine.ranks_per_host = std::max<int64_t>(1, file.value("ranks_per_host", int64_t{1}));
+  machine.ranks_per_host = ranks_at_once(file);
   machine.measured = true;
+  set_latency(machine, file, path);
   for (auto& [figure, rate] : figures_of(file, path)) {
     rate.source = str("measured, ", path);
     machine.figures[figure] = rate;
@@ -220,7 +260,8 @@ NetworkProfile shipped_network(const std::string& name, int64_t gpus_per_host) {
     if (known != lower_case(name)) continue;
     const double all = number(network, "bytes_per_s", path.string());
     return {known, network.at("per") == "host" ? all / static_cast<double>(gpus_per_host) : all,
-            network.at("source").get<std::string>()};
+            network.at("source").get<std::string>(), number(network, "small_hop_s", path.string()),
+            number(network, "large_hop_s", path.string())};
   }
   throw UserError(str("no network is called \"", name, "\"; there are ", names));
 }

@@ -18,22 +18,40 @@
 
 namespace moetune {
 
-/// A rate in its unit, and how far its repeats lay apart.
+/// A rate of one rank in its unit, and how far its repeats lay apart.
 struct PlannedRate {
   double value = 0.0, min = 0.0, max = 0.0;
   std::string source;
+  /// Ranks of one host that had it at the same time, which together had what the host has of it; 0: not known
+  int64_t at_once = 0;
+};
+
+/// What a collective takes beside its bytes: to start, and for each of a ring's hops (NCCL's model,
+/// src/graph/tuning.cc).
+struct CollectiveLatency {
+  double start_s = 0.0, hop_s = 0.0;
+};
+
+/// NCCL sends in one of two ways, whichever is there first: small messages with a flag beside each word, which take
+/// half of the link; large ones in pieces, which wait for each other.
+struct MessageLatency {
+  CollectiveLatency small, large;
 };
 
 struct MachineProfile {
   std::string name;         ///< as `--on` names it: "h100"; of a measured machine the device's name
   std::string device_name;  ///< as the driver names it
   c10::DeviceType device = c10::DeviceType::CUDA;
-  int64_t memory_bytes = 0;                  ///< of one GPU; of a CPU 0: memory is the host's
-  int64_t ranks_per_host = 8;                ///< GPUs of a host, as they are sold
-  int64_t host_memory_bytes = 0;             ///< for each rank
+  int64_t memory_bytes = 0;       ///< of one GPU; of a CPU 0: memory is the host's
+  int64_t ranks_per_host = 8;     ///< GPUs of a host, as they are sold
+  int64_t host_memory_bytes = 0;  ///< for each rank
+  /// Of host memory, read and written: a rank's share where every GPU of the host has one; 0: not known
+  double host_memory_bytes_per_s = 0.0;
   bool measured = false;                     ///< by `moetune bench` on the machine that is planned for
   PlannedRate computing{1.0, 1.0, 1.0, ""};  ///< what steps took to compute, over the sum of their parts' times
   std::map<std::string, PlannedRate> figures;
+  MessageLatency latency;  ///< of collectives within a host; 0: not known
+  std::string latency_source;
 
   bool on_gpu() const { return device == c10::DeviceType::CUDA; }
   bool has(const std::string& figure) const { return figures.contains(figure); }
@@ -46,6 +64,7 @@ struct NetworkProfile {
   std::string name;
   double bytes_per_s = 0.0;
   std::string source;
+  double small_hop_s = 0.0, large_hop_s = 0.0;  ///< of a ring that leaves a host (MessageLatency); 0: not known
 };
 
 /// Names that shipped_machine() takes, aliases left out.

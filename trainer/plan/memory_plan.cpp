@@ -211,20 +211,35 @@ class Planner {
     add("gradients", most_gradients(),
         str(plan_.pipeline.groups > 1 ? "of all layers" : "of one layer", ", matrices in ",
             compute_ == at::kDouble ? "fp64" : to_string(recipe_.train.gradients)));
-    int64_t shards = 0;
+    int64_t shards = 0, longest = 0, new_numbers = placed.new_numbers;
     for (const auto& [place, count] : by_layer_) {
       const auto& [layer, adapters, replicas] = place;
       const int64_t shard =
           Partition::shard_numbers(count, num_replicas(mesh_, replicas), adapters ? Role::kAdapterA : Role::kWeight);
       shards += shard;
+      longest = std::max(longest, shard);
+      if (adapters) new_numbers += shard;
       std::vector<TrainedLayer>& layers = plan_.trained_layers;
       if (layers.empty() || layers.back().layer != layer) layers.push_back({layer});
       layers.back().numbers += count;
       layers.back().shard_numbers += shard;
     }
+    const bool gpu = plan_.device != at::kCPU, leave = tier_of_gradients(recipe_.offload) == SlabTier::kHost,
+               away = recipe_.offload.optimizer == OffloadTier::kHost;
+    plan_.parts.push_back({"summed gradients", GradientReducer::sum_bytes(shards, compute_), leave || !gpu, Span::kRun,
+                           str(count_text(shards), " of ", numbers)});
+    if (away && gpu) {
+      const HostWindow::Traffic in{accumulate_dtype(compute_), leave ? 0 : longest},
+          out{compute_, placed.longest_written};
+      const int64_t bytes = HostWindow::bytes(in) + HostWindow::bytes(out);
+      if (bytes > 0)
+        plan_.parts.push_back({"updates on their way", bytes, true, Span::kRun, "pieces between host and device"});
+    }
+    if (leave && gpu) add("gradients on their way", GradientReducer::sum_bytes(longest, compute_), "of one layer");
     plan_.parts.push_back(
-        {"optimizer", Optimizer::host_bytes(shards, compute_), true, Span::kRun,
-         str(count_text(shards), " of ", numbers, ", ", Optimizer::host_bytes(1, compute_), " B each")});
+        {"optimizer", Optimizer::state_bytes(shards, compute_) + Optimizer::working_bytes(new_numbers, compute_),
+         away || !gpu, Span::kRun,
+         str(count_text(shards), " of ", numbers, ", ", Optimizer::state_bytes(1, compute_), " B each")});
   }
 
   void add_weight(const LinearMap& map) {
@@ -367,6 +382,7 @@ class Planner {
       experts = std::max(experts, gathered + received * row.experts.received + chunk_rows * row.experts.chunk + outer);
     }
     if (flying > T) kept_bytes = ceil_div(kept_bytes, T) * flying;
+    plan_.kept_graph_bytes = kept_bytes;
     add("kept graphs", kept_bytes, str(of_groups, "of the last ", kept, " blocks"));
     if (!stage_.is_whole()) {
       // What was sent is held until the next stage takes it, which may be as late as its gradient comes back; with

@@ -67,6 +67,7 @@ struct MemoryPlan {
   bool saves_beside = false;                 ///< checkpoints are written from a copy while training goes on
   int64_t copied_save_bytes = 0;             ///< of that copy; 0: there is none, or nothing to save
   int64_t kept_layers = 0;                   ///< the last this many blocks keep their graph
+  int64_t kept_graph_bytes = 0;              ///< that these take
   std::vector<std::pair<std::string, int64_t>> trained_by_group;  ///< numbers of the whole model, all ranks together
   std::vector<MemoryPart> parts;
 

@@ -83,6 +83,7 @@ class Drawing {
 
   std::string weights() const {
     const WeightPlacement& placed = plan_.weights;
+    const TrainedPlacement& trained = plan_.trained;
     const auto shared = [](int64_t shards) {
       return shards == 1 ? std::string("whole") : str("1/", shards, " of each layer's");
     };
@@ -98,9 +99,16 @@ class Drawing {
     if (placed.buffer_bytes > 0) {
       text += banner_line("", str("buffers for what is on its way ", bytes_text(placed.buffer_bytes)));
     }
-    text += banner_line(
-        "a step", str("copies ", bytes_text(placed.copied_bytes_per_step), " of weights from the host and receives ",
-                      bytes_text(placed.gathered_bytes_per_step), " from other ranks"));
+    if (!trained.slabs.empty()) {
+      const std::string on_host =
+          trained.host_bytes > 0 ? str(", ", bytes_text(trained.host_bytes), " on the host") : "";
+      text += banner_line("trains", str("working copies of its weights, ", bytes_text(trained.device_bytes), on_host));
+    }
+    text +=
+        banner_line("a step", str("copies ", bytes_text(placed.copied_bytes_per_step + trained.copied_bytes_per_step),
+                                  " of weights from the host and receives ",
+                                  bytes_text(placed.gathered_bytes_per_step + trained.gathered_bytes_per_step),
+                                  " from other ranks"));
     return text;
   }
 

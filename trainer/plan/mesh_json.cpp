@@ -58,6 +58,8 @@ Json step_json(const PlannedMesh& mesh) {
           {"most_sends", most_sends(mesh.blueprint.router, mesh.shape.ep)}};
 }
 
+bool holds_experts(const PlacedSlab& slab) { return slab.kind == SlabKind::kExperts; }
+
 Json weights_json(const PlannedMesh& mesh) {
   const WeightPlacement& held = mesh.plan.weights;
   const bool in_parts = mesh.shape.expert_tp > 1;
@@ -68,30 +70,50 @@ Json weights_json(const PlannedMesh& mesh) {
             {"bytes", held.expert_bytes},
             {"slab_bytes", held.expert_slab_bytes},
             {"shard_bytes", WeightStore::shard_bytes(held.expert_slab_bytes, held.expert_shards)}}},
+          {"stage", mesh.plan.stage},
+          {"layers", std::count_if(held.slabs.begin(), held.slabs.end(), holds_experts)},
           {"host_bytes", held.host_bytes},
           {"host_layers", held.host_layers.size()},
           {"copied_bytes", held.copied_bytes_per_step},
           {"gathered_bytes", held.gathered_bytes_per_step}};
 }
 
-/// Slabs of experts that do not stay where they are used, of a stage its own, and what their buffers do in a step that
-/// follows others, down through the layers and up again.
+/// Layers whose slabs of experts a picture has room for, of a step in one group of documents, and in several, of which
+/// it shows two; more take turns alike.
+constexpr int kMostSlabs = 6, kMostSlabsOfGroups = 3;
+constexpr int64_t kGroupsDrawn = 2;
+
+/// Slabs of experts that do not stay where they are used, those of the stage, and what their buffers do in a step that
+/// follows others: the uses are those of the stage's program.
 Json fetches_json(const PlannedMesh& mesh) {
-  constexpr int64_t kMostSlabs = 6;  // for which a picture has room; more take turns alike
-  const std::vector<PlacedSlab>& placed = mesh.plan.weights.slabs;
-  const int64_t slabs = std::count_if(placed.begin(), placed.end(), [](const PlacedSlab& slab) {
-    return slab.kind == SlabKind::kExperts && slab.is_fetched();
-  });
-  const int num_drawn = static_cast<int>(std::min(slabs, kMostSlabs));
-  std::vector<int> uses;
-  for (int slab = 0; slab < num_drawn; ++slab) uses.push_back(slab);
-  for (int slab = num_drawn - 1; slab >= 0; --slab) uses.push_back(slab);
+  std::vector<LayerId> layers;
+  for (const PlacedSlab& slab : mesh.plan.weights.slabs) {
+    if (holds_experts(slab) && slab.is_fetched()) layers.push_back(slab.layer);
+  }
+  const int64_t groups = mesh.plan.pipeline.groups;
+  const int drawn = std::min(static_cast<int>(layers.size()), groups > 1 ? kMostSlabsOfGroups : kMostSlabs);
+  std::vector<int> all, uses;
+  Json shown = Json::array();
+  for (const StepOp& op : mesh.program) {
+    for (const SlabUse& use : slab_uses(mesh.blueprint, op)) {
+      const auto found = std::find(layers.begin(), layers.end(), use.layer);
+      if (use.kind != SlabKind::kExperts || found == layers.end()) continue;
+      const int slab = static_cast<int>(found - layers.begin());
+      all.push_back(slab);
+      if (slab >= drawn || op.group >= kGroupsDrawn) continue;
+      uses.push_back(slab);
+      shown.push_back({{"slab", slab}, {"up", op.kind == StepOp::Kind::kUp}, {"group", op.group}});
+    }
+  }
   const FetchRound round = fetches_of_round(uses, Rounds::kFollow);
   Json fetches = Json::array();
   for (const FetchRound::Timed& fetch : round.fetches) {
     fetches.push_back({{"slab", fetch.slab}, {"buffer", fetch.buffer}, {"time", fetch.time}});
   }
-  return {{"slabs", slabs}, {"round", {{"uses", uses}, {"before", round.before}, {"fetches", fetches}}}};
+  return {{"slabs", layers.size()},
+          {"groups", groups},
+          {"a_step", fetches_of_round(all, Rounds::kFollow).fetches.size()},
+          {"round", {{"slabs", drawn}, {"uses", shown}, {"before", round.before}, {"fetches", fetches}}}};
 }
 
 Json stages_json(const PlannedMesh& mesh) {

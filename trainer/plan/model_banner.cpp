@@ -118,8 +118,7 @@ std::string pipeline_lines(const PipelinePlan& pipeline) {
 std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, const MeshShape& mesh,
                             const MemoryPlan& plan) {
   const bool with_mtp = recipe.mtp.trains();
-  const StepTokens step{recipe.train.batch * recipe.data.max_tokens,
-                        static_cast<double>(recipe.data.max_tokens + 1) / 2.0};
+  const StepTokens step{recipe.train.batch * recipe.data.max_tokens, SeenKeys({{recipe.data.max_tokens, 1}})};
   return banner_line("model",
                      str(recipe.model.path,
                          recipe.model.weights == WeightOrigin::kRandom ? " (weights drawn from the seed)" : "")) +

@@ -31,12 +31,10 @@ struct PipelinePlan {
 
 /// mesh.pp_layers and mesh.pp_groups; where they are not given, the cut whose dearest stage is the cheapest in
 /// floating-point operations, the head and the MTP module counted, and the G above, at most one group a sequence of a
-/// rank. One stage has one group unless the recipe asks for more. Throws UserError, with the recipe's line, where there
-/// are fewer layers than stages, or mesh.pp_layers does not go with the model or the mesh.
+/// rank. Where weights themselves train and GPUs compute, the cut weighs their updates too (pipeline_cut.h), at fixed
+/// rates: every rank, a plan and the run that it is of have the same. One stage has one group unless the recipe asks
+/// for more. Throws UserError, with the recipe's line, where there are fewer layers than stages, or mesh.pp_layers does
+/// not go with the model or the mesh.
 PipelinePlan plan_pipeline(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh);
-
-/// Cuts a row of items into `parts` runs, none empty: the sizes that make the dearest run the cheapest; of such cuts
-/// the one with the least sum of squares.
-std::vector<int64_t> cut_by_cost(const std::vector<double>& costs, int64_t parts);
 
 }  // namespace moetune

@@ -297,10 +297,14 @@ class Planner {
 
   static void write_recipe(const fs::path& to, const RunPlan& plan) {
     if (fs::exists(to)) throw UserError(str(to.string(), ": exists already; name a new file"));
-    write_text_atomically(
-        to.string(), str("# ", plan.request.gpus, " x ", plan.request.machine.name, ", ", hours_text(plan.run.hours),
-                         "\n# mpirun -np ", plan.request.gpus, " moetune train ", to.filename().string(), "\n",
-                         dump_resolved(plan.request.recipe)));
+    Recipe recipe = plan.request.recipe;
+    for (const char* key : {"mesh.pp", "mesh.dp", "mesh.ep", "mesh.tp", "mesh.expert_tp", "mesh.shard", "train.batch",
+                            "offload.optimizer"}) {
+      recipe.origins[key] = "moetune plan --search";
+    }
+    write_text_atomically(to.string(), str("# ", plan.request.gpus, " x ", plan.request.machine.name, ", ",
+                                           hours_text(plan.run.hours), "\n# mpirun -np ", plan.request.gpus,
+                                           " moetune train ", to.filename().string(), "\n", dump_resolved(recipe)));
   }
 
   const PlanOptions& options_;

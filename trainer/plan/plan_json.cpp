@@ -55,6 +55,22 @@ Json memory_json(const RunPlan& plan) {
           {"parts", parts}};
 }
 
+/// Of several stages, who has which group when; null for one.
+Json pipeline_json(const RunPlan& plan) {
+  const PipelinePlan& pipeline = plan.memory.pipeline;
+  if (pipeline.stages.size() == 1) return nullptr;
+  Json stages = Json::array();
+  for (const Stage& stage : pipeline.stages) stages.push_back({{"holds", to_string(stage)}, {"passes", Json::array()}});
+  for (const StagePass& pass : plan.time.schedule.passes) {
+    stages[pass.stage]["passes"].push_back(
+        {pass.group, pass.up ? "up" : "down", pass.begin_s, pass.end_s, pass.update_wait_s, pass.arrives_s});
+  }
+  return {{"groups", pipeline.groups},
+          {"bubble", pipeline.bubble()},
+          {"step_s", plan.time.schedule.seconds},
+          {"stages", stages}};
+}
+
 Json time_json(const RunPlan& plan) {
   const StepTime& expected = plan.time.expected;
   Json parts = Json::array(), spans = Json::array();
@@ -71,7 +87,41 @@ Json time_json(const RunPlan& plan) {
       {"parts", parts},
       {"calibrated", plan.time.calibrated},
       {"computing", plan.request.machine.computing.value},
-      {"spans", spans}};
+      {"spans", spans},
+      {"pipeline", pipeline_json(plan)}};
+}
+
+Json cost_json(const RunPlan& plan) {
+  const std::optional<Price>& price = plan.request.price;
+  if (!price) {
+    return {{"dollars", nullptr},
+            {"dollars_low", nullptr},
+            {"dollars_high", nullptr},
+            {"dollars_per_million_tokens", nullptr},
+            {"dollars_per_million_tokens_low", nullptr},
+            {"dollars_per_million_tokens_high", nullptr},
+            {"price_per_gpu_hour", nullptr},
+            {"price_source", nullptr}};
+  }
+  const PlannedRun& run = plan.run;
+  return {{"dollars", plan.dollars()},
+          {"dollars_low", plan.dollars(run.hours_low)},
+          {"dollars_high", plan.dollars(run.hours_high)},
+          {"dollars_per_million_tokens", plan.dollars_per_million_tokens()},
+          {"dollars_per_million_tokens_low", plan.dollars_per_million_tokens(run.hours_low)},
+          {"dollars_per_million_tokens_high", plan.dollars_per_million_tokens(run.hours_high)},
+          {"price_per_gpu_hour", price->dollars_per_gpu_hour},
+          {"price_source", price->source}};
+}
+
+Json collectives_json(const PlanRequest& request) {
+  const auto of = [](const CollectiveLatency& latency, double network_hop_s) {
+    return Json{{"start_s", latency.start_s}, {"hop_s", latency.hop_s}, {"network_hop_s", network_hop_s}};
+  };
+  const MessageLatency& latency = request.machine.latency;
+  return {{"small", of(latency.small, request.network.small_hop_s)},
+          {"large", of(latency.large, request.network.large_hop_s)},
+          {"source", request.machine.latency_source}};
 }
 
 }  // namespace
@@ -108,6 +158,8 @@ Json plan_json(const RunPlan& plan, const std::vector<std::string>& changes) {
                  {"device", request.machine.device_name},
                  {"gpus_per_host", request.machine.ranks_per_host},
                  {"network", request.network.name},
+                 {"host_memory_bytes_per_s", request.machine.host_memory_bytes_per_s},
+                 {"collectives", collectives_json(request)},
                  {"figures", figures}}},
                {"memory", memory_json(plan)},
                {"time", time_json(plan)},
@@ -123,11 +175,7 @@ Json plan_json(const RunPlan& plan, const std::vector<std::string>& changes) {
                  {"sequences_a_step", recipe.train.batch},
                  {"max_tokens", recipe.data.max_tokens},
                  {"data", request.data.source()}}},
-               {"cost",
-                {{"dollars", request.price ? Json(plan.dollars()) : Json()},
-                 {"dollars_per_million_tokens", request.price ? Json(plan.dollars_per_million_tokens()) : Json()},
-                 {"price_per_gpu_hour", request.price ? Json(request.price->dollars_per_gpu_hour) : Json()},
-                 {"price_source", request.price ? Json(request.price->source) : Json()}}}};
+               {"cost", cost_json(plan)}};
   if (!plan.fits()) json["changes_to_fit"] = changes;
   return json;
 }

@@ -99,8 +99,13 @@ std::string plan_text(const RunPlan& plan, const std::vector<std::string>& chang
                  hours_text(plan.run.hours_high), "): loading ", hours_text(plan.run.load_s / 3600.0), ", evaluations ",
                  hours_text(plan.run.evaluation_s / 3600.0), ", saving ", hours_text(plan.run.save_s / 3600.0)));
   if (request.price) {
+    const auto range_text = [&](const auto& dollars_of) {
+      return str(dollars_text(dollars_of(plan.run.hours)), " (", dollars_text(dollars_of(plan.run.hours_low)), " to ",
+                 dollars_text(dollars_of(plan.run.hours_high)), ")");
+    };
     text += banner_line(
-        "cost", str(dollars_text(plan.dollars()), ", ", dollars_text(plan.dollars_per_million_tokens()),
+        "cost", str(range_text([&](double hours) { return plan.dollars(hours); }), ", ",
+                    range_text([&](double hours) { return plan.dollars_per_million_tokens(hours); }),
                     " a million tokens, at ", formatted("$%.2f", request.price->dollars_per_gpu_hour), " a GPU-hour"));
     text += banner_line("price", request.price->source);
   }
@@ -119,14 +124,17 @@ std::string plans_table(const std::vector<RunPlan>& plans) {
     if (a->fits() != b->fits()) return a->fits();
     return (a->request.price ? a->dollars() : a->run.hours) < (b->request.price ? b->dollars() : b->run.hours);
   });
-  std::string text = formatted("%-16s %-28s %-22s %9s %11s %9s %8s %9s  %s\n", "machine", "mesh", "memory a GPU",
+  std::string text = formatted("%-16s %-36s %-22s %9s %11s %9s %8s %9s  %s\n", "machine", "mesh", "memory a GPU",
                                "step", "tokens/s", "run", "dollars", "$/Mtoken", "");
   for (const RunPlan* plan : order) {
     const MeshShape& mesh = plan->mesh;
-    const std::string shape = str("dp ", mesh.dp, " ep ", mesh.ep, " tp ", mesh.tp,
-                                  plan->request.recipe.mesh.shard == ShardScope::kNone ? "" : ", sharded");
+    const Recipe& recipe = plan->request.recipe;
+    const std::string shape =
+        str(mesh.pp > 1 ? str("pp ", mesh.pp, " ") : "", "dp ", mesh.dp, " ep ", mesh.ep, " tp ", mesh.tp,
+            recipe.mesh.shard == ShardScope::kNone ? "" : ", sharded",
+            plan->request.machine.on_gpu() && recipe.offload.optimizer == OffloadTier::kNone ? ", GPU AdamW" : "");
     const std::string memory = str(bytes_text(plan->device_bytes), " of ", bytes_text(plan->device_limit_bytes));
-    text += formatted("%-16s %-28s %-22s %9s %11.0f %9s %8s %9s  %s\n", machine_text(*plan).c_str(), shape.c_str(),
+    text += formatted("%-16s %-36s %-22s %9s %11.0f %9s %8s %9s  %s\n", machine_text(*plan).c_str(), shape.c_str(),
                       memory.c_str(), seconds_text(plan->time.expected.seconds).c_str(), plan->time.tokens_per_s,
                       hours_text(plan->run.hours).c_str(),
                       plan->request.price ? dollars_text(plan->dollars()).c_str() : "-",

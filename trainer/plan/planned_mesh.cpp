@@ -6,6 +6,7 @@
 #include "moe/inventory.h"
 #include "parallel/base/error.h"
 #include "parallel/device/device_memory.h"
+#include "trainer/plan/planned_step.h"
 #include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
@@ -32,6 +33,9 @@ PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_pe
                   {device_type(recipe), device_memory_bytes(device_type(recipe)), mesh.ranks_per_host});
   for (const MemoryPlan& stage : stages) mesh.kept_layers.push_back(stage.kept_layers);
   mesh.plan = fullest(stages);
+  const PipelinePlan& pipeline = mesh.plan.pipeline;
+  mesh.program =
+      planned_step(mesh.blueprint, recipe, mesh.plan.kept_layers, pipeline.place(mesh.plan.stage), pipeline.groups);
   return mesh;
 }
 

@@ -11,6 +11,7 @@
 #include "parallel/comm/mesh.h"
 #include "trainer/plan/memory_plan.h"
 #include "trainer/recipe/recipe.h"
+#include "trainer/sweep/step_program.h"
 
 namespace moetune {
 
@@ -21,6 +22,7 @@ struct PlannedMesh {
   BaseFormat base = BaseFormat::kNf4;
   int64_t compute_bytes = 2;         ///< of a number in compute dtype
   MemoryPlan plan;                   ///< of the fullest stage
+  StepProgram program;               ///< of the same stage
   std::vector<int64_t> kept_layers;  ///< by stage: the last this many of its blocks keep their graph
 };
 

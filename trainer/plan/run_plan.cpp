@@ -207,6 +207,11 @@ class Planned {
     time.low = time_of(Outlook::kLow);
     time.expected = time_of(Outlook::kExpected);
     time.high = time_of(Outlook::kHigh);
+    if (plan_.mesh.pp > 1) {
+      const KernelRates rates(request_.machine, request_.network, plan_.mesh, Outlook::kExpected);
+      time.schedule =
+          plan_schedule(request_.blueprint, request_.recipe, plan_.mesh, plan_.stages, rates, load(Outlook::kExpected));
+    }
     time.tokens_per_s = tokens_a_step() / time.expected.seconds;
     time.calibrated = request_.machine.measured || request_.corrected;
   }
@@ -304,13 +309,13 @@ bool fits_with(const PlanRequest& request) {
 
 }  // namespace
 
-double RunPlan::dollars() const {
-  return request.price ? run.hours * static_cast<double>(request.gpus) * request.price->dollars_per_gpu_hour : 0.0;
+double RunPlan::dollars(double hours) const {
+  return request.price ? hours * static_cast<double>(request.gpus) * request.price->dollars_per_gpu_hour : 0.0;
 }
 
-double RunPlan::dollars_per_million_tokens() const {
+double RunPlan::dollars_per_million_tokens(double hours) const {
   constexpr double kMillion = 1e6;
-  return run.tokens > 0 ? dollars() * kMillion / static_cast<double>(run.tokens) : 0.0;
+  return run.tokens > 0 ? dollars(hours) * kMillion / static_cast<double>(run.tokens) : 0.0;
 }
 
 RunPlan plan_run(const PlanRequest& request) { return Planned(request).all(); }
@@ -354,6 +359,14 @@ std::vector<std::string> changes_to_fit(const RunPlan& plan, const std::vector<M
     if (recipe.offload.trained == OffloadTier::kNone) {
       value("offload.trained=host", [](Recipe& r) { r.offload.trained = OffloadTier::kHost; });
     }
+  }
+  if (recipe.offload.optimizer == OffloadTier::kNone) {
+    value("offload.optimizer=host", [](Recipe& r) { r.offload.optimizer = OffloadTier::kHost; });
+  } else if (recipe.offload.gradients == OffloadTier::kNone) {
+    value("offload.gradients=host", [](Recipe& r) { r.offload.gradients = OffloadTier::kHost; });
+  } else {
+    value("offload.gradients=none", [](Recipe& r) { r.offload.gradients = OffloadTier::kNone; });
+    value("offload.optimizer=none", [](Recipe& r) { r.offload.optimizer = OffloadTier::kNone; });
   }
   if (recipe.offload.activations == OffloadTier::kNone) {
     value("offload.activations=host", [](Recipe& r) { r.offload.activations = OffloadTier::kHost; });

@@ -16,6 +16,7 @@
 #include "trainer/plan/data_amount.h"
 #include "trainer/plan/machine_profile.h"
 #include "trainer/plan/memory_plan.h"
+#include "trainer/plan/pipeline_schedule.h"
 #include "trainer/plan/price_table.h"
 #include "trainer/plan/step_time.h"
 #include "trainer/recipe/recipe.h"
@@ -47,6 +48,7 @@ struct PlannedBytes {
 
 struct PlannedTime {
   StepTime low, expected, high;
+  PipelineSchedule schedule;  ///< of the expected step; of one stage, nothing
   double tokens_per_s = 0.0;  ///< expected, of all ranks
   bool calibrated = false;    ///< measured on the machine that is planned for, or corrected by receipts of it
 };
@@ -69,8 +71,11 @@ struct RunPlan {
   PlannedRun run = {};
 
   bool fits() const { return device_bytes <= device_limit_bytes && host_bytes <= host_limit_bytes; }
-  double dollars() const;  ///< 0 without a price
-  double dollars_per_million_tokens() const;
+  /// Of the run's hours, or of so many; 0 without a price.
+  double dollars() const { return dollars(run.hours); }
+  double dollars(double hours) const;
+  double dollars_per_million_tokens() const { return dollars_per_million_tokens(run.hours); }
+  double dollars_per_million_tokens(double hours) const;
 };
 
 /// Throws UserError where mesh, ranks and model do not go together, or documents are longer than what the model

@@ -7,6 +7,7 @@
 
 #include "moe/block.h"
 #include "moe/inventory.h"
+#include "moe/model.h"
 #include "parallel/base/error.h"
 #include "parallel/bytes/fetch_schedule.h"
 #include "parallel/bytes/weight_store.h"
@@ -128,16 +129,21 @@ class Simulation {
         rates_(rates),
         load_(load),
         rows_(load.rows / static_cast<double>(mesh.tp * memory.pipeline.groups)),
+        slices_(slices(recipe, memory, load.rows / static_cast<double>(memory.pipeline.groups))),
         local_experts_(blueprint.router.experts / mesh.ep),
         parts_{mesh.tp, mesh.expert_tp, recipe.model.base},
         size_(static_cast<double>(c10::elementSize(scalar_type(recipe.model.compute)))),
         training_(training) {
     PassTraits traits = planned_traits(blueprint, recipe, mesh, memory.device);
-    traits.keys = load.keys;
     const std::vector<std::vector<LinearMap>> blocks = planned_blocks(blueprint, recipe);
     for (const size_t first : first_alike(blueprint, blocks)) {
-      if (first < blocks_.size()) blocks_.push_back(blocks_[first]);
-      else blocks_.push_back(planned_block(blocks[first], block_cost(blueprint, blocks[first], traits)));
+      if (first < blocks_.size()) {
+        blocks_.push_back(blocks_[first]);
+        continue;
+      }
+      traits.keys = load.keys.of(blueprint.layer(blocks[first].front().layer).attention.mask);
+      blocks_.push_back(planned_block(blocks[first], block_cost(blueprint, blocks[first], traits)));
+      blocks_.back().keys = traits.keys;
     }
   }
 
@@ -159,7 +165,13 @@ class Simulation {
     double dense_rate = 0.0;  ///< FLOP/s of its maps but for experts
     double grouped_rate = 0.0;
     double dense_numbers = 0.0, expert_numbers = 0.0;  ///< that are made dense in a pass
+    double keys = 0.0;                                 ///< that a token sees
   };
+
+  static double slices(const Recipe& recipe, const MemoryPlan& memory, double rows) {
+    const int64_t of_one = recipe.train.slice_tokens.value_or(automatic_slice_tokens(at::Device(memory.device)));
+    return std::max(1.0, std::ceil(rows / static_cast<double>(std::max(of_one, recipe.data.max_tokens))));
+  }
 
   PlannedBlock planned_block(const std::vector<LinearMap>& maps, const BlockCost& cost) const {
     PlannedBlock block{.cost = cost};
@@ -254,13 +266,22 @@ class Simulation {
   void end_round() {
     for (FetchLane& lane : fetching_) begin_fetches(lane, lane.uses.size());
     if (!training_) return;
-    // Losses and the gradient's norm wait for the device and for the last sums.
+    // Losses and the gradient's norm wait for the device, for the last sums and for their way to the host.
     lanes_.wait(part::kReduction, lanes_.free(Lane::kNetwork));
+    lanes_.wait(part::kGradients, gradients_there_);
     double done = lanes_.now();
     updated_.clear();
     for (const TrainedLayer& layer : memory_.trained_layers) {
       const auto numbers = static_cast<double>(layer.shard_numbers);
-      done = lanes_.run(Lane::kHost, part::kOptimizer, numbers / rates_.adamw(), done, str("update ", layer.layer));
+      const std::string name = str("update ", layer.layer);
+      if (recipe_.offload.optimizer == OffloadTier::kNone) {
+        // Gradient, master and moments read, all but the first written, and new values.
+        const double bytes = 28.0 + size_;
+        lanes_.compute(part::kOptimizer,
+                       numbers * (rates_.starts_beside() ? bytes / rates_.memory() : 1.0 / rates_.adamw()), name);
+        continue;
+      }
+      done = lanes_.run(Lane::kHost, part::kOptimizer, numbers / rates_.adamw(), done, name);
       updated_[layer.layer] = done;
     }
   }
@@ -319,7 +340,8 @@ class Simulation {
         dense(rows_ * ways * D * V, rates_.dense(blueprint_.vocab / mesh_.tp, blueprint_.width), name);
         // Logits are written and read, and with their gradient again.
         rows_bytes(rows_ * V * size_ * (training_ ? 4.0 : 2.0), name);
-        tensor_axis(static_cast<double>(mesh_.tp - 1) * rows_ * D * size_ * (training_ ? 2.0 : 1.0), name);
+        tensor_axis(static_cast<double>(mesh_.tp - 1) * rows_ * D * size_ * (training_ ? 2.0 : 1.0), head_calls(),
+                    name);
         break;
       }
       case Kind::kMtpInput:
@@ -366,16 +388,22 @@ class Simulation {
     const double forward = up ? (op.keeps ? 0.0 : cost.again.attention) : cost.forward.attention;
     const double backward = up ? cost.backward.attention : 0.0;
     lanes_.compute(part::kAttention,
-                   scaled(rows_ * (forward / rates_.attention_forward(spec, 2.0 * load_.keys) +
-                                   backward / rates_.attention_backward(spec, 2.0 * load_.keys))),
+                   scaled(rows_ * (forward / rates_.attention_forward(spec, 2.0 * planned.keys) +
+                                   backward / rates_.attention_backward(spec, 2.0 * planned.keys))),
                    name);
-    tensor_axis(rows_ * work.tensor_axis_bytes, name);
+    const bool twice = up && !op.keeps;
+    tensor_axis(rows_ * work.tensor_axis_bytes, slices_ * static_cast<double>((twice ? 2 : 1) * cost.tensor_axis_calls),
+                name);
     // Rows leave before dense maps beside the experts are computed, and their sums come home behind the experts: of
     // what travels, two parts of 2 on the way down, of 3 on the way up, leave; the last comes home.
     const double sent = rows_ * work.exchange_bytes * load_.expert_skew;
-    const double home_share = up && !op.keeps ? 1.0 / 3.0 : 0.5;
-    const double arrived = lanes_.beside(Lane::kNetwork, part::kExchange,
-                                         rates_.seconds_to_exchange((1.0 - home_share) * sent), lanes_.now(), name);
+    const double home_share = twice ? 1.0 / 3.0 : 0.5;
+    // Counts first; rows, weights and choices; on the way up the gradients of sums. Home come sums; rows' gradients and
+    // those of weights.
+    const double out_calls = up ? (twice ? 4.0 : 1.0) : 4.0, home_calls = up ? 2.0 : 1.0;
+    const double arrived =
+        lanes_.beside(Lane::kNetwork, part::kExchange, rates_.seconds_to_exchange((1.0 - home_share) * sent, out_calls),
+                      lanes_.now(), name);
     dense(rows_ * (work.dense + work.scores), planned.dense_rate, name);
     if (cost.is_moe) {
       lanes_.wait(part::kExchange, arrived);
@@ -388,8 +416,8 @@ class Simulation {
       lanes_.compute(part::kImbalance, grouped * (load_.expert_skew - 1.0), name);
     }
     rows_bytes(rows_ * work.touched_bytes, name);
-    const double home = lanes_.beside(Lane::kNetwork, part::kExchange, rates_.seconds_to_exchange(home_share * sent),
-                                      lanes_.now(), name);
+    const double home = lanes_.beside(Lane::kNetwork, part::kExchange,
+                                      rates_.seconds_to_exchange(home_share * sent, home_calls), lanes_.now(), name);
     lanes_.wait(part::kExchange, home);
     launches(up ? 1.0 - kShareDown : kShareDown, lanes_.now() - before - idle, name);
   }
@@ -402,10 +430,17 @@ class Simulation {
     lanes_.compute(part::kRows, scaled(bytes / rates_.memory()), name);
   }
   /// All ranks of the axis wait for each other: nothing of it is hidden.
-  void tensor_axis(double bytes, const std::string& name) {
+  void tensor_axis(double bytes, double calls, const std::string& name) {
     lanes_.wait(part::kTensorAxis,
-                lanes_.beside(Lane::kNetwork, part::kTensorAxis, rates_.seconds_to_send(bytes, rates_.tensor_axis()),
-                              lanes_.now(), name));
+                lanes_.beside(Lane::kNetwork, part::kTensorAxis,
+                              rates_.seconds_to_send(bytes, rates_.tensor_axis(), calls), lanes_.now(), name));
+  }
+  /// Rows are gathered, and their gradients summed; of each chunk of logits the largest, the sum of exponentials and
+  /// the target's are, there and back.
+  double head_calls() const {
+    const double chunks =
+        std::ceil(rows_ * static_cast<double>(mesh_.tp) / static_cast<double>(ModelOptions().head_chunk_rows));
+    return (training_ ? 2.0 : 1.0) + chunks * 3.0 * 2.0;
   }
   /// The host starts operators beside what the device computes; where it needs longer, that is what is waited for. On a
   /// CPU starting them and computing follow each other.
@@ -417,13 +452,18 @@ class Simulation {
     constexpr double kGradientBytes = 4.0;
     for (const TrainedLayer& trained : memory_.trained_layers) {
       if (trained.layer != layer) continue;
-      // Gradients are laid out in one piece, and leave for the host in the order of the device's stream.
+      // Gradients are laid out in one piece; the sums leave for the host beside what is computed next.
       const auto all = static_cast<double>(trained.numbers), own = static_cast<double>(trained.shard_numbers);
       rows_bytes(all * (kGradientBytes + 2.0 * size_), name);
-      if (rates_.starts_beside()) {
-        lanes_.compute(part::kGradients, own * kGradientBytes / rates_.from_device(), name);
+      const auto leave = [&](double ready) {
+        if (!rates_.starts_beside() || tier_of_gradients(recipe_.offload) == SlabTier::kDevice) return;
+        gradients_there_ = lanes_.beside(Lane::kCopy, part::kGradients, own * kGradientBytes / rates_.from_device(),
+                                         std::max(ready, gradients_there_), name);
+      };
+      if (trained.numbers == trained.shard_numbers) {
+        leave(lanes_.now());
+        continue;
       }
-      if (trained.numbers == trained.shard_numbers) continue;
       // Scattered sums in fp32 now, new values in compute dtype before the next use, but of weights that each use
       // gathers (TrainedPlacement).
       const auto numbers = static_cast<double>(trained.numbers);
@@ -434,10 +474,10 @@ class Simulation {
           gathered += static_cast<double>(placed.kept_bytes * (placed.shards - 1)) / size_;
         }
       }
-      const double published = std::max(0.0, away - gathered);
-      lanes_.run(Lane::kNetwork, part::kReduction,
-                 rates_.seconds_to_send(away * kGradientBytes + published * size_, rates_.data_axis()), lanes_.now(),
-                 name);
+      const double published = std::max(0.0, away - gathered), calls = published > 0.0 ? 2.0 : 1.0;
+      leave(lanes_.run(Lane::kNetwork, part::kReduction,
+                       rates_.seconds_to_send(away * kGradientBytes + published * size_, rates_.data_axis(), calls),
+                       lanes_.now(), name));
     }
   }
 
@@ -447,7 +487,8 @@ class Simulation {
   const MemoryPlan& memory_;
   const KernelRates& rates_;
   const StepLoad load_;
-  double rows_;  ///< that the rank holds of a group
+  double rows_;    ///< that the rank holds of a group
+  double slices_;  ///< that mixing takes them in
   int64_t local_experts_;
   TensorParts parts_;
   double size_;  ///< bytes of a number in compute dtype
@@ -455,6 +496,7 @@ class Simulation {
   std::vector<FetchedSlab> slabs_;
   std::array<FetchLane, WeightStore::kLanes> fetching_;
   std::map<LayerId, double> updated_;  ///< when the last update of a layer is done
+  double gradients_there_ = 0.0;       ///< when the last sum that left is on the host
   bool training_;
   Lanes lanes_;
 };
@@ -473,15 +515,37 @@ std::string to_string(Lane lane) {
 
 namespace {
 
-/// A pipeline goes at the pace of its slowest stage.
-StepTime of_pipeline(std::vector<StepTime> stages, const PipelinePlan& pipeline) {
-  StepTime slowest = *std::max_element(stages.begin(), stages.end(),
-                                       [](const StepTime& a, const StepTime& b) { return a.seconds < b.seconds; });
-  if (stages.size() == 1) return slowest;
-  const double idle = slowest.seconds * static_cast<double>(stages.size() - 1) / static_cast<double>(pipeline.groups);
-  slowest.seconds += idle;
-  slowest.parts.push_back({part::kBubble, 0.0, idle});
-  return slowest;
+/// What a stage does once a step, whatever the number of groups.
+bool is_once_a_step(const std::string& name) {
+  return name == part::kOptimizer || name == part::kReduction || name == part::kGradients;
+}
+
+double once_s(const StepTime& stage) {
+  double seconds = 0.0;
+  for (const TimePart& part : stage.parts) seconds += is_once_a_step(part.name) ? part.exposed_s : 0.0;
+  return seconds;
+}
+
+/// A pipeline goes at the pace of the stage whose turns are longest, and stands once a step for the stage that has most
+/// to do then (pipeline_cut.h): (1 + (P - 1) / G) max C + max E.
+StepTime of_pipeline(const std::vector<StepTime>& stages, const PipelinePlan& pipeline) {
+  if (stages.size() == 1) return stages.front();
+  const auto most = [&](auto seconds) {
+    return *std::max_element(stages.begin(), stages.end(),
+                             [&](const StepTime& a, const StepTime& b) { return seconds(a) < seconds(b); });
+  };
+  const auto turns_s = [](const StepTime& stage) { return stage.seconds - once_s(stage); };
+  StepTime time = most(turns_s);
+  const StepTime once = most(once_s);
+  const double turns = turns_s(time),
+               idle = turns * static_cast<double>(stages.size() - 1) / static_cast<double>(pipeline.groups);
+  std::erase_if(time.parts, [](const TimePart& part) { return is_once_a_step(part.name); });
+  for (const TimePart& part : once.parts) {
+    if (is_once_a_step(part.name)) time.parts.push_back(part);
+  }
+  time.parts.push_back({part::kBubble, 0.0, idle});
+  time.seconds = turns + once_s(once) + idle;
+  return time;
 }
 
 }  // namespace
@@ -495,7 +559,7 @@ StepTime step_time(const Blueprint& blueprint, const Recipe& recipe, const MeshS
         Simulation(blueprint, recipe, mesh, memory, rates, load, /*training=*/true)
             .run(planned_step(blueprint, recipe, memory.kept_layers, pipeline.place(memory.stage), pipeline.groups)));
   }
-  return of_pipeline(std::move(times), pipeline);
+  return of_pipeline(times, pipeline);
 }
 
 double evaluation_seconds(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
@@ -508,7 +572,7 @@ double evaluation_seconds(const Blueprint& blueprint, const Recipe& recipe, cons
                                                       .pipeline = pipeline.place(memory.stage),
                                                       .groups = pipeline.groups})));
   }
-  return of_pipeline(std::move(times), pipeline).seconds;
+  return of_pipeline(times, pipeline).seconds;
 }
 
 }  // namespace moetune

@@ -7,7 +7,7 @@
 //             what stages send each other
 //   host      AdamW, layer by layer, under the next step's way down
 //
-//   const StepTime time = step_time(blueprint, recipe, mesh, stages, rates, {.rows = 8192, .keys = 2048});
+//   const StepTime time = step_time(blueprint, recipe, mesh, stages, rates, {.rows = 8192, .keys = data.keys});
 //   time.seconds;             // of a step that follows others like it
 //   for (part : time.parts)   // exposed_s add up to seconds
 #pragma once
@@ -18,6 +18,7 @@
 #include "moe/blueprint.h"
 #include "trainer/plan/kernel_rates.h"
 #include "trainer/plan/memory_plan.h"
+#include "trainer/plan/seen_keys.h"
 #include "trainer/recipe/recipe.h"
 
 namespace moetune {
@@ -25,7 +26,7 @@ namespace moetune {
 /// What a step brings to the fullest rank.
 struct StepLoad {
   double rows = 0.0;         ///< tokens of its documents, of all groups; a tensor axis shares them
-  double keys = 0.0;         ///< that a token sees on average
+  SeenKeys keys;             ///< that they see, by the layer's mask
   double expert_skew = 1.0;  ///< routed rows of the busiest rank of an expert axis, over their mean
   double computing = 1.0;    ///< what receipts say that computing takes, over the sum of its parts
 };

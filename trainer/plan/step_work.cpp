@@ -29,12 +29,10 @@ StepProgram program_of(const Blueprint& blueprint, const Recipe& recipe, int64_t
 Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of,
                const PipelinePlan& pipeline) {
   const TrainedParts trained = trained_parts(recipe);
-  const PassTraits traits{.compute = scalar_type(recipe.model.compute),
-                          .parts = {},
-                          .trains_router = trains_router(recipe),
-                          .keys = of.keys};
+  PassTraits traits{.compute = scalar_type(recipe.model.compute), .parts = {}, .trains_router = trains_router(recipe)};
   std::vector<BlockCost> costs;  // by LayerId::number()
   for (const std::vector<LinearMap>& maps : planned_blocks(blueprint, recipe)) {
+    traits.keys = of.keys.of(blueprint.layer(maps.front().layer).attention.mask);
     costs.push_back(block_cost(blueprint, maps, traits));
   }
   const auto rows = static_cast<double>(of.tokens), D = static_cast<double>(blueprint.width),

@@ -1,6 +1,6 @@
 // How much a training step computes: the costs that parts of blocks declare, along the step program.
 //
-//   const Work work = step_work(blueprint, recipe, plan.kept_layers, {.tokens = 16384, .keys = 2048});
+//   const Work work = step_work(blueprint, recipe, plan.kept_layers, {.tokens = 16384, .keys = SeenKeys({{4096, 4}})});
 //   work_text(work);    // "3.4 PFLOP a step: dense 61 %, experts 24 %, attention 15 %"
 #pragma once
 
@@ -9,13 +9,14 @@
 #include "moe/blueprint.h"
 #include "moe/cost.h"
 #include "trainer/plan/pipeline_plan.h"
+#include "trainer/plan/seen_keys.h"
 #include "trainer/recipe/recipe.h"
 
 namespace moetune {
 
 struct StepTokens {
   int64_t tokens = 0;  ///< of the step
-  double keys = 0.0;   ///< that a token sees on average: half of its document's length, itself included
+  SeenKeys keys;       ///< that they see, by the layer's mask
 };
 
 /// Of all ranks together, recomputation included; the last `kept_layers` blocks recompute nothing. Every token counts

@@ -25,8 +25,8 @@ TrainedPlacement place_trained(const WeightNumbers& numbers, const Recipe& recip
   std::array<int64_t, WeightStore::kLanes> largest{};
   for (const auto& [place, count] : numbers) {
     PlacedTrained slab{place.first, place.second};
-    const int64_t flat = Partition::shard_numbers(count, num_replicas(mesh, slab.replicas), Role::kWeight) *
-                         num_replicas(mesh, slab.replicas);
+    const int64_t replicas = num_replicas(mesh, slab.replicas),
+                  shard = Partition::shard_numbers(count, replicas, Role::kWeight), flat = shard * replicas;
     if (slab.layer.is_block()) {
       slab.on_host = recipe.offload.trained == OffloadTier::kHost;
       slab.shards = num_shards(mesh, slab.replicas, recipe.mesh.shard, per_host);
@@ -36,6 +36,9 @@ TrainedPlacement place_trained(const WeightNumbers& numbers, const Recipe& recip
     if (slab.is_fetched()) {
       largest[slab.lane()] = std::max(largest[slab.lane()], slab.kept_bytes * slab.shards);
     }
+    const bool own_place = !slab.is_fetched() || slab.shards == replicas;
+    if (!own_place) placed.new_numbers += shard;
+    else if (!slab.on_host) placed.longest_written = std::max(placed.longest_written, shard);
     placed.slabs.push_back(slab);
   }
   placed.buffer_bytes = WeightStore::buffer_bytes(largest);

@@ -29,6 +29,8 @@ struct PlacedTrained {
 struct TrainedPlacement {
   std::vector<PlacedTrained> slabs;  ///< in the order of the way down, those of a layer in that of their lanes
   int64_t device_bytes = 0;          ///< kept on the device
+  int64_t new_numbers = 0;           ///< of the rank's shards, beside the masters until all ranks have them
+  int64_t longest_written = 0;       ///< numbers of the longest of its shards that are written where they lie, there
   int64_t host_bytes = 0;            ///< kept in host memory
   int64_t buffer_bytes = 0;          ///< on the device, for what is on its way or in use
   int64_t copied_bytes_per_step = 0, gathered_bytes_per_step = 0;

@@ -208,6 +208,8 @@ struct OffloadRecipe {
   OffloadFrozen frozen;
   OffloadTier activations = OffloadTier::kNone;
   OffloadTier trained = OffloadTier::kNone;
+  OffloadTier optimizer = OffloadTier::kHost;
+  OffloadTier gradients = OffloadTier::kHost;
   bool operator==(const OffloadRecipe&) const = default;
 };
 

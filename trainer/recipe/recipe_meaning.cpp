@@ -20,6 +20,12 @@ at::ScalarType scalar_type(ComputeType compute) {
   throw InternalError("a compute type of no value");
 }
 
+SlabTier slab_tier(OffloadTier tier) { return tier == OffloadTier::kHost ? SlabTier::kHost : SlabTier::kDevice; }
+
+SlabTier tier_of_gradients(const OffloadRecipe& offload) {
+  return slab_tier(offload.optimizer == OffloadTier::kNone ? OffloadTier::kNone : offload.gradients);
+}
+
 at::ScalarType gradient_dtype(const Recipe& recipe) {
   const at::ScalarType compute = scalar_type(recipe.model.compute);
   return recipe.train.gradients == GradientType::kBf16 && compute == at::kBFloat16 ? at::kBFloat16

@@ -13,6 +13,7 @@
 #include "moe/balance.h"
 #include "moe/blueprint.h"
 #include "moe/trained_parts.h"
+#include "parallel/bytes/weight_store.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/recipe/recipe.h"
 
@@ -20,6 +21,10 @@ namespace moetune {
 
 /// The type of activations and matrix products.
 at::ScalarType scalar_type(ComputeType compute);
+/// Where in the store, or beside it, what the recipe says lies.
+SlabTier slab_tier(OffloadTier tier);
+/// Where summed gradients lie: beside an optimizer that is on the device.
+SlabTier tier_of_gradients(const OffloadRecipe& offload);
 /// What gradients of layers' trained matrices add up in.
 at::ScalarType gradient_dtype(const Recipe& recipe);
 /// What the recipe asks of adapters; matches nothing for `adapter: none`.

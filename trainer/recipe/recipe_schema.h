@@ -326,12 +326,11 @@ void visit_keys(Visitor& v, S& mesh) {
            .unit = "ranks",
            .range = {1, 1024},
            .on_resume = OnResume::kFree});
-  v.field(
-      "pp_layers", mesh.pp_layers,
-      {.doc = "Layers of each stage, the first one's first. Empty: cut so that the slowest stage is as fast as can be.",
-       .unit = "layers",
-       .range = {1, 10000},
-       .on_resume = OnResume::kFree});
+  v.field("pp_layers", mesh.pp_layers,
+          {.doc = "Layers of each stage, the first one's first. Empty: cut so that a step is as short as can be.",
+           .unit = "layers",
+           .range = {1, 10000},
+           .on_resume = OnResume::kFree});
   v.field(
       "pp_groups", mesh.pp_groups,
       {.doc = "Groups of documents that the local batch goes through the stages in, one after the other. Of G groups "
@@ -387,6 +386,14 @@ void visit_keys(Visitor& v, S& offload) {
   v.field("trained", offload.trained,
           {.doc = "Where the weights of layers that train themselves lie: on the device, or in host memory, from where "
                   "they stream in ahead of each use.",
+           .on_resume = OnResume::kFree});
+  v.field("optimizer", offload.optimizer,
+          {.doc = "Where AdamW's masters and moments lie and are updated, 12 bytes a number that the rank updates: on "
+                  "the device, with the summed gradients, or in host memory by the CPU, under the next way down.",
+           .on_resume = OnResume::kFree});
+  v.field("gradients", offload.gradients,
+          {.doc = "Where the summed gradients of a step, 4 bytes a number that the rank updates, wait for an optimizer "
+                  "in host memory: on the device, or there.",
            .on_resume = OnResume::kFree});
 }
 

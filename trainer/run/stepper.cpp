@@ -20,6 +20,8 @@ namespace {
 OptimizerOptions optimizer_options(const Recipe& recipe) {
   const OptimizerRecipe& optimizer = recipe.train.optimizer;
   OptimizerOptions options{optimizer.lr_b_ratio, optimizer.betas, optimizer.eps, optimizer.weight_decay};
+  options.tier = slab_tier(recipe.offload.optimizer);
+  options.gradients = tier_of_gradients(recipe.offload);
   if (optimizer.rounding == Rounding::kStochastic) options.rounding_seed = static_cast<uint64_t>(recipe.run.seed);
   return options;
 }
@@ -31,7 +33,7 @@ Stepper::Stepper(const Recipe& recipe, Assembly& run, RankProgress* progress)
       run_(run),
       progress_(progress),
       partition_(run.model->parameters, *run.mesh, run.trained->groups()),
-      reducer_(partition_, *run.mesh),
+      reducer_(partition_, *run.mesh, tier_of_gradients(recipe.offload)),
       optimizer_(partition_, optimizer_options(recipe)),
       sweep_(*run.model, run.sweep_options, layer_hooks(), progress) {
   run.trained->before_fetch([this](const TrainedSlab& slab) { optimizer_.before_slab(slab); });

@@ -238,7 +238,7 @@ void load_weights(const SavedState& saved, Model& model, TrainedSlabs* trained) 
     for (const FlatGroup::Piece& piece : slab->group().own_pieces()) {
       read(piece, slab->master().narrow(0, piece.in_shard, piece.count));
     }
-    slab->publish(slab->master().to(model.parameters.compute()));
+    slab->publish_masters();
   }
   load_router_biases(saved, model);
 }

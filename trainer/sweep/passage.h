@@ -23,6 +23,9 @@ struct SweepResult {
   at::Tensor loss_n;        ///< of an evaluation: of each target, in the order of the documents' rows
   /// int64 [MoE layers, E]: tokens of these documents that each expert was chosen for; zeros for layers of other stages
   at::Tensor load_LE;
+  /// Of a route, by MoE layer like load_LE: int16 [T, K], what each row of this rank chose, all groups joined;
+  /// undefined for layers of other stages.
+  std::vector<at::Tensor> expert_LTK;
   at::Tensor logits_TV;          ///< where logits were asked for: of the documents' rows in their order
   int64_t kept_input_bytes = 0;  ///< the most at a time of the block inputs held between down and up
 };
@@ -39,7 +42,8 @@ struct BlockState {
 
 /// What all groups of a step add to.
 struct StepTotals {
-  std::map<LayerId, at::Tensor> loads;  ///< [E] of the MoE layers here
+  std::map<LayerId, at::Tensor> loads;                 ///< [E] of the MoE layers here
+  std::map<LayerId, std::vector<at::Tensor>> choices;  ///< of a route: RoutingRecord::expert_TK of each group
   int64_t kept_input_bytes = 0, most_kept_input_bytes = 0;
   int64_t groups_in_flight = 1;  ///< at the most
 };

@@ -1,6 +1,7 @@
 #include "trainer/sweep/step_program.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "parallel/base/error.h"
 
@@ -41,9 +42,13 @@ class Writer {
   void await(LayerId layer) {
     if (group_ == 0) add(Kind::kAwait, layer);
   }
+  /// Where gradients of all layers exist at a time anyway, the stage before is not kept waiting for their sums.
   void reduce(LayerId layer) {
-    if (group_ == traits_.groups - 1) add(Kind::kReduce, layer);
+    if (group_ < traits_.groups - 1) return;
+    if (traits_.groups > 1 && sends_gradient()) held_back_.push_back(layer);
+    else add(Kind::kReduce, layer);
   }
+  bool sends_gradient() const { return !stage_.is_first() && traits_.lowest_trained < blocks_.front(); }
 
   bool keeps(LayerId layer) const {
     const int64_t end = blocks_.back().number() + 1 + (traits_.mtp ? 1 : 0);
@@ -90,8 +95,9 @@ class Writer {
       add(Kind::kReceiveGradient, blocks_.back());
     }
     way_up();
-    if (!stage_.is_first() && traits_.lowest_trained < blocks_.front()) add(Kind::kSendGradient, blocks_.front());
+    if (sends_gradient()) add(Kind::kSendGradient, blocks_.front());
     if (traits_.shared_embedding && stage_.is_last() && !stage_.is_first()) reduce(LayerId::embedding());
+    for (const LayerId layer : std::exchange(held_back_, {})) add(Kind::kReduce, layer);
   }
 
   void mtp_down() {
@@ -126,6 +132,7 @@ class Writer {
   const Stage stage_;
   const std::vector<LayerId> blocks_;
   int64_t group_ = 0;
+  std::vector<LayerId> held_back_;  ///< whose sums wait for what is sent
   StepProgram program_;
 };
 

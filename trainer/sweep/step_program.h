@@ -14,7 +14,8 @@
 // stages do. The local batch then goes through it in groups of documents, one way down after one way up (1F1B,
 // Narayanan et al. 2021): stage s of P starts with P - 1 - s ways down, so that each holds the inputs of at most P - s
 // groups, and of (G + P - 1) turns P - 1 are idle. A layer is awaited before the first group and reduced behind the
-// last.
+// last; of several groups behind what this one sends, so that the stages before do not stand for the sums one after the
+// other.
 //
 //   stage 0 of 2, 3 groups:  down 0, down 1, up 0, down 2, up 1, up 2
 //   stage 1 of 2:            down 0, up 0, down 1, up 1, down 2, up 2
@@ -34,7 +35,7 @@ namespace moetune {
 enum class StepMode {
   kLogits,    ///< way down; the head gives logits
   kEvaluate,  ///< way down; the head gives the loss
-  kRoute,     ///< way down, that of the MTP module too, for the loads of experts alone
+  kRoute,     ///< way down, that of the MTP module too, for the choice of experts alone
   kTrain,
 };
 

@@ -98,6 +98,7 @@ at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& s
       const at::Tensor own_E = tally(expert_TK, model_.blueprint.router.experts);
       load_E = load_E.defined() ? load_E + own_E : own_E;
     }
+    if (step.mode == StepMode::kRoute) step.totals.choices[layer].push_back(state.routing.expert_TK);
     sent = block.experts()->send(
         state.routing, {joined(mixed, &Mixed::z_TD), joined(mixed, &Mixed::weight_TK), stream.token_T, {}}, pass);
   }
@@ -411,6 +412,10 @@ SweepResult Sweep::result_of(std::vector<Passage>& steps, const StepTotals& tota
   std::vector<at::Tensor> loads;
   for (const LayerId layer : blueprint.blocks(model_.mtp != nullptr || options_.pipeline.mtp)) {
     if (!blueprint.has_experts(layer)) continue;
+    if (mode == StepMode::kRoute) {
+      const auto chosen = totals.choices.find(layer);
+      result.expert_LTK.push_back(chosen != totals.choices.end() ? joined(chosen->second) : at::Tensor());
+    }
     const auto found = totals.loads.find(layer);
     loads.push_back(
         found != totals.loads.end()

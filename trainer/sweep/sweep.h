@@ -68,7 +68,7 @@ class Sweep {
   /// Way down and head: no dropout, no MTP, no counts. Collective.
   SweepResult evaluate(std::span<const StepBatch> groups);
   SweepResult evaluate(const StepBatch& batch) { return evaluate({&batch, 1}); }
-  /// Way down, and that of the MTP module: load_LE alone, its rows by MoE layer, the module's last. Collective.
+  /// Way down, and that of the MTP module: load_LE and expert_LTK alone, by MoE layer, the module's last. Collective.
   SweepResult route(std::span<const StepBatch> groups);
   SweepResult route(const StepBatch& batch) { return route({&batch, 1}); }
   /// Logits of the documents' rows in their order, [T, V]; for tests and exports of a few documents. Collective.

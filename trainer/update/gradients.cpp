@@ -23,16 +23,23 @@ at::Tensor wide_sum(const at::Tensor& flat, bool of_squares) {
 
 }  // namespace
 
-GradientReducer::GradientReducer(const Partition& partition, Mesh& mesh)
-    : partition_(partition), mesh_(mesh), gradients_(partition.host_shards(partition.wide_dtype())) {}
+GradientReducer::GradientReducer(const Partition& partition, Mesh& mesh, SlabTier tier)
+    : partition_(partition), mesh_(mesh), copies_(partition.device()) {
+  gradients_ = partition.shards(partition.wide_dtype(), tier);
+  if (tier == SlabTier::kDevice || !partition.device().is_cuda()) return;
+  int64_t longest = 0;
+  for (const FlatGroup& group : partition.groups()) longest = std::max(longest, group.shard_size());
+  leaving_ = at::empty({longest}, at::TensorOptions(partition.wide_dtype()).device(partition.device()));
+}
+
+int64_t GradientReducer::sum_bytes(int64_t shard_numbers, at::ScalarType compute) {
+  return shard_numbers * static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute)));
+}
 
 int64_t GradientReducer::bytes(int64_t elements, int64_t ranks, at::ScalarType compute) {
-  const int64_t size = static_cast<int64_t>(c10::elementSize(accumulate_dtype(compute)));
-  const int64_t flat = elements * size,
-                shard = ranks > 1 ? Partition::shard_numbers(elements, ranks, Role::kWeight) * size : 0;
-  // Rounded up as weights' shards are; adapters' are a little less.
-  // The gradients are free before the shard and the squares of a piece in fp64 come.
-  return flat + std::max<int64_t>(0, shard + 2 * 8 * std::min(elements, kPiece) - flat);
+  const int64_t gradients = sum_bytes(elements, compute), flat = ranks > 1 ? gradients : 0;
+  // The gradients are free before the squares of a piece in fp64 come.
+  return flat + std::max<int64_t>(0, 2 * 8 * std::min(elements, kPiece) - gradients);
 }
 
 void GradientReducer::reduce(LayerId layer) {
@@ -44,8 +51,9 @@ void GradientReducer::reduce_group(size_t index) {
   const FlatGroup& group = partition_.groups()[index];
   // None of the experts that train lie here, nor on the ranks that hold what this one does.
   if (group.flat_size() == 0) return;
-  const at::TensorOptions options = gradients_[index].options().device(partition_.device());
-  at::Tensor flat = at::empty({group.flat_size()}, options);
+  at::Tensor own = leaving_.defined() ? leaving_.narrow(0, 0, group.shard_size()) : gradients_[index];
+  left_.hold_current();
+  at::Tensor flat = group.ranks().size() > 1 ? at::empty({group.flat_size()}, own.options()) : own;
   int64_t end = 0;
   for (const FlatGroup::Member& member : group.members()) {
     flat.narrow(0, end, member.first - end).zero_();
@@ -57,19 +65,16 @@ void GradientReducer::reduce_group(size_t index) {
   flat.narrow(0, end, flat.numel() - end).zero_();
   at::Tensor sum = wide_sum(flat, /*of_squares=*/false);
   local_sum_ = local_sum_.defined() ? local_sum_ + sum : sum;
-  at::Tensor own = flat;
-  if (group.ranks().size() > 1) {
-    own = at::empty({group.shard_size()}, options);
-    group.ranks().reduce_scatter_sum(own, flat);
-  }
+  if (group.ranks().size() > 1) group.ranks().reduce_scatter_sum(own, flat);
   // Behind it: both stages then go on from the same bits.
   if (group.on_first_and_last_stage()) mesh_.ends().all_reduce_sum(own);
   if (!group.on_first_and_last_stage() || mesh_.here().pp == 0) {
     at::Tensor squares = wide_sum(own, /*of_squares=*/true);
     squares_ = squares_.defined() ? squares_ + squares : squares;
   }
-  // On the compute stream: done when global_norm() has waited for it.
-  gradients_[index].copy_(own, /*non_blocking=*/true);
+  if (!leaving_.defined()) return;
+  left_ = copies_.run(StreamPoint::of_current(partition_.device()),
+                      [&] { gradients_[index].copy_(own, /*non_blocking=*/true); });
 }
 
 void GradientReducer::forget() { local_sum_ = squares_ = at::Tensor(); }
@@ -82,6 +87,7 @@ double GradientReducer::global_norm(int64_t step) {
   forget();
   at::Tensor all = at::empty({world.size(), 2}, options);
   world.all_gather(all, own);
+  left_.hold_current();
   all = all.cpu();
   double squares = 0.0;
   for (int rank = 0; rank < world.size(); ++rank) {

@@ -1,16 +1,17 @@
 #include "trainer/update/ordered_worker.h"
 
 #include <ATen/Parallel.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <torch/types.h>
 
 #include <utility>
 
 namespace moetune {
 
-OrderedWorker::OrderedWorker(int num_threads) {
+OrderedWorker::OrderedWorker(int num_threads, at::Device device) {
   // Setting a thread's number also sets that of threads to come: this puts it back.
   const int others = at::get_num_threads();
-  thread_ = std::thread([this, num_threads] { work(num_threads); });
+  thread_ = std::thread([this, num_threads, device] { work(num_threads, device); });
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return ready_; });
   at::set_num_threads(others);
@@ -47,7 +48,9 @@ bool OrderedWorker::is_done(int64_t ticket) {
   return done_ >= ticket || failure_;
 }
 
-void OrderedWorker::work(int num_threads) {
+void OrderedWorker::work(int num_threads, at::Device device) {
+  // Each thread has a device of its own: the first one, and a context there, if none is named.
+  if (device.is_cuda()) c10::cuda::set_device(device.index());
   at::get_num_threads();  // a thread's first question gives it the number of all: it must not come after its own
   at::set_num_threads(num_threads);
   at::NoGradGuard no_grad;

@@ -5,8 +5,11 @@
 //   const int64_t ticket = worker.post([&] { at::add_out(...); });
 //   worker.wait(ticket);                      // this job and all before it are done; what a job threw is thrown here
 //
-// Jobs compute on the CPU without autograd; collectives stay with the main thread (MPI allows one thread to call it).
+// Jobs work without autograd, on the CPU or beside a GPU's main stream; collectives stay with the main thread (MPI
+// allows one thread to call it).
 #pragma once
+
+#include <c10/core/Device.h>
 
 #include <condition_variable>
 #include <cstdint>
@@ -21,8 +24,8 @@ namespace moetune {
 class OrderedWorker {
  public:
   /// `num_threads`: how many threads LibTorch may use for one operation of a job; that of other threads stays what it
-  /// is.
-  explicit OrderedWorker(int num_threads);
+  /// is. `device`: whose streams jobs may use.
+  explicit OrderedWorker(int num_threads, c10::Device device = c10::kCPU);
   /// Ends the job at hand and drops the others.
   ~OrderedWorker();
   OrderedWorker(const OrderedWorker&) = delete;
@@ -35,7 +38,7 @@ class OrderedWorker {
   bool is_done(int64_t ticket);
 
  private:
-  void work(int num_threads);
+  void work(int num_threads, c10::Device device);
 
   std::mutex mutex_;
   std::condition_variable changed_;

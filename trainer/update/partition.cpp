@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "parallel/device/host_memory.h"
+#include "parallel/device/pinned_copy.h"
 
 namespace moetune {
 
@@ -61,11 +62,11 @@ std::vector<FlatGroup::Run> FlatGroup::own_runs() const {
 
 at::Tensor FlatGroup::gathered(const at::Tensor& own_shard) const {
   const at::Device device = members_.front().parameter->working.device();
-  if (ranks_->size() == 1 || numel_ == 0) return own_shard.to(device, /*non_blocking=*/true);
+  if (own_shard.device() == device && (ranks_->size() == 1 || numel_ == 0)) return own_shard;
   at::Tensor flat = at::empty({flat_size()}, own_shard.options().device(device));
   at::Tensor own = flat.narrow(0, shard_begin(), shard_size_);
-  own.copy_(own_shard, /*non_blocking=*/true);
-  ranks_->all_gather(flat, own);
+  copy_from_pinned(own, own_shard);
+  if (ranks_->size() > 1 && numel_ > 0) ranks_->all_gather(flat, own);
   return flat;
 }
 
@@ -109,17 +110,25 @@ Partition::Partition(ParameterSet& parameters, Mesh& mesh, std::vector<FlatGroup
                    [](const FlatGroup& a, const FlatGroup& b) { return a.layer() < b.layer(); });
 }
 
-std::vector<at::Tensor> Partition::host_shards(at::ScalarType type) const {
+std::vector<at::Tensor> Partition::shards(at::ScalarType type, SlabTier tier,
+                                          const std::function<bool(const FlatGroup&)>& wanted) const {
   constexpr int64_t kLine = 64;  // bytes of a cache line: threads of neighbouring shards share none
   const int64_t size = static_cast<int64_t>(c10::elementSize(type));
-  auto held = [&](const FlatGroup& group) { return ceil_div(group.shard_size() * size, kLine) * kLine; };
+  auto numbers = [&](const FlatGroup& group) { return !wanted || wanted(group) ? group.shard_size() : 0; };
+  auto held = [&](const FlatGroup& group) { return ceil_div(numbers(group) * size, kLine) * kLine; };
+  std::vector<at::Tensor> shards;
+  if (tier == SlabTier::kDevice) {
+    for (const FlatGroup& group : groups_) {
+      shards.push_back(at::zeros({numbers(group)}, at::TensorOptions(type).device(device_)));
+    }
+    return shards;
+  }
   int64_t bytes = 0;
   for (const FlatGroup& group : groups_) bytes += held(group);
   const at::Tensor memory = host_bytes(bytes, /*pin=*/device_.is_cuda());
-  std::vector<at::Tensor> shards;
   int64_t first = 0;
   for (const FlatGroup& group : groups_) {
-    shards.push_back(memory.narrow(0, first, group.shard_size() * size).view(type));
+    shards.push_back(memory.narrow(0, first, numbers(group) * size).view(type));
     first += held(group);
   }
   return shards;

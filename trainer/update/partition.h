@@ -3,7 +3,7 @@
 // the others.
 //
 //   Partition partition(model.parameters, mesh);
-//   for (const FlatGroup& group : partition.groups()) masters.push_back(at::zeros({group.shard_size()}));
+//   const std::vector<at::Tensor> masters = partition.shards(at::kFloat, SlabTier::kHost);
 //   at::Tensor flat = group.gathered(own);      // collective over group.ranks()
 //
 // The unit is the tensors of one layer on the same ranks, weights apart from adapters: they are laid end to end as one
@@ -13,9 +13,11 @@
 #pragma once
 
 #include <compare>
+#include <functional>
 #include <vector>
 
 #include "parallel/base/ceil_div.h"
+#include "parallel/bytes/weight_store.h"
 #include "trainer/update/replica_groups.h"
 
 namespace moetune {
@@ -105,9 +107,10 @@ class Partition {
   at::ScalarType wide_dtype() const { return accumulate_dtype(compute_); }
   at::ScalarType compute_dtype() const { return compute_; }
   at::Device device() const { return device_; }
-  /// By group zeros [shard_size] in host memory, pinned where the parameters live on a GPU: one piece of memory, cut
-  /// up.
-  std::vector<at::Tensor> host_shards(at::ScalarType type) const;
+  /// By group zeros [shard_size]; in host memory, pinned where the parameters live on a GPU: one piece of memory, cut
+  /// up. Groups that are not `wanted` have nothing; without it all are.
+  std::vector<at::Tensor> shards(at::ScalarType type, SlabTier tier,
+                                 const std::function<bool(const FlatGroup&)>& wanted = {}) const;
   /// Numbers of one rank's shard of `elements` numbers of a flat vector over `ranks`.
   static int64_t shard_numbers(int64_t elements, int64_t ranks, Role role);
   /// Numbers of a flat vector that a tensor takes, with zeros behind it.

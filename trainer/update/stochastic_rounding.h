@@ -10,7 +10,7 @@
 
 namespace moetune {
 
-/// `rounded` (bf16) from `numbers` (fp32), both one-dimensional of one length, in host memory. Number i draws 16 bits
+/// `rounded` (bf16) from `numbers` (fp32), both one-dimensional of one length, on one device. Number i draws 16 bits
 /// that are a function of (key, first + i) alone. What bf16 holds exactly stays; infinities and NaN do too.
 void round_stochastically(const at::Tensor& numbers, const at::Tensor& rounded, uint64_t key, int64_t first);
 

@@ -24,7 +24,15 @@ TrainedSlab::TrainedSlab(FlatGroup group, WeightStore& store, SlabSpec spec, boo
     MT_CHECK(store_.shard(number_).first == group_.shard_begin() * size_of(compute_), spec.name, ": cut at ",
              store_.shard(number_).first, " bytes, its optimizer at number ", group_.shard_begin());
   }
+  own_ = place_of_own();
   fill(stays);
+}
+
+at::Tensor TrainedSlab::place_of_own() const {
+  const int64_t bytes = group_.shard_size() * size_of(compute_);
+  if (same_shards_) return store_.kept(number_).narrow(0, 0, bytes).view(compute_);
+  if (resident_) return store_.kept(number_).view(compute_).narrow(0, group_.shard_begin(), group_.shard_size());
+  return {};
 }
 
 void TrainedSlab::fill(bool stays) {
@@ -51,20 +59,32 @@ at::Tensor& TrainedSlab::master() {
   return master_;
 }
 
-void TrainedSlab::publish(const at::Tensor& own_shard) {
+void TrainedSlab::publish(const at::Tensor& own_shard, const StreamPoint& written) {
   at::NoGradGuard no_grad;
   if (group_.flat_size() == 0) return;
-  if (same_shards_) {
-    store_.rewrite(number_, own_shard.view(at::kByte));
-  } else if (resident_) {
-    const at::Tensor flat = store_.kept(number_).view(compute_);
-    const at::Tensor own = flat.narrow(0, group_.shard_begin(), group_.shard_size());
-    own.copy_(own_shard, /*non_blocking=*/true);
-    group_.ranks().all_gather(flat, own);
-  } else {
-    const ByteRange range = store_.shard(number_);
-    store_.rewrite(number_, group_.gathered(own_shard).view(at::kByte).narrow(0, range.first, range.count));
+  if (same_shards_ && !resident_) {
+    // Fetches wait for it, and nothing else does.
+    store_.rewritten(number_, written);
+    return;
   }
+  written.hold_current();
+  if (!own_.defined()) {
+    const ByteRange range = store_.shard(number_);
+    const at::Tensor whole = group_.gathered(own_shard).view(at::kByte);
+    store_.kept(number_)
+        .narrow(0, 0, range.count)
+        .copy_(whole.narrow(0, range.first, range.count), /*non_blocking=*/true);
+  } else if (!same_shards_) {
+    group_.ranks().all_gather(store_.kept(number_).view(compute_), own_);
+  }
+  store_.rewritten(number_, StreamPoint::of_current(store_.device()));
+}
+
+void TrainedSlab::publish_masters() {
+  at::NoGradGuard no_grad;
+  at::Tensor own = own_;
+  own.defined() ? own.copy_(master()) : own = master().to(compute_);
+  publish(own, StreamPoint::of_current(store_.device()));
 }
 
 void TrainedSlab::use() {

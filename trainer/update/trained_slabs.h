@@ -36,9 +36,14 @@ class TrainedSlab {
   /// takes them over.
   at::Tensor& master();
   void release_master() { master_.reset(); }
-  /// New numbers from every rank's shard (compute dtype; host or device). Collective over group().ranks(), but for
-  /// publishes_alone().
-  void publish(const at::Tensor& own_shard);
+  /// Where this rank's shard lies, to be written ahead of publish(): [group().shard_size()] in compute dtype, on host
+  /// or device. Not between a slab's first use of a round and its last. Undefined where the rank keeps another part.
+  const at::Tensor& own() const { return own_; }
+  /// New numbers from every rank's shard (compute dtype; host or device; own() itself where it is defined), which is
+  /// there from `written` on. Collective over group().ranks(), but for publishes_alone().
+  void publish(const at::Tensor& own_shard, const StreamPoint& written);
+  /// The same from master().
+  void publish_masters();
   /// What the store keeps of it here is this rank's shard, or there is nothing of it: publishing is local, and the
   /// others get it as they fetch.
   bool publishes_alone() const { return same_shards_ || group_.flat_size() == 0; }
@@ -55,6 +60,7 @@ class TrainedSlab {
 
  private:
   void fill(bool stays);
+  at::Tensor place_of_own() const;
   void bind(void* bytes);
 
   FlatGroup group_;
@@ -64,6 +70,7 @@ class TrainedSlab {
   bool same_shards_;  ///< the store's ranges are the group's
   int number_ = -1;
   at::Tensor master_;
+  at::Tensor own_;
   c10::Storage storage_;
 };
 

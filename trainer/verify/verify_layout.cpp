@@ -167,6 +167,8 @@ Outcome run_twin(const Twin& twin, const Layout& layout, Launch& launch) {
   recipe.mesh.expert_tp = layout.mesh.expert_tp;
   recipe.mesh.shard = layout.shard;
   if (layout.streamed) recipe.offload = {{OffloadFrozen::Kind::kAll, 0}, OffloadTier::kHost, OffloadTier::kHost};
+  // Either way in turn, for the proof of both.
+  if (layout.shard != ShardScope::kNone) recipe.offload.gradients = OffloadTier::kNone;
   if (layout.buffer_rows > 0) recipe.exchange.buffer_rows = layout.buffer_rows;
   Assembly run = assemble_on(std::make_unique<Mesh>(launch, layout.mesh), recipe, twin.blueprint, launch);
   Stepper stepper(recipe, run, nullptr);

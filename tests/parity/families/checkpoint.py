@@ -64,6 +64,8 @@ def write(family, shape_name, folder):
     maps = draw({name: tensor.shape for name, tensor in names.items()}, generator)
     if shape.mtp:
         maps |= mtp_module(maps, config.num_hidden_layers, generator)
+    if shape.separated:
+        separate(maps, settings, generator)
     maps = {
         name: tensor if name.endswith("correction_bias") else tensor.to(shape.dtype) for name, tensor in maps.items()
     }
@@ -183,6 +185,42 @@ def draw(shapes, generator):
         else:
             drawn[name] = noise(shape) / math.sqrt(shape[-1])
     return drawn
+
+
+def separate(maps, settings, generator):
+    """Every token is of a kind that its embedding says and every router hears: it gives K experts of one group high
+    scores and the others low ones, so that rounding to bf16 changes no choice. Changes `maps`."""
+    embedding_VD = maps["model.embed_tokens.weight"]
+    vocab, width = embedding_VD.shape
+    kinds, strength = 6, 2.0
+    direction_CD = torch.linalg.qr(torch.randn(width, kinds, generator=generator)).Q.T
+    kind_VC = torch.nn.functional.one_hot(torch.arange(vocab) % kinds, kinds).float()
+    noise_VD = 0.8 * torch.randn(vocab, width, generator=generator)
+    embedding_VD.copy_(noise_VD + strength * math.sqrt(width) * kind_VC @ direction_CD)
+    for name, tensor in maps.items():
+        if name.endswith("eh_proj.weight"):  # the module for multi-token prediction hears the kind of the next token
+            tensor[:, :width] += strength * direction_CD.T @ direction_CD
+        elif name.endswith("embed_tokens.weight"):
+            tensor.copy_(embedding_VD)
+        elif name.endswith("e_score_correction_bias"):
+            tensor.copy_((0.05 * torch.randn(tensor.shape, generator=generator)).bfloat16())
+        elif name.endswith("router.bias"):
+            tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
+        elif "experts." in name and ".gate_up_proj." in name:
+            tensor.mul_(0.4)  # gpt-oss: at the size of the other families', or its experts would drown the kind
+        elif adapter_files.is_router(name):
+            level_EC = torch.stack([levels(len(tensor), settings, generator) for _ in range(kinds)], 1)
+            tensor.copy_(level_EC @ direction_CD / math.sqrt(width) * 2)
+
+
+def levels(num_experts, settings, generator):
+    """Scores of all experts for one kind of token: from 2 to 1 for the chosen ones, from -0.5 to -1.5 for the others."""
+    top_k, groups = settings["num_experts_per_tok"], settings.get("n_group") or 1
+    size, shuffled = num_experts // groups, lambda count: torch.randperm(count, generator=generator)
+    chosen = shuffled(groups)[0] * size + shuffled(size)[:top_k]
+    level_E = torch.linspace(-0.5, -1.5, num_experts)[shuffled(num_experts)]
+    level_E[chosen] = torch.linspace(2.0, 1.0, top_k)
+    return level_E
 
 
 def with_dense_layers(names, settings):

@@ -42,6 +42,7 @@ class Shape:
     mtp: bool = False  # the file holds a multi-token-prediction module after the last layer
     fp8: bool = False  # maps are e4m3 with a scale for each block
     layout: PerExpert | None = None  # where it is not the family's
+    separated: bool = False  # no near tie in any choice of experts, not even under bf16's rounding
     refused: str | None = None  # the key of config.json that moetune refuses by name, until it computes it
 
 

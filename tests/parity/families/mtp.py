@@ -4,6 +4,7 @@
     logits_TV = module.logits(maps, tokens_T, h_TD)    # h: of the same document, behind the last norm
 
 Row i of a document of n tokens, i = 0 .. n - 2, sees h_i and t_{i+1} and predicts t_{i+2} (arXiv:2412.19437, 2.2).
+Its parts by themselves, for other ways to hold the weights: `parameters`, `inputs`, `layer`.
 """
 
 import torch
@@ -37,7 +38,8 @@ class Module:
         self.layer.mtp_block.register_forward_hook(lambda _layer, _inputs, out: out[0] if type(out) is tuple else out)
         self.layer.to(next(network.parameters()).dtype).eval()
 
-    def logits(self, maps, tokens_T, h_TD):
+    def parameters(self, maps):
+        """(parameters of `layer`, embedding, head)."""
         tensors = {
             name.removeprefix(self.prefix).replace("shared_head.norm.", "post_norm."): tensor
             for name, tensor in self.layout.network(maps).items()
@@ -49,10 +51,17 @@ class Module:
         }
         missing = self.layer.state_dict().keys() ^ parameters.keys()
         assert not missing, f"in the checkpoint or the module alone: {sorted(missing)}"
-        next_1TD, position_1T = F.embedding(tokens_T[1:], embedding)[None], torch.arange(len(tokens_T) - 1)[None]
-        inputs = dict(
+        return parameters, embedding, head
+
+    def inputs(self, embedding, documents, h_TD):
+        """Arguments of `layer` for documents that lie end to end in one row; `h_TD` of all their tokens."""
+        next_1TD = F.embedding(torch.cat([tokens_T[1:] for tokens_T in documents]), embedding)[None]
+        lengths = [len(tokens_T) for tokens_T in documents]
+        h_1TD = torch.cat([part_TD[:-1] for part_TD in h_TD.split(lengths)])[None]
+        position_1T = torch.cat([torch.arange(length - 1, device=h_TD.device) for length in lengths])[None]
+        return dict(
             inputs_embeds=next_1TD,
-            previous_hidden_state=h_TD[None, :-1],
+            previous_hidden_state=h_1TD,
             position_ids=position_1T,
             position_embeddings=self.rotary(next_1TD, position_ids=position_1T),
             attention_mask=create_causal_mask(
@@ -64,4 +73,8 @@ class Module:
             ),
             past_key_values=None,
         )
+
+    def logits(self, maps, tokens_T, h_TD):
+        parameters, embedding, head = self.parameters(maps)
+        inputs = self.inputs(embedding, [tokens_T], h_TD)
         return torch.func.functional_call(self.layer, parameters, kwargs=inputs)[0] @ head.T

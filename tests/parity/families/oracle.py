@@ -30,15 +30,18 @@ def family(folder):
     return FAMILIES[{"llama4": "llama4_text"}.get(model_type, model_type)]
 
 
-def pretrained(folder):
-    """transformers' model of a checkpoint folder, loaded its own way from the names on disk."""
+def pretrained(folder, dtype=torch.float32, attention="eager"):
+    """transformers' model of a checkpoint folder, loaded its own way from the names on disk; attention None: what
+    transformers takes for it by default."""
     text = "text_config" in json.loads((pathlib.Path(folder) / "config.json").read_text())
     kind = Llama4ForCausalLM if text else AutoModelForCausalLM
+    config = checkpoint.configuration(folder)
+    config._attn_implementation = attention
     return kind.from_pretrained(
         folder,
-        config=checkpoint.configuration(folder),
-        dtype=torch.float32,
-        attn_implementation="eager",
+        config=config,
+        dtype=dtype,
+        attn_implementation=attention,
         experts_implementation="eager",
     ).eval()
 
