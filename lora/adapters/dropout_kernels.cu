@@ -10,13 +10,9 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// splitmix64_at(), which only the host may call, and the 24 bits that counter_uniform() takes of it.
+/// The 24 bits that counter_uniform() takes.
 __device__ float uniform(uint64_t key, uint64_t index) {
-  uint64_t z = key + (index + 1) * kSplitMixGolden;
-  z = (z ^ (z >> 30)) * kSplitMix1;
-  z = (z ^ (z >> 27)) * kSplitMix2;
-  z ^= z >> 31;
-  return static_cast<float>(z >> 40) * (1.0f / (1 << 24));
+  return static_cast<float>(splitmix64_at(key, index) >> 40) * (1.0f / (1 << 24));
 }
 
 template <typename Number, int kVec>

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "parallel/base/host_device.h"
+
 namespace moetune {
 
 inline constexpr uint64_t kSplitMixGolden = 0x9e3779b97f4a7c15ull;
@@ -13,7 +15,7 @@ inline constexpr uint64_t kSplitMix1 = 0xbf58476d1ce4e5b9ull;
 inline constexpr uint64_t kSplitMix2 = 0x94d049bb133111ebull;
 
 /// The finaliser: a bijection of 64-bit integers.
-constexpr uint64_t splitmix64_mix(uint64_t z) {
+MOETUNE_HOST_DEVICE constexpr uint64_t splitmix64_mix(uint64_t z) {
   z = (z ^ (z >> 30)) * kSplitMix1;
   z = (z ^ (z >> 27)) * kSplitMix2;
   return z ^ (z >> 31);
@@ -21,7 +23,7 @@ constexpr uint64_t splitmix64_mix(uint64_t z) {
 
 /// The number with the given index (from 0) of the sequence that starts at `start`. For one `start`, different indices
 /// give different numbers.
-constexpr uint64_t splitmix64_at(uint64_t start, uint64_t index) {
+MOETUNE_HOST_DEVICE constexpr uint64_t splitmix64_at(uint64_t start, uint64_t index) {
   return splitmix64_mix(start + (index + 1) * kSplitMixGolden);
 }
 

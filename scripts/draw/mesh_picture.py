@@ -7,7 +7,7 @@ once more for each kind of group, in the colour of their group.
 import math
 from dataclasses import dataclass
 
-from draw.picture import COLOURS, GROUND, INSIDE, LINE, MARGIN, PALE, PAPER, SOFT, Picture, colour, text_width
+from draw.picture import COLOURS, GROUND, INSIDE, LINE, MARGIN, PALE, PAPER, SOFT, Picture, colour
 from draw.planned_mesh import PlannedMesh, read_mesh
 from draw.units import bytes_text, count_text
 
@@ -144,15 +144,12 @@ def _bytes_bar(picture, held, bar):
 
 def _legend(picture, y):
     picture.text(MARGIN, y + 22, "Frozen weights of a rank:", fill=SOFT)
-    x = MARGIN + 150
-    for fill, words in (
+    keys = (
         (DENSE, "dense maps on the device"),
         (EXPERTS, "experts on the device"),
         (HOST, "in host memory"),
-    ):
-        picture.box((x, y + 12, 14, 11), fill, stroke=SOFT)
-        picture.text(x + 20, y + 22, words, fill=SOFT)
-        x += 36 + text_width(words)
+    )
+    picture.legend(MARGIN + 150, y + 12, keys, stroke=SOFT)
     return y + 26
 
 

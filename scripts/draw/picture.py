@@ -98,6 +98,13 @@ class Picture:
         )
         self._put(f"text{drawn}>{escaped(words)}</text", y + size / 4)
 
+    def legend(self, x, y, keys, gap=16, stroke=None):
+        """What colours stand for, in a row from (x, y) on; `keys`: (fill, words)."""
+        for fill, words in keys:
+            self.box((x, y, 14, 11), fill, stroke=stroke)
+            self.text(x + 20, y + 10, words, fill=SOFT)
+            x += 20 + text_width(words) + gap
+
     def chip(self, box, fill, words, ink=TEXT):
         """A filled rounded box with words in its middle."""
         x, y, width, height = box

@@ -7,6 +7,7 @@ for begin_s, end_s in idle_times(stage, pipeline.step_s): ...
 from dataclasses import dataclass
 
 ONSET_WAYS_UP = 2  # of the first stage, until which the beginning reaches
+MOST_OF_STEP = 0.8
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ def sent(pipeline):
 
 
 def onset_s(pipeline):
-    """The end of the beginning."""
+    """The end of the beginning; None where that is most of the step, which shows it then."""
     ways_up = [one.end_s for one in pipeline.stages[0].passes if one.up]
-    return min(pipeline.step_s, ways_up[:ONSET_WAYS_UP][-1]) if ways_up else pipeline.step_s
+    end_s = ways_up[:ONSET_WAYS_UP][-1] if ways_up else pipeline.step_s
+    return end_s if end_s < MOST_OF_STEP * pipeline.step_s else None
 
 
 def bubble_text(pipeline):

@@ -29,7 +29,7 @@ def stage_figures(plan):
     )
     drawn = [_figure(pipeline, pipeline.step_s, "Which stage has which group", note)]
     onset = onset_s(pipeline)
-    if onset < 0.8 * pipeline.step_s:
+    if onset is not None:
         said = "Numbers are groups, lines what stages send each other: activations down, gradients up."
         drawn.append(_figure(pipeline, onset, "The same at the beginning", said, links=True))
     return drawn

@@ -35,27 +35,20 @@ def stages_picture(plan):
     said = f"{plan.model} in {len(pipeline.stages)} stages on {plan.machines}: who has which group when"
     picture.text(MARGIN, 26, said, bold=True, size=14)
     picture.text(MARGIN, 44, f"The bubble: {bubble_text(pipeline)}", fill=SOFT)
-    y = _legend(picture, 52)
-    y = _panel(picture, pipeline, y + 14, pipeline.step_s, f"A step as planned, {seconds_text(pipeline.step_s)}")
-    onset = onset_s(pipeline)
-    if onset < 0.8 * pipeline.step_s:
-        title = f"Its first {seconds_text(onset)}, with the groups' numbers and what is sent on"
-        _panel(picture, pipeline, y + 18, onset, title, links=True)
-    return picture.finish()
-
-
-def _legend(picture, y):
-    x = MARGIN
-    for fill, words in (
+    keys = (
         (DOWN, "way down"),
         (UP, "way up, the last with the sums of gradients"),
         (WAIT, "waits for the optimizer"),
         (IDLE, "idle"),
-    ):
-        picture.box((x, y + 4, 14, 11), fill)
-        picture.text(x + 20, y + 14, words, fill=SOFT)
-        x += 46 + text_width(words)
-    return y + 18
+    )
+    picture.legend(MARGIN, 56, keys, gap=26)
+    y = 70
+    y = _panel(picture, pipeline, y + 14, pipeline.step_s, f"A step as planned, {seconds_text(pipeline.step_s)}")
+    onset = onset_s(pipeline)
+    if onset is not None:
+        title = f"Its first {seconds_text(onset)}, with the groups' numbers and what is sent on"
+        _panel(picture, pipeline, y + 18, onset, title, links=True)
+    return picture.finish()
 
 
 def _panel(picture, pipeline, top, high, title, links=False):

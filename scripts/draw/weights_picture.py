@@ -7,7 +7,7 @@ ranks that share it, the buffers; and when, along a step.
 from dataclasses import dataclass
 
 from draw.errors import UserError
-from draw.picture import DOWN, FETCH, INSIDE, LINE, MARGIN, PALE, SOFT, UP, WIDTH, Picture, colour, text_width
+from draw.picture import DOWN, FETCH, INSIDE, LINE, MARGIN, PALE, SOFT, UP, WIDTH, Picture, colour
 from draw.planned_mesh import read_mesh
 from draw.units import bytes_text
 
@@ -171,16 +171,13 @@ def _timeline(picture, mesh, y):
             picture.line(at(time), y + 2, at(time), y + 76, FETCH, dashed=True)
             words = "turn: head and loss" if groups == 1 else "turn"
             picture.text(at(time), y - 2, words, size=11, anchor="middle")
-    x = left
-    for fill, words in (
+    keys = (
         (DOWN, "down"),
         (UP, "up"),
         (FETCH, "fetched: copied, gathered, beside computing"),
         (PALE, "in the buffer"),
-    ):
-        picture.box((x, y + 86, 14, 11), fill)
-        picture.text(x + 20, y + 96, words, fill=SOFT)
-        x += 36 + text_width(words)
+    )
+    picture.legend(left, y + 86, keys)
     fetched, kept = len(fetches.fetches), "those at a turn are still there"
     if groups == 1:
         said = f"Of {slabs} slabs {fetched} = 2 x ({slabs} - 2) are fetched a step: {kept}."

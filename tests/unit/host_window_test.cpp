@@ -13,7 +13,7 @@ TEST_CASE("pieces come in their order, one ahead, and go back", "[host_window]")
   const std::vector<int64_t> counts = {7, 1, 7, 5, 3};
   int64_t fetched = 0, taken = 0;
   const auto fetch = [&](size_t i) {
-    window.fetch(from.narrow(0, fetched, counts[i]), {});
+    window.fetch(from.narrow(0, fetched, counts[i]));
     fetched += counts[i];
   };
   fetch(0);
@@ -33,12 +33,12 @@ TEST_CASE("pieces come in their order, one ahead, and go back", "[host_window]")
 TEST_CASE("a window takes no more than it holds, and holds no more than passes", "[host_window]") {
   HostWindow window(at::kCPU, {at::kFloat, 4}, {at::kBFloat16});
   const at::Tensor numbers = at::ones({5}, at::kFloat);
-  CHECK(contains(message_of<InternalError>([&] { window.fetch(numbers, {}); }), "5 numbers in a window of 4"));
+  CHECK(contains(message_of<InternalError>([&] { window.fetch(numbers); }), "5 numbers in a window of 4"));
   CHECK(contains(message_of<InternalError>([&] { window.place(1); }), "1 numbers in a window of 0"));
   CHECK(contains(message_of<InternalError>([&] { window.take(); }), "nothing was fetched"));
-  window.fetch(numbers.narrow(0, 0, 4), {});
-  window.fetch(numbers.narrow(0, 0, 2), {});
-  CHECK(contains(message_of<InternalError>([&] { window.fetch(numbers.narrow(0, 0, 1), {}); }), "a third fetch"));
+  window.fetch(numbers.narrow(0, 0, 4));
+  window.fetch(numbers.narrow(0, 0, 2));
+  CHECK(contains(message_of<InternalError>([&] { window.fetch(numbers.narrow(0, 0, 1)); }), "a third fetch"));
   CHECK(HostWindow::bytes({at::kFloat, 4}) == 2 * 4 * 4);
   CHECK(HostWindow::bytes({at::kBFloat16, 3 * HostWindow::kNumbers}) == 2 * HostWindow::kNumbers * 2);
   CHECK(HostWindow::bytes({at::kFloat}) == 0);

@@ -88,7 +88,11 @@ class Planner {
 
  private:
   void add(const std::string& name, int64_t bytes, const std::string& formula, Span span = Span::kRun) {
-    if (bytes > 0) plan_.parts.push_back({name, bytes, plan_.device == at::kCPU, span, formula});
+    add(name, bytes, formula, SlabTier::kDevice, span);
+  }
+  void add(const std::string& name, int64_t bytes, const std::string& formula, SlabTier tier, Span span = Span::kRun) {
+    const bool on_host = tier == SlabTier::kHost || plan_.device == at::kCPU;
+    if (bytes > 0) plan_.parts.push_back({name, bytes, on_host, span, formula});
   }
 
   /// Of the stage: visit(map, what of it a rank of those that share it holds)
@@ -176,11 +180,10 @@ class Planner {
         placed.host_layers.empty() ? experts : str(experts, ", but for ", placed.host_layers.size(), " layers"));
     add("slabs on their way", placed.buffer_bytes,
         str(WeightStore::kBuffers, " of the largest of each kind that is sharded or streams in"));
-    if (placed.host_bytes > 0) {
-      plan_.parts.push_back({"frozen, host tier", placed.host_bytes, true, Span::kRun,
-                             str(placed.host_layers.size(), " layers' experts",
-                                 placed.dense_on_host ? " and all dense maps" : "", share(placed.expert_shards))});
-    }
+    add("frozen, host tier", placed.host_bytes,
+        str(placed.host_layers.size(), " layers' experts", placed.dense_on_host ? " and all dense maps" : "",
+            share(placed.expert_shards)),
+        SlabTier::kHost);
     plan_.parts.insert(plan_.parts.end(), rest.begin(), rest.end());
   }
 
@@ -205,9 +208,7 @@ class Planner {
         str(numbers, " in ", to_string(recipe_.model.compute), share));
     add("trained layers on their way", placed.buffer_bytes,
         str(WeightStore::kBuffers, " of the largest of each kind that is sharded or streams in"));
-    if (placed.host_bytes > 0) {
-      plan_.parts.push_back({"trained, host tier", placed.host_bytes, true, Span::kRun, str("working copies", share)});
-    }
+    add("trained, host tier", placed.host_bytes, str("working copies", share), SlabTier::kHost);
     add("gradients", most_gradients(),
         str(plan_.pipeline.groups > 1 ? "of all layers" : "of one layer", ", matrices in ",
             compute_ == at::kDouble ? "fp64" : to_string(recipe_.train.gradients)));
@@ -224,22 +225,20 @@ class Planner {
       layers.back().numbers += count;
       layers.back().shard_numbers += shard;
     }
-    const bool gpu = plan_.device != at::kCPU, leave = tier_of_gradients(recipe_.offload) == SlabTier::kHost,
-               away = recipe_.offload.optimizer == OffloadTier::kHost;
-    plan_.parts.push_back({"summed gradients", GradientReducer::sum_bytes(shards, compute_), leave || !gpu, Span::kRun,
-                           str(count_text(shards), " of ", numbers)});
-    if (away && gpu) {
-      const HostWindow::Traffic in{accumulate_dtype(compute_), leave ? 0 : longest},
+    const SlabTier sums = tier_of_gradients(recipe_.offload), state = slab_tier(recipe_.offload.optimizer);
+    const std::string of_all = str(count_text(shards), " of ", numbers);
+    add("summed gradients", GradientReducer::sum_bytes(shards, compute_), of_all, sums);
+    if (plan_.device != at::kCPU && state == SlabTier::kHost) {
+      const HostWindow::Traffic in{accumulate_dtype(compute_), sums == SlabTier::kHost ? 0 : longest},
           out{compute_, placed.longest_written};
-      const int64_t bytes = HostWindow::bytes(in) + HostWindow::bytes(out);
-      if (bytes > 0)
-        plan_.parts.push_back({"updates on their way", bytes, true, Span::kRun, "pieces between host and device"});
+      add("updates on their way", HostWindow::bytes(in) + HostWindow::bytes(out), "pieces between host and device",
+          SlabTier::kHost);
     }
-    if (leave && gpu) add("gradients on their way", GradientReducer::sum_bytes(longest, compute_), "of one layer");
-    plan_.parts.push_back(
-        {"optimizer", Optimizer::state_bytes(shards, compute_) + Optimizer::working_bytes(new_numbers, compute_),
-         away || !gpu, Span::kRun,
-         str(count_text(shards), " of ", numbers, ", ", Optimizer::state_bytes(1, compute_), " B each")});
+    if (plan_.device != at::kCPU && sums == SlabTier::kHost) {
+      add("gradients on their way", GradientReducer::sum_bytes(longest, compute_), "of one layer");
+    }
+    add("optimizer", Optimizer::state_bytes(shards, compute_) + Optimizer::working_bytes(new_numbers, compute_),
+        str(of_all, ", ", Optimizer::state_bytes(1, compute_), " B each"), state);
   }
 
   void add_weight(const LinearMap& map) {
@@ -340,8 +339,8 @@ class Planner {
     } else {
       // On the device: the one in use, one on its way out or in.
       add("kept routing", routing + 2 * T * D * size_, str("T x routing of ", moe_blocks, " blocks, two block inputs"));
-      plan_.parts.push_back({"kept block inputs", inputs, true, Span::kRun,
-                             str(of_groups, kept_blocks, " blocks x T x ", D, " x ", size_, " B")});
+      add("kept block inputs", inputs, str(of_groups, kept_blocks, " blocks x T x ", D, " x ", size_, " B"),
+          SlabTier::kHost);
     }
 
     // Tokens whose rows are at the experts at a time, and the rows they make here if experts are chosen evenly.

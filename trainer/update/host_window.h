@@ -2,9 +2,9 @@
 // the one before, and what the host makes of it goes back from another pair, on streams of their own.
 //
 //   HostWindow window(device, {at::kFloat, longest}, {at::kBFloat16, longest});
-//   window.fetch(gradient.narrow(0, 0, n), ready);
+//   window.fetch(gradient.narrow(0, 0, n));
 //   const at::Tensor here = window.take();                    // there now
-//   window.fetch(gradient.narrow(0, n, m), ready);            // comes while the host reads `here`
+//   window.fetch(gradient.narrow(0, n, m));                   // comes while the host reads `here`
 //   const at::Tensor fresh = window.place(n);                 // to be written
 //   window.send(fresh, weights.narrow(0, 0, n));
 //   window.sent().hold_current();                             // what reads `weights` waits
@@ -37,9 +37,8 @@ class HostWindow {
   /// Of host memory, for one way.
   static int64_t bytes(const Traffic& traffic);
 
-  /// Begins to bring numbers [n] of the device once `after` is reached. What take() returned two fetches ago is
-  /// overwritten.
-  void fetch(const at::Tensor& numbers, const StreamPoint& after);
+  /// Begins to bring numbers [n] of the device, which are there. What take() returned two fetches ago is overwritten.
+  void fetch(const at::Tensor& numbers);
   /// The numbers that were fetched first of those not taken yet, when they are here.
   at::Tensor take();
   /// A place [n] on the host for numbers that are to go. Waits for what went from there before.

@@ -110,8 +110,8 @@ void Optimizer::step(double lr, double gradient_factor, const std::vector<at::Te
       at::NoGradGuard no_grad;
       for (const at::Tensor& gradient : gradients) gradient.mul_(gradient_factor);
     }
-    const auto step = std::make_shared<const Step>(Step{lr, beside ? 1.0 : gradient_factor, steps_taken_, gradients,
-                                                        StreamPoint::of_current(partition_.device())});
+    const auto step = std::make_shared<const Step>(Step{lr, beside ? 1.0 : gradient_factor, steps_taken_, gradients});
+    begin_behind_stream();
     for (size_t i = 0; i < shards_.size(); ++i) {
       MT_CHECK(!pending_[i], "step ", steps_taken_, ": the working copies of ", partition_.groups()[i].layer(),
                " still wait for the step before");
@@ -128,21 +128,25 @@ int64_t Optimizer::run(std::function<void()> job) {
   return 0;
 }
 
+void Optimizer::begin_behind_stream() {
+  // On the stream itself they are behind it anyway.
+  if (options_.tier == SlabTier::kDevice) return;
+  worker_.post([reached = StreamPoint::of_current(partition_.device())] { reached.wait(); });
+}
+
 at::Tensor Optimizer::gradient(const Step& step, size_t piece) {
   const auto of = [&](size_t i) { return pieces_[i].of(step.gradients[pieces_[i].group]); };
   at::Tensor here = of(piece);
   if (here.is_cuda() && options_.tier == SlabTier::kHost) {
-    if (piece == 0) window_.fetch(here, step.ready);
+    if (piece == 0) window_.fetch(here);
     here = window_.take();
-    if (piece + 1 < pieces_.size()) window_.fetch(of(piece + 1), step.ready);
+    if (piece + 1 < pieces_.size()) window_.fetch(of(piece + 1));
   }
   return step.gradient_factor != 1.0 ? here.mul_(step.gradient_factor) : here;
 }
 
 void Optimizer::update(const Step& step, size_t index) {
   Shard& shard = shards_[index];
-  // Behind what reads the working copies of now; a moment, for the norm has waited for the stream.
-  if (index == 0 && options_.tier == SlabTier::kHost) step.ready.wait();
   const at::Tensor number = at::full({}, static_cast<double>(step.number), shard.master.options().dtype(at::kFloat));
   for (size_t i = first_piece_[index]; i < first_piece_[index + 1]; ++i) {
     const Piece& piece = pieces_[i];
@@ -229,10 +233,10 @@ void Optimizer::flush() {
 }
 
 void Optimizer::publish() {
+  begin_behind_stream();
   for (size_t i = 0; i < shards_.size(); ++i) {
     MT_CHECK(!pending_[i], "an update is pending");
-    worker_.wait(run([this, i, step = steps_taken_, ready = StreamPoint::of_current(partition_.device())] {
-      ready.wait();
+    worker_.wait(run([this, i, step = steps_taken_] {
       for (size_t piece = first_piece_[i]; piece < first_piece_[i + 1]; ++piece) round(pieces_[piece], step);
       sent_[i] = rounded();
     }));

@@ -90,7 +90,6 @@ class Optimizer {
     double gradient_factor;  ///< of gradients on the host; those on the device are scaled
     int64_t number;
     std::vector<at::Tensor> gradients;
-    StreamPoint ready;  ///< from there on the gradients are whole
   };
   /// Numbers of a shard that are updated alike and at once.
   struct Piece {
@@ -102,6 +101,9 @@ class Optimizer {
   /// On the worker where the state is on the host: its ticket. Otherwise now, on the current stream: a ticket that is
   /// done.
   int64_t run(std::function<void()> job);
+  /// Jobs run from now on begin when the current stream is through with what it has: gradients are whole then, and the
+  /// working copies of now were read.
+  void begin_behind_stream();
   void update(const Step& step, size_t index);
   /// Of a piece, where the state is, scaled. Those of the next are on their way then.
   at::Tensor gradient(const Step& step, size_t piece);

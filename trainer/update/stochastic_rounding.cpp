@@ -5,10 +5,10 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
-#include <bit>
 
 #include "parallel/base/error.h"
 #include "parallel/base/splitmix64.h"
+#include "trainer/update/stochastic_rounding_bits.h"
 #include "trainer/update/stochastic_rounding_kernels.h"
 
 namespace moetune {
@@ -16,25 +16,10 @@ namespace {
 
 constexpr int64_t kGrain = int64_t{1} << 16;
 
-/// A bijection of 32-bit integers whose bits look independent (Wellons 2018, "lowbias32"): two products, in vectors.
-inline uint32_t mixed(uint32_t x) {
-  x = (x ^ (x >> 16)) * 0x7feb352du;
-  x = (x ^ (x >> 15)) * 0x846ca68bu;
-  return x ^ (x >> 16);
-}
-
-inline uint16_t rounded(float number, uint32_t draw) {
-  const uint32_t bits = std::bit_cast<uint32_t>(number);
-  const uint32_t finite = (bits + (draw & 0xffffu)) >> 16;
-  // A NaN must not become an infinity, nor an infinity a NaN.
-  const uint32_t odd = (bits >> 16) | ((bits & 0xffffu) != 0 ? 0x40u : 0u);
-  return static_cast<uint16_t>((bits & 0x7f800000u) == 0x7f800000u ? odd : finite);
-}
-
 /// Numbers whose places agree but for their lowest 32 bits, which begin with `first`.
 void round_run(const float* from, uint16_t* to, int64_t count, uint32_t key, uint32_t first) {
   for (int64_t i = 0; i < count; ++i) {
-    to[i] = rounded(from[i], mixed((first + static_cast<uint32_t>(i)) ^ key));
+    to[i] = rounded_by_chance(from[i], mixed((first + static_cast<uint32_t>(i)) ^ key));
   }
 }
 
