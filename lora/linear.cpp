@@ -11,19 +11,27 @@ const FrozenWeight& weight_at(const c10::IValue& address) {
 
 at::Tensor as_rows(const at::Tensor& x) { return x.dim() == 2 ? x : x.reshape({-1, x.size(-1)}); }
 
+at::Tensor product(const at::Tensor& x, const FrozenWeight& weight, const std::optional<at::Tensor>& bias_O,
+                   Wanted wanted) {
+  if (wanted == Wanted::kNumbers) return at::linear(x, weight.dense(), bias_O);
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = weight.dense().size(0);
+  return without_numbers(shape, x.options());
+}
+
 struct FrozenMatmul : torch::autograd::Function<FrozenMatmul> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x, int64_t weight_address,
-                            const std::optional<at::Tensor>& bias_O) {
+                            const std::optional<at::Tensor>& bias_O, Wanted wanted) {
     context->saved_data["weight"] = weight_address;
     context->saved_data["has_bias"] = bias_O.has_value();
-    return at::linear(x, weight_at(weight_address).dense(), bias_O);
+    return product(x, weight_at(weight_address), bias_O, wanted);
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list d_y) {
     at::Tensor d_x, d_bias;
     if (context->needs_input_grad(0)) d_x = d_y[0].matmul(weight_at(context->saved_data["weight"]).dense());
     if (context->saved_data["has_bias"].toBool() && context->needs_input_grad(1)) d_bias = as_rows(d_y[0]).sum(0);
-    return {d_x, at::Tensor(), d_bias};
+    return {d_x, at::Tensor(), d_bias, at::Tensor()};
   }
 };
 
@@ -33,6 +41,7 @@ struct AdaptedWeight {
   const Adapter* adapter;
   at::Tensor token_T;  ///< undefined without dropout
   StepRandom random;
+  Wanted wanted = Wanted::kNumbers;
 };
 
 /// s a b, in the dtype of both.
@@ -67,7 +76,8 @@ struct AdaptedMatmul : torch::autograd::Function<AdaptedMatmul> {
       data["seed"] = static_cast<int64_t>(adapted.random.seed);
       data["step"] = adapted.random.step;
     }
-    return add_product(at::linear(x_TI, adapted.weight->dense(), bias_O), adapter.scale(), low_TR, b_OR.t());
+    const at::Tensor y_TO = product(x_TI, *adapted.weight, bias_O, adapted.wanted);
+    return adapted.wanted == Wanted::kNumbers ? add_product(y_TO, adapter.scale(), low_TR, b_OR.t()) : y_TO;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -104,7 +114,7 @@ std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
 }  // namespace
 
 at::Tensor frozen_matmul(const at::Tensor& x_TI, const FrozenWeight& weight, const at::Tensor& bias_O) {
-  return FrozenMatmul::apply(x_TI, reinterpret_cast<int64_t>(&weight), if_defined(bias_O));
+  return FrozenMatmul::apply(x_TI, reinterpret_cast<int64_t>(&weight), if_defined(bias_O), Wanted::kNumbers);
 }
 
 Linear::Linear(std::unique_ptr<FrozenWeight> frozen, std::unique_ptr<Adapter> adapter, at::Tensor bias_O,
@@ -114,11 +124,14 @@ Linear::Linear(std::unique_ptr<FrozenWeight> frozen, std::unique_ptr<Adapter> ad
 Linear::Linear(Parameter& trained, at::Tensor bias_O, OutputRange used)
     : trained_(&trained), bias_(std::move(bias_O)), used_(used) {}
 
-at::Tensor Linear::forward(const at::Tensor& x_TI, const at::Tensor& token_T, const StepRandom& random) const {
+at::Tensor Linear::forward(const at::Tensor& x_TI, const at::Tensor& token_T, const StepRandom& random,
+                           Wanted wanted) const {
   if (trained_ != nullptr) return at::linear(x_TI, used_.of(trained_->working), used_.of(bias_));
-  if (!adapter_) return frozen_matmul(x_TI, *frozen_, used_.of(bias_));
+  if (!adapter_) {
+    return FrozenMatmul::apply(x_TI, reinterpret_cast<int64_t>(frozen_.get()), if_defined(used_.of(bias_)), wanted);
+  }
   return AdaptedMatmul::apply(x_TI, adapter_->a().working, used_.of(adapter_->b().working), if_defined(used_.of(bias_)),
-                              AdaptedWeight{frozen_.get(), adapter_.get(), token_T, random});
+                              AdaptedWeight{frozen_.get(), adapter_.get(), token_T, random, wanted});
 }
 
 }  // namespace moetune

@@ -21,6 +21,7 @@
 
 #include "lora/adapters/adapter.h"
 #include "lora/frozen_weight.h"
+#include "parallel/device/wanted.h"
 
 namespace moetune {
 
@@ -42,7 +43,9 @@ class Linear {
   explicit Linear(Parameter& trained, at::Tensor bias_O = {}, OutputRange used = {});
 
   /// x_TI in compute dtype, two-dimensional -> y_TO. token_T: global token numbers (int64), read only under dropout.
-  at::Tensor forward(const at::Tensor& x_TI, const at::Tensor& token_T, const StepRandom& random) const;
+  /// Without numbers y costs a frozen map nothing but x A^T; of a weight that trains they are there anyway.
+  at::Tensor forward(const at::Tensor& x_TI, const at::Tensor& token_T, const StepRandom& random,
+                     Wanted wanted = Wanted::kNumbers) const;
 
   FrozenWeight* frozen() const { return frozen_.get(); }
   Adapter* adapter() const { return adapter_.get(); }

@@ -50,12 +50,16 @@ void Block::release_experts() {
 }
 
 Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const at::Tensor& replayed_TK,
-                 bool balance, const PassContext& pass) const {
+                 bool balance, const PassContext& pass, KeptMixing* kept) const {
   const TraceRange range("mixing");
   at::Tensor normed_TD = rms_norm(x_TD, parts_.input_norm, eps_);
   Mixed mixed;
-  const NormedSum residual = add_rms_norm(x_TD, parts_.attention->forward(normed_TD, slice, angles, pass.random),
-                                          parts_.post_attention_norm, eps_);
+  const at::Tensor known_TD = kept != nullptr ? kept->residual_TD : at::Tensor();
+  const at::Tensor attended_TD =
+      parts_.attention->forward(normed_TD, slice, angles, pass.random, kept != nullptr ? &kept->attention : nullptr,
+                                known_TD.defined() ? Wanted::kGraph : Wanted::kNumbers);
+  const NormedSum residual = add_rms_norm(x_TD, attended_TD, parts_.post_attention_norm, eps_, known_TD);
+  if (kept != nullptr && !known_TD.defined()) kept->residual_TD = residual.sum;
   mixed.residual_TD = residual.sum;
   mixed.z_TD = residual.normed;
   if (!is_moe()) return mixed;
@@ -74,9 +78,13 @@ Mixed Block::mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& a
   return mixed;
 }
 
-void Block::add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) const {
+void Block::add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass, Wanted wanted) const {
   const TraceRange range("mlp");
-  if (parts_.mlp) mixed.residual_TD = mixed.residual_TD + parts_.mlp->forward(mixed.z_TD, slice, pass.random);
+  if (parts_.mlp) {
+    const at::Tensor mlp_TD = parts_.mlp->forward(mixed.z_TD, slice, pass.random, wanted);
+    if (wanted == Wanted::kNumbers) mixed.residual_TD = mixed.residual_TD + mlp_TD;
+    else mixed.mlp_TD = mlp_TD;
+  }
   if (!is_moe()) mixed.z_TD = at::Tensor();
 }
 
@@ -113,9 +121,10 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
   const DenseMaps dense(maps, traits);
   const auto of_attention =
       spec.kind == AttentionSpec::Kind::kLatent ? latent_attention_cost : grouped_query_attention_cost;
-  const PartCost attention = of_attention(spec, dense, D, traits), mlp = swiglu_mlp_cost(dense, D, traits);
   BlockCost cost;
   cost.is_moe = std::any_of(maps.begin(), maps.end(), [](const LinearMap& map) { return map.stack > 0; });
+  const PartCost attention = of_attention(spec, dense, D, traits),
+                 mlp = swiglu_mlp_cost(dense, D, cost.is_moe && blueprint.experts.shared_gate, traits);
   const bool has_mlp = dense.outputs("gate_proj") > 0;
   // The residual behind attention, which its norm keeps, and that behind the MLP; z, which MLP and experts read.
   int64_t saved = D + (has_mlp ? D : 0);
@@ -123,15 +132,20 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
   cost.saved = saved * size + 2 * traits.wide_bytes() + attention.saved + mlp.saved;
   cost.mixing = std::max(attention.transient, mlp.transient);
   cost.mixing_of_long = std::max(attention.transient_of_long, mlp.transient_of_long);
+  cost.kept_attention = D * size + attention.kept;
   cost.tensor_axis_calls = attention.tensor_axis_calls + mlp.tensor_axis_calls;
+  cost.tensor_axis_calls_again = attention.tensor_axis_calls_again + mlp.tensor_axis_calls_again;
   // Two norms, the first residual's sum in the second one's pass; the MLP's sum.
   cost.forward.touched_bytes = static_cast<double>(size * (6 + (has_mlp ? 3 : 0)) * D);
   cost.backward.touched_bytes = static_cast<double>(size * 7 * D);
+  cost.again.touched_bytes = static_cast<double>(size * 6 * D);
   for (const PartCost* part : {&attention, &mlp}) {
     cost.forward.add(part->forward);
     cost.backward.add(part->backward);
+    cost.again.add(part->forward).add(part->not_again, -1.0);
   }
-  cost.again = cost.forward;
+  cost.spared_by_attention = attention.spared_where_kept;
+  cost.spared_by_attention.touched_bytes += static_cast<double>(size * 2 * D);  // the residual is no sum
   if (!cost.is_moe) return cost;
   const PartCost router = router_cost(blueprint.router, D, traits);
   cost.saved += router.saved;
@@ -141,7 +155,31 @@ BlockCost block_cost(const Blueprint& blueprint, const std::vector<LinearMap>& m
   cost.forward.add(cost.experts.forward);
   cost.backward.add(cost.experts.backward);
   cost.again.add(router.forward).add(cost.experts.again);
+  cost.spared_by_experts = cost.experts.again;
   return cost;
+}
+
+Work BlockCost::again_where(Keep keep) const {
+  if (keep == Keep::kAll) return {};
+  Work work = again;
+  if (keep >= Keep::kAttention) work.add(spared_by_attention, -1.0);
+  if (keep >= Keep::kExperts) work.add(spared_by_experts, -1.0);
+  return work;
+}
+
+int64_t BlockCost::calls_again_where(Keep keep) const {
+  if (keep == Keep::kAll || tensor_axis_calls == 0) return 0;
+  return tensor_axis_calls_again - (keep >= Keep::kAttention ? 1 : 0);
+}
+
+int64_t BlockCost::kept_bytes(Keep keep, int64_t rows, int64_t received, int64_t routed) const {
+  if (keep == Keep::kNothing) return 0;
+  int64_t bytes = rows * (keep == Keep::kAll ? saved : kept_attention);
+  if (!is_moe || keep == Keep::kAttention) return bytes;
+  bytes += routed * experts.kept + received * experts.kept_received;
+  // The rows at the experts are those that mixing would keep, were it kept.
+  if (keep == Keep::kExperts && !experts.kept_rows) bytes += received * experts.row_bytes;
+  return bytes;
 }
 
 int64_t block_scratch_elements(const std::vector<LinearMap>& maps, const PassTraits& traits, int64_t chunk_experts) {

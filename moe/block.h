@@ -18,6 +18,7 @@
 #include "lora/frozen_slab.h"
 #include "moe/attention/attention.h"
 #include "moe/cost.h"
+#include "moe/keep.h"
 #include "moe/routed_experts.h"
 #include "moe/router.h"
 #include "moe/swiglu_mlp.h"
@@ -27,6 +28,7 @@ namespace moetune {
 /// What mixing a slice gives; differentiable when computed with grad mode on.
 struct Mixed {
   at::Tensor residual_TD;  ///< x + attention; with add_mlp() the block's output but for the routed experts
+  at::Tensor mlp_TD;       ///< behind add_mlp() for the graph alone: what it would have added; undefined elsewhere
   at::Tensor z_TD;         ///< input of MLP and routed experts; undefined behind add_mlp() in a dense block
   at::Tensor weight_TK;    ///< routing weights in compute dtype; undefined in a dense block
   at::Tensor expert_TK;    ///< int64, the experts they are of; E, which is no expert, for padding
@@ -62,13 +64,13 @@ class Block {
   FrozenSlab* slab(SlabKind kind) const { return kind == SlabKind::kDense ? parts_.dense_slab : parts_.expert_slab; }
 
   /// Mixing of one slice up to the choice of experts. `replayed_TK` (int64): the choice of the way down, obeyed on the
-  /// way up; undefined: the experts are chosen here. `balance`: give what a balance loss needs. Collective over the
-  /// tensor axis, its backward pass too.
+  /// way up; undefined: the experts are chosen here. `balance`: give what a balance loss needs. `kept`: null, or what
+  /// one pass fills and the next takes from there. Collective over the tensor axis, its backward pass too.
   Mixed mix(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const at::Tensor& replayed_TK,
-            bool balance, const PassContext& pass) const;
-  /// Adds to the residual the slice's dense MLP or shared expert. Collective over the tensor axis, its backward pass
-  /// too.
-  void add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass) const;
+            bool balance, const PassContext& pass, KeptMixing* kept = nullptr) const;
+  /// Adds to the residual the slice's dense MLP or shared expert; where its graph alone is wanted, it stands beside the
+  /// residual. Collective over the tensor axis, its backward pass too.
+  void add_mlp(Mixed& mixed, const Slice& slice, const PassContext& pass, Wanted wanted = Wanted::kNumbers) const;
 
   LayerId layer() const { return parts_.layer; }
   bool is_moe() const { return parts_.experts != nullptr; }
@@ -92,13 +94,22 @@ class Block {
 /// and what passes between its two stages. A test compares that with what the allocator hands out.
 struct BlockCost {
   Work forward, backward;  ///< a row, experts included
-  Work again;              ///< of a row, what the way up recomputes where no graph was kept
-  int64_t saved = 0;       ///< a row of the local batch: what mixing keeps up to its backward pass, outputs included
-  int64_t mixing = 0;      ///< a row of the slice in flight: temporaries of attention or MLP
-  int64_t mixing_of_long = 0;     ///< the same where the slice is one long document
-  int64_t tensor_axis_calls = 0;  ///< collectives of the tensor axis in either pass of mixing through a slice
-  ExpertsCost experts;            ///< nothing in a dense block
+  Work again;              ///< of a row, what the way up computes of the way down again where nothing was kept
+  Work spared_by_attention, spared_by_experts;  ///< of that, by what Keep::kAttention keeps, and kExperts besides
+  int64_t saved = 0;   ///< a row of the local batch: what mixing keeps up to its backward pass, outputs included
+  int64_t mixing = 0;  ///< a row of the slice in flight: temporaries of attention or MLP
+  int64_t mixing_of_long = 0;           ///< the same where the slice is one long document
+  int64_t kept_attention = 0;           ///< a row of the local batch: of saved, what Keep::kAttention keeps
+  int64_t tensor_axis_calls = 0;        ///< collectives of the tensor axis in either pass of mixing through a slice
+  int64_t tensor_axis_calls_again = 0;  ///< those of what is computed again where nothing was kept
+  ExpertsCost experts;                  ///< nothing in a dense block
   bool is_moe = false;
+
+  Work again_where(Keep keep) const;
+  int64_t calls_again_where(Keep keep) const;
+  /// Bytes that a layer keeps between its ways beside its input and routing: of rows here, of rows that its experts
+  /// received and of those that these have routed.
+  int64_t kept_bytes(Keep keep, int64_t rows, int64_t received, int64_t routed) const;
 };
 /// For each of these blocks (all maps of one, with their adapters) the first that is made like it: what one costs, the
 /// other does.

@@ -70,6 +70,15 @@ double DenseMaps::backward_flops(const std::vector<std::string>& leaves) const {
   return flops;
 }
 
+double DenseMaps::spared_flops(const std::vector<std::string>& leaves) const {
+  double flops = 0.0;
+  visit(leaves, [&](const LinearMap& map) {
+    const int64_t low = map.adapter ? map.adapter->rank : 0;
+    if (!map.trained) flops += 2.0 * static_cast<double>(map.outputs * (map.inputs + low));
+  });
+  return flops;
+}
+
 // x A^T reads x, and what B makes of it is added to y; backwards d y is read for B and its gradient, x for that of A,
 // and A's part is added to d x.
 double DenseMaps::forward_adapter_bytes(const std::vector<std::string>& leaves) const {

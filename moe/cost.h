@@ -54,10 +54,14 @@ struct Work {
 
 struct PartCost {
   Work forward, backward;
-  int64_t saved = 0;              ///< bytes a row that the forward pass leaves for the backward pass, outputs included
-  int64_t transient = 0;          ///< bytes a row of the slice in flight, in either pass, at the most
+  Work not_again;          ///< of forward, what is not computed again for a backward pass: what nothing there reads
+  Work spared_where_kept;  ///< of the rest, what is not where Keep::kAttention keeps what the part gives
+  int64_t kept = 0;        ///< bytes a row of that
+  int64_t saved = 0;       ///< bytes a row that the forward pass leaves for the backward pass, outputs included
+  int64_t transient = 0;   ///< bytes a row of the slice in flight, in either pass, at the most
   int64_t transient_of_long = 0;  ///< the same where the slice is one long document
   int64_t tensor_axis_calls = 0;  ///< collectives of the tensor axis in either pass through a slice, whatever its rows
+  int64_t tensor_axis_calls_again = 0;  ///< those of what is computed again
 };
 
 /// Of one row through a map, or through one of a stack, and through its adapter: forward; d x and what trains. Where
@@ -77,6 +81,8 @@ class DenseMaps {
   /// The products of these maps and of their adapters; forward, or d x and what trains.
   double forward_flops(const std::vector<std::string>& leaves) const;
   double backward_flops(const std::vector<std::string>& leaves) const;
+  /// Of the forward products, those with frozen weights: what a pass for the graph alone does without (Wanted).
+  double spared_flops(const std::vector<std::string>& leaves) const;
   /// What the thin products of their adapters read and write, which bytes bound and not multiplications.
   double forward_adapter_bytes(const std::vector<std::string>& leaves) const;
   double backward_adapter_bytes(const std::vector<std::string>& leaves) const;

@@ -138,10 +138,17 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
+/// What a function knows beside its differentiable inputs.
+struct Known {
+  at::Tensor sum;
+};
+
 struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
-                                                const at::Tensor& added, const at::Tensor& weight, double eps) {
-    const Normed normed = moetune::forward(x, added, weight, eps);
+                                                const at::Tensor& added, const at::Tensor& weight, double eps,
+                                                const Known& known) {
+    const Normed normed = known.sum.defined() ? moetune::forward(known.sum, at::Tensor(), weight, eps)
+                                              : moetune::forward(x, added, weight, eps);
     context->set_materialize_grads(false);
     context->save_for_backward({normed.sum, weight, normed.inverse_rms});
     return {normed.sum, normed.y};
@@ -149,7 +156,7 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list d_sum_and_y) {
     const at::Tensor &d_sum = d_sum_and_y[0], &d_y = d_sum_and_y[1];
-    if (!d_y.defined()) return {d_sum, d_sum, at::Tensor(), at::Tensor()};
+    if (!d_y.defined()) return {d_sum, d_sum, at::Tensor(), at::Tensor(), at::Tensor()};
     const auto saved = context->get_saved_variables();
     const at::Tensor &sum = saved[0], &weight = saved[1], &inverse_rms = saved[2];
     at::Tensor d_both, d_weight;
@@ -157,7 +164,7 @@ struct AddRmsNorm : torch::autograd::Function<AddRmsNorm> {
       d_both = d_x_of(sum, weight, inverse_rms, d_y, d_sum);
     }
     if (context->needs_input_grad(2)) d_weight = d_weight_of(sum, weight, inverse_rms, d_y);
-    return {d_both, d_both, d_weight, at::Tensor()};
+    return {d_both, d_both, d_weight, at::Tensor(), at::Tensor()};
   }
 };
 
@@ -167,9 +174,11 @@ at::Tensor rms_norm(const at::Tensor& x_TD, const at::Tensor& weight_D, double e
   return RmsNorm::apply(x_TD, weight_D, eps);
 }
 
-NormedSum add_rms_norm(const at::Tensor& x_TD, const at::Tensor& added_TD, const at::Tensor& weight_D, double eps) {
+NormedSum add_rms_norm(const at::Tensor& x_TD, const at::Tensor& added_TD, const at::Tensor& weight_D, double eps,
+                       const at::Tensor& known_sum_TD) {
   MT_CHECK(x_TD.sizes() == added_TD.sizes(), x_TD.sizes(), " and ", added_TD.sizes());
-  const auto outputs = AddRmsNorm::apply(x_TD, added_TD, weight_D, eps);
+  const auto outputs = AddRmsNorm::apply(x_TD, added_TD, weight_D, eps,
+                                         Known{known_sum_TD.defined() ? known_sum_TD.detach() : known_sum_TD});
   return {outputs[0], outputs[1]};
 }
 

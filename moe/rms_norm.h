@@ -21,7 +21,9 @@ struct NormedSum {
   at::Tensor sum, normed;
 };
 /// sum = x + added and rms_norm(sum), differentiable in x, added and weight; what is kept is the sum. The gradient that
-/// reaches the sum by other ways joins that of the norm in the same pass. x and added have one shape.
-NormedSum add_rms_norm(const at::Tensor& x_TD, const at::Tensor& added_TD, const at::Tensor& weight_D, double eps);
+/// reaches the sum by other ways joins that of the norm in the same pass. x and added have one shape. `known_sum`: the
+/// sum's numbers, where they were kept: those of x and added are not read then.
+NormedSum add_rms_norm(const at::Tensor& x_TD, const at::Tensor& added_TD, const at::Tensor& weight_D, double eps,
+                       const at::Tensor& known_sum_TD = {});
 
 }  // namespace moetune

@@ -279,7 +279,9 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
   cost.chunk = size * std::max(wide, hidden);
   cost.kept = size * 2 * F + 8 + 8 + size + (traits.on_gpu() ? 4 : 0);
   // The rows themselves, joined or received, where they are not what mixing keeps.
-  cost.kept_received = size * (K + (traits.exchanged || traits.several_slices ? D : 0));
+  cost.row_bytes = size * D;
+  cost.kept_rows = traits.exchanged || traits.several_slices;
+  cost.kept_received = size * K + (cost.kept_rows ? cost.row_bytes : 0);
   return cost;
 }
 

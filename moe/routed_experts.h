@@ -144,6 +144,8 @@ struct ExpertsCost {
   int64_t chunk = 0;          ///< a routed row of the chunk in flight
   int64_t kept = 0;           ///< a routed row of a layer that keeps its intermediates
   int64_t kept_received = 0;  ///< a received row of one
+  int64_t row_bytes = 0;      ///< of the row itself
+  bool kept_rows = false;     ///< kept_received has it; else it is what mixing keeps
 };
 /// `maps`: all of the block's.
 ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<LinearMap>& maps,

@@ -28,11 +28,13 @@ class SwigluMlp {
         output_gate_1D_(std::move(output_gate_1D)),
         axis_(axis) {}
   /// Differentiable in x, in g and in what else trains. Collective over the axis.
-  at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const StepRandom& random) const {
+  at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const StepRandom& random,
+                     Wanted wanted = Wanted::kNumbers) const {
+    if (output_gate_1D_.defined()) wanted = Wanted::kNumbers;  // which the gate's gradient takes
     at::Tensor x_UD = axis_.gather_rows(x_TD, slice.num_all_rows);
     at::Tensor hidden_UF =
         swiglu(gate_->forward(x_UD, slice.token_U, random), up_->forward(x_UD, slice.token_U, random));
-    at::Tensor y_TD = axis_.reduce_scatter_rows(down_->forward(hidden_UF, slice.token_U, random));
+    at::Tensor y_TD = axis_.reduce_scatter_rows(down_->forward(hidden_UF, slice.token_U, random, wanted), wanted);
     return output_gate_1D_.defined() ? at::linear(x_TD, output_gate_1D_).sigmoid() * y_TD : y_TD;
   }
   std::vector<Linear*> linears() const { return {gate_.get(), up_.get(), down_.get()}; }
@@ -43,7 +45,7 @@ class SwigluMlp {
   TensorAxis axis_;
 };
 
-/// Of a row through forward() and its backward pass, x apart; `width`: D.
-PartCost swiglu_mlp_cost(const DenseMaps& maps, int64_t width, const PassTraits& traits);
+/// Of a row through forward() and its backward pass, x apart; `width`: D; `gates_output`: there is g.
+PartCost swiglu_mlp_cost(const DenseMaps& maps, int64_t width, bool gates_output, const PassTraits& traits);
 
 }  // namespace moetune

@@ -192,7 +192,7 @@ class Assembler {
     if (run.cache) say_complaints(*run.cache, run.mesh->world());
     if (speaks_) log_info(load_text(run.load, random));
 
-    run.sweep_options.keep_layers = run.plan.kept_layers;
+    run.sweep_options.kept = run.plan.kept;
     run.sweep_options.stash_inputs = recipe_.offload.activations == OffloadTier::kHost;
     run.sweep_options.mtp_weight = recipe_.mtp.loss_weight;
     run.sweep_options.balance = balance_spec(recipe_, run.blueprint);

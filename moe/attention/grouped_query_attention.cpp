@@ -81,7 +81,7 @@ at::Tensor GroupedQueryAttention::with_position(at::Tensor x_UC, int64_t heads, 
 }
 
 at::Tensor GroupedQueryAttention::forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
-                                          const StepRandom& random) const {
+                                          const StepRandom& random, KeptAttention* kept, Wanted wanted) const {
   const at::Tensor x_UD = axis_.gather_rows(x_TD, slice.num_all_rows);
   at::Tensor q_UC = weights_.q->forward(x_UD, slice.token_U, random);
   at::Tensor k_UC = weights_.k->forward(x_UD, slice.token_U, random);
@@ -92,8 +92,8 @@ at::Tensor GroupedQueryAttention::forward(const at::Tensor& x_TD, const Slice& s
   if (spec_.rotary_dim == 0 && spec_.temperature_scale != 0.0) {
     q_UHA = with_temperature(q_UHA, slice.position_U, spec_);
   }
-  const at::Tensor out_UHA = packed_attention(q_UHA, k_UGA, v_UGA, slice, spec_, weights_.sinks);
-  return axis_.reduce_scatter_rows(weights_.o->forward(out_UHA.flatten(1), slice.token_U, random));
+  const at::Tensor out_UHA = packed_attention(q_UHA, k_UGA, v_UGA, slice, spec_, weights_.sinks, kept);
+  return axis_.reduce_scatter_rows(weights_.o->forward(out_UHA.flatten(1), slice.token_U, random, wanted), wanted);
 }
 
 std::vector<Linear*> GroupedQueryAttention::linears() const {
@@ -107,6 +107,7 @@ PartCost grouped_query_attention_cost(const AttentionSpec& a, const DenseMaps& m
   // More ranks than key heads have one each.
   const int64_t G = std::max(a.kv_heads, P);
   const int64_t q = a.heads * a.key_dim(), k = G * a.key_dim(), v = G * a.value_dim, out = a.heads * a.value_dim;
+  const double product = 2.0 * traits.keys * static_cast<double>(q + out);
   PartCost cost;
   int64_t saved = 0;
   if (maps.keeps_input("q_proj") || maps.keeps_input("k_proj") || maps.keeps_input("v_proj")) {
@@ -125,6 +126,8 @@ PartCost grouped_query_attention_cost(const AttentionSpec& a, const DenseMaps& m
   }
   if (attends_ragged(traits, std::max(a.key_dim(), a.value_dim))) {
     saved += q + k + v + out;
+    cost.kept = out * size + a.heads * traits.wide_bytes();
+    cost.spared_where_kept.attention = product;
     // In the backward pass: gradients of output, queries, keys and values, those of keys and values once for each query
     // head before they are summed, and the kernel's own sum of the queries' in fp32.
     cost.transient = (2 * out + 2 * q + q + k + v) * size + q * traits.wide_bytes();
@@ -135,9 +138,9 @@ PartCost grouped_query_attention_cost(const AttentionSpec& a, const DenseMaps& m
   if (P > 1) cost.transient += 2 * P * width * size;
   cost.transient_of_long = cost.transient;
   cost.saved += saved * size;
-  const double product = 2.0 * traits.keys * static_cast<double>(q + out);
   cost.forward.dense = maps.forward_flops(leaves);
   cost.forward.attention = product;
+  cost.spared_where_kept.dense = maps.spared_flops({"o_proj"});
   const int64_t normed = a.head_norm == HeadNorm::kNone ? 0 : 2 * (q + k), rotated = 2 * (a.heads + G) * a.rotary_dim;
   // What a kernel without sinks gives is read and written once more.
   const int64_t scaled = a.sinks ? 2 * out : 0;
@@ -149,7 +152,8 @@ PartCost grouped_query_attention_cost(const AttentionSpec& a, const DenseMaps& m
       static_cast<double>(size * (normed * 3 / 2 + 2 * (q + k))) + maps.backward_adapter_bytes(leaves);
   if (P > 1) {
     cost.forward.tensor_axis_bytes = cost.backward.tensor_axis_bytes = static_cast<double>((P - 1) * 2 * width * size);
-    cost.tensor_axis_calls = a.head_norm == HeadNorm::kAllHeads ? 4 : 2;
+    cost.spared_where_kept.tensor_axis_bytes = static_cast<double>((P - 1) * width * size);
+    cost.tensor_axis_calls = cost.tensor_axis_calls_again = a.head_norm == HeadNorm::kAllHeads ? 4 : 2;
   }
   return cost;
 }

@@ -2,7 +2,7 @@
 // by H / G queries.
 //
 //   GroupedQueryAttention attention(spec, std::move(weights), axis);
-//   at::Tensor y_TD = attention.forward(x_TD, slice, angles, random);
+//   at::Tensor y_TD = attention.forward(x_TD, slice, angles, random, nullptr, Wanted::kNumbers);
 //
 //   q, k, v = x W_q^T + b_q, x W_k^T + b_k, x W_v^T + b_v;   q, k normed, rotated, scaled as the spec says;
 //   y = packed_attention(q, k, v, sinks) W_o^T + b_o
@@ -43,8 +43,8 @@ class GroupedQueryAttention final : public Attention {
   /// The axis must divide heads, and divide kv_heads or be a multiple of them.
   GroupedQueryAttention(const AttentionSpec& spec, GroupedQueryWeights weights, const TensorAxis& axis);
 
-  at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
-                     const StepRandom& random) const override;
+  at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const StepRandom& random,
+                     KeptAttention* kept, Wanted wanted) const override;
   std::vector<Linear*> linears() const override;
 
  private:

@@ -15,7 +15,7 @@ constexpr double kLatentNormEps = 1e-6;  // the reference gives these norms thei
 }  // namespace
 
 at::Tensor LatentAttention::forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
-                                    const StepRandom& random) const {
+                                    const StepRandom& random, KeptAttention* kept, Wanted wanted) const {
   const LatentWeights& w = weights_;
   at::Tensor query_TC = w.q ? x_TD : rms_norm(w.q_a->forward(x_TD, slice.token_T, random), w.q_a_norm, kLatentNormEps);
   at::Tensor compressed = w.kv_a->forward(x_TD, slice.token_T, random);
@@ -30,8 +30,8 @@ at::Tensor LatentAttention::forward(const at::Tensor& x_TD, const Slice& slice, 
   const at::Tensor kv_UC = w.kv_b->forward(latent_UC, token_U, random);
   const LatentKeys kv = latent_keys(kv_UC, key_UA, heads_, spec_.nope_dim, angles);
   const at::Tensor out_UHA =
-      packed_attention(q_UC.unflatten(-1, {heads_, spec_.key_dim()}), kv.k_UHA, kv.v_UHA, slice, spec_);
-  return axis_.reduce_scatter_rows(w.o->forward(out_UHA.flatten(1), token_U, random));
+      packed_attention(q_UC.unflatten(-1, {heads_, spec_.key_dim()}), kv.k_UHA, kv.v_UHA, slice, spec_, {}, kept);
+  return axis_.reduce_scatter_rows(w.o->forward(out_UHA.flatten(1), token_U, random, wanted), wanted);
 }
 
 std::vector<Linear*> LatentAttention::linears() const {
@@ -58,11 +58,14 @@ PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, in
   } else if (keeps_q || keeps_kv || maps.keeps_input("q_proj")) {
     saved += P * (a.q_lora.value_or(width) + a.kv_lora + a.rotary_dim);
   }
+  const double product = 2.0 * traits.keys * static_cast<double>(qk + value);
   PartCost cost;
   cost.saved = maps.low_bytes(leaves) + (a.heads + (a.q_lora ? 2 : 1)) * traits.wide_bytes();
   if (attends_ragged(traits, std::max(a.key_dim(), a.value_dim))) {
     // Queries, keys, and the product of kv_b, in which the values lie; the output is the input of o_proj.
     saved += 2 * qk + kv + value;
+    cost.kept = value * size + a.heads * traits.wide_bytes();
+    cost.spared_where_kept.attention = product;
     // In the backward pass: gradients of output, queries, keys and values, and the kernel's own sum of the queries' in
     // fp32. FlashAttention's has output and gradients as wide as keys.
     cost.transient = 5 * qk * size + qk * traits.wide_bytes();
@@ -72,9 +75,9 @@ PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, in
     cost.transient = cost.transient_of_long = (4 * qk + 2 * kv) * size;
   }
   cost.saved += saved * size;
-  const double product = 2.0 * traits.keys * static_cast<double>(qk + value);
   cost.forward.dense = maps.forward_flops(leaves);
   cost.forward.attention = product;
+  cost.spared_where_kept.dense = maps.spared_flops({"o_proj"});
   // Two norms, the rotation, keys written once.
   cost.forward.touched_bytes =
       static_cast<double>(size * (2 * (q_lora + a.kv_lora) + 2 * a.heads * a.rotary_dim + a.heads * a.nope_dim + qk)) +
@@ -88,7 +91,8 @@ PartCost latent_attention_cost(const AttentionSpec& a, const DenseMaps& maps, in
     const double latents = static_cast<double>(P * (a.q_lora.value_or(width) + a.kv_lora + a.rotary_dim)),
                  output = static_cast<double>(P * width);
     cost.forward.tensor_axis_bytes = cost.backward.tensor_axis_bytes = gathered * (latents + output);
-    cost.tensor_axis_calls = 2;
+    cost.spared_where_kept.tensor_axis_bytes = gathered * output;
+    cost.tensor_axis_calls = cost.tensor_axis_calls_again = 2;
   }
   return cost;
 }

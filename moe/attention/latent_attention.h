@@ -1,6 +1,6 @@
 // Multi-head latent attention (DeepSeek-V2 report, section 2.1) over packed documents.
 //
-//   at::Tensor y_TD = attention.forward(x_TD, slice, angles, random);
+//   at::Tensor y_TD = attention.forward(x_TD, slice, angles, random, nullptr, Wanted::kNumbers);
 //
 // Queries and keys/values pass through low-rank latents (c_q, c_kv), one rotary key is shared by all heads, and each
 // head attends causally within its own document.
@@ -33,8 +33,8 @@ class LatentAttention final : public Attention {
   LatentAttention(const AttentionSpec& spec, LatentWeights weights, const TensorAxis& axis)
       : spec_(spec), weights_(std::move(weights)), axis_(axis), heads_(spec.heads / axis.size()) {}
 
-  at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
-                     const StepRandom& random) const override;
+  at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles, const StepRandom& random,
+                     KeptAttention* kept, Wanted wanted) const override;
   std::vector<Linear*> linears() const override;
 
  private:

@@ -9,14 +9,15 @@
 namespace moetune {
 
 at::Tensor packed_attention(const at::Tensor& q_UHA, const at::Tensor& k_UGA, const at::Tensor& v_UGA,
-                            const Slice& slice, const AttentionSpec& spec, const at::Tensor& sinks_H) {
+                            const Slice& slice, const AttentionSpec& spec, const at::Tensor& sinks_H,
+                            KeptAttention* kept) {
   MT_CHECK(q_UHA.size(1) % k_UGA.size(1) == 0, q_UHA.size(1), " query heads on ", k_UGA.size(1), " key heads");
   if (slice.num_all_rows == 0) {
     const int64_t readers = q_UHA.size(1) / v_UGA.size(1);
     return v_UGA.unsqueeze(2).expand({-1, -1, readers, -1}).flatten(1, 2);
   }
-  const auto attend = has_ragged_attention(q_UHA, v_UGA) ? ragged_attention : bucketed_attention;
-  return attend(q_UHA, k_UGA, v_UGA, slice.lengths, spec, sinks_H);
+  return has_ragged_attention(q_UHA, v_UGA) ? ragged_attention(q_UHA, k_UGA, v_UGA, slice.lengths, spec, sinks_H, kept)
+                                            : bucketed_attention(q_UHA, k_UGA, v_UGA, slice.lengths, spec, sinks_H);
 }
 
 bool attends_ragged(const PassTraits& traits, int64_t width) {

@@ -179,13 +179,33 @@ at::Tensor begins_of(const std::vector<RaggedPiece>& pieces, at::Device device) 
 // exact gradients of softmax with a sink as they stand. The sink's own: d sink = -sum_i exp(sink - l_i) (dy_i . y_i).
 struct RaggedAttention : torch::autograd::Function<RaggedAttention> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& q_UHA, const at::Tensor& k_UGA,
-                            const at::Tensor& v_UGA, const std::optional<at::Tensor>& sinks_H, const Task& task) {
+                            const at::Tensor& v_UGA, const std::optional<at::Tensor>& sinks_H, const Task& task,
+                            KeptAttention* kept) {
     const std::vector<RaggedPiece> pieces = task.pieces();
     const at::Tensor begins = begins_of(pieces, q_UHA.device());
+    KeptAttention found;
+    if (kept != nullptr && kept->y_UHA.defined()) {
+      found = {kept->y_UHA.detach(), kept->lse};
+    } else {
+      found = attended(q_UHA, k_UGA, v_UGA, sinks_H, task, pieces, begins);
+      if (kept != nullptr) *kept = found;
+    }
+    MT_CHECK(found.lse.size() == pieces.size(), "sums of ", found.lse.size(), " pieces were kept, of ", pieces.size());
+    std::vector<at::Tensor> saved{q_UHA, k_UGA, v_UGA, sinks_H.value_or(at::Tensor()), begins, found.y_UHA};
+    saved.insert(saved.end(), found.lse.begin(), found.lse.end());
+    context->save_for_backward(std::move(saved));
+    task.save(context);
+    return found.y_UHA;
+  }
+
+  /// y, and the sums that the backward pass takes, of each piece.
+  static KeptAttention attended(const at::Tensor& q_UHA, const at::Tensor& k_UGA, const at::Tensor& v_UGA,
+                                const std::optional<at::Tensor>& sinks_H, const Task& task,
+                                const std::vector<RaggedPiece>& pieces, const at::Tensor& begins) {
     const int64_t value_dim = v_UGA.size(2);
     const Widened x(pieces, q_UHA, k_UGA, v_UGA);
-    std::vector<at::Tensor> saved{q_UHA, k_UGA, v_UGA, sinks_H.value_or(at::Tensor()), begins, at::Tensor()};
-    at::Tensor y_UHA;
+    KeptAttention all;
+    at::Tensor& y_UHA = all.y_UHA;
     int64_t begin = 0;  // of the piece's numbers in `begins`
     for (const RaggedPiece& piece : pieces) {
       Output output;
@@ -210,12 +230,9 @@ struct RaggedAttention : torch::autograd::Function<RaggedAttention> {
           part.copy_(found);
         }
       }
-      saved.push_back(output.lse);
+      all.lse.push_back(output.lse);
     }
-    saved[5] = y_UHA;
-    context->save_for_backward(std::move(saved));
-    task.save(context);
-    return y_UHA;
+    return all;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -254,7 +271,7 @@ struct RaggedAttention : torch::autograd::Function<RaggedAttention> {
       put(found.v, piece, v_UGA, alone, all.v);
     }
     if (d_sinks.defined()) d_sinks = d_sinks.to(sinks_H.scalar_type());
-    return {all.q, all.k, all.v, d_sinks, at::Tensor()};
+    return {all.q, all.k, all.v, d_sinks, at::Tensor(), at::Tensor()};
   }
 
  private:
@@ -305,10 +322,11 @@ bool has_ragged_attention(const at::Tensor& q_UHA, const at::Tensor& v_UGA) {
 }
 
 at::Tensor ragged_attention(const at::Tensor& q_UHA, const at::Tensor& k_UGA, const at::Tensor& v_UGA,
-                            const std::vector<int64_t>& lengths, const AttentionSpec& spec, const at::Tensor& sinks_H) {
+                            const std::vector<int64_t>& lengths, const AttentionSpec& spec, const at::Tensor& sinks_H,
+                            KeptAttention* kept) {
   const at::Tensor q = aligned(q_UHA), k = aligned(k_UGA), v = aligned(v_UGA);
   const Task task{lengths, spec.mask, spec.softmax_scale, !sinks_H.defined() && DenseKernel::can(q, k, v)};
-  return RaggedAttention::apply(q, k, v, sinks_H.defined() ? std::optional(sinks_H) : std::nullopt, task);
+  return RaggedAttention::apply(q, k, v, sinks_H.defined() ? std::optional(sinks_H) : std::nullopt, task, kept);
 }
 
 int64_t warm_up_ragged_attention(const AttentionSpec& spec, int64_t heads, int64_t kv_heads,

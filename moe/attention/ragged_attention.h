@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "moe/blueprint.h"
+#include "moe/keep.h"
 
 namespace moetune {
 
@@ -31,7 +32,7 @@ bool has_ragged_attention(const at::Tensor& q_UHA, const at::Tensor& v_UGA);
 /// As packed_attention() of documents of these lengths, at least one row of them.
 at::Tensor ragged_attention(const at::Tensor& q_UHA, const at::Tensor& k_UGA, const at::Tensor& v_UGA,
                             const std::vector<int64_t>& lengths, const AttentionSpec& spec,
-                            const at::Tensor& sinks_H = {});
+                            const at::Tensor& sinks_H = {}, KeptAttention* kept = nullptr);
 
 /// Runs forward and backward once for a document of each of these lengths (add_dense_rows()), with this rank's heads,
 /// in the dtype in which the model computes and on the thread that will, and frees what it took. Returns how many of

@@ -64,14 +64,18 @@ struct GatherRows : torch::autograd::Function<GatherRows> {
 };
 
 struct ReduceScatterRows : torch::autograd::Function<ReduceScatterRows> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& partial_UC, int64_t group, int64_t rows) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& partial_UC, int64_t group, int64_t rows,
+                            Wanted wanted) {
     context->saved_data["group"] = group;
     context->saved_data["num_rows"] = partial_UC.size(0);
+    if (wanted == Wanted::kGraph) {
+      return without_numbers(AxisGroup::with_rows(partial_UC, rows), partial_UC.options());
+    }
     return group_of(context).scattered(partial_UC, rows);
   }
   static variable_list backward(AutogradContext* context, variable_list d) {
     return {group_of(context).gathered(d[0]).narrow(0, 0, context->saved_data["num_rows"].toInt()), at::Tensor(),
-            at::Tensor()};
+            at::Tensor(), at::Tensor()};
   }
 };
 
@@ -101,9 +105,9 @@ std::vector<at::Tensor> TensorAxis::gather_rows(const std::vector<at::Tensor>& p
   return gather_rows(at::cat(parts_TC, 1), num_rows).split_with_sizes(widths, 1);
 }
 
-at::Tensor TensorAxis::reduce_scatter_rows(const at::Tensor& partial_UC) const {
+at::Tensor TensorAxis::reduce_scatter_rows(const at::Tensor& partial_UC, Wanted wanted) const {
   if (group_ == nullptr) return partial_UC;
-  return ReduceScatterRows::apply(partial_UC, address(group_), rows_of(partial_UC.size(0)));
+  return ReduceScatterRows::apply(partial_UC, address(group_), rows_of(partial_UC.size(0)), wanted);
 }
 
 void TensorAxis::sum(const at::Tensor& tensor) const {

@@ -20,6 +20,8 @@
 #include <memory>
 #include <vector>
 
+#include "parallel/device/wanted.h"
+
 namespace moetune {
 
 class Communicator;
@@ -41,8 +43,9 @@ class TensorAxis {
   at::Tensor gather_rows(const at::Tensor& x_TC, int64_t num_rows) const;
   /// The same of several matrices [T, C1], [T, C2], ... of one dtype in one collective.
   std::vector<at::Tensor> gather_rows(const std::vector<at::Tensor>& parts_TC, int64_t num_rows) const;
-  /// partial_UC [U, ...] -> this rank's rows of the sum over the ranks: [ceil(U / size()), ...]. Collective.
-  at::Tensor reduce_scatter_rows(const at::Tensor& partial_UC) const;
+  /// partial_UC [U, ...] -> this rank's rows of the sum over the ranks: [ceil(U / size()), ...]. Collective; without
+  /// numbers its backward pass alone is.
+  at::Tensor reduce_scatter_rows(const at::Tensor& partial_UC, Wanted wanted = Wanted::kNumbers) const;
 
   /// In place over the ranks, not differentiable. Collective.
   void sum(const at::Tensor& tensor) const;

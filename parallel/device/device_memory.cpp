@@ -36,6 +36,14 @@ int64_t device_memory_bytes(c10::DeviceType kind) {
   return static_cast<int64_t>(total);
 }
 
+int64_t available_memory_bytes(c10::Device device) {
+  if (!device.is_cuda()) return 0;
+  size_t free = 0, total = 0;
+  C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(free) +
+         c10::cuda::CUDACachingAllocator::getDeviceStats(device.index()).reserved_bytes[0].current;
+}
+
 int64_t host_memory_bytes() {
   const int64_t pages = ::sysconf(_SC_PHYS_PAGES), page = ::sysconf(_SC_PAGESIZE);
   const int64_t all = pages > 0 && page > 0 ? pages * page : 0;

@@ -18,6 +18,9 @@ void free_cached_memory(c10::Device device);
 /// Bytes of memory of the current device of this kind, free or not; 0 for CPUs, and where there is no such device.
 int64_t device_memory_bytes(c10::DeviceType kind);
 
+/// Of these, what this process has or may still get: not what others and libraries have taken.
+int64_t available_memory_bytes(c10::Device device);
+
 /// Bytes of memory of this host, or that it allows this process where that is less; 0 where the system does not say.
 int64_t host_memory_bytes();
 

@@ -282,10 +282,10 @@ def exchange_bytes(run, ep):
 
 def tensor_axis_bytes(run, tp):
     """What a rank of `tp` sends to the others of its axis in a step (docs/parallelism.md, What a tensor axis sends;
-    bf16)."""
+    every layer recomputed, bf16)."""
     dims, layers, turns = run.machine.dims, run.layers.dense + run.layers.moe + run.mtp_rows, 1 + run.mtp_rows
     width, latents = dims["hidden_size"], dims["q_lora_rank"] + dims["kv_lora_rank"] + dims["qk_rope_head_dim"]
-    numbers = run.tokens * (3 * layers * (latents + width + 2 * width) + turns * (2 * width + width))
+    numbers = run.tokens * (layers * (3 * (latents + width) + 5 * width) + turns * (2 * width + width))
     targets = run.tokens * (1 - 1 / run.document + run.layers.mtp * (1 - 2 / run.document))  # of the axis, over tp
     loads = 2 / tp * 8 * dims["n_routed_experts"] * (run.layers.moe + run.layers.mtp)
     return round((tp - 1) * (2 * numbers + 2 * 3 * 4 * targets + loads))

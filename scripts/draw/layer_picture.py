@@ -112,7 +112,10 @@ def _stages(mesh):
         if tp > 1:
             shared.chips = TP
             shared.down = ("z all-gathered, output summed", f"(TP-1) T 2 D b = {axis(2 * D)}")
-            shared.up = ("both again, and their transposes", twice(2 * D))
+            if model.gates_shared_expert:  # by a gate whose gradient takes the output
+                shared.up = ("both again, and their transposes", twice(2 * D))
+            else:
+                shared.up = ("z again, and both transposes", f"(TP-1) T 3 D b = {axis(3 * D)}")
         yield shared
     yield _Stage("routed experts", experts + (f", 1/{parts} of features" if parts > 1 else ", a chunk at a time"))
     if ep > 1:

@@ -100,7 +100,7 @@ Result run(const AttentionSpec& spec, const TensorAxis& axis, const std::vector<
   const GroupedQueryAttention attention(spec, std::move(weights), axis);
   const at::Tensor x = leaf(own_rows(50));
   Result result;
-  result.y = attention.forward(x, slice, angles, StepRandom{});
+  result.y = attention.forward(x, slice, angles, StepRandom{}, nullptr, Wanted::kNumbers);
   std::vector<at::Tensor> inputs{x};
   inputs.insert(inputs.end(), layer.weights.begin(), layer.weights.end());
   inputs.insert(inputs.end(), layer.vectors.begin(), layer.vectors.end());

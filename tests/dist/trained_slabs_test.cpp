@@ -135,8 +135,8 @@ TEST_CASE("weights are whole while their layer is in use, and new ones reach eve
     }
     StepProgram program;
     for (size_t i = 0; i < sweep.size(); ++i) {
-      program.push_back(
-          {i < sweep.size() / 2 ? StepOp::Kind::kDown : StepOp::Kind::kUp, LayerId::block(sweep[i]), false, 0});
+      program.push_back({i < sweep.size() / 2 ? StepOp::Kind::kDown : StepOp::Kind::kUp, LayerId::block(sweep[i]),
+                         Keep::kNothing, 0});
     }
     const TrainedPlacement placed = place_trained(numbers, recipe, layout.shape, Machine{}, program);
     CHECK(placed.device_bytes + placed.host_bytes == bytes);

@@ -78,6 +78,7 @@ def facts(dp=2, ep=2, tp=2, expert_tp=1, shard="all", offload="half", ranks_per_
             "experts": 256,
             "chosen": 8,
             "shares_expert": True,
+            "gates_shared_expert": False,
         },
         "holdings": {
             "experts": runs(ep, 256),

@@ -152,7 +152,7 @@ class LayerTest(unittest.TestCase):
         said = texts(layer_picture(planned()))
         self.assertIn("(TP-1) T C b = 66.0 MiB", said)  # 16384 * 2112 * 2 = 69,206,016
         self.assertIn("(TP-1) T D b = 224 MiB", said)  # 16384 * 7168 * 2 = 234,881,024
-        self.assertIn("twice that: 896 MiB", said)  # of (TP-1) T 2 D b
+        self.assertIn("(TP-1) T 3 D b = 672 MiB", said)
         self.assertIn("at most 448 MiB", said)  # 16384 * (2 * 14336 + 8 * 4) = 470,286,336, to the one other rank
         # 3/4 of 128 experts of 3 * 7168 * 2048 numbers, 0.5 + 4/64 bytes each
         self.assertIn("experts gathered: 2.21 GiB", said)

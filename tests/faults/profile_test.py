@@ -1,5 +1,6 @@
 """`train --profile N`: every rank leaves a trace of N steps, whose ranges are those of the step program, one inside the
-other, and the run is the same as without.
+other, and the run is the same as without. On a GPU the trace also counts what a step gives it to do, which does not
+grow with the number of experts (design contract 9).
 
 .venv/bin/python tests/faults/profile_test.py [BUILD_FOLDER]
 """
@@ -7,12 +8,13 @@ other, and the run is the same as without.
 import json
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from tiny_run import TinyRun
+from tiny_run import CONFIG, TinyRun
 
 SMALL = {"train.steps": 5, "checkpoint.every_steps": 5}
 # tiny_run.py's model: a dense layer, two of experts, and the MTP module, which has experts too.
@@ -137,6 +139,40 @@ class ProfileTest(unittest.TestCase):
         own.write_text("mine")
         self.assertIn("profile: holds traces of no run that is here", run.finish(expect=2))
         self.assertEqual(own.read_text(), "mine")
+
+
+def has_gpu():
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@unittest.skipUnless(has_gpu(), "counts what a GPU is given to do")
+class LaunchesTest(unittest.TestCase):
+    WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaDeviceSynchronize")
+
+    def counts(self, **config):
+        """(kernels, copies, host waits) of a step."""
+        folder = pathlib.Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
+        run = TinyRun(folder, **SMALL | {"run.device": "cuda", "model.compute": "bf16", "router.bias": "frozen"})
+        (folder / "model" / "config.json").write_text(json.dumps(CONFIG | config))
+        run.options = ["--profile", "1"]
+        run.finish()
+        events = json.loads((folder / "run/profile/rank-0.json").read_text())["traceEvents"]
+        of = lambda *kinds: sum(event.get("cat") in kinds for event in events)
+        waits = sum(event.get("name") in self.WAITS for event in events)
+        return of("kernel"), of("gpu_memcpy", "gpu_memset"), waits
+
+    def test_a_layer_gives_the_same_work_to_do_whatever_its_experts(self):
+        few, many, deeper = self.counts(), self.counts(n_routed_experts=64), self.counts(num_hidden_layers=4)
+        print("kernels, copies, waits of a step:", few, "with 8 times the experts", many, "with a layer more", deeper)
+        # A sort of more bins may take a pass more; a kernel an expert would be hundreds.
+        self.assertLessEqual(many[0], few[0] + 4 * len(MOE))
+        self.assertLessEqual(many[1], few[1] + len(MOE))
+        self.assertLessEqual(many[2], few[2])
+        self.assertGreater(deeper[0], few[0] + 50)  # that the trace counts at all
 
 
 if __name__ == "__main__":

@@ -87,6 +87,54 @@ TEST_CASE("a GPU attends as the CPU does", "[packed_attention]") {
   }
 }
 
+TEST_CASE("what attention kept serves its backward pass on a GPU", "[packed_attention]") {
+  // Short documents, long ones beside them, sinks, windows, values narrower than keys, one document alone.
+  const std::vector<Shape> shapes{{{5, 3, 170, 1, 30, 5}, 4, 2, 64, 64, true},
+                                  {{40, 3000, 7}, 4, 2, 64, 64, false},
+                                  {{90, 7}, 2, 2, 192, 128, false},
+                                  {{3000}, 2, 2, 192, 128, false}};
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    const Shape& shape = shapes[i];
+    for (const MaskSpec& mask : kMasks) {
+      const int64_t rows = std::accumulate(shape.lengths.begin(), shape.lengths.end(), int64_t{0});
+      uint64_t seed = 0;
+      const auto numbers = [&](at::IntArrayRef sizes) {
+        return random_normal(sizes, ++seed).to(at::kCUDA, at::kBFloat16);
+      };
+      std::vector<at::Tensor> inputs{leaf(numbers({rows, shape.heads, shape.width})),
+                                     leaf(numbers({rows, shape.kv_heads, shape.width})),
+                                     leaf(numbers({rows, shape.kv_heads, shape.value_width}))};
+      if (shape.sinks) inputs.push_back(leaf(numbers({shape.heads})));
+      AttentionSpec spec;
+      spec.mask = mask;
+      spec.softmax_scale = 0.1;
+      const Slice slice = slice_of(shape.lengths, at::kCUDA);
+      const at::Tensor sinks = shape.sinks ? inputs[3] : at::Tensor();
+      const auto attend = [&](KeptAttention* kept) {
+        return packed_attention(inputs[0], inputs[1], inputs[2], slice, spec, sinks, kept);
+      };
+      KeptAttention kept;
+      {
+        const at::NoGradGuard no_grad;
+        attend(&kept);
+      }
+      REQUIRE(kept.y_UHA.defined());
+      const at::Tensor first = kept.y_UHA, plain = attend(nullptr), again = attend(&kept);
+      INFO("shape " << i << ", mask " << static_cast<int>(mask.kind) << " of " << mask.size);
+      CHECK(at::equal(plain, again));
+      CHECK(again.data_ptr() == first.data_ptr());
+      const at::Tensor d_y = numbers(plain.sizes());
+      const auto wanted = torch::autograd::grad({plain}, inputs, {d_y}),
+                 got = torch::autograd::grad({again}, inputs, {d_y});
+      // Kernels add the gradients of queries in any order.
+      for (size_t k = 0; k < inputs.size(); ++k) {
+        const at::Tensor exact = wanted[k].to(at::kDouble);
+        CHECK((got[k].to(at::kDouble) - exact).norm().item<double>() < 2e-3 * exact.norm().item<double>());
+      }
+    }
+  }
+}
+
 TEST_CASE("a window or a chunk in a long document takes no memory that grows with its square", "[packed_attention]") {
   using c10::cuda::CUDACachingAllocator::getDeviceStats;
   const auto peak = [&](int64_t length, const MaskSpec& mask, at::ScalarType dtype) {

@@ -57,6 +57,7 @@ MODELS = {
     "gpt_oss": WIDE | dict(head_dim=32, num_hidden_layers=3, layer_types=ALTERNATE),
 }
 SEEDS = (1, 2, 3)
+KEEP = ("none", "attention", "experts", "all")  # in turn, by seed
 
 
 @dataclasses.dataclass
@@ -151,6 +152,7 @@ class Bf16Test(case.FamilyCase):
             adapter,
             base="bf16",
             documents=cases.documents(seed=seed),
+            keep=KEEP[seed % len(KEEP)],
             mtp_loss_weight=0.3 if mtp else 0.0,
         )
 

@@ -55,6 +55,7 @@ struct TinyOptions {
   at::ScalarType compute = at::kFloat;
   std::vector<std::string> targets = {"all_linear"};  ///< empty: no adapters
   TrainedParts trained = {};
+  double dropout = 0.0;
   bool with_mtp = false;
   uint64_t seed = 17;
   TensorAxis axis = {};
@@ -67,7 +68,7 @@ struct TinyModel {
   TinyModel(const Blueprint& blueprint, const TinyOptions& tiny, Mesh* mesh = nullptr)
       : exchange(mesh == nullptr || mesh->shape().ep == 1 ? make_local_exchange()
                                                           : make_token_exchange(mesh->ep(), 0)) {
-    if (!tiny.targets.empty()) targets = AdapterTargets({tiny.targets, 2, 4.0, false, 0.0, {}});
+    if (!tiny.targets.empty()) targets = AdapterTargets({tiny.targets, 2, 4.0, false, tiny.dropout, {}});
     ModelOptions options;
     options.device = tiny.device;
     options.compute = tiny.compute;

@@ -73,7 +73,7 @@ TEST_CASE("a rank without documents walks the same way and adds nothing", "[econ
     SweepOptions options;
     options.mtp_weight = 0.3;
     options.balance = {BalanceKind::kSequence, 0.1};
-    options.keep_layers = keep;
+    options.kept = KeptBlocks::whole(keep);
     std::vector<LayerId> done;
     Sweep sweep(*tiny.model, options, {.done = [&](LayerId layer) { done.push_back(layer); }});
     const SweepResult result = sweep.train(batch, {17, 0, true});
@@ -99,7 +99,7 @@ TEST_CASE("nothing reads a released weight", "[economy]") {
   for (const bool poison : {false, true}) {
     SweepOptions options;
     options.poison_released = poison;
-    options.keep_layers = 3;
+    options.kept = {.attention = 5, .experts = 4, .all = 3};
     Sweep sweep(*tiny.model, options);
     losses.push_back(sweep.train(batch, {17, 0, true}).loss_sum);
     gradients.emplace_back();
@@ -114,6 +114,35 @@ TEST_CASE("nothing reads a released weight", "[economy]") {
     INFO(tiny.model->parameters.all()[i].name());
     CHECK(at::equal(gradients[0][i], gradients[1][i]));
     CHECK(gradients[0][i].count_nonzero().item<int64_t>() > 0);
+  }
+}
+
+TEST_CASE("what blocks keep changes no bit of a step", "[economy]") {
+  for (const double dropout : {0.0, 0.2}) {
+    TinyModel tiny(tiny_blueprint(4), {.dropout = dropout, .with_mtp = true});
+    const StepBatch batch = tiny.batch({5, 9, 2, 11}, 16);  // in two slices
+    std::vector<at::Tensor> expected;
+    for (const KeptBlocks& kept : {KeptBlocks{}, {5, 0, 0}, {5, 5, 0}, {4, 3, 1}, KeptBlocks::whole(5)}) {
+      SweepOptions sweeps;
+      sweeps.mtp_weight = 0.3;
+      sweeps.balance = {BalanceKind::kSequence, 0.1};
+      sweeps.poison_released = true;
+      sweeps.kept = kept;
+      Sweep sweep(*tiny.model, sweeps);
+      const SweepResult result = sweep.train(batch, {17, 0, true});
+      std::vector<at::Tensor> found{result.loss_sum, result.mtp_loss_sum, result.balance_loss};
+      for (Parameter& parameter : tiny.model->parameters.all()) {
+        found.push_back(parameter.gradient().clone());
+        parameter.clear_gradient();
+      }
+      if (expected.empty()) expected = found;
+      REQUIRE(found.size() == expected.size());
+      for (size_t i = 0; i < found.size(); ++i) {
+        INFO(to_string(kept) << ", " << i);
+        CHECK(at::equal(found[i], expected[i]));
+        CHECK(found[i].count_nonzero().item<int64_t>() > 0);
+      }
+    }
   }
 }
 

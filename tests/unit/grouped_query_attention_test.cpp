@@ -105,7 +105,7 @@ struct Layer {
     if (spec.rotary_dim > 0) angles = Rope(rotary, at::kCPU).angles(slice.position_U, at::kDouble);
     const GroupedQueryAttention attention(spec, std::move(w), TensorAxis());
     CHECK(attention.linears().size() == 4);
-    return attention.forward(x_TD, slice, angles, StepRandom{});
+    return attention.forward(x_TD, slice, angles, StepRandom{}, nullptr, Wanted::kNumbers);
   }
 
   static at::Tensor mapped(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {

@@ -128,7 +128,7 @@ TEST_CASE("latent attention is its equations, document by document", "[latent_at
       const std::unique_ptr<Attention> attention = layer.make(spec);
       CHECK(attention->linears().size() == (query_latent ? 5 : 4));
       const at::Tensor x = leaf(random_normal({rows, D}, 20)), d = random_normal({rows, D}, 21);
-      const at::Tensor y = attention->forward(x, slice, angles, StepRandom{});
+      const at::Tensor y = attention->forward(x, slice, angles, StepRandom{}, nullptr, Wanted::kNumbers);
       std::vector<at::Tensor> documents;
       int64_t begin = 0;
       for (const int64_t length : kLengths) {

@@ -83,7 +83,27 @@ TEST_CASE("a linear map with an adapter equals the plain expression", "[linear]"
     const auto got = torch::autograd::grad({y}, inputs, {d_y}),
                wanted = torch::autograd::grad({expected}, inputs, {d_y});
     for (size_t i = 0; i < inputs.size(); ++i) CHECK(distance(got[i], wanted[i]) < 1e-13);
+
+    // The graph alone, of other numbers than were there before.
+    const at::Tensor graph = linear.forward(x, token, random, Wanted::kGraph);
+    CHECK(graph.sizes() == y.sizes());
+    CHECK(graph.isnan().all().item<bool>());
+    const auto of_graph = torch::autograd::grad({graph}, inputs, {d_y});
+    for (size_t i = 0; i < inputs.size(); ++i) CHECK(at::equal(of_graph[i], got[i]));
   }
+}
+
+TEST_CASE("a frozen map without an adapter has its gradient without its numbers too", "[linear]") {
+  Frozen w;
+  const at::Tensor values = w.values, bias = leaf(random_normal({O}, 5));
+  w.use();
+  const Linear linear(std::move(w.weight), nullptr, bias);
+  const at::Tensor x = leaf(random_normal({T, I}, 2)), d_y = random_normal({T, O}, 3);
+  const at::Tensor y = linear.forward(x, at::Tensor(), StepRandom{}, Wanted::kGraph);
+  CHECK(y.isnan().all().item<bool>());
+  const auto got = torch::autograd::grad({y}, {x, bias}, {d_y});
+  CHECK(distance(got[0], d_y.matmul(values)) < 1e-14);
+  CHECK(distance(got[1], d_y.sum(0)) < 1e-14);
 }
 
 TEST_CASE("a linear map that trains is a plain linear map", "[linear]") {

@@ -381,6 +381,10 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
       {"model.compute=bf16", "adapter.targets=[all_linear]"},
       {"model.compute=fp32", "adapter.targets=[experts]", "train.slice_tokens=200"},
       {"model.compute=fp32", "adapter.targets=[all_linear]", "train.keep=all"},
+      {"model.compute=fp32", "adapter.targets=[all_linear]", "train.keep=attention"},
+      {"model.compute=fp32", "adapter.targets=[experts]", "train.keep=experts", "train.slice_tokens=200"},
+      {"model.compute=bf16", "adapter.targets=[attention]", "train.keep=experts"},
+      {"model.compute=fp32", "adapter=none", "model.base=fp32", "train.keep=experts", "mesh.pp_groups=2"},
       {"model.compute=fp32", "adapter.targets=[all_linear]", "mtp.loss_weight=0.3"},
       {"model.compute=fp32", "adapter.targets=[experts]", "adapter.experts=[1, 4-5]", "router.train=lora"},
       {"model.compute=bf16", "adapter.targets=[experts]", "adapter.layers=[3]", "router.train=full"},
@@ -429,7 +433,7 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     GradientReducer reducer(partition, mesh, SlabTier::kHost);
     Optimizer optimizer(partition, {});
     SweepOptions options;
-    options.keep_layers = num_kept_layers(recipe.train.keep, static_cast<int64_t>(built.model->blocks.size()));
+    options.kept = kept_blocks(recipe.train.keep, static_cast<int64_t>(built.model->blocks.size()));
     options.mtp_weight = recipe.mtp.loss_weight;
     Sweep sweep(*built.model, options, {.done = [&](LayerId layer) { reducer.reduce(layer); }});
     const int64_t resting = count->peak = count->now;
@@ -455,6 +459,38 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
     CHECK(ratio >= 1.0);
     CHECK(ratio < 1.15);
   }
+}
+
+TEST_CASE("memory plan: auto keeps what fits, and less of it where a step took more than planned") {
+  const Blueprint config = parse_blueprint(kTiny, "config.json");
+  const Recipe recipe = recipe_of({"train.batch=64", "data.max_tokens=1024", "offload.frozen=none"});
+  const auto planned = [&](int64_t memory) {
+    return plan_memory(config, recipe, {1, 1, 1, 1}, {.device = at::kCUDA, .device_memory_bytes = memory});
+  };
+  const int64_t blocks = config.num_layers();
+  const MemoryPlan nothing = planned(1), all = planned(int64_t{1} << 40);
+  CHECK(nothing.kept == KeptBlocks{});
+  CHECK(all.kept == KeptBlocks::whole(blocks));
+  CHECK(all.unkept_bytes == nothing.device_bytes());
+  // Between the two it climbs, and each step takes memory.
+  const int64_t room = all.device_bytes() - nothing.device_bytes();
+  int64_t steps = 0;
+  for (int64_t eighth = 1; eighth < 8; ++eighth) {
+    const int64_t limit = nothing.device_bytes() + room * eighth / 8;
+    const MemoryPlan plan = planned(static_cast<int64_t>(static_cast<double>(limit) / (1.0 - kKeepReserve)) + 1);
+    CHECK(plan.device_bytes() <= limit);
+    CHECK(plan.kept.steps() >= steps);
+    CHECK(plan.kept == KeptBlocks::after(plan.kept.steps(), blocks));
+    steps = plan.kept.steps();
+  }
+  CHECK(steps > 0);
+  CHECK(steps < KeptBlocks::most_steps(blocks));
+
+  CHECK(share_to_keep(all, all.unkept_bytes, all.device_bytes()) == 1.0);
+  CHECK(share_to_keep(all, 0, all.device_bytes()) == 1.0);
+  CHECK(share_to_keep(all, all.unkept_bytes + all.kept_graph_bytes / 4, all.device_bytes()) == Approx(0.75));
+  CHECK(share_to_keep(all, all.unkept_bytes, all.device_bytes() - all.kept_graph_bytes / 2) == Approx(0.5));
+  CHECK(share_to_keep(all, all.unkept_bytes, 0) == 0.0);
 }
 
 TEST_CASE("memory plan: experts that loads will choose are counted, on a rank at their most") {

@@ -75,6 +75,7 @@ TEST_CASE("mesh_json: rows, widths and bytes") {
   CHECK(json["model"]["chosen"] == 8);
   CHECK(json["model"]["moe_layers"] == 58);
   CHECK(json["model"]["shares_expert"] == true);
+  CHECK(json["model"]["gates_shared_expert"] == false);
   // 128 experts of 3 * 7168 * 2048 numbers, 0.5 + 4/64 bytes each, and what rounds them
   const auto slab = json["weights"]["experts"]["slab_bytes"].get<double>();
   CHECK(slab == Approx(128 * 3 * 7168 * 2048.0 * 0.5625).epsilon(0.001));

@@ -280,7 +280,8 @@ TEST_CASE("recipe: mistakes in train") {
   CHECK(mistakes_of(head + "train: {steps: 5, batch: 0}\n") ==
         "r.yaml:4:26: train.batch: '0' is not allowed; allowed: whole number from 1 to 1048576");
   CHECK(mistakes_of(head + "train: {steps: 5, keep: some}\n") ==
-        "r.yaml:4:25: train.keep: 'some' is not allowed; allowed: auto, none, all or whole number from 0 to 10000");
+        "r.yaml:4:25: train.keep: 'some' is not allowed; allowed: auto, none, attention, experts, all or whole number "
+        "from 0 to 10000");
   CHECK(mistakes_of(head + "train: {steps: 5, optimizer: {lr: 11}}\n") ==
         "r.yaml:4:35: train.optimizer.lr: '11' is not allowed; allowed: number from 0 to 10");
   CHECK(mistakes_of(head + "train: {steps: 5, optimizer: {betas: [0.9, 1.0]}}\n") ==

@@ -52,6 +52,11 @@ TEST_CASE("a sum and its norm have the gradients of both ways out", "[rms_norm]"
     CHECK(at::equal(got.sum, sum));
     CHECK(got.normed.sizes() == normed.sizes());
     if (T > 0) CHECK(distance(got.normed, normed) < 1e-14);
+    // Where the sum was kept, what it is made of is not read.
+    const at::Tensor unread = at::full({T, 8}, NAN, at::kDouble);
+    const NormedSum known = add_rms_norm(leaf(unread), leaf(unread), weight, 0.01, sum.detach());
+    CHECK(at::equal(known.sum, got.sum));
+    CHECK(at::equal(known.normed, got.normed));
     const std::vector<at::Tensor> inputs{x, added, weight};
     const auto gradients = [&](const std::vector<at::Tensor>& outputs, const std::vector<at::Tensor>& d) {
       return torch::autograd::grad(outputs, inputs, d, /*retain_graph=*/true, /*create_graph=*/false,

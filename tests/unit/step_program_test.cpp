@@ -89,15 +89,32 @@ TEST_CASE("the last blocks keep their graph where the way up comes to them", "[s
   const auto kept = [&](const StepTraits& traits) {
     Ops ops;
     for (const StepOp& op : step_program(blueprint, traits)) {
-      if (op.keeps) ops.push_back(to_string(op));
+      if (op.keep != Keep::kNothing) ops.push_back(to_string(op));
     }
     return ops;
   };
-  CHECK(kept({.keep_layers = 0}).empty());
-  CHECK(kept({.keep_layers = 1}) == Ops{"down layer 2, kept", "up layer 2, kept"});
-  CHECK(kept({.mtp = true, .keep_layers = 1}) == Ops{"down MTP, kept", "up MTP, kept"});
-  CHECK(kept({.lowest_trained = l(2), .keep_layers = 3}) == Ops{"down layer 2, kept", "up layer 2, kept"});
-  CHECK(kept({.mode = StepMode::kEvaluate, .keep_layers = 3}).empty());
+  CHECK(kept({.kept = {}}).empty());
+  CHECK(kept({.kept = KeptBlocks::whole(1)}) == Ops{"down layer 2, kept", "up layer 2, kept"});
+  CHECK(kept({.mtp = true, .kept = KeptBlocks::whole(1)}) == Ops{"down MTP, kept", "up MTP, kept"});
+  CHECK(kept({.lowest_trained = l(2), .kept = KeptBlocks::whole(3)}) == Ops{"down layer 2, kept", "up layer 2, kept"});
+  CHECK(kept({.mode = StepMode::kEvaluate, .kept = KeptBlocks::whole(3)}).empty());
+  CHECK(kept({.kept = {.attention = 3, .experts = 2, .all = 1}}) ==
+        Ops{"down layer 0, attention kept", "down layer 1, attention and experts kept", "down layer 2, kept",
+            "up layer 2, kept", "up layer 1, attention and experts kept", "up layer 0, attention kept"});
+}
+
+TEST_CASE("what is kept climbs a ladder, a level after the other and from the last block down", "[step_program]") {
+  CHECK(KeptBlocks::after(0, 4) == KeptBlocks{});
+  CHECK(KeptBlocks::after(3, 4) == KeptBlocks{3, 0, 0});
+  CHECK(KeptBlocks::after(5, 4) == KeptBlocks{4, 1, 0});
+  CHECK(KeptBlocks::after(11, 4) == KeptBlocks{4, 4, 3});
+  for (int64_t steps = 0; steps <= KeptBlocks::most_steps(4); ++steps)
+    CHECK(KeptBlocks::after(steps, 4).steps() == steps);
+  CHECK(KeptBlocks::after(KeptBlocks::most_steps(4), 4) == KeptBlocks::whole(4));
+  CHECK(to_string(KeptBlocks{}) == "nothing");
+  CHECK(to_string(KeptBlocks::whole(2)) == "all of the last 2 blocks");
+  CHECK(to_string(KeptBlocks{9, 5, 2}) == "all of the last 2, experts of 5, attention of 9 blocks");
+  CHECK(to_string(KeptBlocks{9, 9, 0}) == "experts of the last 9 blocks");
 }
 
 TEST_CASE("a trained embedding is the last thing of a step", "[step_program]") {

@@ -38,17 +38,27 @@ TEST_CASE("a token's work in DeepSeek-V3 is that of the parameters that it meets
   const double products = 2.0 * (active - embedding - norms_and_biases), head = 2.0 * embedding;
   const double attention = 2.0 * 2048 * 128 * (192 + 128) * 61;
   const StepTokens one{1, SeenKeys({{4095, 1}})};  // 2,048 keys on average
-  const auto all_of = [&](const std::vector<std::string>& overrides, int64_t kept) {
+  const auto all_of = [&](std::vector<std::string> overrides, const KeptBlocks& kept) {
+    overrides.insert(overrides.end(), {"run.device=cuda", "model.compute=bf16"});
     return step_work(blueprint, recipe_of(overrides), kept, one);
   };
   // One adapter of rank 1, in layer 0: up reaches all blocks, and what it adds is its own few products.
   const std::vector<std::string> narrow{"adapter.targets=[kv_a_proj_with_mqa]", "adapter.layers=[0]", "adapter.rank=1"};
   const double adapter = 2.0 * (7168 + 576);
-  const Work kept = all_of(narrow, 61), recomputed = all_of(narrow, 0);
+  const Work kept = all_of(narrow, KeptBlocks::whole(61)), recomputed = all_of(narrow, {}),
+             attention_kept = all_of(narrow, {.attention = 61}),
+             experts_kept = all_of(narrow, {.attention = 61, .experts = 61});
   CHECK(near(kept.dense + kept.grouped + kept.scores, 2.0 * products + 3.0 * adapter));
-  // The way up needs no output of the experts' down map a second time.
-  const double down = 2.0 * 58 * 8 * 7168 * 2048;
-  CHECK(near(recomputed.dense + recomputed.grouped + recomputed.scores, 3.0 * products - head - down + 4.0 * adapter));
+  // The way up needs no output of a down map a second time: of eight routed experts and a shared one, or a dense MLP.
+  const double down = 2.0 * 7168 * (58 * 9 * 2048 + 3 * 18432);
+  const double again = 3.0 * products - head - down + 4.0 * adapter;
+  CHECK(near(recomputed.products() - recomputed.attention, again));
+  // Nor that of o_proj where attention is kept, nor those of gate and up where experts are.
+  const double o = 2.0 * 61 * 128 * 128 * 7168, gate_up = 2.0 * 58 * 8 * 2 * 7168 * 2048;
+  CHECK(near(attention_kept.products() - attention_kept.attention, again - o));
+  CHECK(near(attention_kept.attention, 3.5 * attention));
+  CHECK(near(experts_kept.products() - experts_kept.attention, again - o - gate_up));
+  CHECK(near(experts_kept.grouped, kept.grouped));
   CHECK(near(kept.attention, 3.5 * attention));
   CHECK(near(recomputed.attention, 4.5 * attention));
   CHECK(near(kept.grouped, 2.0 * 2.0 * 58 * 8 * 3 * 7168 * 2048));
@@ -57,8 +67,8 @@ TEST_CASE("a token's work in DeepSeek-V3 is that of the parameters that it meets
 TEST_CASE("a part that trains itself adds its own gradient's products, and no other part's", "[step_work]") {
   const Blueprint blueprint = parse_blueprint(nlohmann::json::parse(kDeepseekV3Config), "config.json");
   const auto of = [&](const std::string& parts) {
-    return step_work(blueprint, recipe_of({"adapter=none", "train.parts=[embedding" + parts + "]"}), 61,
-                     {1, SeenKeys({{4095, 1}})});
+    return step_work(blueprint, recipe_of({"adapter=none", "train.parts=[embedding" + parts + "]"}),
+                     KeptBlocks::whole(61), {1, SeenKeys({{4095, 1}})});
   };
   const Work embedding = of("");  // the way up reaches all blocks
   const auto adds = [&](const std::string& parts, double dense, double grouped, double scores) {
@@ -93,7 +103,8 @@ TEST_CASE("a token sees the keys that its mask shows", "[step_work]") {
 // gpt-oss-20b: 24 layers, each second one of the last 128 tokens; 64 heads, keys and values of 64 features.
 TEST_CASE("attention of gpt-oss costs what its windows and its whole layers show", "[step_work]") {
   const Blueprint blueprint = load_planned_model("gpt-oss-20b");
-  const Work work = step_work(blueprint, recipe_of({"adapter.targets=[attention]"}), 24, {1, SeenKeys({{4096, 1}})});
+  const Work work = step_work(blueprint, recipe_of({"adapter.targets=[attention]"}), KeptBlocks::whole(24),
+                              {1, SeenKeys({{4096, 1}})});
   const double windows = 516160.0 / 4096, whole = 4097.0 / 2;
   CHECK(near(work.attention, 3.5 * 2 * 64 * (64 + 64) * 12 * (windows + whole)));
 }

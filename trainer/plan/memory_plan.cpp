@@ -77,10 +77,9 @@ class Planner {
     common_ = std::move(plan_);
   }
 
-  /// With the graphs of the last so many blocks kept.
-  MemoryPlan plan(int64_t kept_layers) {
+  MemoryPlan plan(const KeptBlocks& kept) {
     plan_ = common_;
-    plan_.kept_layers = kept_layers;
+    plan_.kept = kept;
     add_step();
     add_frozen();
     return std::move(plan_);
@@ -198,7 +197,7 @@ class Planner {
     if (adapters > 0) numbers += str(numbers.empty() ? "" : ", ", count_text(adapters), " adapter numbers");
     plan_.trained = place_trained(
         weights_by_layer_, recipe_, mesh_, machine_,
-        planned_step(blueprint_, recipe_, /*kept_layers=*/0, plan_.pipeline.place(plan_.stage), plan_.pipeline.groups));
+        planned_step(blueprint_, recipe_, /*kept=*/{}, plan_.pipeline.place(plan_.stage), plan_.pipeline.groups));
     const TrainedPlacement& placed = plan_.trained;
     const bool sharded = std::any_of(placed.slabs.begin(), placed.slabs.end(),
                                      [](const PlacedTrained& slab) { return slab.shards > 1; });
@@ -360,17 +359,20 @@ class Planner {
     // Rows, their weights and the gradients of their sums as they go out, the gradients of both as they come home.
     const int64_t gathered = parts_.experts > 1 ? routed * (3 * D + 2 * K) * size_ : 0;
 
-    const int64_t kept = std::min(plan_.kept_layers, num_blocks - first_trained);
-    int64_t kept_bytes = 0, graph = 0, mixing = 0, experts = 0;
+    // What all keep at the turn; and what, as the way up comes to a block, those below it keep and it needs itself.
+    int64_t kept_bytes = 0, going_up = 0, mixing = 0, experts = 0;
     std::map<size_t, BlockCost> costs;
     for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
       const size_t first = alike_[layer];
       if (!costs.contains(first)) costs.emplace(first, block_cost(blueprint_, blocks_[first], traits));
       const BlockCost& row = costs.at(first);
-      if (layer >= num_blocks - kept) {
-        kept_bytes +=
-            T * row.saved + (row.is_moe ? routed * K * row.experts.kept + received * row.experts.kept_received : 0);
-      } else graph = std::max(graph, T * row.saved);
+      const Keep keep = plan_.kept.of(num_blocks - 1 - layer);
+      const int64_t own = row.kept_bytes(keep, T, received, routed * K);
+      // What attention keeps is a part of the graph that is made again.
+      const int64_t again =
+          keep == Keep::kAll ? 0 : T * row.saved - row.kept_bytes(std::min(keep, Keep::kAttention), T, 0, 0);
+      going_up = std::max(going_up, kept_bytes + own + again);
+      kept_bytes += own;
       mixing = std::max({mixing, shared_rows * row.mixing, slice_rows * row.mixing_of_long});
       if (!row.is_moe) continue;
       const int64_t outer = parts_trained_.has(ModelPart::kExperts)
@@ -380,9 +382,11 @@ class Planner {
                                 : 0;
       experts = std::max(experts, gathered + received * row.experts.received + chunk_rows * row.experts.chunk + outer);
     }
+    // The graph of the block in flight, as far as what the blocks above it kept has not made room.
+    const int64_t graph = std::max<int64_t>(0, going_up - kept_bytes);
     if (flying > T) kept_bytes = ceil_div(kept_bytes, T) * flying;
     plan_.kept_graph_bytes = kept_bytes;
-    add("kept graphs", kept_bytes, str(of_groups, "of the last ", kept, " blocks"));
+    add("kept of the way down", kept_bytes, str(of_groups, to_string(plan_.kept)));
     if (!stage_.is_whole()) {
       // What was sent is held until the next stage takes it, which may be as late as its gradient comes back; with
       // whole loads the last stage holds what its head has not come to.
@@ -393,8 +397,7 @@ class Planner {
     // A block on the way up: its graph, gradients of its output and input and of the experts' input, and what is in
     // flight.
     const int64_t between = 3 * T * D * size_;
-    const int64_t block =
-        (kept > 0 ? std::max<int64_t>(0, graph - kept_bytes) : graph) + between + std::max(mixing, experts);
+    const int64_t block = graph + between + std::max(mixing, experts);
     const std::string flight =
         mixing > experts ? str(count_text(slice_rows), " rows of mixing") : str(count_text(chunk_rows), " routed rows");
     add("one block, way up", block + sent,
@@ -477,12 +480,13 @@ MemoryPlan plan_stage(const Blueprint& blueprint, const Recipe& recipe, const Me
   const Stage& layers = pipeline.stages.at(stage);
   const auto num_blocks = static_cast<int64_t>(layers.blocks(blueprint, recipe.mtp.trains()).size());
   Planner planner(blueprint, recipe, mesh, machine, rows, pipeline, stage);
-  MemoryPlan plan = planner.plan(num_kept_layers(recipe.train.keep, num_blocks));
+  MemoryPlan plan = planner.plan(kept_blocks(recipe.train.keep, num_blocks));
   if (recipe.train.keep.kind != KeepLayers::Kind::kAuto || machine.device_memory_bytes == 0) return plan;
   const auto room = static_cast<int64_t>((1.0 - kKeepReserve) * static_cast<double>(machine.device_memory_bytes));
-  for (int64_t fits = 0, too_many = num_blocks + 1; too_many - fits > 1;) {
+  const int64_t unkept = plan.device_bytes();
+  for (int64_t fits = 0, too_many = KeptBlocks::most_steps(num_blocks) + 1; too_many - fits > 1;) {
     const int64_t tried = fits + (too_many - fits) / 2;
-    MemoryPlan more = planner.plan(tried);
+    MemoryPlan more = planner.plan(KeptBlocks::after(tried, num_blocks));
     if (more.device_bytes() > room || more.weights.host_layers != plan.weights.host_layers) {
       too_many = tried;
     } else {
@@ -490,6 +494,7 @@ MemoryPlan plan_stage(const Blueprint& blueprint, const Recipe& recipe, const Me
       plan = std::move(more);
     }
   }
+  plan.unkept_bytes = unkept;
   return plan;
 }
 
@@ -542,6 +547,13 @@ const MemoryPlan& fullest(const std::vector<MemoryPlan>& stages) {
   return *std::max_element(stages.begin(), stages.end(), [](const MemoryPlan& a, const MemoryPlan& b) {
     return a.device != at::kCPU ? a.device_bytes() < b.device_bytes() : a.host_bytes() < b.host_bytes();
   });
+}
+
+double share_to_keep(const MemoryPlan& plan, int64_t peak_bytes, int64_t memory_bytes) {
+  const int64_t unplanned = std::max<int64_t>(0, peak_bytes - plan.unkept_bytes),
+                lack = plan.device_bytes() + unplanned - memory_bytes;
+  if (lack <= 0 || plan.kept_graph_bytes == 0) return 1.0;
+  return std::max(0.0, 1.0 - static_cast<double>(lack) / static_cast<double>(plan.kept_graph_bytes));
 }
 
 MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,

@@ -27,7 +27,8 @@ Json model_json(const Blueprint& blueprint) {
           {"heads", attention.heads},
           {"experts", blueprint.router.experts},
           {"chosen", blueprint.router.top_k},
-          {"shares_expert", blueprint.experts.shared_width > 0}};
+          {"shares_expert", blueprint.experts.shared_width > 0},
+          {"gates_shared_expert", blueprint.experts.shared_gate}};
 }
 
 /// What the ranks hold: experts by their place along ep, heads and features of each expert along tp.
@@ -121,7 +122,7 @@ Json stages_json(const PlannedMesh& mesh) {
   for (const Stage& stage : mesh.plan.pipeline.stages) {
     stages.push_back({{"first_layer", stage.first_block().number()},
                       {"layers", stage.num_blocks()},
-                      {"kept_layers", mesh.kept_layers.at(stages.size())},
+                      {"kept_layers", mesh.kept.at(stages.size()).all},
                       {"holds", to_string(stage)}});
   }
   return stages;

@@ -129,7 +129,7 @@ std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, co
                                  ", compute ", to_string(recipe.model.compute))) +
          banner_line("adapter", adapter_text(recipe)) +
          banner_line("trains", trained_text(plan, count_parameters(blueprint, with_mtp))) +
-         banner_line("work", str(work_text(step_work(blueprint, recipe, plan.kept_layers, step, plan.pipeline)),
+         banner_line("work", str(work_text(step_work(blueprint, recipe, plan.kept, step, plan.pipeline)),
                                  ", in documents of ", recipe.data.max_tokens)) +
          banner_line("mesh", str(to_string(mesh), ": ", mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank" : " ranks",
                                  ", ", blueprint.router.experts / mesh.ep, " experts of each layer a rank",

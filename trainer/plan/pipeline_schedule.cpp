@@ -189,8 +189,8 @@ PipelineSchedule plan_schedule(const Blueprint& blueprint, const Recipe& recipe,
   std::vector<StepProgram> programs;
   std::vector<StepTime> times;
   for (const MemoryPlan& memory : stages) {
-    programs.push_back(planned_step(blueprint, recipe, memory.kept_layers, memory.pipeline.place(memory.stage),
-                                    memory.pipeline.groups));
+    programs.push_back(
+        planned_step(blueprint, recipe, memory.kept, memory.pipeline.place(memory.stage), memory.pipeline.groups));
     times.push_back(step_time(blueprint, recipe, mesh, {memory}, rates, load));
   }
   return schedule_stages(programs, times);

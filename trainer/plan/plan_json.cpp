@@ -32,8 +32,12 @@ int64_t expert_numbers(const Blueprint& blueprint) {
 
 Json memory_json(const RunPlan& plan) {
   Json parts = Json::array();
-  std::vector<int64_t> kept;
-  for (const MemoryPlan& stage : plan.stages) kept.push_back(stage.kept_layers);
+  std::vector<int64_t> whole;
+  Json kept = Json::array();
+  for (const MemoryPlan& stage : plan.stages) {
+    whole.push_back(stage.kept.all);
+    kept.push_back({{"attention", stage.kept.attention}, {"experts", stage.kept.experts}, {"all", stage.kept.all}});
+  }
   for (const PlannedBytes& part : plan.parts) {
     parts.push_back({{"name", part.name},
                      {"bytes", part.bytes},
@@ -49,8 +53,9 @@ Json memory_json(const RunPlan& plan) {
           {"host_limit_bytes", plan.host_limit_bytes},
           {"allocator_bytes", plan.memory.device_bytes()},
           {"fits", plan.fits()},
-          {"kept_layers", *std::min_element(kept.begin(), kept.end())},
-          {"kept_layers_of_stages", kept},
+          {"kept_layers", *std::min_element(whole.begin(), whole.end())},
+          {"kept_layers_of_stages", whole},
+          {"kept", kept},
           {"host_layers", plan.memory.weights.host_layers.size()},
           {"parts", parts}};
 }

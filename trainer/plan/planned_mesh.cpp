@@ -31,11 +31,10 @@ PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_pe
   const std::vector<MemoryPlan> stages =
       plan_stages(mesh.blueprint, recipe, mesh.shape,
                   {device_type(recipe), device_memory_bytes(device_type(recipe)), mesh.ranks_per_host});
-  for (const MemoryPlan& stage : stages) mesh.kept_layers.push_back(stage.kept_layers);
+  for (const MemoryPlan& stage : stages) mesh.kept.push_back(stage.kept);
   mesh.plan = fullest(stages);
   const PipelinePlan& pipeline = mesh.plan.pipeline;
-  mesh.program =
-      planned_step(mesh.blueprint, recipe, mesh.plan.kept_layers, pipeline.place(mesh.plan.stage), pipeline.groups);
+  mesh.program = planned_step(mesh.blueprint, recipe, mesh.plan.kept, pipeline.place(mesh.plan.stage), pipeline.groups);
   return mesh;
 }
 

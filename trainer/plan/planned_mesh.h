@@ -8,6 +8,7 @@
 #include <string>
 
 #include "moe/blueprint.h"
+#include "moe/keep.h"
 #include "parallel/comm/mesh.h"
 #include "trainer/plan/memory_plan.h"
 #include "trainer/recipe/recipe.h"
@@ -20,10 +21,10 @@ struct PlannedMesh {
   MeshShape shape;
   int64_t ranks_per_host = 1;
   BaseFormat base = BaseFormat::kNf4;
-  int64_t compute_bytes = 2;         ///< of a number in compute dtype
-  MemoryPlan plan;                   ///< of the fullest stage
-  StepProgram program;               ///< of the same stage
-  std::vector<int64_t> kept_layers;  ///< by stage: the last this many of its blocks keep their graph
+  int64_t compute_bytes = 2;     ///< of a number in compute dtype
+  MemoryPlan plan;               ///< of the fullest stage
+  StepProgram program;           ///< of the same stage
+  std::vector<KeptBlocks> kept;  ///< by stage
 };
 
 /// Needs config.json and no weights. `world_size` 0: as many ranks as the recipe's mesh asks for, dp 1 where it says

@@ -58,14 +58,14 @@ PassTraits planned_traits(const Blueprint& blueprint, const Recipe& recipe, cons
           .trains_router = trains_router(recipe)};
 }
 
-StepProgram planned_step(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers,
+StepProgram planned_step(const Blueprint& blueprint, const Recipe& recipe, const KeptBlocks& kept,
                          const PipelinePlace& place, int64_t groups) {
   const bool ends = !place.layers || place.layers->is_last();
   const LayerId lowest = lowest_trained(blueprint, recipe);
   return step_program(blueprint, {.mode = StepMode::kTrain,
                                   .mtp = recipe.mtp.trains() && ends,
                                   .lowest_trained = lowest,
-                                  .keep_layers = kept_layers,
+                                  .kept = kept,
                                   .pipeline = place,
                                   .groups = groups,
                                   .whole_loads = balance_spec(recipe, blueprint).takes_whole_loads(),

@@ -374,8 +374,7 @@ class Simulation {
     const BlockCost& cost = planned.cost;
     Work work;
     if (up) {
-      if (!op.keeps) work.add(cost.again);
-      work.add(cost.backward);
+      work.add(cost.again_where(op.keep)).add(cost.backward);
     } else {
       work.add(cost.forward);
     }
@@ -385,17 +384,17 @@ class Simulation {
     double idle = lanes_.now() - before;
     lanes_.compute(part::kDequantise, scaled(planned.dense_numbers / rates_.dequantise()), name);
     const AttentionSpec& spec = blueprint_.layer(op.layer).attention;
-    const double forward = up ? (op.keeps ? 0.0 : cost.again.attention) : cost.forward.attention;
+    const double forward = up ? cost.again_where(op.keep).attention : cost.forward.attention;
     const double backward = up ? cost.backward.attention : 0.0;
     lanes_.compute(part::kAttention,
                    scaled(rows_ * (forward / rates_.attention_forward(spec, 2.0 * planned.keys) +
                                    backward / rates_.attention_backward(spec, 2.0 * planned.keys))),
                    name);
-    const bool twice = up && !op.keeps;
-    tensor_axis(rows_ * work.tensor_axis_bytes, slices_ * static_cast<double>((twice ? 2 : 1) * cost.tensor_axis_calls),
-                name);
+    const int64_t calls = cost.tensor_axis_calls + (up ? cost.calls_again_where(op.keep) : 0);
+    tensor_axis(rows_ * work.tensor_axis_bytes, slices_ * static_cast<double>(calls), name);
     // Rows leave before dense maps beside the experts are computed, and their sums come home behind the experts: of
     // what travels, two parts of 2 on the way down, of 3 on the way up, leave; the last comes home.
+    const bool twice = up && op.keep < Keep::kExperts;
     const double sent = rows_ * work.exchange_bytes * load_.expert_skew;
     const double home_share = twice ? 1.0 / 3.0 : 0.5;
     // Counts first; rows, weights and choices; on the way up the gradients of sums. Home come sums; rows' gradients and
@@ -557,7 +556,7 @@ StepTime step_time(const Blueprint& blueprint, const Recipe& recipe, const MeshS
   for (const MemoryPlan& memory : stages) {
     times.push_back(
         Simulation(blueprint, recipe, mesh, memory, rates, load, /*training=*/true)
-            .run(planned_step(blueprint, recipe, memory.kept_layers, pipeline.place(memory.stage), pipeline.groups)));
+            .run(planned_step(blueprint, recipe, memory.kept, pipeline.place(memory.stage), pipeline.groups)));
   }
   return of_pipeline(times, pipeline);
 }

@@ -12,13 +12,13 @@ namespace moetune {
 namespace {
 
 /// Of one stage after the other, or of the whole model.
-StepProgram program_of(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers,
+StepProgram program_of(const Blueprint& blueprint, const Recipe& recipe, const KeptBlocks& kept,
                        const PipelinePlan& pipeline) {
-  if (pipeline.stages.empty()) return planned_step(blueprint, recipe, kept_layers);
+  if (pipeline.stages.empty()) return planned_step(blueprint, recipe, kept);
   StepProgram all;
   for (size_t stage = 0; stage < pipeline.stages.size(); ++stage) {
     const StepProgram own =
-        planned_step(blueprint, recipe, kept_layers, pipeline.place(static_cast<int64_t>(stage)), /*groups=*/1);
+        planned_step(blueprint, recipe, kept, pipeline.place(static_cast<int64_t>(stage)), /*groups=*/1);
     all.insert(all.end(), own.begin(), own.end());
   }
   return all;
@@ -26,10 +26,13 @@ StepProgram program_of(const Blueprint& blueprint, const Recipe& recipe, int64_t
 
 }  // namespace
 
-Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_layers, const StepTokens& of,
+Work step_work(const Blueprint& blueprint, const Recipe& recipe, const KeptBlocks& kept, const StepTokens& of,
                const PipelinePlan& pipeline) {
   const TrainedParts trained = trained_parts(recipe);
-  PassTraits traits{.compute = scalar_type(recipe.model.compute), .parts = {}, .trains_router = trains_router(recipe)};
+  PassTraits traits{.compute = scalar_type(recipe.model.compute),
+                    .device = device_type(recipe),
+                    .parts = {},
+                    .trains_router = trains_router(recipe)};
   std::vector<BlockCost> costs;  // by LayerId::number()
   for (const std::vector<LinearMap>& maps : planned_blocks(blueprint, recipe)) {
     traits.keys = of.keys.of(blueprint.layer(maps.front().layer).attention.mask);
@@ -38,11 +41,11 @@ Work step_work(const Blueprint& blueprint, const Recipe& recipe, int64_t kept_la
   const auto rows = static_cast<double>(of.tokens), D = static_cast<double>(blueprint.width),
              V = static_cast<double>(blueprint.vocab);
   Work work;
-  for (const StepOp& op : program_of(blueprint, recipe, kept_layers, pipeline)) {
+  for (const StepOp& op : program_of(blueprint, recipe, kept, pipeline)) {
     switch (op.kind) {
       case StepOp::Kind::kDown: work.add(costs.at(op.layer.number()).forward, rows); break;
       case StepOp::Kind::kUp:
-        if (!op.keeps) work.add(costs.at(op.layer.number()).again, rows);
+        work.add(costs.at(op.layer.number()).again_where(op.keep), rows);
         work.add(costs.at(op.layer.number()).backward, rows);
         break;
       case StepOp::Kind::kHead: work.dense += rows * (trained.has(ModelPart::kHead) ? 6.0 : 4.0) * D * V; break;

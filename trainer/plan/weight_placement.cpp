@@ -40,7 +40,7 @@ WeightPlacer::WeightPlacer(const Blueprint& blueprint, const Recipe& recipe, con
     add(blueprint.mtp(), maps_of(blueprint.mtp()));
   }
   for (const SlabUse& use :
-       slab_uses(blueprint, planned_step(blueprint, recipe, /*kept_layers=*/0, place, pipeline.groups))) {
+       slab_uses(blueprint, planned_step(blueprint, recipe, /*kept=*/{}, place, pipeline.groups))) {
     const auto used = std::find_if(slabs_.begin(), slabs_.end(), [&](const Slab& slab) {
       return slab.layer == use.layer && slab.lane == (use.kind == SlabKind::kExperts);
     });

@@ -73,11 +73,11 @@ constexpr std::array<std::string_view, 2> words_of(Rounding) { return {"nearest"
 enum class OffloadTier { kNone, kHost };
 constexpr std::array<std::string_view, 2> words_of(OffloadTier) { return {"none", "host"}; }
 
-/// How many layers keep their graph on the way down instead of recomputing it on the way up.
+/// What layers keep of their way down instead of recomputing it on the way up (moe/keep.h).
 struct KeepLayers {
-  enum class Kind { kAuto, kNone, kAll, kCount };
+  enum class Kind { kAuto, kNone, kAttention, kExperts, kAll, kCount };
   Kind kind = Kind::kAuto;
-  int64_t num_layers = 0;  ///< with kCount only
+  int64_t num_layers = 0;  ///< with kCount only: the last so many keep all, the others nothing
   bool operator==(const KeepLayers&) const = default;
 };
 

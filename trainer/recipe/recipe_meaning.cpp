@@ -198,12 +198,14 @@ at::DeviceType device_type(const Recipe& recipe) {
   return cuda ? at::kCUDA : at::kCPU;
 }
 
-int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks) {
+KeptBlocks kept_blocks(const KeepLayers& keep, int64_t num_blocks) {
   switch (keep.kind) {
-    case KeepLayers::Kind::kAll: return num_blocks;
-    case KeepLayers::Kind::kCount: return std::min(num_blocks, keep.num_layers);
+    case KeepLayers::Kind::kAttention: return {.attention = num_blocks};
+    case KeepLayers::Kind::kExperts: return {.attention = num_blocks, .experts = num_blocks};
+    case KeepLayers::Kind::kAll: return KeptBlocks::whole(num_blocks);
+    case KeepLayers::Kind::kCount: return KeptBlocks::whole(std::min(num_blocks, keep.num_layers));
     case KeepLayers::Kind::kAuto:
-    case KeepLayers::Kind::kNone: return 0;
+    case KeepLayers::Kind::kNone: return {};
   }
   throw InternalError("keep of no kind");
 }

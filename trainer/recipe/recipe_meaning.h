@@ -12,6 +12,7 @@
 #include "lora/adapters/adapter.h"
 #include "moe/balance.h"
 #include "moe/blueprint.h"
+#include "moe/keep.h"
 #include "moe/trained_parts.h"
 #include "parallel/bytes/weight_store.h"
 #include "parallel/comm/mesh.h"
@@ -62,8 +63,8 @@ void require_correction_bias(const Recipe& recipe, const Blueprint& blueprint);
 void require_router_gradient(const Recipe& recipe, const Blueprint& blueprint);
 /// What the recipe computes on, as this machine is.
 at::DeviceType device_type(const Recipe& recipe);
-/// Blocks, counted from the last, that keep their graph.
-int64_t num_kept_layers(const KeepLayers& keep, int64_t num_blocks);
+/// Which of so many blocks keep what; with auto nothing, for the plan decides.
+KeptBlocks kept_blocks(const KeepLayers& keep, int64_t num_blocks);
 /// Whether checkpoints of which a rank has so many bytes are written beside training, by `checkpoint.async`; `room`:
 /// the host has the memory for a second copy of them.
 bool saves_beside_training(const CheckpointRecipe& checkpoint, int64_t bytes, bool room);

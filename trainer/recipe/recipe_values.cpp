@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <iterator>
 #include <limits>
+#include <utility>
 
 #include "parallel/base/error.h"
 #include "parallel/base/text.h"
@@ -47,6 +48,12 @@ bool contains(const Range& range, double number) {
   const bool below = range.below_max ? number < range.max : number <= range.max;
   return above && below;
 }
+
+constexpr std::pair<const char*, KeepLayers::Kind> kKeepWords[] = {{"auto", KeepLayers::Kind::kAuto},
+                                                                   {"none", KeepLayers::Kind::kNone},
+                                                                   {"attention", KeepLayers::Kind::kAttention},
+                                                                   {"experts", KeepLayers::Kind::kExperts},
+                                                                   {"all", KeepLayers::Kind::kAll}};
 
 constexpr const char* kByteUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
 
@@ -370,34 +377,30 @@ std::string type_limits(const std::optional<DataFiles>&, const FieldSpec& spec) 
   return type_limits(DataFiles{}, spec);
 }
 
-// auto | none | all | N
+// auto | none | attention | experts | all | N
 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, KeepLayers& value) {
-  KeepLayers read;
-  if (is_word(node, "auto")) {
-    read.kind = KeepLayers::Kind::kAuto;
-  } else if (is_word(node, "none")) {
-    read.kind = KeepLayers::Kind::kNone;
-  } else if (is_word(node, "all")) {
-    read.kind = KeepLayers::Kind::kAll;
-  } else {
-    read.kind = KeepLayers::Kind::kCount;
-    if (!read_value(node, spec, read.num_layers).empty()) return not_allowed(node);
+  const auto word = std::find_if(std::begin(kKeepWords), std::end(kKeepWords),
+                                 [&](const auto& entry) { return is_word(node, entry.first); });
+  KeepLayers read{KeepLayers::Kind::kCount};
+  if (word != std::end(kKeepWords)) {
+    read.kind = word->second;
+  } else if (!read_value(node, spec, read.num_layers).empty()) {
+    return not_allowed(node);
   }
   value = read;
   return {};
 }
 std::string write_value(const KeepLayers& value, const FieldSpec& spec) {
-  switch (value.kind) {
-    case KeepLayers::Kind::kAuto: return "auto";
-    case KeepLayers::Kind::kNone: return "none";
-    case KeepLayers::Kind::kAll: return "all";
-    case KeepLayers::Kind::kCount: break;
+  for (const auto& [word, kind] : kKeepWords) {
+    if (kind == value.kind) return word;
   }
   return write_value(value.num_layers, spec);
 }
 std::string type_name(const KeepLayers& value, const FieldSpec& spec) {
-  return str("auto, none, all or ", type_name(value.num_layers, spec));
+  std::string words;
+  for (const auto& [word, kind] : kKeepWords) words += str(words.empty() ? "" : ", ", word);
+  return str(words, " or ", type_name(value.num_layers, spec));
 }
 std::string type_limits(const KeepLayers& value, const FieldSpec& spec) { return type_limits(value.num_layers, spec); }
 

@@ -1,5 +1,6 @@
 #include "trainer/run/stepper.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <optional>
@@ -10,6 +11,7 @@
 #include "parallel/device/device_memory.h"
 #include "parallel/device/trace_range.h"
 #include "trainer/data/step_batch.h"
+#include "trainer/plan/memory_plan.h"
 #include "trainer/state/frozen_digest.h"
 #include "trainer/state/replica_check.h"
 #include "trainer/update/schedule.h"
@@ -95,24 +97,56 @@ StepReport Stepper::train(Batches& batches, int64_t step, int64_t num_steps) {
 
 void Stepper::rehearse(Batches& batches, int64_t step) {
   const std::vector<StepBatch> groups = groups_of(batches, step);
-  // A rank that fails beside others leaves them in a collective: there the first lack of memory ends the run.
-  const bool yields = recipe_.train.keep.kind == KeepLayers::Kind::kAuto && run_.mesh->world().size() == 1;
+  const bool yields = recipe_.train.keep.kind == KeepLayers::Kind::kAuto && run_.device.is_cuda();
+  if (yields && run_.mesh->world().size() == 1) return keep_until_it_fits(groups);
+  if (yields) keep_what_fits(groups);
+  pass(groups);
+}
+
+void Stepper::pass(const std::vector<StepBatch>& groups) {
+  sweep_.train(groups, StepRandom{});
+  reducer_.forget();
+}
+
+void Stepper::keep_until_it_fits(const std::vector<StepBatch>& groups) {
   while (true) {
     try {
-      sweep_.train(groups, StepRandom{});
-      break;
+      return pass(groups);
     } catch (const c10::OutOfMemoryError&) {
-      if (!yields || sweep_.kept_layers() == 0) throw;
+      if (sweep_.kept().steps() == 0) throw;
     }
-    const int64_t kept = sweep_.kept_layers(), fewer = kept * 3 / 4;
-    log_warn(str("train.keep: auto: memory did not suffice for the graphs of ", kept, " blocks, as the plan has it; ",
-                 fewer, " are kept"));
-    sweep_.keep_layers(fewer);
+    keep_less(0.75, "memory did not suffice for what the plan keeps");
     for (Parameter& parameter : run_.model->parameters.all()) parameter.clear_gradient();
     reducer_.forget();
     free_cached_memory(run_.device);
   }
-  reducer_.forget();
+}
+
+void Stepper::keep_what_fits(const std::vector<StepBatch>& groups) {
+  const KeptBlocks planned = sweep_.kept();
+  at::Tensor steps = at::full({1}, planned.steps(), at::TensorOptions(at::kLong).device(run_.device));
+  run_.mesh->world().all_reduce_max(steps);
+  if (steps.item<int64_t>() == 0) return;
+  sweep_.keep({});
+  pass(groups);
+  sweep_.keep(planned);
+  const auto all = static_cast<double>(device_memory_bytes(run_.device.type()));
+  const int64_t memory =
+      std::min(static_cast<int64_t>((1.0 - kKeepReserve) * all), available_memory_bytes(run_.device));
+  at::Tensor missing = at::full({1}, 1.0 - share_to_keep(run_.plan, peak_memory_bytes(run_.device), memory),
+                                at::TensorOptions(at::kDouble).device(run_.device));
+  run_.mesh->world().all_reduce_max(missing);
+  const double share = 1.0 - missing.item<double>();
+  if (share < 1.0) keep_less(share, "a step without it took more memory than planned, or less is free");
+}
+
+void Stepper::keep_less(double share, const std::string& why) {
+  const KeptBlocks before = sweep_.kept();
+  const auto blocks = run_.model->stage.blocks(run_.blueprint, run_.model->mtp != nullptr).size();
+  sweep_.keep(KeptBlocks::after(static_cast<int64_t>(share * static_cast<double>(before.steps())),
+                                static_cast<int64_t>(blocks)));
+  if (run_.mesh->world().rank() != 0) return;
+  log_warn(str("train.keep: auto: ", why, ": ", to_string(before), "; kept is ", to_string(sweep_.kept())));
 }
 
 Evaluation Stepper::evaluate(Batches& batches, int64_t max_sequences) {

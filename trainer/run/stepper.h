@@ -26,8 +26,8 @@ class Stepper {
   /// Step `step`, from 0, of `num_steps`. Throws NonFiniteError, or InternalError where replicas differ, before
   /// anything is updated. Collective over the mesh.
   StepReport train(Batches& batches, int64_t step, int64_t num_steps);
-  /// Way down and way up of a step, and nothing comes of it. Where one rank alone lacks device memory for it and
-  /// `train.keep` is auto, fewer blocks keep their graph until it suffices, which is said; else the lack is thrown.
+  /// Way down and way up of a step, and nothing comes of it. Where `train.keep` is auto and device memory does not
+  /// suffice for what the plan keeps, blocks keep less, which is said; where it suffices for nothing, the lack is thrown.
   /// Collective.
   void rehearse(Batches& batches, int64_t step);
   /// trainer/run/evaluation.h of these batches, with what the optimizer still has to do done first. Collective.
@@ -41,6 +41,14 @@ class Stepper {
 
  private:
   std::vector<StepBatch> groups_of(Batches& batches, int64_t step);
+  void pass(const std::vector<StepBatch>& groups);
+  /// One rank: keeps less until a pass fits.
+  void keep_until_it_fits(const std::vector<StepBatch>& groups);
+  /// Several: a rank that runs out of memory leaves the others in a collective. So a pass that keeps nothing shows first
+  /// what the plan did not know.
+  void keep_what_fits(const std::vector<StepBatch>& groups);
+  /// This share of what is kept now.
+  void keep_less(double share, const std::string& why);
   void sum_losses(const SweepResult& result, const BatchTotals& totals, StepReport& report);
   void update_router_bias(const at::Tensor& load_LE);
   /// What the step used, before it changes: nothing is pending, so nothing is waited for but the digests.

@@ -35,8 +35,10 @@ struct BlockState {
   at::Tensor x_TD;       ///< the block's input
   bool stashed = false;  ///< it waits in host memory instead
   RoutingRecord routing;
-  std::vector<at::Tensor> leaf_x;  ///< by slice, where the graph is kept
+  // By slice: where the graph is kept, and where attention alone is.
+  std::vector<at::Tensor> leaf_x;
   std::vector<Mixed> mixed;
+  std::vector<KeptMixing> kept;
   std::unique_ptr<KeptExperts> experts;
 };
 

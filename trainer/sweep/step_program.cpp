@@ -36,8 +36,8 @@ class Writer {
   }
 
  private:
-  void add(Kind kind, LayerId layer) { program_.push_back({kind, layer, false, group_}); }
-  void add_block(Kind kind, LayerId layer) { program_.push_back({kind, layer, keeps(layer), group_}); }
+  void add(Kind kind, LayerId layer) { program_.push_back({kind, layer, Keep::kNothing, group_}); }
+  void add_block(Kind kind, LayerId layer) { program_.push_back({kind, layer, keep(layer), group_}); }
   /// What is done once for all groups.
   void await(LayerId layer) {
     if (group_ == 0) add(Kind::kAwait, layer);
@@ -50,9 +50,9 @@ class Writer {
   }
   bool sends_gradient() const { return !stage_.is_first() && traits_.lowest_trained < blocks_.front(); }
 
-  bool keeps(LayerId layer) const {
-    const int64_t end = blocks_.back().number() + 1 + (traits_.mtp ? 1 : 0);
-    return traits_.mode == StepMode::kTrain && layer.number() >= end - traits_.keep_layers && traits_.goes_up(layer);
+  Keep keep(LayerId layer) const {
+    if (traits_.mode != StepMode::kTrain || !traits_.goes_up(layer)) return Keep::kNothing;
+    return traits_.kept.of(blocks_.back().number() + (traits_.mtp ? 1 : 0) - layer.number());
   }
 
   void forward() {
@@ -159,7 +159,16 @@ std::string to_string(const StepOp& op) {
     }
     throw InternalError("an operation of no kind");
   };
-  return str(word(), " ", op.layer, op.keeps ? ", kept" : "", op.group > 0 ? str(", group ", op.group) : "");
+  const auto kept = [&] {
+    switch (op.keep) {
+      case Keep::kNothing: return "";
+      case Keep::kAttention: return ", attention kept";
+      case Keep::kExperts: return ", attention and experts kept";
+      case Keep::kAll: return ", kept";
+    }
+    throw InternalError("an operation that keeps what has no name");
+  };
+  return str(word(), " ", op.layer, kept(), op.group > 0 ? str(", group ", op.group) : "");
 }
 
 int64_t groups_in_flight(const PipelinePlace& place, int64_t groups, bool whole_loads) {

@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "lora/frozen_slab.h"
+#include "moe/keep.h"
 #include "moe/stage.h"
 
 namespace moetune {
@@ -59,13 +60,13 @@ struct StepOp {
   };
   Kind kind = Kind::kEmbed;
   LayerId layer;
-  /// of a block in training: its graph stays from down to up
-  bool keeps = false;
+  /// of a block in training: what of its way down stays for its way up
+  Keep keep = Keep::kNothing;
   int64_t group = 0;  ///< of the local batch's documents
   bool operator==(const StepOp&) const = default;
 };
 using StepProgram = std::vector<StepOp>;
-/// "down layer 3", "up layer 3, kept", "down layer 3, group 2".
+/// "down layer 3", "up layer 3, attention kept", "down layer 3, group 2".
 std::string to_string(const StepOp& op);
 inline std::ostream& operator<<(std::ostream& out, const StepOp& op) { return out << to_string(op); }
 
@@ -83,7 +84,7 @@ struct StepTraits {
   StepMode mode = StepMode::kTrain;
   bool mtp = false;                               ///< the MTP module takes part
   LayerId lowest_trained = LayerId::embedding();  ///< lowest layer with something that trains; the turn: none below
-  int64_t keep_layers = 0;  ///< the last this many blocks of the stage keep their graph, MTP's included
+  KeptBlocks kept;                                ///< of the stage's blocks, MTP's included
   PipelinePlace pipeline;
   int64_t groups = 1;  ///< of documents, one after the other
   /// There is a balance loss of the whole step's loads: all groups go down before one goes up.

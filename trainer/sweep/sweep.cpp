@@ -24,6 +24,9 @@ at::Tensor joined(const std::vector<Mixed>& slices, at::Tensor Mixed::* tensor) 
   return joined(parts);
 }
 
+/// Of a slice; null where the block keeps no part of its mixing, or all.
+KeptMixing* kept_of(BlockState& state, size_t slice) { return state.kept.empty() ? nullptr : &state.kept[slice]; }
+
 StepTraits traits_of(Model& model, const SweepOptions& options) {
   StepTraits traits;
   traits.mtp = model.mtp != nullptr;
@@ -56,7 +59,7 @@ Sweep::Sweep(Model& model, const SweepOptions& options, LayerHooks hooks, RankPr
 }
 
 bool Sweep::stashes(const StepOp& op) const {
-  return options_.stash_inputs && !op.keeps && traits_.goes_up(op.layer) &&
+  return options_.stash_inputs && op.keep != Keep::kAll && traits_.goes_up(op.layer) &&
          op.layer.number() + 1 < model_.blueprint.num_layers();
 }
 
@@ -71,7 +74,8 @@ at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& s
   Block& block = this->block(layer);
   PassContext& pass = step.pass;
   BlockState state;
-  const bool keep = op.keeps, trains = step.mode == StepMode::kTrain, balance = trains && balances(layer);
+  const bool keep = op.keep == Keep::kAll, trains = step.mode == StepMode::kTrain, balance = trains && balances(layer);
+  if (op.keep == Keep::kAttention || op.keep == Keep::kExperts) state.kept.resize(stream.slices.size());
   use(block, pass);
   std::vector<Mixed> mixed;
   std::vector<at::Tensor> expert;
@@ -79,7 +83,8 @@ at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& s
     at::AutoGradMode with_graph(keep);
     at::Tensor x = rows_of(x_TD, stream.slices[s]).detach();
     if (keep) x.requires_grad_(needs_input_gradient(layer));
-    mixed.push_back(block.mix(x, stream.slices[s], stream.angles[s], /*replayed_TK=*/{}, balance, pass));
+    mixed.push_back(
+        block.mix(x, stream.slices[s], stream.angles[s], /*replayed_TK=*/{}, balance, pass, kept_of(state, s)));
     if (balance) {
       Mixed& slice = mixed.back();
       step.balance->count(layer.number(), slice.score_TE, slice.probability_TE, slice.expert_TK, stream.slices[s]);
@@ -111,9 +116,10 @@ at::Tensor Sweep::down(const StepOp& op, const at::Tensor& x_TD, const Stream& s
   mixed.clear();
   if (block.is_moe()) {
     block.use_experts();
-    if (keep) state.experts = std::make_unique<KeptExperts>();
+    if (op.keep >= Keep::kExperts) state.experts = std::make_unique<KeptExperts>();
     at::Tensor routed = block.experts()->forward(state.routing, std::move(sent), pass, state.experts.get());
-    y_TD = keep ? y_TD + routed : y_TD.add_(routed);
+    // What is kept may be the residual itself.
+    y_TD = op.keep == Keep::kNothing ? y_TD.add_(routed) : y_TD + routed;
     block.release_experts();
   }
   release(block, pass);
@@ -151,14 +157,15 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
       at::Tensor x = rows_of(state.x_TD, slice).detach().requires_grad_(needs_input_gradient(layer));
       at::Tensor replayed_TK;
       if (block.is_moe()) replayed_TK = rows_of(state.routing.expert_TK, slice).to(at::kLong);
-      state.mixed.push_back(block.mix(x, slice, stream.angles[s], replayed_TK, balances(layer), pass));
+      state.mixed.push_back(
+          block.mix(x, slice, stream.angles[s], replayed_TK, balances(layer), pass, kept_of(state, s)));
       state.leaf_x.push_back(x);
     }
   }
   Dispatch sent;
   if (block.is_moe()) {
     RoutedInputs inputs{{}, {}, stream.token_T, d_y_TD};
-    if (recompute) {  // what was kept is there already
+    if (state.experts == nullptr) {  // what was kept is there already
       inputs.z_TD = joined(state.mixed, &Mixed::z_TD);
       inputs.weight_TK = joined(state.mixed, &Mixed::weight_TK);
     }
@@ -166,7 +173,9 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
   }
   if (recompute) {
     at::AutoGradMode with_graph(true);
-    for (size_t s = 0; s < stream.slices.size(); ++s) block.add_mlp(state.mixed[s], stream.slices[s], pass);
+    for (size_t s = 0; s < stream.slices.size(); ++s) {
+      block.add_mlp(state.mixed[s], stream.slices[s], pass, Wanted::kGraph);
+    }
   }
   ExpertGradients routed;
   if (block.is_moe()) {
@@ -181,6 +190,7 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
     Mixed& mixed = state.mixed[s];
     NamedGradients gradients;
     gradients.of(mixed.residual_TD, rows_of(d_y_TD, slice));
+    if (mixed.mlp_TD.defined()) gradients.of(mixed.mlp_TD, rows_of(d_y_TD, slice));
     if (block.is_moe()) {
       gradients.of(mixed.z_TD, rows_of(routed.d_z_TD, slice));
       gradients.of(mixed.weight_TK, rows_of(routed.d_weight_TK, slice));
@@ -196,6 +206,7 @@ at::Tensor Sweep::up(const StepOp& op, const at::Tensor& d_y_TD, const Stream& s
     }
     gradients.compute();
     mixed = Mixed();  // this slice's graph ends here
+    if (KeptMixing* kept = kept_of(state, s)) *kept = KeptMixing();
   }
   backward.reset();
   release(block, pass);
@@ -370,7 +381,7 @@ SweepResult Sweep::run(std::span<const StepBatch> groups, StepMode mode, const S
   at::NoGradGuard no_grad;
   StepTraits traits = traits_;
   traits.mode = mode;
-  traits.keep_layers = options_.keep_layers;
+  traits.kept = options_.kept;
   traits.groups = static_cast<int64_t>(groups.size());
   const StepProgram program = step_program(model_.blueprint, traits);
   StepTotals totals;

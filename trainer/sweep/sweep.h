@@ -29,8 +29,7 @@
 namespace moetune {
 
 struct SweepOptions {
-  /// the last this many blocks keep their graph from the way down instead of recomputing it
-  int64_t keep_layers = 0;
+  KeptBlocks kept;                  ///< which blocks keep what of the way down instead of computing it again
   double mtp_weight = 0.0;          ///< of the MTP loss in the gradient
   BalanceSpec balance;              ///< of the trunk's expert layers
   bool stash_inputs = false;        ///< block inputs wait in host memory between the ways
@@ -75,9 +74,9 @@ class Sweep {
   /// What throws in one of these, a lack of memory, leaves the sweep fit for the next; gradients may be left behind.
   at::Tensor logits(const StepBatch& batch);
 
-  /// How many of the last blocks keep their graph from here on.
-  void keep_layers(int64_t count) { options_.keep_layers = count; }
-  int64_t kept_layers() const { return options_.keep_layers; }
+  /// Which blocks keep what from here on.
+  void keep(const KeptBlocks& kept) { options_.kept = kept; }
+  const KeptBlocks& kept() const { return options_.kept; }
   const DequantCounters& dequantised() const { return dequantised_; }
 
  private:

@@ -161,9 +161,16 @@ class FamilyParity(FamilyCase):
         compare.assert_close(self, four, one, EXACT)
 
     def test_sweep_settings_change_nothing(self):
-        """Slices and kept graphs are means, not mathematics."""
+        """Slices and what is kept of the way down are means, not mathematics."""
+        two = dict(dp=1, ep=1, tp=2)
         for name in self.shapes():
-            for settings in (dict(slice_tokens=28), dict(keep="all")):
+            for settings in (
+                dict(slice_tokens=28),
+                dict(keep="all"),
+                dict(keep="attention", slice_tokens=28),
+                dict(keep="experts", mesh=two, expert_tp=2),
+                dict(keep="experts", slice_tokens=28, mesh=dict(dp=1, ep=2)),
+            ):
                 with self.subTest(f"{name} {settings}"):
                     self.check(cases.config(self.model(name), self.adapter(name, ["all_linear"]), **settings))
 

@@ -192,7 +192,7 @@ def separate(maps, settings, generator):
     scores and the others low ones, so that rounding to bf16 changes no choice. Changes `maps`."""
     embedding_VD = maps["model.embed_tokens.weight"]
     vocab, width = embedding_VD.shape
-    kinds, strength = 6, 2.0
+    kinds, strength = 6, 3.0
     direction_CD = torch.linalg.qr(torch.randn(width, kinds, generator=generator)).Q.T
     kind_VC = torch.nn.functional.one_hot(torch.arange(vocab) % kinds, kinds).float()
     noise_VD = 0.8 * torch.randn(vocab, width, generator=generator)
