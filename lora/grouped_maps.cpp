@@ -52,8 +52,9 @@ void GroupedMaps::for_each_adapter(const Work& work) const {
   int64_t first = 0;
   for (size_t i = 0; i < maps_.size(); ++i) {
     if (maps_[i]->adapter() == nullptr) continue;
-    work(i, first);
-    first += maps_[i]->adapter()->rank();
+    const int64_t columns = grouped_aligned(maps_[i]->adapter()->rank());
+    work(i, first, columns);
+    first += columns;
   }
 }
 
@@ -63,25 +64,26 @@ bool GroupedMaps::needs_input() const {
 
 int64_t GroupedMaps::rank() const {
   int64_t rank = 0;
-  for_each_adapter([&](size_t i, int64_t) { rank += maps_[i]->adapter()->rank(); });
+  for_each_adapter([&](size_t, int64_t, int64_t columns) { rank += columns; });
   return rank;
 }
 
 bool GroupedMaps::folds() const {
-  bool can = rank() > 0 && std::all_of(maps_.begin(), maps_.end(), made_dense), suits = num_outputs_ % 8 == 0;
-  for_each_adapter([&](size_t i, int64_t) {
+  bool can = rank() > 0 && std::all_of(maps_.begin(), maps_.end(), made_dense),
+       suits = num_outputs_ % kGroupedAlignment == 0;
+  for_each_adapter([&](size_t i, int64_t, int64_t) {
     can = can && maps_[i]->adapter()->of_all_experts();
-    suits = suits && maps_[i]->adapter()->rank() % 8 == 0 && outputs_[i] % 8 == 0;
+    suits = suits && outputs_[i] % kGroupedAlignment == 0;
   });
   if (fold_.has_value() || !can) return can && fold_.value_or(false);
   const FrozenWeight& weight = *maps_.front()->frozen();
-  return suits && inputs() % 8 == 0 && weight.compute() == at::kBFloat16 && weight.device().is_cuda() &&
+  return suits && inputs() % kGroupedAlignment == 0 && weight.compute() == at::kBFloat16 && weight.device().is_cuda() &&
          has_grouped_kernel(compute_capability(std::max<int>(0, weight.device().index())));
 }
 
 int64_t GroupedMaps::spare(const StepRandom& random) const {
   bool drops = false;
-  for_each_adapter([&](size_t i, int64_t) { drops = drops || maps_[i]->adapter()->drops(random); });
+  for_each_adapter([&](size_t i, int64_t, int64_t) { drops = drops || maps_[i]->adapter()->drops(random); });
   return !drops && folds() ? rank() : 0;
 }
 
@@ -118,17 +120,21 @@ GroupedMaps::Dense GroupedMaps::dense(const ExpertChunk& chunk, const StepRandom
   }
   if (R == 0) return dense;
   dense.folded_eOI = stack;
-  const at::Tensor b_eOR = stack.narrow(1, 0, O).narrow(2, I, R);
-  if (maps_.size() > 1) b_eOR.zero_();
+  const at::Tensor a_eRI = stack.narrow(1, O, R).narrow(2, 0, I), b_eOR = stack.narrow(1, 0, O).narrow(2, I, R);
+  bool filled_up = false;
+  for_each_adapter(
+      [&](size_t i, int64_t, int64_t columns) { filled_up = filled_up || columns > maps_[i]->adapter()->rank(); });
+  if (filled_up) a_eRI.zero_();
+  if (filled_up || maps_.size() > 1) b_eOR.zero_();
   int64_t first_output = 0;
   std::vector<int64_t> begins;
   for (const int64_t outputs : outputs_) {
     begins.push_back(first_output);
     first_output += outputs;
   }
-  for_each_adapter([&](size_t i, int64_t column) {
+  for_each_adapter([&](size_t i, int64_t column, int64_t) {
     const Adapter& adapter = *maps_[i]->adapter();
-    stack.narrow(1, O + column, adapter.rank()).narrow(2, 0, I).copy_(adapter.a().working.narrow(0, chunk.first, e));
+    a_eRI.narrow(1, column, adapter.rank()).copy_(adapter.a().working.narrow(0, chunk.first, e));
     b_eOR.narrow(1, begins[i], outputs_[i])
         .narrow(2, column, adapter.rank())
         .copy_(adapter.b().working.narrow(0, chunk.first, e));
@@ -146,9 +152,9 @@ at::Tensor GroupedMaps::with_spare(const at::Tensor& rows, int64_t columns) cons
 }
 
 void GroupedMaps::scale_parts(const at::Tensor& low_XR) const {
-  for_each_adapter([&](size_t i, int64_t column) {
-    const Adapter& adapter = *maps_[i]->adapter();
-    if (adapter.scale() != 1.0) low_XR.narrow(1, column, adapter.rank()).mul_(adapter.scale());
+  for_each_adapter([&](size_t i, int64_t column, int64_t columns) {
+    const double scale = maps_[i]->adapter()->scale();
+    if (scale != 1.0) low_XR.narrow(1, column, columns).mul_(scale);
   });
 }
 
@@ -227,15 +233,16 @@ void GroupedMaps::add_gradients(const at::Tensor& dy_XO, const at::Tensor& x_XI,
     return parameter.gradient().narrow(0, chunk.first, chunk.count);
   };
   const at::Tensor d_a_eRI = grouped_outer(of_input.d_low_all_XR, wide_XI.narrow(1, 0, inputs()), chunk.groups);
-  int64_t column = 0;
+  std::vector<at::Tensor> dy_of_map;
   for_each_part(dy_XO, [&](size_t i, const at::Tensor& own_XO) {
     maps_[i]->add_gradients(own_XO, {}, {}, chunk, token_X, random, bias_weight_X1);  // of a bias
-    if (maps_[i]->adapter() == nullptr) return;
+    dy_of_map.push_back(own_XO);
+  });
+  for_each_adapter([&](size_t i, int64_t column, int64_t columns) {
     const Adapter& adapter = *maps_[i]->adapter();
-    const at::Tensor low_XR = wide_XI.narrow(1, inputs() + column, adapter.rank());
-    gradient_of(adapter.b()).add_(grouped_outer(own_XO, low_XR, chunk.groups));
+    const at::Tensor low_XR = wide_XI.narrow(1, inputs() + column, columns);
+    gradient_of(adapter.b()).add_(grouped_outer(dy_of_map[i], low_XR, chunk.groups).narrow(2, 0, adapter.rank()));
     gradient_of(adapter.a()).add_(d_a_eRI.narrow(1, column, adapter.rank()));
-    column += adapter.rank();
   });
 }
 

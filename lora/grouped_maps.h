@@ -14,9 +14,10 @@
 //         | A_e [R, I]              |     d_low = s dy B,  dx = [dy | d_low] M[:, :I]
 //                                         dA = d_low^T x,  dB = dy^T (s low)
 //
-// s is a factor of low, not of B: exact where it is a power of two, otherwise R numbers a row are rounded once more. It
-// is done where LibTorch has a grouped kernel for what is computed (grouped_mm.h), whose rows want multiples of 16
-// bytes, every expert has an adapter or none, and no inputs are dropped; elsewhere each adapter adds its part.
+// s is a factor of low, not of B: exact where it is a power of two, otherwise R numbers a row are rounded once more. The
+// rank of each map is filled up with zeros to a multiple of kGroupedAlignment. It is done where LibTorch has a grouped
+// kernel for what is computed (grouped_mm.h), widths suit it, every expert has an adapter or none, and no inputs are
+// dropped; elsewhere each adapter adds its part.
 //
 // Weights that train lie apart, as do those held dense that are no neighbours: then each map is a product of its own.
 #pragma once
@@ -74,7 +75,7 @@ class GroupedMaps {
  private:
   /// Whether passes without dropout fold.
   bool folds() const;
-  /// Ranks of all adapters together.
+  /// R: ranks of all adapters together, filled up.
   int64_t rank() const;
   /// x with its spare columns: [X, I + R].
   at::Tensor with_spare(const at::Tensor& rows, int64_t columns) const;
@@ -84,7 +85,7 @@ class GroupedMaps {
   /// Calls work(map, its outputs among the columns of `all_XO`) for each map.
   template <typename Work>
   void for_each_part(const at::Tensor& all_XO, const Work& work) const;
-  /// Calls work(map, its first column among those of all adapters) for each map that has one.
+  /// Calls work(map, its first column among those of all adapters, its columns) for each map that has one.
   template <typename Work>
   void for_each_adapter(const Work& work) const;
 

@@ -1,5 +1,7 @@
 #include "lora/grouped_mm.h"
 
+#include <algorithm>
+
 #include "parallel/base/error.h"
 #include "parallel/device/gpu_support.h"
 #include "parallel/device/upload.h"
@@ -11,17 +13,27 @@ namespace {
 // words along the others (LibTorch: ATen/native/GroupedMMUtils.h).
 bool kernel_operand(const at::Tensor& matrix) {
   const auto neighbours = [&](int64_t along, int64_t other) {
-    return matrix.stride(along) == 1 && matrix.stride(other) % 8 == 0 && matrix.stride(other) >= matrix.size(along);
+    return matrix.stride(along) == 1 && matrix.stride(other) % kGroupedAlignment == 0 &&
+           matrix.stride(other) >= matrix.size(along);
   };
   return reinterpret_cast<uintptr_t>(matrix.data_ptr()) % 16 == 0 && (neighbours(-1, -2) || neighbours(-2, -1)) &&
-         (matrix.dim() < 3 || matrix.stride(0) % 8 == 0);
+         (matrix.dim() < 3 || matrix.stride(0) % kGroupedAlignment == 0);
 }
 
-// The grouped kernel wants 16-byte rows and at least one number.
-bool fits_grouped_kernel(const RowGroups& groups, const at::Tensor& rows, const at::Tensor& with, int64_t inner,
-                         int64_t outer) {
-  return groups.one_kernel && rows.scalar_type() == at::kBFloat16 && rows.size(0) > 0 && inner > 0 && outer > 0 &&
-         inner % 8 == 0 && outer % 8 == 0 && kernel_operand(rows) && kernel_operand(with);
+// The grouped kernel wants at least one number.
+bool has_kernel(const RowGroups& groups, const at::Tensor& rows, int64_t inner, int64_t outer) {
+  return groups.one_kernel && rows.scalar_type() == at::kBFloat16 && rows.size(0) > 0 && inner > 0 && outer > 0;
+}
+
+// The operand as the kernel reads it: its last `dims` dims filled up with zeros, which add nothing to a product.
+at::Tensor aligned(const at::Tensor& matrix, int64_t dims) {
+  std::vector<int64_t> missing;  // before and behind, from the last dim on
+  for (int64_t dim = -1; dim >= -dims; --dim) {
+    missing.insert(missing.end(), {0, grouped_aligned(matrix.size(dim)) - matrix.size(dim)});
+  }
+  const bool whole = std::all_of(missing.begin(), missing.end(), [](int64_t count) { return count == 0; });
+  if (whole) return kernel_operand(matrix) ? matrix : matrix.clone(at::MemoryFormat::Contiguous);
+  return at::constant_pad_nd(matrix, missing);
 }
 
 }  // namespace
@@ -52,8 +64,9 @@ std::vector<RowGroups> RowGroups::runs(const std::vector<int64_t>& counts, int64
 
 at::Tensor grouped_mm(const at::Tensor& x_XI, const at::Tensor& w_eIO, const RowGroups& groups) {
   MT_CHECK(x_XI.size(0) == groups.num_rows(), x_XI.size(0), " rows, groups of ", groups.num_rows());
-  if (fits_grouped_kernel(groups, x_XI, w_eIO, w_eIO.size(1), w_eIO.size(2)))
-    return at::_grouped_mm(x_XI, w_eIO, groups.ends_e);
+  if (has_kernel(groups, x_XI, w_eIO.size(1), w_eIO.size(2))) {
+    return at::_grouped_mm(aligned(x_XI, 1), aligned(w_eIO, 2), groups.ends_e).narrow(1, 0, w_eIO.size(2));
+  }
   at::Tensor y_XO = at::empty({x_XI.size(0), w_eIO.size(2)}, x_XI.options());
   for (int64_t group = 0; group < groups.num_groups(); ++group) {
     if (groups.count(group) == 0) continue;
@@ -66,9 +79,13 @@ at::Tensor grouped_mm(const at::Tensor& x_XI, const at::Tensor& w_eIO, const Row
 at::Tensor grouped_outer(const at::Tensor& a_XM, const at::Tensor& b_XN, const RowGroups& groups) {
   MT_CHECK(a_XM.size(0) == groups.num_rows() && b_XN.size(0) == groups.num_rows(), "rows ", a_XM.size(0), " and ",
            b_XN.size(0));
-  if (fits_grouped_kernel(groups, a_XM, b_XN, a_XM.size(1), b_XN.size(1)))
-    return at::_grouped_mm(a_XM.t(), b_XN, groups.ends_e);
-  at::Tensor out_eMN = at::empty({groups.num_groups(), a_XM.size(1), b_XN.size(1)}, a_XM.options());
+  const int64_t M = a_XM.size(1), N = b_XN.size(1);
+  if (has_kernel(groups, a_XM, M, N)) {
+    const at::Tensor out_eMN = at::_grouped_mm(aligned(a_XM, 1).t(), aligned(b_XN, 1), groups.ends_e);
+    return out_eMN.narrow(1, 0, M).narrow(2, 0, N);
+  }
+  if (groups.num_rows() == 0) return at::zeros({groups.num_groups(), M, N}, a_XM.options());
+  at::Tensor out_eMN = at::empty({groups.num_groups(), M, N}, a_XM.options());
   for (int64_t group = 0; group < groups.num_groups(); ++group) {
     at::Tensor out = out_eMN[group];
     if (groups.count(group) == 0) {

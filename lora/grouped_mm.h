@@ -5,7 +5,8 @@
 //   at::Tensor dw_eOI = grouped_outer(dy_XO, x_XI, groups);                  // dW_e = dy[rows of e]^T x[rows of e]
 //
 // bf16 on a GPU for which LibTorch has one (parallel/device/gpu_support.h) goes through one grouped kernel, whatever
-// the number of experts; other GPUs, other dtypes and CPUs go expert by expert, which is also the reference. An expert
+// the number of experts and the sizes; other GPUs, other dtypes and CPUs go expert by expert, which is also the
+// reference. An expert
 // without rows is no special case: its product is empty, its gradient zero.
 #pragma once
 
@@ -33,8 +34,15 @@ struct RowGroups {
   int64_t count(int64_t group) const { return ends[group] - begin(group); }
 };
 
-/// x_XI [X, I], w_eIO [e, I, O] (any views) -> [X, O]. The one kernel takes rows that lie apart by multiples of 16
-/// bytes.
+/// The kernel takes rows that lie apart by multiples of 16 bytes, so many numbers of bf16. Other operands are copied to
+/// such: thin ones, as adapters of rank 4 are, at little cost.
+constexpr int64_t kGroupedAlignment = 8;
+/// `count` rounded up to a multiple of it.
+constexpr int64_t grouped_aligned(int64_t count) {
+  return (count + kGroupedAlignment - 1) / kGroupedAlignment * kGroupedAlignment;
+}
+
+/// x_XI [X, I], w_eIO [e, I, O] (any views) -> [X, O].
 at::Tensor grouped_mm(const at::Tensor& x_XI, const at::Tensor& w_eIO, const RowGroups& groups);
 /// a_XM, b_XN -> [e, M, N]: a^T b of each group's rows.
 at::Tensor grouped_outer(const at::Tensor& a_XM, const at::Tensor& b_XN, const RowGroups& groups);

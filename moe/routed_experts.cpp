@@ -180,7 +180,8 @@ namespace {
 
 /// The maps of a stack that are computed as one, gate and up, or down.
 struct StackedMaps {
-  int64_t outputs = 0, inputs = 0, rank = 0;  ///< held here; of all adapters together
+  int64_t outputs = 0, inputs = 0;  ///< held here
+  int64_t rank = 0;                 ///< of all adapters together, as they are folded
   bool folds = false;
   bool drops = false;  ///< in training passes, which then do not fold
 };
@@ -193,11 +194,11 @@ StackedMaps stacked(const std::vector<LinearMap>& maps, bool down, const PassTra
     const LinearMap held = map.part(traits.parts);
     found.outputs += held.outputs;
     found.inputs = held.inputs;
-    suits = suits && !map.trained && held.outputs % 8 == 0 && held.inputs % 8 == 0;
+    suits = suits && !map.trained && held.outputs % kGroupedAlignment == 0 && held.inputs % kGroupedAlignment == 0;
     if (!map.adapter) continue;
-    found.rank += map.adapter->rank;
+    found.rank += grouped_aligned(map.adapter->rank);
     found.drops = found.drops || map.adapter->dropout > 0.0;
-    suits = suits && map.adapter->rank % 8 == 0 && map.adapter->experts.are_all();
+    suits = suits && map.adapter->experts.are_all();
   }
   found.folds = suits && found.rank > 0;
   return found;

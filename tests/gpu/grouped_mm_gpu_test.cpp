@@ -40,6 +40,33 @@ TEST_CASE("A GPU without a grouped kernel goes expert by expert, to the same res
   CHECK(outer[1].abs().max().item<double>() == 0.0);
 }
 
+TEST_CASE("Sizes and places that the grouped kernel does not take are filled up for it", "[grouped_mm]") {
+  const auto bf16 = at::device(at::kCUDA).dtype(at::kBFloat16);
+  at::manual_seed(6);
+  const std::vector<int64_t> counts{3, 0, 129, 64, 0};
+  const RowGroups groups = RowGroups::from_counts(counts, at::kCUDA), host = RowGroups::from_counts(counts, at::kCPU);
+  const int64_t rows = groups.num_rows(), experts = groups.num_groups();
+  const auto wide = [](const at::Tensor& tensor) { return tensor.to(at::kCPU, at::kDouble); };
+  for (const auto& [inputs, outputs] : {std::pair<int64_t, int64_t>{64, 4}, {4, 96}, {3, 5}, {60, 1}, {64, 96}}) {
+    INFO(inputs << " inputs, " << outputs << " outputs");
+    // Rows that begin anywhere among poison.
+    const auto apart = [&](int64_t columns) {
+      const at::Tensor all = at::full({rows, columns + 3}, NAN, bf16);
+      return all.narrow(1, 1, columns).copy_(at::randn({rows, columns}, bf16));
+    };
+    const at::Tensor x_XI = apart(inputs), y_XO = apart(outputs), w_eOI = at::randn({experts, outputs, inputs}, bf16);
+    at::full({experts * 128 * 128}, NAN, bf16);  // what the allocator hands out again
+    const at::Tensor product = grouped_mm(x_XI, w_eOI.transpose(1, 2), groups);
+    CHECK(product.sizes() == at::IntArrayRef({rows, outputs}));
+    CHECK(relative(product, grouped_mm(wide(x_XI), wide(w_eOI).transpose(1, 2), host)) < 5e-3);
+    CHECK(relative(grouped_mm(y_XO, w_eOI, groups), grouped_mm(wide(y_XO), wide(w_eOI), host)) < 5e-3);
+    const at::Tensor outer = grouped_outer(y_XO, x_XI, groups);
+    CHECK(outer.sizes() == at::IntArrayRef({experts, outputs, inputs}));
+    CHECK(relative(outer, grouped_outer(wide(y_XO), wide(x_XI), host)) < 5e-3);
+    CHECK(outer[1].abs().max().item<double>() == 0.0);
+  }
+}
+
 TEST_CASE("This GPU is one of those that the kernels are built for", "[gpu_support]") {
   require_supported_gpu(0);
   const ComputeCapability gpu = compute_capability(0);

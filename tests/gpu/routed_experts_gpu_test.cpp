@@ -192,7 +192,11 @@ TEST_CASE("routed experts on a GPU are those of the CPU", "[routed_experts]") {
       compare(form, {}, trains, 0, 4, at::kBFloat16, 0.0);
       compare(form, {}, trains, 1, 4, at::kBFloat16, 2e-2);
     }
-    // A rank, a width and features that no grouped kernel takes. NF4 wants multiples of 64 in a unit.
+    // A rank, a width and features that the grouped kernel takes filled up alone. NF4 wants multiples of 64 in a unit.
+    for (const Trains& trains : {Trains{all}, Trains{.adapted = all, .dropout = 0.25}, Trains{all, {0, 1, 4}}}) {
+      compare(form, {.rank = 3}, trains, 41, 4, at::kBFloat16, 2e-2);
+      compare(form, {.rank = 12}, trains, 41, 6, at::kBFloat16, 2e-2);
+    }
     compare(form, {.D = 64, .F = 60, .E = 4, .K = 2, .rank = 3}, {all}, 17, 3, at::kBFloat16, 2e-2);
     compare(form, {.D = 320, .F = 6, .E = 4, .K = 2, .rank = 8}, {all}, 17, 3, at::kBFloat16, 2e-2);
     compare(form, {.D = 320, .F = 6, .E = 4, .K = 2, .rank = 8}, {all}, 17, 3, at::kFloat, 1e-5);
