@@ -14,10 +14,10 @@
 //         | A_e [R, I]              |     d_low = s dy B,  dx = [dy | d_low] M[:, :I]
 //                                         dA = d_low^T x,  dB = dy^T (s low)
 //
-// s is a factor of low, not of B: exact where it is a power of two, otherwise R numbers a row are rounded once more. The
-// rank of each map is filled up with zeros to a multiple of kGroupedAlignment. It is done where LibTorch has a grouped
-// kernel for what is computed (grouped_mm.h), widths suit it, every expert has an adapter or none, and no inputs are
-// dropped; elsewhere each adapter adds its part.
+// s is a factor of low, not of B: exact where it is a power of two, otherwise R numbers a row are rounded once more.
+// The rank of each map is filled up with zeros to a multiple of kGroupedAlignment. It is done where LibTorch has a
+// grouped kernel for what is computed (grouped_mm.h), widths suit it, every expert has an adapter or none, and no
+// inputs are dropped; elsewhere each adapter adds its part.
 //
 // Weights that train lie apart, as do those held dense that are no neighbours: then each map is a product of its own.
 #pragma once

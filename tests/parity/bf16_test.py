@@ -31,11 +31,11 @@ logging.set_verbosity_error()
 # bf16 holds 8 bits of a significand.
 ROUNDOFF = 2.0**-8
 # Of a tensor: its error may be FACTOR times the peer's, or FLOOR where the peer's is smaller by luck. Luck is what
-# remains between two correct bf16 computations: over 3,448 tensors of 24 models the peer's error is up to 2.75 times
-# moetune's, and up to 2.34 times its own with transformers' other attention or experts; moetune's is up to 2.27 times
+# remains between two correct bf16 computations: over 3,448 tensors of 24 models the peer's error is up to 2.69 times
+# moetune's, and up to 2.34 times its own with transformers' other attention or experts; moetune's is up to 2.31 times
 # the peer's. Of all tensors of a model luck cancels: the median may be MEDIAN_FACTOR times the peer's.
 FACTOR, FLOOR, MEDIAN_FACTOR = 2.5, 4 * ROUNDOFF, 1.1
-# Relative, of a mean over about a hundred targets, in which roundings cancel: both sides stay within 4e-4.
+# Relative, of a mean over about a hundred targets, in which roundings cancel: both sides stay within 3e-4.
 LOSS_BOUND = ROUNDOFF / 4
 
 # "auto" is what a recipe has for the GPU where there is one, which is where the peer goes too.

@@ -85,11 +85,10 @@ struct StepRows {
 };
 
 /// The plans for a rank of each stage of a resolved mesh, by stage. `rows`: where the data is known. With
-/// `train.keep: auto` blocks keep as much as fits beside a reserve of kKeepReserve of the device's memory, by the ladder
-/// of KeptBlocks::after(), without moving weights to the host for it; nothing where that memory is not known, as on CPUs.
-/// Throws UserError where
-/// targets match nothing, for parts that cannot train (require_trained_parts), and where the pipeline cannot be
-/// (plan_pipeline).
+/// `train.keep: auto` blocks keep as much as fits beside a reserve of kKeepReserve of the device's memory, by the
+/// ladder of KeptBlocks::after(), without moving weights to the host for it; nothing where that memory is not known, as
+/// on CPUs. Throws UserError where targets match nothing, for parts that cannot train (require_trained_parts), and
+/// where the pipeline cannot be (plan_pipeline).
 std::vector<MemoryPlan> plan_stages(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
                                     const Machine& machine, const StepRows& rows = {});
 /// The part of what the plan keeps, 0 to 1, that `memory_bytes` of the device have room for where a step that kept

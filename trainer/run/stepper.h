@@ -27,8 +27,8 @@ class Stepper {
   /// anything is updated. Collective over the mesh.
   StepReport train(Batches& batches, int64_t step, int64_t num_steps);
   /// Way down and way up of a step, and nothing comes of it. Where `train.keep` is auto and device memory does not
-  /// suffice for what the plan keeps, blocks keep less, which is said; where it suffices for nothing, the lack is thrown.
-  /// Collective.
+  /// suffice for what the plan keeps, blocks keep less, which is said; where it does not even if nothing is kept, the
+  /// lack is thrown. Collective.
   void rehearse(Batches& batches, int64_t step);
   /// trainer/run/evaluation.h of these batches, with what the optimizer still has to do done first. Collective.
   Evaluation evaluate(Batches& batches, int64_t max_sequences);
@@ -44,8 +44,8 @@ class Stepper {
   void pass(const std::vector<StepBatch>& groups);
   /// One rank: keeps less until a pass fits.
   void keep_until_it_fits(const std::vector<StepBatch>& groups);
-  /// Several: a rank that runs out of memory leaves the others in a collective. So a pass that keeps nothing shows first
-  /// what the plan did not know.
+  /// Several: a rank that runs out of memory leaves the others in a collective. So a pass that keeps nothing comes
+  /// first and shows what the plan did not know.
   void keep_what_fits(const std::vector<StepBatch>& groups);
   /// This share of what is kept now.
   void keep_less(double share, const std::string& why);
