@@ -6,14 +6,15 @@
 //
 // bf16 on a GPU for which LibTorch has one (parallel/device/gpu_support.h) goes through one grouped kernel, whatever
 // the number of experts and the sizes; other GPUs, other dtypes and CPUs go expert by expert, which is also the
-// reference. An expert
-// without rows is no special case: its product is empty, its gradient zero.
+// reference. An expert without rows is no special case: its product is empty, its gradient zero.
 #pragma once
 
 #include <torch/types.h>
 
 #include <cstdint>
 #include <vector>
+
+#include "parallel/base/ceil_div.h"
 
 namespace moetune {
 
@@ -35,12 +36,10 @@ struct RowGroups {
 };
 
 /// The kernel takes rows that lie apart by multiples of 16 bytes, so many numbers of bf16. Other operands are copied to
-/// such: thin ones, as adapters of rank 4 are, at little cost.
+/// such: thin ones, as adapters of rank 4 are, at little cost; experts of odd widths whole, in each product.
 constexpr int64_t kGroupedAlignment = 8;
 /// `count` rounded up to a multiple of it.
-constexpr int64_t grouped_aligned(int64_t count) {
-  return (count + kGroupedAlignment - 1) / kGroupedAlignment * kGroupedAlignment;
-}
+constexpr int64_t grouped_aligned(int64_t count) { return ceil_div(count, kGroupedAlignment) * kGroupedAlignment; }
 
 /// x_XI [X, I], w_eIO [e, I, O] (any views) -> [X, O].
 at::Tensor grouped_mm(const at::Tensor& x_XI, const at::Tensor& w_eIO, const RowGroups& groups);

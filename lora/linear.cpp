@@ -35,7 +35,7 @@ struct FrozenMatmul : torch::autograd::Function<FrozenMatmul> {
   }
 };
 
-/// An adapter beside a frozen weight, and what its dropout is a function of.
+/// An adapter beside a frozen weight, what its dropout is a function of, and what of the output is wanted.
 struct AdaptedWeight {
   const FrozenWeight* weight;
   const Adapter* adapter;

@@ -5,8 +5,9 @@
 //   Mixed again = block.mix(x_TD, slice, angles, choice, false, pass, &kept);    // way up: computes the rest
 //
 // By the seconds that a byte saves, for DeepSeek-V3 in documents of 4,096 tokens: what kAttention keeps, 47 KB a token,
-// saves a product with the largest map of the block and that of queries and keys; kExperts, 66 KB more, a grouped
-// product and the rows' second way to their experts; kAll, 200 KB more, the other maps and norms.
+// saves a product with the largest map of the block and that of queries and keys; kExperts, 80 KB more and 14 KB for
+// each copy of the row on another rank, a grouped product and the rows' second way to their experts; kAll, 200 KB more,
+// the other maps and norms.
 #pragma once
 
 #include <torch/types.h>
@@ -29,6 +30,7 @@ enum class Keep {
 struct KeptAttention {
   at::Tensor y_UHA;
   std::vector<at::Tensor> lse;  ///< of each piece of the slice
+  bool dense = false;           ///< which kernel long documents went through, and go through again
 };
 
 /// Of mixing one slice. Empty until the way down has filled it.

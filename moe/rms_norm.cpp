@@ -138,7 +138,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   }
 };
 
-/// What a function knows beside its differentiable inputs.
+/// Hidden from autograd, which would take a bare tensor for one more differentiable input.
 struct Known {
   at::Tensor sum;
 };

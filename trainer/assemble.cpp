@@ -115,6 +115,11 @@ void warn_of_host_memory(const std::vector<MemoryPlan>& stages, const Machine& m
                "would make it fit"));
 }
 
+void make_plans(const Recipe& recipe, Assembly& run) {
+  run.stage_plans = plan_stages(run.blueprint, recipe, run.mesh->shape(), run.machine, run.rows);
+  run.plan = run.stage_plans.at(run.mesh->here().pp);
+}
+
 /// Makes the parts in the order in which they need each other.
 class Assembler {
  public:
@@ -137,12 +142,13 @@ class Assembler {
     run.targets = std::make_unique<AdapterTargets>(adapter_targets(recipe_));
     run.store = std::make_unique<WeightStore>(run.device);
     // The smallest of the GPUs and the fullest of the hosts decide for all: ranks that share weights place them alike.
-    const Machine machine{run.device.type(), -launch_.max_over_world(-device_memory_bytes(run.device.type())),
-                          launch_.max_over_world(launch_.local_size()),
-                          -launch_.max_over_world(-host_memory_bytes() / launch_.local_size())};
-    run.stage_plans = plan_stages(run.blueprint, recipe_, shape, machine, rows);
-    run.plan = run.stage_plans.at(run.mesh->here().pp);
-    if (speaks_) warn_of_host_memory(run.stage_plans, machine);
+    run.machine = {.device = run.device.type(),
+                   .device_memory_bytes = -launch_.max_over_world(-device_memory_bytes(run.device.type())),
+                   .ranks_per_host = launch_.max_over_world(launch_.local_size()),
+                   .host_memory_bytes = -launch_.max_over_world(-host_memory_bytes() / launch_.local_size())};
+    run.rows = rows;
+    make_plans(recipe_, run);
+    if (speaks_) warn_of_host_memory(run.stage_plans, run.machine);
     run.groups = run.plan.pipeline.groups;
     run.links = std::make_unique<StageLinks>(launch_, *run.mesh);
     const TrainedParts trained = trained_parts(recipe_);
@@ -235,6 +241,11 @@ SlabPlacement slab_placement(const WeightPlacement& weights, const ShardGroups& 
 }
 
 TensorAxis expert_axis(Mesh& mesh) { return mesh.shape().expert_tp > 1 ? TensorAxis(mesh.tp()) : TensorAxis(); }
+
+void withhold(int64_t bytes, const Recipe& recipe, Assembly& run) {
+  run.machine.withheld_bytes = bytes;
+  make_plans(recipe, run);
+}
 
 void choose_experts(Assembly& run, const ExpertsOfLayers& experts) {
   run.model->choose_experts(

@@ -23,6 +23,8 @@ struct Assembly {
   Blueprint blueprint;
   std::unique_ptr<Mesh> mesh;
   std::unique_ptr<TokenExchange> exchange;
+  Machine machine;
+  StepRows rows;    ///< that are planned for
   MemoryPlan plan;  ///< of this rank's stage
   std::vector<MemoryPlan> stage_plans;
   std::unique_ptr<ShardGroups> shards;
@@ -61,6 +63,9 @@ TensorAxis expert_axis(Mesh& mesh);
 Assembly assemble(const Recipe& recipe, Launch& launch, const StepRows& rows = {}, const AssemblyOptions& options = {});
 /// The same for a model and a mesh that are not the recipe's own, saying nothing.
 Assembly assemble_on(std::unique_ptr<Mesh> mesh, const Recipe& recipe, const Blueprint& blueprint, Launch& launch);
+/// Plans anew where `train.keep: auto` has so much less of the device than was planned with, which must be the same on
+/// all ranks. What was placed stays where it lies: run.plan.kept is what changes.
+void withhold(int64_t bytes, const Recipe& recipe, Assembly& run);
 /// Completes a model of which something waits for the choice of its experts.
 void choose_experts(Assembly& run, const ExpertsOfLayers& experts);
 /// Masters and working copies as the adapter in the folder adapter.from has them, where the recipe names one. Adapters

@@ -20,8 +20,8 @@ class Attention {
  public:
   virtual ~Attention() = default;
   /// x_TD [T, D] -> y_TD [T, D], differentiable; the slice's documents do not see each other. `angles`: of all U rows;
-  /// unread in layers without positions. `kept`: as packed_attention() has it. Collective over the tensor axis, its
-  /// backward pass too.
+  /// unread in layers without positions. `kept`: as packed_attention() has it. `wanted`: of y_TD. Collective over the
+  /// tensor axis, its backward pass too.
   virtual at::Tensor forward(const at::Tensor& x_TD, const Slice& slice, const RopeAngles& angles,
                              const StepRandom& random, KeptAttention* kept, Wanted wanted) const = 0;
   /// Its linear maps that exist, in the order of their use.

@@ -144,6 +144,7 @@ PartCost grouped_query_attention_cost(const AttentionSpec& a, const DenseMaps& m
   const int64_t normed = a.head_norm == HeadNorm::kNone ? 0 : 2 * (q + k), rotated = 2 * (a.heads + G) * a.rotary_dim;
   // What a kernel without sinks gives is read and written once more.
   const int64_t scaled = a.sinks ? 2 * out : 0;
+  if (cost.kept > 0) cost.spared_where_kept.touched_bytes = static_cast<double>(size * scaled);
   cost.forward.touched_bytes =
       static_cast<double>(size * (normed + rotated + scaled)) + maps.forward_adapter_bytes(leaves);
   cost.backward.dense = maps.backward_flops(leaves);

@@ -185,7 +185,7 @@ struct RaggedAttention : torch::autograd::Function<RaggedAttention> {
     const at::Tensor begins = begins_of(pieces, q_UHA.device());
     KeptAttention found;
     if (kept != nullptr && kept->y_UHA.defined()) {
-      found = {kept->y_UHA.detach(), kept->lse};
+      found = {kept->y_UHA.detach(), kept->lse, task.dense};
     } else {
       found = attended(q_UHA, k_UGA, v_UGA, sinks_H, task, pieces, begins);
       if (kept != nullptr) *kept = found;
@@ -204,7 +204,7 @@ struct RaggedAttention : torch::autograd::Function<RaggedAttention> {
                                 const std::vector<RaggedPiece>& pieces, const at::Tensor& begins) {
     const int64_t value_dim = v_UGA.size(2);
     const Widened x(pieces, q_UHA, k_UGA, v_UGA);
-    KeptAttention all;
+    KeptAttention all{.dense = task.dense};
     at::Tensor& y_UHA = all.y_UHA;
     int64_t begin = 0;  // of the piece's numbers in `begins`
     for (const RaggedPiece& piece : pieces) {
@@ -325,7 +325,9 @@ at::Tensor ragged_attention(const at::Tensor& q_UHA, const at::Tensor& k_UGA, co
                             const std::vector<int64_t>& lengths, const AttentionSpec& spec, const at::Tensor& sinks_H,
                             KeptAttention* kept) {
   const at::Tensor q = aligned(q_UHA), k = aligned(k_UGA), v = aligned(v_UGA);
-  const Task task{lengths, spec.mask, spec.softmax_scale, !sinks_H.defined() && DenseKernel::can(q, k, v)};
+  const bool was_kept = kept != nullptr && kept->y_UHA.defined();
+  const bool dense = was_kept ? kept->dense : !sinks_H.defined() && DenseKernel::can(q, k, v);
+  const Task task{lengths, spec.mask, spec.softmax_scale, dense};
   return RaggedAttention::apply(q, k, v, sinks_H.defined() ? std::optional(sinks_H) : std::nullopt, task, kept);
 }
 

@@ -1,5 +1,5 @@
 // What of a differentiable function's output is wanted. Where a forward pass is done again for its backward pass alone,
-// the numbers that nothing reads are not computed: those that were kept, and those that only the next layer takes.
+// the numbers that nothing reads are not computed: those that were kept, and those that only what follows would take.
 //
 //   at::Tensor y = map.forward(x, token_T, random, Wanted::kGraph);   // y has its shape and its graph, no memory
 #pragma once

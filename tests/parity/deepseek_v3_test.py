@@ -124,7 +124,7 @@ class DeepseekV3Test(ParityCase):
                 )
 
     def test_sweep_settings_change_nothing(self):
-        """Slices and kept graphs are means, not mathematics."""
+        """Slices and what is kept of the way down are means, not mathematics."""
         adapter = self.adapter("mtp", ["all_linear"], mtp=True)
         for settings in (dict(slice_tokens=56), dict(slice_tokens=28), dict(keep="all"), dict(keep=1, slice_tokens=56)):
             with self.subTest(settings):

@@ -91,6 +91,15 @@ class LayoutsTest(ParityCase):
             self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
             self.assertIn("5 of 5 layouts compute what one rank computes", done.stdout)
 
+    def test_levels_of_what_layers_keep(self):
+        """On several ranks and stages, groups of documents and streamed weights among them."""
+        layouts = ("ep=2,dp=2,buffer_rows=7", "tp=4,shard=all,offload=all", "ep=2,tp=2,expert_tp=2", "pp=2,pp_groups=3")
+        for keep in ("attention", "experts", "1"):
+            named = [word for layout in layouts for word in ("--layout", layout)]
+            done = self.verify(4, f"train.keep={keep}", "offload.activations=host", *named)
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            self.assertIn("4 of 4 layouts compute what one rank computes", done.stdout)
+
     def test_ranks_without_an_expert_that_trains(self):
         """They fetch no trained experts, and meet the others in the sums and gathers of all else."""
         done = self.verify(

@@ -69,11 +69,11 @@ TEST_CASE("a rank without documents walks the same way and adds nothing", "[econ
   nothing.global.targets = 9;
   nothing.global.mtp_targets = 6;
   const StepBatch batch = make_step_batch(nothing, *tiny.model, 8, at::kCPU, at::kFloat);
-  for (const int64_t keep : {0, 4}) {
+  for (const KeptBlocks& kept : {KeptBlocks{}, KeptBlocks{4, 0, 0}, KeptBlocks{4, 4, 0}, KeptBlocks::whole(4)}) {
     SweepOptions options;
     options.mtp_weight = 0.3;
     options.balance = {BalanceKind::kSequence, 0.1};
-    options.kept = KeptBlocks::whole(keep);
+    options.kept = kept;
     std::vector<LayerId> done;
     Sweep sweep(*tiny.model, options, {.done = [&](LayerId layer) { done.push_back(layer); }});
     const SweepResult result = sweep.train(batch, {17, 0, true});
@@ -124,6 +124,7 @@ TEST_CASE("what blocks keep changes no bit of a step", "[economy]") {
     std::vector<at::Tensor> expected;
     for (const KeptBlocks& kept : {KeptBlocks{}, {5, 0, 0}, {5, 5, 0}, {4, 3, 1}, KeptBlocks::whole(5)}) {
       SweepOptions sweeps;
+      sweeps.stash_inputs = kept.steps() > 0;
       sweeps.mtp_weight = 0.3;
       sweeps.balance = {BalanceKind::kSequence, 0.1};
       sweeps.poison_released = true;

@@ -394,6 +394,7 @@ TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
       {"model.compute=bf16", "adapter=none", "train.parts=[experts]", "train.experts=[0-6]", "model.base=bf16"},
       {"model.compute=fp32", "adapter.targets=[experts]", "train.parts=[attention, router, norms]"},
       {"model.compute=fp32", "adapter.targets=[all_linear]", "mesh.tp=2", "mesh.expert_tp=2", "train.slice_tokens=200"},
+      {"model.compute=fp32", "adapter.targets=[attention]", "mesh.tp=2", "mesh.expert_tp=2", "train.keep=all"},
       // A sequence at a time, three together, and fewer documents than groups.
       {"model.compute=fp32", "adapter.targets=[all_linear]", "mesh.pp_groups=4"},
       {"model.compute=fp32", "adapter=none", "model.base=fp32", "mesh.pp_groups=2", "train.keep=all"},
@@ -486,11 +487,25 @@ TEST_CASE("memory plan: auto keeps what fits, and less of it where a step took m
   CHECK(steps > 0);
   CHECK(steps < KeptBlocks::most_steps(blocks));
 
-  CHECK(share_to_keep(all, all.unkept_bytes, all.device_bytes()) == 1.0);
-  CHECK(share_to_keep(all, 0, all.device_bytes()) == 1.0);
-  CHECK(share_to_keep(all, all.unkept_bytes + all.kept_graph_bytes / 4, all.device_bytes()) == Approx(0.75));
-  CHECK(share_to_keep(all, all.unkept_bytes, all.device_bytes() - all.kept_graph_bytes / 2) == Approx(0.5));
-  CHECK(share_to_keep(all, all.unkept_bytes, 0) == 0.0);
+  // With so much less, whatever the steps of the ladder take; also where the way up comes to the last block alone.
+  const Recipe last = recipe_of(
+      {"train.batch=64", "data.max_tokens=1024", "offload.frozen=none", str("adapter.layers=[", blocks - 1, "]")});
+  for (const Recipe* of : {&recipe, &last}) {
+    const auto with = [&](int64_t memory, int64_t withheld) {
+      const Machine machine{.device = at::kCUDA, .device_memory_bytes = memory, .withheld_bytes = withheld};
+      return plan_memory(config, *of, {1, 1, 1, 1}, machine);
+    };
+    const MemoryPlan most = with(int64_t{1} << 40, 0);
+    CHECK(most.kept == KeptBlocks::whole(of == &last ? 1 : blocks));
+    const auto memory = static_cast<int64_t>(static_cast<double>(most.device_bytes()) / (1.0 - kKeepReserve)) + 1;
+    CHECK(with(memory, 0).kept == most.kept);
+    for (const int64_t withheld : {most.kept_bytes / 8, most.kept_bytes / 2, most.kept_bytes}) {
+      const MemoryPlan less = with(memory, withheld);
+      CHECK(less.kept.steps() < most.kept.steps());
+      CHECK((less.device_bytes() <= most.device_bytes() - withheld || less.kept.steps() == 0));
+      CHECK(less.unkept_bytes == most.unkept_bytes);
+    }
+  }
 }
 
 TEST_CASE("memory plan: experts that loads will choose are counted, on a rank at their most") {

@@ -70,9 +70,9 @@ std::optional<Recipe> with_optimizer_on_device(const RunPlan& plan) {
     return {};
   int64_t numbers = 0;
   for (const TrainedLayer& layer : plan.memory.trained_layers) numbers += layer.shard_numbers;
-  // Kept graphs may make room for it.
+  // What is kept of the way down may make room for it.
   const int64_t state = Optimizer::state_bytes(numbers, scalar_type(recipe.model.compute));
-  if (plan.device_bytes - plan.memory.kept_graph_bytes + state > plan.device_limit_bytes) return {};
+  if (plan.device_bytes - plan.memory.kept_bytes + state > plan.device_limit_bytes) return {};
   Recipe other = recipe;
   other.offload.optimizer = OffloadTier::kNone;
   return other;

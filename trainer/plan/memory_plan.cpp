@@ -61,6 +61,7 @@ class Planner {
         traits_(planned_traits(blueprint, recipe, mesh, machine.device)),
         blocks_(planned_blocks(blueprint, recipe)),
         alike_(first_alike(blueprint, blocks_)) {
+    find_rising();
     plan_.device = machine.device;
     plan_.pipeline = pipeline;
     plan_.stage = stage;
@@ -76,6 +77,9 @@ class Planner {
     add_scratch();
     common_ = std::move(plan_);
   }
+
+  /// The last blocks of the stage, which the way up comes to: what others keep is nothing.
+  int64_t rising_blocks() const { return num_blocks_ - first_rising_; }
 
   MemoryPlan plan(const KeptBlocks& kept) {
     plan_ = common_;
@@ -128,6 +132,15 @@ class Planner {
     if (role != Role::kWeight) return;
     trained_weights_ += held;
     weights_by_layer_[{layer, replicas}] += Partition::flat_numbers(held, role);
+  }
+
+  void find_rising() {
+    const std::vector<LayerId> layers = stage_.blocks(blueprint_, with_mtp_);
+    num_blocks_ = layers.back().number() + 1;
+    const LayerId lowest = lowest_trained(blueprint_, recipe_);
+    const bool module_alone = with_mtp_ && lowest > blueprint_.mtp() && mtp_input_trains(blueprint_, recipe_);
+    first_rising_ = module_alone ? blueprint_.mtp().number()
+                                 : std::clamp<int64_t>(lowest.number(), layers.front().number(), num_blocks_);
   }
 
   void add_plain() {
@@ -313,13 +326,8 @@ class Planner {
                   K = blueprint_.router.top_k;
     const std::string rows_of_all = mesh_.tp > 1 ? str(mesh_.tp, " T") : "T";
     const std::vector<LayerId> layers = stage_.blocks(blueprint_, with_mtp_);
-    const int64_t first_block = layers.front().number(), num_blocks = layers.back().number() + 1;
     const int64_t moe_blocks =
         std::count_if(layers.begin(), layers.end(), [&](LayerId layer) { return blueprint_.has_experts(layer); });
-    const LayerId lowest = lowest_trained(blueprint_, recipe_);
-    const bool module_alone = with_mtp_ && lowest > blueprint_.mtp() && mtp_input_trains(blueprint_, recipe_);
-    const int64_t first_trained =
-        module_alone ? blueprint_.mtp().number() : std::clamp<int64_t>(lowest.number(), first_block, num_blocks);
     const int64_t in_flight = plan_.pipeline.groups_in_flight(plan_.stage);
     // Of the groups in flight, that are not all as long as the longest.
     const int64_t flying = std::min(in_flight * T, ceil_div(plan_.step_rows, mesh_.tp));
@@ -329,7 +337,7 @@ class Planner {
     add("tokens and positions", plan_.step_rows * (9 * 8 + blueprint_.rotary.dim * size_),
         str(plan_.pipeline.groups > 1 ? str("all ", plan_.step_rows, " rows") : rows_of_all,
             " x (nine indices + rotary angles)"));
-    const int64_t kept_blocks = num_blocks - first_trained;
+    const int64_t kept_blocks = rising_blocks();
     const int64_t inputs = kept_blocks * flying * D * size_,
                   routing = moe_blocks * flying * parts_.experts * (2 * K + 4 * sends);
     if (recipe_.offload.activations == OffloadTier::kNone) {
@@ -346,7 +354,7 @@ class Planner {
     int64_t tokens = routed;
     const int64_t buffer = recipe_.exchange.buffer_rows.value_or(0);
     if (sends > 0 && buffer > 0 && routed * sends > buffer) tokens = std::max<int64_t>(1, buffer / mesh_.ep);
-    const int64_t received = tokens * std::max<int64_t>(1, sends);
+    const int64_t copies = std::max<int64_t>(1, sends), received = tokens * copies;
     const int64_t even_rows = ceil_div(tokens * K * chunk_experts_, local_experts_);
     const int64_t chunk_rows = std::min(tokens * K, static_cast<int64_t>(kChunkSkew * static_cast<double>(even_rows)));
     const int64_t slice_tokens = recipe_.train.slice_tokens.value_or(automatic_slice_tokens(at::Device(plan_.device)));
@@ -362,12 +370,12 @@ class Planner {
     // What all keep at the turn; and what, as the way up comes to a block, those below it keep and it needs itself.
     int64_t kept_bytes = 0, going_up = 0, mixing = 0, experts = 0;
     std::map<size_t, BlockCost> costs;
-    for (int64_t layer = first_trained; layer < num_blocks; ++layer) {
+    for (int64_t layer = first_rising_; layer < num_blocks_; ++layer) {
       const size_t first = alike_[layer];
       if (!costs.contains(first)) costs.emplace(first, block_cost(blueprint_, blocks_[first], traits));
       const BlockCost& row = costs.at(first);
-      const Keep keep = plan_.kept.of(num_blocks - 1 - layer);
-      const int64_t own = row.kept_bytes(keep, T, received, routed * K);
+      const Keep keep = plan_.kept.of(num_blocks_ - 1 - layer);
+      const int64_t own = row.kept_bytes(keep, T, routed * copies, routed * K);
       // What attention keeps is a part of the graph that is made again.
       const int64_t again =
           keep == Keep::kAll ? 0 : T * row.saved - row.kept_bytes(std::min(keep, Keep::kAttention), T, 0, 0);
@@ -385,7 +393,7 @@ class Planner {
     // The graph of the block in flight, as far as what the blocks above it kept has not made room.
     const int64_t graph = std::max<int64_t>(0, going_up - kept_bytes);
     if (flying > T) kept_bytes = ceil_div(kept_bytes, T) * flying;
-    plan_.kept_graph_bytes = kept_bytes;
+    plan_.kept_bytes = kept_bytes;
     add("kept of the way down", kept_bytes, str(of_groups, to_string(plan_.kept)));
     if (!stage_.is_whole()) {
       // What was sent is held until the next stage takes it, which may be as late as its gradient comes back; with
@@ -454,6 +462,7 @@ class Planner {
   TensorParts parts_;
   PassTraits traits_;
   int64_t chunk_experts_ = 0;
+  int64_t num_blocks_ = 0, first_rising_ = 0;  ///< numbers behind the stage's last block and of the lowest that goes up
   std::vector<std::vector<LinearMap>> blocks_;
   std::vector<size_t> alike_;  ///< for each block the first that is made like it
   Sums trained_;
@@ -477,16 +486,15 @@ int64_t most_at_a_time(const MemoryPlan& plan, bool on_host) {
 
 MemoryPlan plan_stage(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,
                       const StepRows& rows, const PipelinePlan& pipeline, int64_t stage) {
-  const Stage& layers = pipeline.stages.at(stage);
-  const auto num_blocks = static_cast<int64_t>(layers.blocks(blueprint, recipe.mtp.trains()).size());
   Planner planner(blueprint, recipe, mesh, machine, rows, pipeline, stage);
-  MemoryPlan plan = planner.plan(kept_blocks(recipe.train.keep, num_blocks));
+  MemoryPlan plan = planner.plan(kept_blocks(recipe.train.keep, planner.rising_blocks()));
   if (recipe.train.keep.kind != KeepLayers::Kind::kAuto || machine.device_memory_bytes == 0) return plan;
-  const auto room = static_cast<int64_t>((1.0 - kKeepReserve) * static_cast<double>(machine.device_memory_bytes));
-  const int64_t unkept = plan.device_bytes();
-  for (int64_t fits = 0, too_many = KeptBlocks::most_steps(num_blocks) + 1; too_many - fits > 1;) {
+  const auto memory = static_cast<double>(machine.device_memory_bytes);
+  const int64_t room = static_cast<int64_t>((1.0 - kKeepReserve) * memory) - machine.withheld_bytes,
+                unkept = plan.device_bytes(), rising = planner.rising_blocks();
+  for (int64_t fits = 0, too_many = KeptBlocks::most_steps(rising) + 1; too_many - fits > 1;) {
     const int64_t tried = fits + (too_many - fits) / 2;
-    MemoryPlan more = planner.plan(KeptBlocks::after(tried, num_blocks));
+    MemoryPlan more = planner.plan(KeptBlocks::after(tried, rising));
     if (more.device_bytes() > room || more.weights.host_layers != plan.weights.host_layers) {
       too_many = tried;
     } else {
@@ -547,13 +555,6 @@ const MemoryPlan& fullest(const std::vector<MemoryPlan>& stages) {
   return *std::max_element(stages.begin(), stages.end(), [](const MemoryPlan& a, const MemoryPlan& b) {
     return a.device != at::kCPU ? a.device_bytes() < b.device_bytes() : a.host_bytes() < b.host_bytes();
   });
-}
-
-double share_to_keep(const MemoryPlan& plan, int64_t peak_bytes, int64_t memory_bytes) {
-  const int64_t unplanned = std::max<int64_t>(0, peak_bytes - plan.unkept_bytes),
-                lack = plan.device_bytes() + unplanned - memory_bytes;
-  if (lack <= 0 || plan.kept_graph_bytes == 0) return 1.0;
-  return std::max(0.0, 1.0 - static_cast<double>(lack) / static_cast<double>(plan.kept_graph_bytes));
 }
 
 MemoryPlan plan_memory(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh, const Machine& machine,

@@ -36,7 +36,7 @@ struct MemoryPart {
   std::string formula;
 };
 
-/// Share of a GPU's memory that graphs kept by `train.keep: auto` leave to what no plan knows: the context, workspaces
+/// Share of a GPU's memory that what `train.keep: auto` keeps leaves to what no plan knows: the context, workspaces
 /// of libraries, pieces between the allocator's blocks.
 constexpr double kKeepReserve = 0.08;
 /// Of the rows of a chunk of experts over their mean over all chunks, where loads are not even: seen up to 1.18 with
@@ -68,7 +68,7 @@ struct MemoryPlan {
   bool saves_beside = false;                 ///< checkpoints are written from a copy while training goes on
   int64_t copied_save_bytes = 0;             ///< of that copy; 0: there is none, or nothing to save
   KeptBlocks kept;                           ///< what blocks keep of their way down
-  int64_t kept_graph_bytes = 0;              ///< that this takes
+  int64_t kept_bytes = 0;                    ///< that this takes
   int64_t unkept_bytes = 0;                  ///< device_bytes() if nothing were kept, where `train.keep` is auto
   std::vector<std::pair<std::string, int64_t>> trained_by_group;  ///< numbers of the whole model, all ranks together
   std::vector<MemoryPart> parts;
@@ -85,15 +85,12 @@ struct StepRows {
 };
 
 /// The plans for a rank of each stage of a resolved mesh, by stage. `rows`: where the data is known. With
-/// `train.keep: auto` blocks keep as much as fits beside a reserve of kKeepReserve of the device's memory, by the
-/// ladder of KeptBlocks::after(), without moving weights to the host for it; nothing where that memory is not known, as
-/// on CPUs. Throws UserError where targets match nothing, for parts that cannot train (require_trained_parts), and
-/// where the pipeline cannot be (plan_pipeline).
+/// `train.keep: auto` blocks keep as much as fits beside a reserve of kKeepReserve of the device's memory and what the
+/// machine withholds, by the ladder of KeptBlocks::after(), without moving weights to the host for it; nothing where
+/// that memory is not known, as on CPUs. Throws UserError where targets match nothing, for parts that cannot train
+/// (require_trained_parts), and where the pipeline cannot be (plan_pipeline).
 std::vector<MemoryPlan> plan_stages(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
                                     const Machine& machine, const StepRows& rows = {});
-/// The part of what the plan keeps, 0 to 1, that `memory_bytes` of the device have room for where a step that kept
-/// nothing peaked at `peak_bytes`, which may be more than was planned.
-double share_to_keep(const MemoryPlan& plan, int64_t peak_bytes, int64_t memory_bytes);
 /// The plan among these that needs most of the device, on a CPU of the host.
 const MemoryPlan& fullest(const std::vector<MemoryPlan>& stages);
 /// The fullest of plan_stages().

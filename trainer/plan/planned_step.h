@@ -24,8 +24,8 @@ std::vector<std::vector<LinearMap>> planned_blocks(const Blueprint& blueprint, c
 PassTraits planned_traits(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,
                           at::DeviceType device);
 
-/// The training step that the recipe will run, blocks keeping what `kept` says: all layers in one, or
-/// those of a stage, in groups of documents.
+/// The training step that the recipe will run, blocks keeping what `kept` says: all layers in one, or those of a stage,
+/// in groups of documents.
 StepProgram planned_step(const Blueprint& blueprint, const Recipe& recipe, const KeptBlocks& kept,
                          const PipelinePlace& place = {}, int64_t groups = 1);
 

@@ -239,12 +239,16 @@ class Planned {
     }
     const MachineProfile& machine = request_.machine;
     const int64_t per_host = std::min(request_.gpus, machine.ranks_per_host);
-    // Each host reads what its ranks hold; behind it the fullest step is tried once.
+    // Each host reads what its ranks hold; behind it the fullest step is tried, where several ranks keep by choice
+    // without that too (Stepper::rehearse).
+    const bool twice = machine.on_gpu() && request_.gpus > 1 && recipe.train.keep.kind == KeepLayers::Kind::kAuto &&
+                       plan_.memory.kept.steps() > 0;
     if (recipe.model.weights == WeightOrigin::kPretrained) {
       run.load_s =
           checkpoint_bytes(request_.blueprint) * share_of_host(plan_.mesh, per_host) / request_.disk.read_bytes_per_s;
     }
-    run.load_s += plan_.time.expected.seconds + (machine.on_gpu() ? kStartSeconds : kStartSecondsOfCpu);
+    run.load_s +=
+        (twice ? 2.0 : 1.0) * plan_.time.expected.seconds + (machine.on_gpu() ? kStartSeconds : kStartSecondsOfCpu);
     run.evaluation_s = evaluations() * evaluation_s();
     // Masters and two moments of a host's ranks.
     double bytes = 0.0;

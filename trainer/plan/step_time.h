@@ -53,7 +53,7 @@ struct StepTime {
   std::vector<LaneSpan> spans;
 };
 
-/// `stages`: the plans of a rank of each, which say where weights lie and which blocks keep their graph. Of several
+/// `stages`: the plans of a rank of each, which say where weights lie and what blocks keep. Of several
 /// stages the slowest sets the pace, and each stands idle for the turns in which no group has come to it or all have
 /// left it: the part "bubble".
 StepTime step_time(const Blueprint& blueprint, const Recipe& recipe, const MeshShape& mesh,

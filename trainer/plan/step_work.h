@@ -19,9 +19,8 @@ struct StepTokens {
   SeenKeys keys;       ///< that they see, by the layer's mask
 };
 
-/// Of all ranks together, recomputation included, but for what `kept` spares. Every token counts
-/// as a target. Bytes sent are those of one rank alone: none.
-/// `pipeline`: `kept` are blocks of each of its stages.
+/// Of all ranks together, recomputation included, but for what `kept` spares. Every token counts as a target. Bytes
+/// sent are those of one rank alone: none. `pipeline`: `kept` are blocks of each of its stages.
 Work step_work(const Blueprint& blueprint, const Recipe& recipe, const KeptBlocks& kept, const StepTokens& of,
                const PipelinePlan& pipeline = {});
 

@@ -31,6 +31,7 @@ struct Machine {
   int64_t device_memory_bytes = 0;  ///< of the smallest GPU; 0: not known, everything fits
   int64_t ranks_per_host = 0;       ///< 0: all ranks on one host
   int64_t host_memory_bytes = 0;    ///< for each rank; 0: not known, everything fits
+  int64_t withheld_bytes = 0;       ///< of the device's memory, that `train.keep: auto` leaves beside its reserve
 };
 
 /// The frozen maps of one kind of a layer on a rank.

@@ -93,10 +93,15 @@ class Run {
                                            launch_.rank() == 0);
     const DataSummary data = summary();
     reporter_->show_plan(fullest(run_.stage_plans), data);
-    RunReceipt receipt(recipe_, run_, train_documents_, options_.version);
-    if (own_folder_) log_info(str("predicted: ", receipt.prediction_text()));
+    std::optional<RunReceipt> receipt;
+    const auto predict = [&] {
+      receipt.emplace(recipe_, run_, train_documents_, options_.version);
+      if (own_folder_) log_info(str("predicted: ", receipt->prediction_text()));
+    };
+    predict();
     warm_up();
     probe(peak_.step);
+    if (stepper_.keeps_less()) predict();
     if (saves_beside_) checkpoints_.reserve(state);
     // Only now is it known that a resumed run fits what was saved, and memory: a mistake writes over nothing.
     if (own_folder_) {
@@ -123,7 +128,7 @@ class Run {
       report.least_waiting = last.least_waiting;
       if (own_folder_) own_folder_->require_held();
       reporter_->step(report);
-      receipt.add(report);
+      receipt->add(report);
       if (saving_ && last.parts_done) go_on_saving(done);
       const bool ends = done == num_steps_ || last.stop_signal != 0;
       bool best = false;
@@ -139,8 +144,8 @@ class Run {
     }
     if (saved_step < 0) save(step, state, /*ends=*/true);
     require_sound(state, "at the end", "what was saved was sound when it was saved");
-    const std::vector<int64_t> peaks = receipt.peaks();
-    const std::string comparison = own_folder_ ? receipt.write(folder_ / "receipt.json", peaks) : "";
+    const std::vector<int64_t> peaks = receipt->peaks();
+    const std::string comparison = own_folder_ ? receipt->write(folder_ / "receipt.json", peaks) : "";
     reporter_->end(step, last.stop_signal);
     if (!comparison.empty()) log_info(comparison);
     return last.stop_signal == 0 ? 0 : 128 + last.stop_signal;
@@ -248,7 +253,7 @@ class Run {
     warm_up_attention(run_, {&train_documents_, eval_documents_ ? &*eval_documents_ : nullptr});
   }
 
-  /// Runs the step with the most tokens once and forgets it: a lack of memory shows in the first minute.
+  /// Runs the step with the most tokens and forgets it: a lack of memory shows in the first minute.
   void probe(int64_t fullest_step) {
     const RankProgress::Place place = watched("trial of the fullest step");
     stepper_.rehearse(batches_, fullest_step);

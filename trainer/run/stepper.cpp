@@ -8,6 +8,7 @@
 #include "parallel/base/clock.h"
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
+#include "parallel/base/units.h"
 #include "parallel/device/device_memory.h"
 #include "parallel/device/trace_range.h"
 #include "trainer/data/step_batch.h"
@@ -109,13 +110,14 @@ void Stepper::pass(const std::vector<StepBatch>& groups) {
 }
 
 void Stepper::keep_until_it_fits(const std::vector<StepBatch>& groups) {
-  while (true) {
+  const int64_t piece = run_.machine.device_memory_bytes / 16;
+  for (int64_t missing = piece;; missing += piece) {
     try {
       return pass(groups);
     } catch (const c10::OutOfMemoryError&) {
       if (sweep_.kept().steps() == 0) throw;
     }
-    keep_less(0.75, "memory did not suffice for what the plan keeps");
+    keep_without(missing, "memory did not suffice for what the plan keeps");
     for (Parameter& parameter : run_.model->parameters.all()) parameter.clear_gradient();
     reducer_.forget();
     free_cached_memory(run_.device);
@@ -124,29 +126,37 @@ void Stepper::keep_until_it_fits(const std::vector<StepBatch>& groups) {
 
 void Stepper::keep_what_fits(const std::vector<StepBatch>& groups) {
   const KeptBlocks planned = sweep_.kept();
-  at::Tensor steps = at::full({1}, planned.steps(), at::TensorOptions(at::kLong).device(run_.device));
-  run_.mesh->world().all_reduce_max(steps);
-  if (steps.item<int64_t>() == 0) return;
+  if (max_over_mesh(planned.steps()) == 0) return;
+  const int64_t before = peak_memory_bytes(run_.device);
   sweep_.keep({});
   pass(groups);
   sweep_.keep(planned);
-  const auto all = static_cast<double>(device_memory_bytes(run_.device.type()));
-  const int64_t memory =
-      std::min(static_cast<int64_t>((1.0 - kKeepReserve) * all), available_memory_bytes(run_.device));
-  at::Tensor missing = at::full({1}, 1.0 - share_to_keep(run_.plan, peak_memory_bytes(run_.device), memory),
-                                at::TensorOptions(at::kDouble).device(run_.device));
-  run_.mesh->world().all_reduce_max(missing);
-  const double share = 1.0 - missing.item<double>();
-  if (share < 1.0) keep_less(share, "a step without it took more memory than planned, or less is free");
+  const int64_t peak = peak_memory_bytes(run_.device);
+  // What came before may have peaked above it: then it is not known, and taken as planned.
+  const int64_t unplanned = peak > before ? std::max<int64_t>(0, peak - run_.plan.unkept_bytes) : 0;
+  // The context and NCCL's buffers have half of the reserve.
+  const int64_t all = device_memory_bytes(run_.device.type()),
+                left = static_cast<int64_t>(kKeepReserve / 2 * static_cast<double>(all)),
+                taken = std::max<int64_t>(0, all - available_memory_bytes(run_.device) - left);
+  const int64_t missing = max_over_mesh(unplanned + taken);
+  if (missing > 0) keep_without(missing, "without it a step took more memory than planned, or less is free");
 }
 
-void Stepper::keep_less(double share, const std::string& why) {
+int64_t Stepper::max_over_mesh(int64_t number) {
+  at::Tensor most = at::full({1}, number, at::TensorOptions(at::kLong).device(run_.device));
+  run_.mesh->world().all_reduce_max(most);
+  return most.item<int64_t>();
+}
+
+void Stepper::keep_without(int64_t missing, const std::string& why) {
   const KeptBlocks before = sweep_.kept();
-  const auto blocks = run_.model->stage.blocks(run_.blueprint, run_.model->mtp != nullptr).size();
-  sweep_.keep(KeptBlocks::after(static_cast<int64_t>(share * static_cast<double>(before.steps())),
-                                static_cast<int64_t>(blocks)));
-  if (run_.mesh->world().rank() != 0) return;
-  log_warn(str("train.keep: auto: ", why, ": ", to_string(before), "; kept is ", to_string(sweep_.kept())));
+  withhold(missing, recipe_, run_);
+  sweep_.keep(run_.plan.kept);
+  keeps_less_ = true;
+  if (sweep_.kept() == before || run_.mesh->stage().rank() != 0) return;
+  const std::string stage = run_.mesh->pp().size() > 1 ? str(", stage ", run_.plan.stage) : "";
+  log_warn(str("train.keep: auto", stage, ": ", why, ", by up to ", bytes_text(missing), ": instead of ",
+               to_string(before), " it keeps ", to_string(sweep_.kept())));
 }
 
 Evaluation Stepper::evaluate(Batches& batches, int64_t max_sequences) {

@@ -30,6 +30,8 @@ class Stepper {
   /// suffice for what the plan keeps, blocks keep less, which is said; where it does not even if nothing is kept, the
   /// lack is thrown. Collective.
   void rehearse(Batches& batches, int64_t step);
+  /// Whether rehearse() has planned anew.
+  bool keeps_less() const { return keeps_less_; }
   /// trainer/run/evaluation.h of these batches, with what the optimizer still has to do done first. Collective.
   Evaluation evaluate(Batches& batches, int64_t max_sequences);
 
@@ -47,8 +49,9 @@ class Stepper {
   /// Several: a rank that runs out of memory leaves the others in a collective. So a pass that keeps nothing comes
   /// first and shows what the plan did not know.
   void keep_what_fits(const std::vector<StepBatch>& groups);
-  /// This share of what is kept now.
-  void keep_less(double share, const std::string& why);
+  int64_t max_over_mesh(int64_t number);
+  /// As much as fits into so many bytes less than was planned with. The same on all ranks.
+  void keep_without(int64_t missing, const std::string& why);
   void sum_losses(const SweepResult& result, const BatchTotals& totals, StepReport& report);
   void update_router_bias(const at::Tensor& load_LE);
   /// What the step used, before it changes: nothing is pending, so nothing is waited for but the digests.
@@ -62,6 +65,7 @@ class Stepper {
   GradientReducer reducer_;
   Optimizer optimizer_;
   Sweep sweep_;
+  bool keeps_less_ = false;
 };
 
 }  // namespace moetune

@@ -35,7 +35,7 @@ struct BlockState {
   at::Tensor x_TD;       ///< the block's input
   bool stashed = false;  ///< it waits in host memory instead
   RoutingRecord routing;
-  // By slice: where the graph is kept, and where attention alone is.
+  // By slice: where all is kept, and where a part of mixing is.
   std::vector<at::Tensor> leaf_x;
   std::vector<Mixed> mixed;
   std::vector<KeptMixing> kept;
