@@ -11,30 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "trainer/recipe/recipe_schema.h"
-#include "trainer/recipe/recipe_yaml.h"
+#include "trainer/recipe/recipe_reading.h"
 
 namespace moetune {
-
-struct ValueProblem {
-  const YamlNode* node;  ///< the value, or the part of it, that is wrong
-  std::string what;
-  bool say_allowed = true;  ///< whoever reports it adds allowed_value of the whole value
-};
-using ValueProblems = std::vector<ValueProblem>;
-
-/// The value as it was written, short enough for a message: 'abc', a list, null.
-std::string shown(const YamlNode& node);
-/// `text` in single quotes, cut when long, control characters escaped.
-std::string shown(const std::string& text);
-/// "from 1 to 1024"; empty for an interval without bounds.
-std::string range_limits(const Range& range);
-/// The one of `names` that `name` is probably a slip of; empty when none is near.
-std::string nearest_name(const std::string& name, const std::vector<std::string>& names);
-/// "; did you mean 'x'?" or, when none is near, "; allowed: x, y, z".
-std::string suggestion(const std::string& name, const std::vector<std::string>& names);
-/// `text` as a YAML scalar, in double quotes where a reader could take the plain form for something else.
-std::string quote_yaml(const std::string& text);
 
 #define MT_RECIPE_VALUE(Type)                                                         \
   ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, Type& value); \
@@ -67,11 +46,6 @@ MT_RECIPE_VALUE(DataFiles)
 MT_RECIPE_VALUE(std::optional<DataFiles>)
 #undef MT_RECIPE_VALUE
 
-/// The index of the scalar of `node` in `words`, or the problem.
-ValueProblems read_choice(const YamlNode& node, const std::vector<std::string>& words, size_t& index);
-/// "a, b or c"
-std::string join_or(const std::vector<std::string>& words);
-
 template <ChoiceType Choice>
 ValueProblems read_value(const YamlNode& node, const FieldSpec&, Choice& value) {
   size_t index = static_cast<size_t>(value);
@@ -90,6 +64,24 @@ std::string type_name(const Choice& value, const FieldSpec&) {
 template <ChoiceType Choice>
 std::string type_limits(const Choice&, const FieldSpec&) {
   return "";
+}
+
+/// The empty word, or what the inner type reads.
+template <typename Value>
+ValueProblems read_optional(const YamlNode& node, const FieldSpec& spec, std::optional<Value>& value) {
+  if (is_empty_word(node, spec)) {
+    value.reset();
+    return {};
+  }
+  Value inner{};
+  ValueProblems problems = read_value(node, spec, inner);
+  if (problems.empty()) value = inner;
+  return problems;
+}
+
+template <typename Value>
+std::string write_optional(const std::optional<Value>& value, const FieldSpec& spec) {
+  return value ? write_value(*value, spec) : spec.empty_word;
 }
 
 template <typename Value>
