@@ -1,9 +1,6 @@
-// The memory plan against what built models hold, against what the allocator hands out in a step, and DeepSeek-V3's
-// numbers.
+// The memory plan against what built models hold, and DeepSeek-V3's numbers.
 #include "trainer/plan/memory_plan.h"
 
-#include <c10/core/Allocator.h>
-#include <c10/util/ThreadLocalDebugInfo.h>
 #include <nlohmann/json.hpp>
 
 #include "moe/families/family.h"
@@ -12,11 +9,9 @@
 #include "parallel/comm/launch.h"
 #include "tests/support/catch.h"
 #include "tests/support/deepseek_v3_config.h"
-#include "tests/support/memory_count.h"
 #include "tests/support/message_of.h"
-#include "tests/support/stand_in_group.h"
+#include "tests/support/planned_model.h"
 #include "trainer/assemble.h"
-#include "trainer/data/batch_groups.h"
 #include "trainer/recipe/recipe_dump.h"
 #include "trainer/recipe/recipe_load.h"
 #include "trainer/update/gradients.h"
@@ -27,109 +22,10 @@ using nlohmann::json;
 
 namespace {
 
-const json kTiny = {{"model_type", "deepseek_v3"},
-                    {"vocab_size", 320},
-                    {"hidden_size", 64},
-                    {"num_hidden_layers", 3},
-                    {"intermediate_size", 96},
-                    {"moe_intermediate_size", 32},
-                    {"first_k_dense_replace", 1},
-                    {"num_attention_heads", 4},
-                    {"q_lora_rank", 24},
-                    {"kv_lora_rank", 16},
-                    {"qk_nope_head_dim", 16},
-                    {"qk_rope_head_dim", 8},
-                    {"v_head_dim", 12},
-                    {"n_routed_experts", 8},
-                    {"n_shared_experts", 1},
-                    {"num_experts_per_tok", 2},
-                    {"n_group", 4},
-                    {"topk_group", 2},
-                    {"num_nextn_predict_layers", 1},
-                    {"norm_topk_prob", true},
-                    {"routed_scaling_factor", 2.5}};
-
 /// What makes another family of it.
 const json kQwen2 = {{"model_type", "qwen2_moe"}, {"num_experts", 8},
                      {"num_key_value_heads", 2},  {"shared_expert_intermediate_size", 40},
                      {"decoder_sparse_step", 1},  {"mlp_only_layers", json::array()}};
-
-Recipe recipe_of(const std::vector<std::string>& overrides) {
-  return parse_recipe(
-      "run: {dir: runs/a}\nmodel: {path: /m, weights: random}\ndata: {train: t.jsonl, max_tokens: 64}\ntrain: {steps: "
-      "1, batch: 4}\n",
-      "r.yaml", overrides);
-}
-
-/// Stands for a group of `ranks` while a model is built.
-class NoExchange final : public TokenExchange {
- public:
-  explicit NoExchange(int64_t ranks) : ranks_(ranks) {}
-  int64_t num_ranks() const override { return ranks_; }
-  std::vector<ExchangeRound> plan(const at::Tensor&, int64_t) override { return {}; }
-  RowsUnderway send(const ExchangeRound&, std::vector<at::Tensor>) override { return {}; }
-  std::vector<at::Tensor> receive(RowsUnderway) override { return {}; }
-  void back(const ExchangeRound&, const at::Tensor&, at::Tensor&) override {}
-  double take_s() override { return 0.0; }
-
- private:
-  int64_t ranks_;
-};
-
-/// A model of random weights as trainer/assemble builds it.
-struct Built {
-  Built(const Blueprint& config, const Recipe& recipe, int64_t ep, int64_t tp = 1, int64_t expert_tp = 1,
-        std::optional<Stage> stage = std::nullopt)
-      : targets(adapter_targets(recipe)), group(0, static_cast<int>(tp)) {
-    exchange = ep == 1 ? make_local_exchange() : std::make_unique<NoExchange>(ep);
-    ModelOptions options;
-    options.compute = scalar_type(recipe.model.compute);
-    options.gradients = gradient_dtype(recipe);
-    options.base = recipe.model.base;
-    options.trained = trained_parts(recipe);
-    options.targets = recipe.adapter ? &targets : nullptr;
-    options.router_adapter = router_adapter(recipe);
-    options.placement = {0, config.router.experts / ep, config.router.experts};
-    options.exchange = exchange.get();
-    options.axis = TensorAxis(group);
-    if (expert_tp > 1) options.expert_axis = options.axis;
-    options.with_mtp = recipe.mtp.trains();
-    options.stage = stage;
-    model = build_model(config, *make_random_weights(config, 3, at::kCPU), options);
-  }
-  AdapterTargets targets;
-  StandInGroup group;  // the tensor axis
-  std::unique_ptr<TokenExchange> exchange;
-  std::unique_ptr<Model> model;
-};
-
-/// Of shards, which lie outside the allocator that MemoryCount sees. New working copies of weights, which have no slab
-/// here, would lie in theirs.
-int64_t held_bytes(Optimizer& optimizer, const GradientReducer& reducer) {
-  int64_t bytes = 0;
-  for (const at::Tensor& gradient : reducer.gradients()) bytes += static_cast<int64_t>(gradient.nbytes());
-  for (size_t i = 0; i < optimizer.shards().size(); ++i) {
-    const Optimizer::Shard& shard = optimizer.shards()[i];
-    for (const at::Tensor& tensor : {shard.master, shard.first_moment, shard.second_moment}) {
-      bytes += static_cast<int64_t>(tensor.nbytes());
-    }
-    const Parameter& first = *optimizer.partition().groups()[i].members().front().parameter;
-    if (first.info().role != Role::kWeight && !shard.working.is_same(shard.master)) {
-      bytes += static_cast<int64_t>(shard.working.nbytes());
-    }
-  }
-  return bytes;
-}
-
-int64_t part(const MemoryPlan& plan, const std::string& name) {
-  for (const MemoryPart& part : plan.parts) {
-    if (part.name == name) return part.bytes;
-  }
-  return 0;
-}
-
-/// What held_bytes counts.
-int64_t planned_shards(const MemoryPlan& plan) { return part(plan, "optimizer") + part(plan, "summed gradients"); }
 
 }  // namespace
 
@@ -246,10 +142,10 @@ TEST_CASE("memory plan: what a built model holds, to the byte") {
       {{"adapter.targets=[experts]"}, kQwen2, 1},
   };
   for (const Case& one : cases) {
-    json object = kTiny;
+    json object = kTinyV3;
     for (const auto& [key, value] : one.change.items()) object[key] = value;
     const Blueprint config = parse_blueprint(object, "config.json");
-    const Recipe recipe = recipe_of(one.overrides);
+    const Recipe recipe = tiny_recipe(one.overrides);
     INFO(dump_resolved(recipe));
     const MemoryPlan plan = plan_memory(config, recipe, {1, 1, one.ep, one.tp, one.expert_tp}, {at::kCPU});
     Built built(config, recipe, one.ep, one.tp, one.expert_tp);
@@ -333,10 +229,10 @@ TEST_CASE("each stage of a pipeline holds what its plan says", "[memory]") {
            {"adapter=none", "model.base=fp32", "model.compute=fp32"},
            {"adapter=none", "train.parts=[experts]", "train.experts=[0, 2]", "model.base=bf16"},
            {"adapter=none", "model.base=bf16", "mtp.loss_weight=0.1"}}) {
-    const Blueprint config = parse_blueprint(kTiny, "config.json");
+    const Blueprint config = parse_blueprint(kTinyV3, "config.json");
     std::vector<std::string> all = overrides;
     all.push_back("mesh.pp=2");
-    const Recipe recipe = recipe_of(all);
+    const Recipe recipe = tiny_recipe(all);
     INFO(dump_resolved(recipe));
     const std::vector<MemoryPlan> plans = plan_stages(config, recipe, {2, 1, 1, 1}, {at::kCPU});
     REQUIRE(plans.size() == 2);
@@ -362,232 +258,22 @@ TEST_CASE("each stage of a pipeline holds what its plan says", "[memory]") {
   }
 }
 
-TEST_CASE("memory plan: the peak of a step is what the allocator sees") {
-  json object = kTiny;
-  object.update({{"hidden_size", 256},
-                 {"num_hidden_layers", 4},
-                 {"intermediate_size", 512},
-                 {"moe_intermediate_size", 128},
-                 {"q_lora_rank", 96},
-                 {"kv_lora_rank", 64},
-                 {"qk_nope_head_dim", 32},
-                 {"qk_rope_head_dim", 16},
-                 {"v_head_dim", 32},
-                 {"num_attention_heads", 8},
-                 {"vocab_size", 1000}});
-  const Blueprint config = parse_blueprint(object, "config.json");
-  const std::vector<std::vector<std::string>> cases = {
-      {"model.compute=fp32"},
-      {"model.compute=bf16", "adapter.targets=[all_linear]"},
-      {"model.compute=fp32", "adapter.targets=[experts]", "train.slice_tokens=200"},
-      {"model.compute=fp32", "adapter.targets=[all_linear]", "train.keep=all"},
-      {"model.compute=fp32", "adapter.targets=[all_linear]", "train.keep=attention"},
-      {"model.compute=fp32", "adapter.targets=[experts]", "train.keep=experts", "train.slice_tokens=200"},
-      {"model.compute=bf16", "adapter.targets=[attention]", "train.keep=experts"},
-      {"model.compute=fp32", "adapter=none", "model.base=fp32", "train.keep=experts", "mesh.pp_groups=2"},
-      {"model.compute=fp32", "adapter.targets=[all_linear]", "mtp.loss_weight=0.3"},
-      {"model.compute=fp32", "adapter.targets=[experts]", "adapter.experts=[1, 4-5]", "router.train=lora"},
-      {"model.compute=bf16", "adapter.targets=[experts]", "adapter.layers=[3]", "router.train=full"},
-      {"model.compute=fp32", "adapter=none", "model.base=fp32", "train.slice_tokens=200"},
-      {"model.compute=fp32", "adapter=none", "train.parts=[experts, norms]"},
-      {"model.compute=fp32", "adapter=none", "train.parts=[experts]", "train.experts=[1, 4-5]"},
-      {"model.compute=bf16", "adapter=none", "train.parts=[experts]", "train.experts=[0-6]", "model.base=bf16"},
-      {"model.compute=fp32", "adapter.targets=[experts]", "train.parts=[attention, router, norms]"},
-      {"model.compute=fp32", "adapter.targets=[all_linear]", "mesh.tp=2", "mesh.expert_tp=2", "train.slice_tokens=200"},
-      {"model.compute=fp32", "adapter.targets=[attention]", "mesh.tp=2", "mesh.expert_tp=2", "train.keep=all"},
-      // A sequence at a time, three together, and fewer documents than groups.
-      {"model.compute=fp32", "adapter.targets=[all_linear]", "mesh.pp_groups=4"},
-      {"model.compute=fp32", "adapter=none", "model.base=fp32", "mesh.pp_groups=2", "train.keep=all"},
-      {"model.compute=fp32", "adapter.targets=[experts]", "mesh.pp_groups=11"},
-  };
-  for (std::vector<std::string> overrides : cases) {
-    overrides.insert(overrides.end(), {"train.batch=4", "data.max_tokens=400"});
-    const Recipe recipe = recipe_of(overrides);
-    INFO(dump_resolved(recipe));
-    // Four sequences of documents of unequal length that fill the bound.
-    std::vector<int32_t> tokens;
-    std::vector<int64_t> offsets{0};
-    for (int64_t i = 0; i < 4; ++i) {
-      for (const int64_t length : {171, 229}) {
-        for (int64_t t = 0; t < length; ++t) {
-          tokens.push_back(static_cast<int32_t>((t * 37 + i * 11 + length) % config.vocab));
-        }
-        offsets.push_back(static_cast<int64_t>(tokens.size()));
-      }
-    }
-    Documents documents("t", config.vocab, tokens, tokens, offsets, {});
-    Batches batches(documents, {.seed = 1, .batch = 4, .max_tokens = 400, .shuffle = false});
-
-    auto count = std::make_shared<MemoryCount>();
-    c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, count);
-    const MeshShape shape{1, 1, 1, recipe.mesh.tp, recipe.mesh.expert_tp};
-    Built built(config, recipe, 1, shape.tp, shape.expert_tp);
-    const int64_t slice_tokens = recipe.train.slice_tokens.value_or(automatic_slice_tokens(at::kCPU));
-    const int64_t num_groups = recipe.mesh.pp_groups.value_or(1);
-    std::vector<StepBatch> groups;
-    for (const RankBatch& group : batch_groups(batches.local(0, 0, 1), num_groups)) {
-      groups.push_back(make_step_batch(group, *built.model, slice_tokens, at::kCPU, scalar_type(recipe.model.compute)));
-    }
-    Launch launch;
-    Mesh mesh(launch, {1, 1, 1, 1});
-    Partition partition(built.model->parameters, mesh);
-    GradientReducer reducer(partition, mesh, SlabTier::kHost);
-    Optimizer optimizer(partition, {});
-    SweepOptions options;
-    options.kept = kept_blocks(recipe.train.keep, static_cast<int64_t>(built.model->blocks.size()));
-    options.mtp_weight = recipe.mtp.loss_weight;
-    Sweep sweep(*built.model, options, {.done = [&](LayerId layer) { reducer.reduce(layer); }});
-    const int64_t resting = count->peak = count->now;
-    sweep.train(groups, {17, 1, true});
-
-    // What the recipe bounds, and what the data has.
-    const Batches::Peak fullest = batches.fullest_step(1, 1, num_groups);
-    const MemoryPlan bound = plan_memory(config, recipe, shape, {at::kCPU}),
-                     plan = plan_memory(config, recipe, shape, {at::kCPU}, {fullest.tokens, fullest.group_tokens});
-    int64_t rows = 0, longest = 0;
-    for (const StepBatch& group : groups) {
-      rows += group.main.num_rows;
-      longest = std::max(longest, group.main.num_rows);
-    }
-    REQUIRE(bound.step_rows == rows);
-    REQUIRE(plan.rows == longest);
-    if (num_groups <= 4) CHECK(bound.host_bytes() == plan.host_bytes());
-    // The other ranks of the tensor axis, which only sizes stand for, take no part of the optimizer's work.
-    const int64_t held = held_bytes(optimizer, reducer),
-                  peak = count->peak + (shape.tp > 1 ? planned_shards(plan) : held);
-    const double ratio = static_cast<double>(plan.host_bytes()) / static_cast<double>(peak);
-    INFO("peak " << peak << ", of it at rest " << resting << "\n" << memory_table(plan, true));
-    CHECK(ratio >= 1.0);
-    CHECK(ratio < 1.15);
-  }
-}
-
-TEST_CASE("memory plan: auto keeps what fits, and less of it where a step took more than planned") {
-  const Blueprint config = parse_blueprint(kTiny, "config.json");
-  const Recipe recipe = recipe_of({"train.batch=64", "data.max_tokens=1024", "offload.frozen=none"});
-  const auto planned = [&](int64_t memory) {
-    return plan_memory(config, recipe, {1, 1, 1, 1}, {.device = at::kCUDA, .device_memory_bytes = memory});
-  };
-  const int64_t blocks = config.num_layers();
-  const MemoryPlan nothing = planned(1), all = planned(int64_t{1} << 40);
-  CHECK(nothing.kept == KeptBlocks{});
-  CHECK(all.kept == KeptBlocks::whole(blocks));
-  CHECK(all.unkept_bytes == nothing.device_bytes());
-  // Between the two it climbs, and each step takes memory.
-  const int64_t room = all.device_bytes() - nothing.device_bytes();
-  int64_t steps = 0;
-  for (int64_t eighth = 1; eighth < 8; ++eighth) {
-    const int64_t limit = nothing.device_bytes() + room * eighth / 8;
-    const MemoryPlan plan = planned(static_cast<int64_t>(static_cast<double>(limit) / (1.0 - kKeepReserve)) + 1);
-    CHECK(plan.device_bytes() <= limit);
-    CHECK(plan.kept.steps() >= steps);
-    CHECK(plan.kept == KeptBlocks::after(plan.kept.steps(), blocks));
-    steps = plan.kept.steps();
-  }
-  CHECK(steps > 0);
-  CHECK(steps < KeptBlocks::most_steps(blocks));
-
-  // With so much less, whatever the steps of the ladder take; also where the way up comes to the last block alone.
-  const Recipe last = recipe_of(
-      {"train.batch=64", "data.max_tokens=1024", "offload.frozen=none", str("adapter.layers=[", blocks - 1, "]")});
-  for (const Recipe* of : {&recipe, &last}) {
-    const auto with = [&](int64_t memory, int64_t withheld) {
-      const Machine machine{.device = at::kCUDA, .device_memory_bytes = memory, .withheld_bytes = withheld};
-      return plan_memory(config, *of, {1, 1, 1, 1}, machine);
-    };
-    const MemoryPlan most = with(int64_t{1} << 40, 0);
-    CHECK(most.kept == KeptBlocks::whole(of == &last ? 1 : blocks));
-    const auto memory = static_cast<int64_t>(static_cast<double>(most.device_bytes()) / (1.0 - kKeepReserve)) + 1;
-    CHECK(with(memory, 0).kept == most.kept);
-    for (const int64_t withheld : {most.kept_bytes / 8, most.kept_bytes / 2, most.kept_bytes}) {
-      const MemoryPlan less = with(memory, withheld);
-      CHECK(less.kept.steps() < most.kept.steps());
-      CHECK((less.device_bytes() <= most.device_bytes() - withheld || less.kept.steps() == 0));
-      CHECK(less.unkept_bytes == most.unkept_bytes);
-    }
-  }
-}
-
 TEST_CASE("memory plan: experts that loads will choose are counted, on a rank at their most") {
-  const Blueprint config = parse_blueprint(kTiny, "config.json");
-  const Recipe recipe = recipe_of({"adapter.targets=[experts.up_proj]", "adapter.experts=top 3", "adapter.rank=4"});
+  const Blueprint config = parse_blueprint(kTinyV3, "config.json");
+  const Recipe recipe = tiny_recipe({"adapter.targets=[experts.up_proj]", "adapter.experts=top 3", "adapter.rank=4"});
   const int64_t an_expert = 4 * (64 + 32);
   for (const int64_t ep : {1, 4}) {
     const MemoryPlan plan = plan_memory(config, recipe, {1, 1, ep, 1}, {at::kCPU});
     CHECK(plan.trained_by_group == std::vector<std::pair<std::string, int64_t>>{{"experts", 2 * 3 * an_expert}});
     CHECK(plan.trained_numbers == 2 * (ep == 1 ? 3 : 2) * an_expert);
   }
-  const Recipe weights = recipe_of({"adapter=none", "train.parts=[experts]", "train.experts=top 3"});
+  const Recipe weights = tiny_recipe({"adapter=none", "train.parts=[experts]", "train.experts=top 3"});
   const int64_t matrices = 3 * 64 * 32;
   for (const int64_t ep : {1, 4}) {
     const MemoryPlan plan = plan_memory(config, weights, {1, 1, ep, 1}, {at::kCPU});
     CHECK(plan.trained_by_group == std::vector<std::pair<std::string, int64_t>>{{"experts", 2 * 3 * matrices}});
     CHECK(plan.trained_numbers == 2 * (ep == 1 ? 3 : 2) * matrices);
   }
-}
-
-TEST_CASE("a router that no loss reaches does not train") {
-  json object = kTiny;
-  object["num_experts_per_tok"] = 1;
-  const Blueprint one = parse_blueprint(object, "config.json"), two = parse_blueprint(kTiny, "config.json");
-  require_router_gradient(recipe_of({"router.train=lora"}), two);
-  require_router_gradient(recipe_of({}), one);
-  require_router_gradient(recipe_of({"router.train=lora", "router.balance.kind=switch"}), one);
-  object["norm_topk_prob"] = false;
-  require_router_gradient(recipe_of({"router.train=full"}), parse_blueprint(object, "config.json"));
-  CHECK(contains(message_of<UserError>([&] { require_router_gradient(recipe_of({"router.train=full"}), one); }),
-                 "command line: router.train: full: the router of deepseek_v3 here chooses one expert"));
-}
-
-TEST_CASE("parts that a model cannot train are refused, all mistakes in one") {
-  const auto said = [](const std::vector<std::string>& overrides, const json& change = json::object()) {
-    json object = kTiny;
-    for (const auto& [key, value] : change.items()) object[key] = value;
-    return message_of<UserError>(
-        [&] { require_trained_parts(recipe_of(overrides), parse_blueprint(object, "config.json")); });
-  };
-  const json tied = {{"tie_word_embeddings", true}}, no_dense = {{"first_k_dense_replace", 0}};
-  CHECK(
-      said({"adapter=none", "train.parts=[dense_mlp, norms]"}, no_dense) ==
-      "command line: train.parts: dense_mlp is no part of this deepseek_v3; it has experts, attention, shared_expert, "
-      "router, norms, embedding, head");
-  CHECK(said({"adapter=none", "train.parts=[head]"}, tied) ==
-        "command line: train.parts: head without embedding, which are one tensor in this model "
-        "(tie_word_embeddings); name both or neither");
-  CHECK(contains(said({"adapter=none", "train.parts=[norms, embedding]"}, tied), "embedding without head"));
-  CHECK(said({"adapter.targets=[o_proj, q_b_proj, experts]", "train.parts=[attention]"}) ==
-        "command line: train.parts: attention would train itself, and adapter.targets (command line) gives o_proj, "
-        "q_b_proj of it adapters; take the part or the targets out");
-  CHECK(said({"adapter=none", "train.parts=[experts]", "train.experts=[0, 6-9, 12]"}) ==
-        "command line: train.experts: 6-9, 12 is more than there is; a layer of the model has experts 0 to 7");
-  CHECK(said({"adapter=none", "train.experts=top 9", "model.base=bf16"}) ==
-        "command line: train.experts: top 9 is more than there is; a layer of the model has experts 0 to 7");
-  CHECK(contains(said({"adapter.targets=[experts]", "train.parts=[experts]", "train.experts=top 2"}),
-                 "train.parts: experts would train itself, and adapter.targets (command line) gives"));
-  // up_proj is that of dense MLPs and of shared experts.
-  CHECK(contains(said({"adapter.targets=[up_proj]", "train.parts=[shared_expert]"}), "gives up_proj of it adapters"));
-  const std::vector<std::string> maps = {"adapter=none", "train.parts=[experts, attention, dense_mlp, shared_expert]",
-                                         "model.cache=/tmp/c"};
-  CHECK(said(maps) ==
-        "default: model.base: nf4: no linear map of this model is frozen with train.parts: experts, attention, "
-        "dense_mlp, shared_expert; allowed then: bf16 or fp32\n"
-        "command line: model.cache: no linear map of this model is frozen with train.parts: experts, attention, "
-        "dense_mlp, shared_expert, so that there is nothing to keep; take it out");
-  for (const std::vector<std::string>& fine :
-       std::vector<std::vector<std::string>>{{"adapter=none", "train.parts=[norms]"},
-                                             {"train.parts=[experts, head]"},
-                                             // With some experts frozen there is something to hold in 4 bits.
-                                             {"adapter=none", "train.experts=[0-6]", "model.cache=/tmp/c"},
-                                             {}}) {
-    require_trained_parts(recipe_of(fine), parse_blueprint(kTiny, "config.json"));
-  }
-  require_trained_parts(recipe_of({"adapter=none", "train.parts=[embedding, head]"}), parse_blueprint(
-                                                                                          [&] {
-                                                                                            json object = kTiny;
-                                                                                            object.update(tied);
-                                                                                            return object;
-                                                                                          }(),
-                                                                                          "config.json"));
 }
 
 TEST_CASE("memory plan: DeepSeek-V3") {
@@ -597,8 +283,8 @@ TEST_CASE("memory plan: DeepSeek-V3") {
   CHECK(count_active_parameters(config) == 671'026'419'200 - 58 * 248 * int64_t{44'040'192});
   CHECK(linear_maps(config, false).size() == 61 * 5 + 3 * 3 + 58 * 6);
 
-  const Recipe recipe =
-      recipe_of({"adapter.rank=32", "model.weights=pretrained", "mesh.ep=8", "train.batch=64", "data.max_tokens=4096"});
+  const Recipe recipe = tiny_recipe(
+      {"adapter.rank=32", "model.weights=pretrained", "mesh.ep=8", "train.batch=64", "data.max_tokens=4096"});
   const MemoryPlan plan = plan_memory(config, recipe, {1, 2, 8, 1}, {at::kCUDA});
   // Rank 32 on q_a, q_b, kv_a, kv_b, o: 32 x (sum of inputs and outputs), 61 layers.
   const int64_t a_layer = 32 * ((1536 + 7168) + (24576 + 1536) + (576 + 7168) + (32768 + 512) + (7168 + 16384));
@@ -629,7 +315,7 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
   const auto planned = [&](const std::vector<std::string>& overrides, const MeshShape& mesh, int64_t memory) {
     std::vector<std::string> all = {"adapter.rank=32", "train.batch=2", "data.max_tokens=16384"};
     all.insert(all.end(), overrides.begin(), overrides.end());
-    return plan_memory(config, recipe_of(all), mesh, {at::kCUDA, memory, 0}, {.step = 16384});
+    return plan_memory(config, tiny_recipe(all), mesh, {at::kCUDA, memory, 0}, {.step = 16384});
   };
   // Two ranks with the same weights: each keeps half; of the layers each gathers the other half twice, less two at
   // either turn.
@@ -680,10 +366,10 @@ TEST_CASE("memory plan: DeepSeek-V3, sharded and streamed") {
 }
 
 TEST_CASE("memory plan: gradients and the optimizer lie where the recipe says") {
-  const Blueprint config = parse_blueprint(kTiny, "config.json");
+  const Blueprint config = parse_blueprint(kTinyV3, "config.json");
   const auto plan_of = [&](std::vector<std::string> overrides, at::DeviceType device = at::kCUDA) {
     overrides.insert(overrides.end(), {"adapter=none", "model.base=bf16"});
-    return plan_memory(config, recipe_of(overrides), {1, 1, 1, 1}, {device});
+    return plan_memory(config, tiny_recipe(overrides), {1, 1, 1, 1}, {device});
   };
   const MemoryPlan host = plan_of({}), between = plan_of({"offload.gradients=none"}),
                    device = plan_of({"offload.optimizer=none"});
@@ -706,12 +392,12 @@ TEST_CASE("memory plan: gradients and the optimizer lie where the recipe says") 
 }
 
 TEST_CASE("memory plan: the copy that a checkpoint is written from") {
-  json object = kTiny;
+  json object = kTinyV3;
   object.update({{"hidden_size", 1024}, {"vocab_size", 4096}});
   const Blueprint config = parse_blueprint(object, "config.json");
   const auto plan_of = [&](std::vector<std::string> overrides, int64_t host_memory_bytes = 0) {
     overrides.insert(overrides.end(), {"adapter=none", "model.base=bf16"});
-    return plan_memory(config, recipe_of(overrides), {1, 1, 1, 1}, {at::kCUDA, 0, 0, host_memory_bytes});
+    return plan_memory(config, tiny_recipe(overrides), {1, 1, 1, 1}, {at::kCUDA, 0, 0, host_memory_bytes});
   };
   const MemoryPlan saves = plan_of({"checkpoint.every_steps=5"}), at_end = plan_of({});
   // Master and two moments, all that the optimizer keeps of weights; 64 MiB is what auto asks for.
@@ -728,19 +414,19 @@ TEST_CASE("memory plan: the copy that a checkpoint is written from") {
   CHECK(plan_of({"checkpoint.every_steps=5"}, saves.host_bytes()).copied_save_bytes == 0);
   CHECK(plan_of({"checkpoint.every_steps=5"}, 2 * saves.host_bytes()).copied_save_bytes > 0);
   // And what is small.
-  const MemoryPlan small = plan_memory(config, recipe_of({"checkpoint.every_steps=5"}), {1, 1, 1, 1}, {at::kCUDA});
+  const MemoryPlan small = plan_memory(config, tiny_recipe({"checkpoint.every_steps=5"}), {1, 1, 1, 1}, {at::kCUDA});
   CHECK(small.copied_save_bytes == 0);
 }
 
 TEST_CASE("memory plan: a group of a pipeline has no more rows than its sequences") {
-  json object = kTiny;
+  json object = kTinyV3;
   object["num_hidden_layers"] = 8;
   const Blueprint config = parse_blueprint(object, "config.json");
   const auto planned = [&](const std::vector<std::string>& overrides, const StepRows& rows = {}) {
     std::vector<std::string> all = {"adapter=none",   "model.base=bf16",      "mesh.pp=2",
                                     "train.batch=16", "data.max_tokens=4096", "train.slice_tokens=8192"};
     all.insert(all.end(), overrides.begin(), overrides.end());
-    return plan_memory(config, recipe_of(all), {2, 1, 1, 1}, {at::kCUDA}, rows);
+    return plan_memory(config, tiny_recipe(all), {2, 1, 1, 1}, {at::kCUDA}, rows);
   };
   // Weights that are held dense go through in a group a sequence.
   const MemoryPlan each = planned({});
@@ -756,10 +442,10 @@ TEST_CASE("memory plan: a group of a pipeline has no more rows than its sequence
 
 TEST_CASE("memory plan: what leaves beside an adapter is counted with it") {
   const auto numbers = [](const std::vector<std::string>& overrides, const json& change = json::object()) {
-    json object = kTiny;
+    json object = kTinyV3;
     for (const auto& [key, value] : change.items()) object[key] = value;
     const Blueprint config = parse_blueprint(object, "config.json");
-    return plan_memory(config, recipe_of(overrides), {1, 1, 1, 2}, {at::kCPU}).adapter_numbers;
+    return plan_memory(config, tiny_recipe(overrides), {1, 1, 1, 2}, {at::kCPU}).adapter_numbers;
   };
   const std::string adapter = "adapter.targets=[o_proj]", tp = "mesh.tp=2";
   const int64_t alone = numbers({adapter, tp});
@@ -776,8 +462,8 @@ TEST_CASE("memory plan: what leaves beside an adapter is counted with it") {
 }
 
 TEST_CASE("memory plan: targets without a match") {
-  const Blueprint config = parse_blueprint(kTiny, "config.json");
+  const Blueprint config = parse_blueprint(kTinyV3, "config.json");
   const std::string message = message_of<UserError>(
-      [&] { plan_memory(config, recipe_of({"adapter.targets=[q_proj]"}), {1, 1, 1, 1}, {at::kCPU}); });
+      [&] { plan_memory(config, tiny_recipe({"adapter.targets=[q_proj]"}), {1, 1, 1, 1}, {at::kCPU}); });
   CHECK(contains(message, "q_proj"));
 }
