@@ -44,6 +44,9 @@ TEST_CASE("validate: DeepSeek-V3 on 16 GPUs") {
   const std::string text = validate(place.recipe({"adapter.rank=32", "mesh.ep=8", "run.device=cuda"}), "r.yaml", 16);
   CHECK(contains(validate(place.recipe({"mesh.ep=8", "mesh.tp=2", "mesh.expert_tp=2"}), "r.yaml", 16),
                  "tp 2 (expert tp 2): 16 ranks, 32 experts of each layer a rank, 1/2 of each"));
+  CHECK(contains(validate(place.recipe({"mesh.ep=8", "train.keep=experts"}), "r.yaml", 16),
+                 "keeps    experts of the last 61 blocks, of their way down\n"));
+  CHECK(!contains(text, "keeps "));
   INFO(text);
   for (const char* part :
        {"671B parameters (37.6B active a token), 61 layers (58 with experts)",

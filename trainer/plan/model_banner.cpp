@@ -131,6 +131,7 @@ std::string banner_of_model(const Recipe& recipe, const Blueprint& blueprint, co
          banner_line("trains", trained_text(plan, count_parameters(blueprint, with_mtp))) +
          banner_line("work", str(work_text(step_work(blueprint, recipe, plan.kept, step, plan.pipeline)),
                                  ", in documents of ", recipe.data.max_tokens)) +
+         (plan.kept.steps() > 0 ? banner_line("keeps", str(to_string(plan.kept), ", of their way down")) : "") +
          banner_line("mesh", str(to_string(mesh), ": ", mesh.num_ranks(), mesh.num_ranks() == 1 ? " rank" : " ranks",
                                  ", ", blueprint.router.experts / mesh.ep, " experts of each layer a rank",
                                  mesh.expert_tp > 1 ? str(", 1/", mesh.expert_tp, " of each") : "")) +
