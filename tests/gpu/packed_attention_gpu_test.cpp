@@ -30,24 +30,36 @@ Slice slice_of(const std::vector<int64_t>& lengths, at::Device device) {
   return make_slices(lengths, positions, std::vector<int64_t>(positions.size(), 0), 1000000, device).at(0);
 }
 
+/// Attention of one shape: its inputs, drawn, and what it computes of them.
+struct Attended {
+  Attended(const Shape& shape, const MaskSpec& mask, double softmax_scale, at::Device device, at::ScalarType dtype)
+      : options(at::device(device).dtype(dtype)), slice(slice_of(shape.lengths, device)) {
+    const int64_t rows = std::accumulate(shape.lengths.begin(), shape.lengths.end(), int64_t{0});
+    inputs = {leaf(numbers({rows, shape.heads, shape.width})), leaf(numbers({rows, shape.kv_heads, shape.width})),
+              leaf(numbers({rows, shape.kv_heads, shape.value_width}))};
+    if (shape.sinks) inputs.push_back(leaf(numbers({shape.heads})));
+    spec.mask = mask;
+    spec.softmax_scale = softmax_scale;
+  }
+  /// Rounded to bf16 first: all dtypes compute with the same numbers.
+  at::Tensor numbers(at::IntArrayRef sizes) { return random_normal(sizes, ++seed).to(at::kBFloat16).to(options); }
+  at::Tensor forward(KeptAttention* kept = nullptr) const {
+    const at::Tensor sinks = inputs.size() > 3 ? inputs[3] : at::Tensor();
+    return packed_attention(inputs[0], inputs[1], inputs[2], slice, spec, sinks, kept);
+  }
+
+  at::TensorOptions options;
+  Slice slice;
+  AttentionSpec spec;
+  std::vector<at::Tensor> inputs;  ///< q, k, v and sinks
+  uint64_t seed = 0;
+};
+
 /// Output and the gradients of q, k, v and sinks, on the CPU.
 std::vector<at::Tensor> run(const Shape& shape, const MaskSpec& mask, at::Device device, at::ScalarType dtype) {
-  const int64_t rows = std::accumulate(shape.lengths.begin(), shape.lengths.end(), int64_t{0});
-  uint64_t seed = 0;
-  // Rounded to bf16 first: all dtypes compute with the same numbers.
-  const auto numbers = [&](at::IntArrayRef sizes) {
-    return random_normal(sizes, ++seed).to(at::kBFloat16).to(device, dtype);
-  };
-  std::vector<at::Tensor> inputs{leaf(numbers({rows, shape.heads, shape.width})),
-                                 leaf(numbers({rows, shape.kv_heads, shape.width})),
-                                 leaf(numbers({rows, shape.kv_heads, shape.value_width}))};
-  if (shape.sinks) inputs.push_back(leaf(numbers({shape.heads})));
-  AttentionSpec spec;
-  spec.mask = mask;
-  spec.softmax_scale = 0.3;
-  const at::Tensor y = packed_attention(inputs[0], inputs[1], inputs[2], slice_of(shape.lengths, device), spec,
-                                        shape.sinks ? inputs[3] : at::Tensor());
-  std::vector<at::Tensor> found = torch::autograd::grad({y}, inputs, {numbers(y.sizes())});
+  Attended attended(shape, mask, 0.3, device, dtype);
+  const at::Tensor y = attended.forward();
+  std::vector<at::Tensor> found = torch::autograd::grad({y}, attended.inputs, {attended.numbers(y.sizes())});
   found.insert(found.begin(), y.detach());
   for (at::Tensor& x : found) x = x.cpu();
   return found;
@@ -94,36 +106,20 @@ TEST_CASE("what attention kept serves its backward pass on a GPU", "[packed_atte
                                   {{90, 7}, 2, 2, 192, 128, false},
                                   {{3000}, 2, 2, 192, 128, false}};
   for (size_t i = 0; i < shapes.size(); ++i) {
-    const Shape& shape = shapes[i];
     for (const MaskSpec& mask : kMasks) {
-      const int64_t rows = std::accumulate(shape.lengths.begin(), shape.lengths.end(), int64_t{0});
-      uint64_t seed = 0;
-      const auto numbers = [&](at::IntArrayRef sizes) {
-        return random_normal(sizes, ++seed).to(at::kCUDA, at::kBFloat16);
-      };
-      std::vector<at::Tensor> inputs{leaf(numbers({rows, shape.heads, shape.width})),
-                                     leaf(numbers({rows, shape.kv_heads, shape.width})),
-                                     leaf(numbers({rows, shape.kv_heads, shape.value_width}))};
-      if (shape.sinks) inputs.push_back(leaf(numbers({shape.heads})));
-      AttentionSpec spec;
-      spec.mask = mask;
-      spec.softmax_scale = 0.1;
-      const Slice slice = slice_of(shape.lengths, at::kCUDA);
-      const at::Tensor sinks = shape.sinks ? inputs[3] : at::Tensor();
-      const auto attend = [&](KeptAttention* kept) {
-        return packed_attention(inputs[0], inputs[1], inputs[2], slice, spec, sinks, kept);
-      };
+      Attended attended(shapes[i], mask, 0.1, at::kCUDA, at::kBFloat16);
+      const std::vector<at::Tensor>& inputs = attended.inputs;
       KeptAttention kept;
       {
         const at::NoGradGuard no_grad;
-        attend(&kept);
+        attended.forward(&kept);
       }
       REQUIRE(kept.y_UHA.defined());
-      const at::Tensor first = kept.y_UHA, plain = attend(nullptr), again = attend(&kept);
+      const at::Tensor first = kept.y_UHA, plain = attended.forward(), again = attended.forward(&kept);
       INFO("shape " << i << ", mask " << static_cast<int>(mask.kind) << " of " << mask.size);
       CHECK(at::equal(plain, again));
       CHECK(again.data_ptr() == first.data_ptr());
-      const at::Tensor d_y = numbers(plain.sizes());
+      const at::Tensor d_y = attended.numbers(plain.sizes());
       const auto wanted = torch::autograd::grad({plain}, inputs, {d_y}),
                  got = torch::autograd::grad({again}, inputs, {d_y});
       // Kernels add the gradients of queries in any order.

@@ -1,6 +1,7 @@
 // Values of a recipe that are lists, ranges and maps.
 #include <algorithm>
 #include <string_view>
+#include <utility>
 #include <variant>
 
 #include "parallel/base/text.h"
@@ -11,19 +12,24 @@ namespace {
 
 using Kind = YamlNode::Kind;
 
+/// The items of a list into `read`, which has as many; `value` becomes that where all are right.
+template <typename Numbers>
+ValueProblems read_numbers(const YamlNode& node, const FieldSpec& spec, Numbers read, Numbers& value) {
+  ValueProblems problems;
+  for (size_t i = 0; i < read.size(); ++i) {
+    for (ValueProblem& p : read_value(node.items[i], spec, read[i])) problems.push_back(std::move(p));
+  }
+  if (problems.empty()) value = std::move(read);
+  return problems;
+}
+
 }  // namespace
 
 // [a, b]
 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, NumberPair& value) {
   if (node.kind != Kind::kList || node.items.size() != value.size()) return not_allowed(node);
-  NumberPair read{};
-  ValueProblems problems;
-  for (size_t i = 0; i < read.size(); ++i) {
-    for (ValueProblem& p : read_value(node.items[i], spec, read[i])) problems.push_back(std::move(p));
-  }
-  if (problems.empty()) value = read;
-  return problems;
+  return read_numbers(node, spec, NumberPair{}, value);
 }
 std::string write_value(const NumberPair& value, const FieldSpec&) {
   return str("[", join(value, ", ", write_number), "]");
@@ -35,13 +41,7 @@ std::string type_limits(const NumberPair&, const FieldSpec& spec) { return str("
 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, Counts& value) {
   if (node.kind != Kind::kList) return not_allowed(node);
-  Counts read(node.items.size());
-  ValueProblems problems;
-  for (size_t i = 0; i < read.size(); ++i) {
-    for (ValueProblem& p : read_value(node.items[i], spec, read[i])) problems.push_back(std::move(p));
-  }
-  if (problems.empty()) value = read;
-  return problems;
+  return read_numbers(node, spec, Counts(node.items.size()), value);
 }
 std::string write_value(const Counts& value, const FieldSpec&) {
   return str("[", join(value, ", ", [](int64_t count) { return std::to_string(count); }), "]");
@@ -78,17 +78,6 @@ std::string type_name(const Words&, const FieldSpec&) { return "list of names"; 
 std::string type_limits(const Words&, const FieldSpec& spec) {
   return spec.words.empty() ? "" : str("among ", join_or(spec.words));
 }
-
-ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<Words>& value) {
-  return read_optional(node, spec, value);
-}
-std::string write_value(const std::optional<Words>& value, const FieldSpec& spec) {
-  return write_optional(value, spec);
-}
-std::string type_name(const std::optional<Words>&, const FieldSpec& spec) {
-  return str(spec.empty_word, " or ", type_name(Words{}, spec));
-}
-std::string type_limits(const std::optional<Words>&, const FieldSpec& spec) { return type_limits(Words{}, spec); }
 
 // {word: N}
 

@@ -83,28 +83,6 @@ std::string write_value(const double& value, const FieldSpec&) { return write_nu
 std::string type_name(const double&, const FieldSpec&) { return "number"; }
 std::string type_limits(const double&, const FieldSpec& spec) { return range_limits(spec.range); }
 
-ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<int64_t>& value) {
-  return read_optional(node, spec, value);
-}
-std::string write_value(const std::optional<int64_t>& value, const FieldSpec& spec) {
-  return write_optional(value, spec);
-}
-std::string type_name(const std::optional<int64_t>&, const FieldSpec& spec) {
-  return str(spec.empty_word, " or ", type_name(int64_t{}, spec));
-}
-std::string type_limits(const std::optional<int64_t>&, const FieldSpec& spec) { return type_limits(int64_t{}, spec); }
-
-ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<double>& value) {
-  return read_optional(node, spec, value);
-}
-std::string write_value(const std::optional<double>& value, const FieldSpec& spec) {
-  return write_optional(value, spec);
-}
-std::string type_name(const std::optional<double>&, const FieldSpec& spec) {
-  return str(spec.empty_word, " or ", type_name(double{}, spec));
-}
-std::string type_limits(const std::optional<double>&, const FieldSpec& spec) { return type_limits(double{}, spec); }
-
 // text
 
 ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::string& value) {
@@ -119,19 +97,6 @@ ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::strin
 std::string write_value(const std::string& value, const FieldSpec&) { return quote_yaml(value); }
 std::string type_name(const std::string&, const FieldSpec& spec) { return spec.path ? "path" : "text"; }
 std::string type_limits(const std::string&, const FieldSpec&) { return ""; }
-
-ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<std::string>& value) {
-  return read_optional(node, spec, value);
-}
-std::string write_value(const std::optional<std::string>& value, const FieldSpec& spec) {
-  return write_optional(value, spec);
-}
-std::string type_name(const std::optional<std::string>&, const FieldSpec& spec) {
-  return str(spec.empty_word, " or ", type_name(std::string{}, spec));
-}
-std::string type_limits(const std::optional<std::string>&, const FieldSpec& spec) {
-  return type_limits(std::string{}, spec);
-}
 
 // path | {path, weight} | list of these
 
@@ -195,19 +160,6 @@ std::string type_name(const DataFiles&, const FieldSpec& spec) {
 }
 std::string type_limits(const DataFiles&, const FieldSpec& spec) {
   return spec.weighted ? str("(weight ", range_limits(spec.range), ")") : "";
-}
-
-ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<DataFiles>& value) {
-  return read_optional(node, spec, value);
-}
-std::string write_value(const std::optional<DataFiles>& value, const FieldSpec& spec) {
-  return write_optional(value, spec);
-}
-std::string type_name(const std::optional<DataFiles>&, const FieldSpec& spec) {
-  return str(spec.empty_word, " or ", type_name(DataFiles{}, spec));
-}
-std::string type_limits(const std::optional<DataFiles>&, const FieldSpec& spec) {
-  return type_limits(DataFiles{}, spec);
 }
 
 // auto | none | attention | experts | all | N

@@ -8,6 +8,7 @@
 //   allowed_value(value, spec) == "whole number from 1 to 1024"
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,9 +25,6 @@ MT_RECIPE_VALUE(bool)
 MT_RECIPE_VALUE(int64_t)
 MT_RECIPE_VALUE(double)
 MT_RECIPE_VALUE(std::string)
-MT_RECIPE_VALUE(std::optional<int64_t>)
-MT_RECIPE_VALUE(std::optional<double>)
-MT_RECIPE_VALUE(std::optional<std::string>)
 MT_RECIPE_VALUE(KeepLayers)
 MT_RECIPE_VALUE(OffloadFrozen)
 using NumberPair = std::array<double, 2>;
@@ -35,7 +33,6 @@ using Counts = std::vector<int64_t>;
 MT_RECIPE_VALUE(Counts)
 using Words = std::vector<std::string>;
 MT_RECIPE_VALUE(Words)
-MT_RECIPE_VALUE(std::optional<Words>)
 using WordCounts = std::map<std::string, int64_t>;
 MT_RECIPE_VALUE(WordCounts)
 MT_RECIPE_VALUE(LayerChoice)
@@ -43,7 +40,6 @@ MT_RECIPE_VALUE(ExpertChoice)
 MT_RECIPE_VALUE(Scalar)
 MT_RECIPE_VALUE(ScalarMap)
 MT_RECIPE_VALUE(DataFiles)
-MT_RECIPE_VALUE(std::optional<DataFiles>)
 #undef MT_RECIPE_VALUE
 
 template <ChoiceType Choice>
@@ -66,9 +62,10 @@ std::string type_limits(const Choice&, const FieldSpec&) {
   return "";
 }
 
-/// The empty word, or what the inner type reads.
+// What may be empty: the schema's word for that, or what the inner type reads.
+
 template <typename Value>
-ValueProblems read_optional(const YamlNode& node, const FieldSpec& spec, std::optional<Value>& value) {
+ValueProblems read_value(const YamlNode& node, const FieldSpec& spec, std::optional<Value>& value) {
   if (is_empty_word(node, spec)) {
     value.reset();
     return {};
@@ -78,10 +75,17 @@ ValueProblems read_optional(const YamlNode& node, const FieldSpec& spec, std::op
   if (problems.empty()) value = inner;
   return problems;
 }
-
 template <typename Value>
-std::string write_optional(const std::optional<Value>& value, const FieldSpec& spec) {
+std::string write_value(const std::optional<Value>& value, const FieldSpec& spec) {
   return value ? write_value(*value, spec) : spec.empty_word;
+}
+template <typename Value>
+std::string type_name(const std::optional<Value>&, const FieldSpec& spec) {
+  return spec.empty_word + (" or " + type_name(Value{}, spec));
+}
+template <typename Value>
+std::string type_limits(const std::optional<Value>&, const FieldSpec& spec) {
+  return type_limits(Value{}, spec);
 }
 
 template <typename Value>
