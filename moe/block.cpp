@@ -174,12 +174,10 @@ int64_t BlockCost::calls_again_where(Keep keep) const {
 
 int64_t BlockCost::kept_bytes(Keep keep, int64_t rows, int64_t received, int64_t routed) const {
   if (keep == Keep::kNothing) return 0;
-  int64_t bytes = rows * (keep == Keep::kAll ? saved : kept_attention);
-  if (!is_moe || keep == Keep::kAttention) return bytes;
-  bytes += routed * experts.kept + received * experts.kept_received;
-  // The rows at the experts are those that mixing would keep, were it kept.
-  if (keep == Keep::kExperts && !experts.kept_rows) bytes += received * experts.row_bytes;
-  return bytes;
+  const bool all = keep == Keep::kAll;
+  const int64_t mixing = rows * (all ? saved : kept_attention);
+  if (!is_moe || keep == Keep::kAttention) return mixing;
+  return mixing + routed * experts.kept + received * (all ? experts.kept_received : experts.kept_received_alone);
 }
 
 int64_t block_scratch_elements(const std::vector<LinearMap>& maps, const PassTraits& traits, int64_t chunk_experts) {

@@ -280,9 +280,9 @@ ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<Li
   cost.chunk = size * std::max(wide, hidden);
   cost.kept = size * 2 * F + 8 + 8 + size + (traits.on_gpu() ? 4 : 0);
   // The rows themselves, joined or received, where they are not what mixing keeps.
-  cost.row_bytes = size * D;
-  cost.kept_rows = traits.exchanged || traits.several_slices || traits.parts.experts > 1;
-  cost.kept_received = size * K + (cost.kept_rows ? cost.row_bytes : 0);
+  cost.kept_received_alone = size * (K + D);
+  const bool own_rows = traits.exchanged || traits.several_slices || traits.parts.experts > 1;
+  cost.kept_received = own_rows ? cost.kept_received_alone : size * K;
   return cost;
 }
 

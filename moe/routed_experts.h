@@ -141,11 +141,10 @@ struct ExpertsCost {
   Work again;  ///< what the way up computes of the forward pass again where nothing was kept: gate and up
   /// a row that this rank's experts received: copies of it and of gradients, and what orders its K routed rows
   int64_t received = 0;
-  int64_t chunk = 0;          ///< a routed row of the chunk in flight
-  int64_t kept = 0;           ///< a routed row of a layer that keeps its intermediates
-  int64_t kept_received = 0;  ///< a received row of one
-  int64_t row_bytes = 0;      ///< of the row itself
-  bool kept_rows = false;     ///< kept_received has it; else it is what mixing keeps
+  int64_t chunk = 0;  ///< a routed row of the chunk in flight
+  int64_t kept = 0;   ///< a routed row of a layer that keeps its intermediates
+  // A received row of one: beside its mixing, which may keep the row itself, and where mixing is not kept.
+  int64_t kept_received = 0, kept_received_alone = 0;
 };
 /// `maps`: all of the block's.
 ExpertsCost routed_experts_cost(const Blueprint& blueprint, const std::vector<LinearMap>& maps,
