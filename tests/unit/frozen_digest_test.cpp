@@ -48,9 +48,10 @@ TEST_CASE("parts of a tensor add up to the whole, wherever it is cut", "[frozen_
 
 namespace {
 
-/// Digest of what one of `ranks` keeps of experts first .. first + count - 1, each two maps, the second cut.
+/// Digest of what one of `ranks` keeps of experts first .. first + count - 1, each two maps, the second cut, a piece
+/// of the slab at a time.
 uint64_t digest_of_part(BaseFormat format, const at::Tensor& stack_EOI, int64_t first, int64_t count,
-                        const MatrixCut& cut, int rank, int ranks) {
+                        const MatrixCut& cut, int rank, int ranks, int64_t piece_bytes = int64_t{1} << 20) {
   const int64_t outputs = stack_EOI.size(1), inputs = stack_EOI.size(2);
   StandInGroup place(rank, ranks);
   WeightStore store(at::kCPU);
@@ -69,7 +70,7 @@ uint64_t digest_of_part(BaseFormat format, const at::Tensor& stack_EOI, int64_t 
     if (slab.wants(b, e)) slab.set(b, e, stack_EOI[first + e].flip(0) * 2);
   }
   uint64_t sum = 0;
-  for (const HeldDigest& held : slab_digests(slab, first)) {
+  for (const HeldDigest& held : slab_digests(slab, first, piece_bytes)) {
     sum += held.counts ? static_cast<uint64_t>(held.digest.item<int64_t>()) : 0;
   }
   return sum;
@@ -100,6 +101,22 @@ TEST_CASE("what ranks keep of a slab adds up to the same digest, however experts
             }
             CHECK(sum == whole);
           }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a slab taken in pieces has the same digest, wherever they end", "[frozen_digest]") {
+  constexpr int64_t E = 3, O = 128, I = 192;
+  const at::Tensor stack = random_normal({E, O, I}, 1, at::kFloat);
+  for (const BaseFormat format : {BaseFormat::kNf4, BaseFormat::kNf4Double, BaseFormat::kBf16, BaseFormat::kFp32}) {
+    for (const MatrixCut& cut : {MatrixCut{}, MatrixCut{MatrixCut::Dim::kInputs, 1, 3}}) {
+      for (const int rank : {0, 1}) {
+        const uint64_t at_once = digest_of_part(format, stack, 0, E, cut, rank, 2);
+        for (const int64_t piece_bytes : {256, 1280, 65536}) {
+          INFO(to_string(format) << ", rank " << rank << " of 2, pieces of " << piece_bytes << " bytes");
+          CHECK(digest_of_part(format, stack, 0, E, cut, rank, 2, piece_bytes) == at_once);
         }
       }
     }

@@ -28,13 +28,13 @@ class PartDigest {
  public:
   /// `whole`: the part of a whole matrix.
   PartDigest(const FrozenSlab& slab, const FrozenSlab::Held& held, const PackedPart& part, const PackedPart& whole,
-             int64_t first_expert, DigestSum& sum)
+             int64_t first_expert)
       : slab_(slab),
         part_(part),
         type_(word_type(whole)),
         word_bytes_(static_cast<int64_t>(c10::elementSize(type_))),
         first_expert_(first_expert),
-        sum_(sum),
+        sum_(slab.device()),
         key_(stream_key(0, str(held.name, "/", part.name))),
         begin_(held.offset + part.offset),
         words_(part.bytes() / word_bytes_),
@@ -51,7 +51,9 @@ class PartDigest {
     }
   }
 
-  /// All that `bytes`, which lie at `first` of the slab, hold of the part.
+  /// Of all that was added, and will be: int64 scalar on the device.
+  const at::Tensor& sum() const { return sum_.value(); }
+  /// All that `bytes`, which lie at `first` of the slab and on its device, hold of the part.
   void add(int64_t first, const at::Tensor& bytes) {
     if (words_ == 0) return;
     const int64_t end = first + bytes.numel(), stride = slab_.record_bytes();
@@ -88,14 +90,14 @@ class PartDigest {
     word.add_(first_word_);
     const int64_t expert = first_expert_ + unit;
     at::Tensor place = at::arange(expert, expert + words_UW.size(0), options).mul_(whole_words_).unsqueeze(1) + word;
-    sum_.add(key_, words_UW.to(slab_.device()), std::move(place));
+    sum_.add(key_, words_UW, std::move(place));
   }
 
   const FrozenSlab& slab_;
-  const PackedPart& part_;
+  PackedPart part_;
   at::ScalarType type_;
   int64_t word_bytes_, first_expert_;
-  DigestSum& sum_;
+  DigestSum sum_;
   uint64_t key_;
   int64_t begin_, words_;  // of a unit: first byte in its record, words held
   int64_t most_;           // words at a time
@@ -120,12 +122,13 @@ std::vector<HeldDigest> plain_digests(const Model& model, Mesh& mesh) {
   return held;
 }
 
-std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_expert) {
+std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_expert, int64_t piece_bytes) {
   at::NoGradGuard no_grad;
   const auto [first, bytes] = slab.kept();
   const bool experts = slab.kind() == SlabKind::kExperts;
   const bool shared = slab.is_shared();
   std::vector<HeldDigest> digests;
+  std::vector<PartDigest> of_parts;
   for (const FrozenSlab::Held& held : slab.held()) {
     // Records differ in length between the places of the tensor axis where a cut is uneven, and so does what of an
     // uncut matrix lies in the same range.
@@ -139,16 +142,20 @@ std::vector<HeldDigest> slab_digests(const FrozenSlab& slab, int64_t first_exper
       // What the tensor axis does not cut is the same at all its places, and counts at the first.
       const bool copied = part.of_whole || shape.cut.dim == MatrixCut::Dim::kNone;
       const bool repeated = shape.cut.copies > 1;
-      DigestSum sum(slab.device());
-      PartDigest(slab, held, part, whole_parts[i], first_expert, sum).add(first, bytes);
+      of_parts.emplace_back(slab, held, part, whole_parts[i], first_expert);
       digests.push_back(
           {str(held.name, "/", part.name),
            str(range, ", expert ", first_expert, copied ? "" : str(", part ", shape.cut.index)),
            // Several places of the axis may hold one part: copies are then anywhere.
            repeated ? Replicas::kEverywhere : replicas_of(experts, !copied && (!experts || shape.cut.parts > 1)),
            !shared && !repeated, slab.first_copy() && shape.cut.copy == 0 && !(copied && shape.cut.index > 0),
-           sum.value()});
+           of_parts.back().sum()});
     }
+  }
+  for (int64_t at = 0; at < bytes.numel(); at += piece_bytes) {
+    const at::Tensor piece =
+        bytes.narrow(0, at, std::min(piece_bytes, bytes.numel() - at)).to(slab.device(), /*non_blocking=*/true);
+    for (PartDigest& part : of_parts) part.add(first + at, piece);
   }
   return digests;
 }
