@@ -63,25 +63,30 @@ def mesh_picture(mesh):
     model = mesh.model
     parameters = count_text(model.parameters, gap="")
     said = f"{parameters} parameters: {model.layers} layers, {model.experts} experts, {model.heads} heads"
-    picture.text(MARGIN, 44, f"{model.type}, {said}{_stages_text(mesh)}", fill=SOFT)
-    y = _ranks(picture, mesh, 56)
+    picture.text(MARGIN, 44, f"{model.type}, {said}", fill=SOFT)
+    y = 44
+    if len(mesh.stages) > 1:
+        y += 18
+        picture.text(MARGIN, y, _stages_text(mesh.stages), fill=SOFT)
+    y = _ranks(picture, mesh, y + 12)
     y = _legend(picture, y)
     _groups(picture, mesh, y + 12)
     return picture.finish()
 
 
-def _stages_text(mesh):
-    """ ", in 4 stages of 15 to 16 layers, 2 to 9 kept"; nothing for one stage."""
-    stages = mesh.stages
-    if len(stages) == 1:
-        return ""
+def _stages_text(stages):
+    """ "4 stages of 15 to 16 layers, all of 2 to 9 kept, attention of 15" """
 
     def span(counts):
         return str(min(counts)) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
-    kept = [stage.kept_layers for stage in stages]
-    said = f", {span(kept)} kept" if any(kept) else ""
-    return f", in {len(stages)} stages of {span([stage.layers for stage in stages])} layers{said}"
+    said, last = "", [0] * len(stages)
+    for level in ("all", "experts", "attention"):  # each counts the layers that keep more, too
+        kept = [getattr(stage.kept, level) for stage in stages]
+        if kept != last:
+            said += f", {level} of {span(kept)}{'' if any(last) else ' kept'}"
+        last = kept
+    return f"{len(stages)} stages of {span([stage.layers for stage in stages])} layers{said}"
 
 
 def _ranks(picture, mesh, top):

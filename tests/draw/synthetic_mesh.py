@@ -62,7 +62,7 @@ def facts(dp=2, ep=2, tp=2, expert_tp=1, shard="all", offload="half", ranks_per_
             {
                 "first_layer": 61 * stage // pp,
                 "layers": 61 * (stage + 1) // pp - 61 * stage // pp,
-                "kept_layers": 3 * stage,
+                "kept": {"attention": 5 + 3 * stage, "experts": 3 * stage, "all": 3 * stage},
                 "holds": "",
             }
             for stage in range(pp)

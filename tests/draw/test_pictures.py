@@ -108,7 +108,7 @@ class MeshTest(unittest.TestCase):
     def test_stages_are_named(self):
         drawn = texts(mesh_picture(planned(dp=1, ep=2, tp=1, pp=4)))
         self.assertEqual([drawn.count(f"stage {stage}") for stage in range(5)], [2, 2, 2, 2, 0])
-        self.assertTrue(any(", in 4 stages of 15 to 16 layers, 0 to 9 kept" in words for words in drawn), drawn)
+        self.assertIn("4 stages of 15 to 16 layers, all of 0 to 9 kept, attention of 5 to 14", drawn)
 
     def test_ranks_of_a_group_have_one_colour_of_two_groups_two(self):
         # rank = (dp * 2 + ep) * 2 + tp; the groups by hand, in the order of the picture: ep, tp, expert_replicas, data.

@@ -122,9 +122,11 @@ TEST_CASE("mesh_json: slabs that are fetched, and when") {
   CHECK(cut["weights"]["layers"] == cut["fetches"]["slabs"]);
   CHECK(cut["weights"]["stage"] == stages.plan.stage);
   CHECK(cut["stages"][3]["layers"] == 16);
-  for (const Json& stage : cut["stages"]) CHECK(stage["kept_layers"] == 0);
+  for (const Json& stage : cut["stages"]) CHECK(stage["kept"]["attention"] == 0);
   const Json kept = facts({"mesh.pp=4", "mesh.pp_layers=[15, 15, 15, 16]", "train.keep=2"});
-  for (const Json& stage : kept["stages"]) CHECK(stage["kept_layers"] == 2);
+  for (const Json& stage : kept["stages"]) CHECK(stage["kept"]["all"] == 2);
+  const Json some = facts({"mesh.pp=4", "mesh.pp_layers=[15, 15, 15, 16]", "train.keep=experts"});
+  CHECK(some["stages"][3]["kept"] == Json{{"attention", 16}, {"experts", 16}, {"all", 0}});
   // Each group uses them once more both ways, in the order of the stage's program. The last of two stages goes down and
   // up by turns: at each of six turns two of 55 slabs are at hand. The first goes down twice before it goes up, and at
   // last up twice: down, down, up, down, up, up; where a way follows one like it, none of its 52 is at hand.

@@ -120,9 +120,10 @@ Json fetches_json(const PlannedMesh& mesh) {
 Json stages_json(const PlannedMesh& mesh) {
   Json stages = Json::array();
   for (const Stage& stage : mesh.plan.pipeline.stages) {
+    const KeptBlocks& kept = mesh.kept.at(stages.size());
     stages.push_back({{"first_layer", stage.first_block().number()},
                       {"layers", stage.num_blocks()},
-                      {"kept_layers", mesh.kept.at(stages.size()).all},
+                      {"kept", {{"attention", kept.attention}, {"experts", kept.experts}, {"all", kept.all}}},
                       {"holds", to_string(stage)}});
   }
   return stages;
