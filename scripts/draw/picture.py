@@ -45,6 +45,10 @@ def colour(index):
     return COLOURS[index % len(COLOURS)]
 
 
+# The first two, and where they are missing those that are as wide.
+FONTS = "Helvetica, Arial, Liberation Sans, DejaVu Sans Condensed, sans-serif"
+
+
 def text_width(words, size=12, bold=False):
     """Not less than the words take in Helvetica or Arial."""
     ems = sum(next((width for letters, width in LETTERS if c in letters), OTHER_LETTER) for c in words)
@@ -118,7 +122,7 @@ class Picture:
         size = _attributes(width=WIDTH, height=height)
         return (
             f'{HEAD} xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"{size}'
-            ' font-family="Helvetica, Arial, sans-serif" font-size="12">\n'
+            f' font-family="{FONTS}" font-size="12">\n'
             f"  <title>{escaped(self._title)}</title>\n"
             f'  <rect{size} rx="6" fill="{GROUND}"/>\n'
             f"{''.join(self._body)}</svg>\n"

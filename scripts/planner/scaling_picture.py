@@ -2,6 +2,7 @@
 
 from draw.chart import pixels
 from draw.page import escaped
+from draw.picture import FONTS
 from draw.scale import Linear
 
 WIDTH, HEIGHT, TOP, FOOT = 740, 330, 66, 262
@@ -49,7 +50,7 @@ def picture(weak_of, strong_of):
     title = "Tokens a second of a GPU, over those with the fewest GPUs, as planned"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-        f' font-family="Helvetica, Arial, sans-serif" font-size="12">\n  <title>{title}</title>\n'
+        f' font-family="{FONTS}" font-size="12">\n  <title>{title}</title>\n'
         f'  <rect width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#ffffff"/>\n',
         _text(16, 26, title, INK, more=' font-size="14" font-weight="bold"'),
         _panel(*PANELS[0], "weak: the same tokens a GPU", weak_of, first, last),
