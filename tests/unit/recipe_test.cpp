@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "tests/support/catch.h"
+#include "tests/support/message_of.h"
 #include "trainer/recipe/recipe_dump.h"
 
 using namespace moetune;
