@@ -32,6 +32,23 @@ std::vector<LengthCount> counted(const std::map<int64_t, int64_t>& documents) {
   return lengths;
 }
 
+/// Cuts `part` of `all` into shares of what `all` consists of, one call after the other: none is off by one or more, and
+/// together they are `part`.
+class Shares {
+ public:
+  Shares(double part, double all) : part_(part), all_(all) {}
+  int64_t of(int64_t documents) {
+    const int64_t before = given_;
+    seen_ += static_cast<double>(documents);
+    given_ = std::llround(part_ * seen_ / all_);
+    return given_ - before;
+  }
+
+ private:
+  double part_, all_, seen_ = 0.0;
+  int64_t given_ = 0;
+};
+
 std::vector<LengthCount> lengths_in(const Documents& documents) {
   std::map<int64_t, int64_t> counts;
   for (int64_t i = 0; i < documents.size(); ++i) ++counts[documents.length(i)];
@@ -75,9 +92,10 @@ std::vector<LengthCount> DataAmount::lengths_of(const Recipe& recipe) {
   try {
     for (const DataFile& file : select_files(recipe, "data.train", recipe.data.train).files) {
       if (fs::path(file.path).extension() != ".jsonl" || !Documents::is_tokenised_jsonl(file.path)) return {};
+      Shares weighted(file.weight, 1.0);
       for (const LengthCount& of :
            lengths_in(Documents::from_jsonl(file.path, kAnyVocabulary, recipe.data.ignore_keys))) {
-        counts[of.length] += static_cast<int64_t>(file.weight * static_cast<double>(of.documents));
+        counts[of.length] += weighted.of(of.documents);
       }
     }
   } catch (const UserError&) {
@@ -104,19 +122,22 @@ PackedData DataAmount::packed(int64_t max_tokens, bool packing) const {
   double tokens = 0.0;
   std::vector<LengthCount> cut;
   std::vector<int64_t> sample;
+  Shares sampled(static_cast<double>(std::min(all, kSample)), static_cast<double>(all));
+  int64_t shortest = max_tokens;
   for (const LengthCount& of : lengths_) {
     const int64_t length = std::min(of.length, max_tokens);
     tokens += static_cast<double>(of.documents) * static_cast<double>(length);
     cut.push_back({length, of.documents});
-    if (of.documents > 0) packed.longest = std::max(packed.longest, length);
-    const int64_t drawn = all <= kSample ? of.documents : of.documents * kSample / all;
-    sample.insert(sample.end(), static_cast<size_t>(drawn), length);
+    if (of.documents == 0) continue;
+    packed.longest = std::max(packed.longest, length);
+    shortest = std::min(shortest, length);
+    sample.insert(sample.end(), static_cast<size_t>(sampled.of(of.documents)), length);
   }
   packed.keys = SeenKeys(std::move(cut));
   packed.sequences = all;
-  if (packing && packed.longest > 0 && sample.front() == sample.back()) {
+  if (packing && shortest == packed.longest) {
     packed.sequences = ceil_div(all, std::max<int64_t>(1, max_tokens / packed.longest));
-  } else if (packing && !sample.empty()) {
+  } else if (packing) {
     // Lengths in an order without a pattern: every document as far from the last as the golden ratio has it.
     std::vector<int64_t> mixed(sample.size());
     constexpr double kGolden = 0.6180339887498949;
