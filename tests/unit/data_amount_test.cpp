@@ -22,6 +22,27 @@ TEST_CASE("a length that few of many documents have counts in the sample as ofte
   CHECK(DataAmount(std::move(lengths), "t").packed(60000, /*packing=*/true).sequences == 25000);
 }
 
+TEST_CASE("the fullest rank has the longest documents that chance brings together", "[data_amount]") {
+  constexpr int64_t kShort = 1000, kLong = 131072;
+  const PackedData few = DataAmount({{kShort, 9900}, {kLong, 100}}, "t").packed(kLong, /*packing=*/false);
+  CHECK(few.drawn.size() == 10000);
+  CHECK(few.fullest_rank(1, 1) == kLong);
+  CHECK(few.fullest_rank(8, 8) == kLong);
+  // Two of eight with 28 x 0.01^2, in 1,250 steps three times; four with 70 x 0.01^4, in a thousand such runs once.
+  const int64_t most = few.fullest_rank(8, 1);
+  CHECK((most == 2 * kLong + 6 * kShort || most == 3 * kLong + 5 * kShort));
+  // The sample may lack it. The mean of 100,001 is 1000.49.
+  const PackedData one = DataAmount({{kShort, 100000}, {50000, 1}}, "t").packed(kLong, /*packing=*/false);
+  CHECK(one.fullest_rank(4, 1) == 50000 + 3001);
+  CHECK(one.fullest_rank(4, 2) == 50000);
+  for (const bool packing : {false, true}) {
+    CHECK(DataAmount::of_equal(100, 4096).packed(4096, packing).fullest_rank(16, 4) == 4 * 4096);
+  }
+  CHECK(DataAmount::of_equal(10, 1000).packed(4096, /*packing=*/true).fullest_rank(1, 1) == 4000);
+  // In the order 2, 5, 3, 6, which is that of i x 0.618 without its whole part: 7, 3 and 6.
+  CHECK(DataAmount({{2, 1}, {3, 1}, {5, 1}, {6, 1}}, "t").packed(8, /*packing=*/true).fullest_rank(1, 1) == 7);
+}
+
 TEST_CASE("a file's weight holds of its documents together, however many lengths they have", "[data_amount]") {
   const TemporaryFolder folder;
   std::string lines;

@@ -121,6 +121,16 @@ TEST_CASE("documents are as long as training takes them", "[run_plan]") {
   CHECK(plan_run(request).time.expected.seconds > 0.0);
 }
 
+TEST_CASE("memory is planned for the fullest step, which training tries first", "[run_plan]") {
+  PlanRequest request = request_of("deepseek-v3", {"data.max_tokens=131072", "data.packing=false", "train.batch=1"});
+  request.data = DataAmount({{1000, 9900}, {131072, 100}}, "t");
+  CHECK(plan_run_memory(request).memory.step_rows == 131072);
+  // Of documents alike, a twentieth more than they hold.
+  request.data = DataAmount::of_equal(100, 1000);
+  request.recipe.train.batch = 4;
+  CHECK(plan_run_memory(request).memory.step_rows == 4 * 1050);
+}
+
 TEST_CASE("a step takes what its products take at the machine's rates", "[run_plan]") {
   const RunPlan plan = plan_run(request_of("deepseek-v3", {}));
   const StepTime& step = plan.time.expected;

@@ -14,6 +14,7 @@
 #include "trainer/data/batches.h"
 #include "trainer/data/data_files.h"
 #include "trainer/data/documents.h"
+#include "trainer/data/shuffle.h"
 
 namespace moetune {
 namespace {
@@ -25,6 +26,7 @@ constexpr int64_t kAnyVocabulary = std::numeric_limits<int32_t>::max();
 // What is packed document by document; more documents are packed as a sample of that many.
 constexpr int64_t kSample = 20000;
 constexpr int64_t kOpenSequences = 64;
+constexpr uint64_t kAnySeed = 17;
 
 std::vector<LengthCount> counted(const std::map<int64_t, int64_t>& documents) {
   std::vector<LengthCount> lengths;
@@ -56,6 +58,22 @@ std::vector<LengthCount> lengths_in(const Documents& documents) {
 }
 
 }  // namespace
+
+int64_t PackedData::fullest_rank(int64_t batch, int64_t ranks) const {
+  // One that is alone in a step of usual sequences, on a rank that gets nothing more where the others have room.
+  const double usual = tokens_a_sequence * static_cast<double>(batch - 1);
+  int64_t most = std::max(longest, ceil_div(longest + static_cast<int64_t>(usual), ranks));
+  if (drawn.size() == 1) return std::max(most, ceil_div(batch, ranks) * drawn.front());
+  std::vector<int64_t> step(static_cast<size_t>(batch)), loads;
+  const auto count = static_cast<int64_t>(drawn.size());
+  for (int64_t first = 0; first < count; first += batch) {
+    for (int64_t i = 0; i < batch; ++i) step[i] = drawn[(first + i) % count];
+    const std::vector<int64_t> rank_of = deal_out(step, ranks);
+    loads.assign(static_cast<size_t>(ranks), 0);
+    for (int64_t i = 0; i < batch; ++i) most = std::max(most, loads[rank_of[i]] += step[i]);
+  }
+  return most;
+}
 
 DataAmount::DataAmount(std::vector<LengthCount> lengths, std::string source)
     : lengths_(std::move(lengths)), source_(std::move(source)) {
@@ -136,7 +154,9 @@ PackedData DataAmount::packed(int64_t max_tokens, bool packing) const {
   packed.keys = SeenKeys(std::move(cut));
   packed.sequences = all;
   if (packing && shortest == packed.longest) {
-    packed.sequences = ceil_div(all, std::max<int64_t>(1, max_tokens / packed.longest));
+    const int64_t together = std::max<int64_t>(1, max_tokens / packed.longest);
+    packed.sequences = ceil_div(all, together);
+    packed.drawn = {std::min(all, together) * packed.longest};
   } else if (packing) {
     // Lengths in an order without a pattern: every document as far from the last as the golden ratio has it.
     std::vector<int64_t> mixed(sample.size());
@@ -150,9 +170,17 @@ PackedData DataAmount::packed(int64_t max_tokens, bool packing) const {
     for (size_t i = 0; i < places.size(); ++i) mixed[i] = places[i].second;
     const std::vector<int64_t> sequence_of = pack(mixed, max_tokens, kOpenSequences);
     const int64_t sequences = 1 + *std::max_element(sequence_of.begin(), sequence_of.end());
+    packed.drawn.resize(static_cast<size_t>(sequences));
+    for (size_t i = 0; i < mixed.size(); ++i) packed.drawn[sequence_of[i]] += mixed[i];
     packed.sequences = std::max<int64_t>(
         1, static_cast<int64_t>(std::ceil(
                static_cast<double>(sequences) * static_cast<double>(all) / static_cast<double>(mixed.size()) - 1e-9)));
+  } else if (shortest == packed.longest) {
+    packed.drawn = {packed.longest};
+  } else {
+    for (const int64_t i : shuffled_order(static_cast<int64_t>(sample.size()), kAnySeed, /*epoch=*/0)) {
+      packed.drawn.push_back(sample[i]);
+    }
   }
   packed.tokens_a_sequence = tokens / static_cast<double>(packed.sequences);
   return packed;

@@ -20,6 +20,12 @@ struct PackedData {
   double tokens_a_sequence = 0.0;
   SeenKeys keys;  ///< by its tokens
   int64_t longest = 0;
+  /// Tokens of sequences in an order that steps may take them in: of all documents, or of a sample.
+  std::vector<int64_t> drawn;
+
+  /// Tokens of the fullest of so many ranks in the fullest step of `batch` sequences of them, dealt out as
+  /// trainer/data/batches.h does. The longest document counts once where the sample lacks it.
+  int64_t fullest_rank(int64_t batch, int64_t ranks) const;
 };
 
 class DataAmount {

@@ -95,9 +95,10 @@ class Planned {
     const MachineProfile& machine = request_.machine;
     const Recipe& recipe = request_.recipe;
     const int64_t per_host = std::min(request_.gpus, machine.ranks_per_host);
-    // The fullest step is planned for: full sequences where documents fill them.
+    // The fullest step is planned for, which training tries first.
+    const int64_t usual = static_cast<int64_t>(std::ceil(1.05 * packed_.tokens_a_sequence)) * sequences_;
     const int64_t rows = std::min(sequences_ * recipe.data.max_tokens,
-                                  static_cast<int64_t>(std::ceil(1.05 * packed_.tokens_a_sequence)) * sequences_);
+                                  std::max(usual, packed_.fullest_rank(recipe.train.batch, data_ranks_)));
     plan_.stages = known != nullptr ? *known
                                     : plan_stages(request_.blueprint, recipe, plan_.mesh,
                                                   {machine.device, machine.memory_bytes, per_host, host_limit_bytes()},
