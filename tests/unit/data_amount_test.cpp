@@ -4,6 +4,7 @@
 #include "parallel/base/error.h"
 #include "parallel/base/files.h"
 #include "tests/support/catch.h"
+#include "tests/support/message_of.h"
 #include "tests/support/temporary_folder.h"
 #include "trainer/recipe/recipe_load.h"
 
@@ -41,6 +42,18 @@ TEST_CASE("the fullest rank has the longest documents that chance brings togethe
   CHECK(DataAmount::of_equal(10, 1000).packed(4096, /*packing=*/true).fullest_rank(1, 1) == 4000);
   // In the order 2, 5, 3, 6, which is that of i x 0.618 without its whole part: 7, 3 and 6.
   CHECK(DataAmount({{2, 1}, {3, 1}, {5, 1}, {6, 1}}, "t").packed(8, /*packing=*/true).fullest_rank(1, 1) == 7);
+}
+
+TEST_CASE("what is held out is taken off every length, the nearest number of documents", "[data_amount]") {
+  const DataAmount all({{10, 900}, {1000, 100}}, "t"), rest = all.without_held_out(0.5);
+  CHECK(rest.documents() == 500);
+  CHECK(rest.tokens() == 450 * 10 + 50 * 1000);
+  CHECK(rest.source() == "t, 500 held out");
+  CHECK(DataAmount::of_equal(10, 7).without_held_out(0.26).documents() == 7);
+  CHECK(DataAmount::of_equal(10, 7).without_held_out(0.001).documents() == 9);
+  CHECK(DataAmount::of_equal(10, 7).without_held_out(0.999).documents() == 1);
+  CHECK(contains(message_of<UserError>([] { DataAmount::of_equal(1, 7).without_held_out(0.1); }),
+                 "1 documents of 7 tokens: one document; to hold documents out (data.eval_split: 0.1) takes two"));
 }
 
 TEST_CASE("a file's weight holds of its documents together, however many lengths they have", "[data_amount]") {

@@ -122,6 +122,19 @@ std::vector<LengthCount> DataAmount::lengths_of(const Recipe& recipe) {
   return counted(counts);
 }
 
+DataAmount DataAmount::without_held_out(double part) const {
+  const int64_t all = documents();
+  if (all < 2) {
+    throw UserError(str(source_, ": one document; to hold documents out (data.eval_split: ", part,
+                        ") takes two at least; add data, or set it to 0"));
+  }
+  const int64_t held = std::clamp<int64_t>(std::llround(part * static_cast<double>(all)), 1, all - 1);
+  Shares trained(static_cast<double>(all - held), static_cast<double>(all));
+  std::vector<LengthCount> rest;
+  for (const LengthCount& of : lengths_) rest.push_back({of.length, trained.of(of.documents)});
+  return DataAmount(std::move(rest), str(source_, ", ", held, " held out"));
+}
+
 int64_t DataAmount::documents() const {
   int64_t documents = 0;
   for (const LengthCount& of : lengths_) documents += of.documents;

@@ -39,6 +39,10 @@ class DataAmount {
 
   explicit DataAmount(std::vector<LengthCount> lengths, std::string source);
 
+  /// The rest when `part` of the documents, of each length alike, is held out as data.eval_split says: the nearest
+  /// number, at least one and not all. Throws UserError of a single document.
+  DataAmount without_held_out(double part) const;
+
   int64_t documents() const;
   int64_t tokens() const;
   /// Documents cut to `max_tokens`, and packed as trainer/data/batches.h does, or one a sequence.

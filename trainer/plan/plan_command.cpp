@@ -92,6 +92,7 @@ class Planner {
     }
     if (!options.receipts.empty()) receipts_ = load_receipts(options.receipts);
     data_.emplace(data());
+    if (recipe_.data.eval_split > 0.0) data_ = data_->without_held_out(recipe_.data.eval_split);
   }
 
   PlanAnswer answer() {

@@ -288,8 +288,8 @@ class Planned {
   double evaluation_s() const {
     const Recipe& recipe = request_.recipe;
     constexpr double kUsualShare = 0.02;  // of the documents, where data.eval is a file that nobody has read
-    double sequences =
-        static_cast<double>(packed_.sequences) * (recipe.data.eval_split > 0.0 ? recipe.data.eval_split : kUsualShare);
+    const double split = recipe.data.eval_split;
+    double sequences = static_cast<double>(packed_.sequences) * (split > 0.0 ? split / (1.0 - split) : kUsualShare);
     if (recipe.eval.max_sequences > 0) sequences = std::min(sequences, static_cast<double>(recipe.eval.max_sequences));
     const KernelRates rates(request_.machine, request_.network, plan_.mesh, Outlook::kExpected);
     const double batch = static_cast<double>(recipe.train.batch);

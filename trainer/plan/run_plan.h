@@ -30,7 +30,7 @@ struct PlanRequest {
   int64_t gpus = 1;  ///< ranks
   NetworkProfile network;
   DiskProfile disk;
-  DataAmount data;
+  DataAmount data;                ///< that is trained on: what data.eval_split holds out is taken off
   double expert_skew = 0.0;       ///< 0: not known
   int64_t host_memory_bytes = 0;  ///< for each rank; 0: the machine's
   std::optional<Price> price = {};
