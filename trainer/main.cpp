@@ -314,17 +314,23 @@ class CommandLine {
     command->add_option("RECIPE", plan_.recipe, "YAML file; with --model there is none");
     command->add_option("overrides", plan_.overrides, "values that replace those of the recipe")
         ->option_text("key.sub=value ...");
-    command->add_option("--model", plan_.model, "instead of a recipe: a model by name, or its folder")
-        ->option_text("NAME|PATH");
+    CLI::Option* model =
+        command->add_option("--model", plan_.model, "instead of a recipe: a model by name, or its folder")
+            ->option_text("NAME|PATH");
     command->add_option("--method", plan_.method, "with --model: what trains")
-        ->check(CLI::IsMember({"attention", "experts", "full"}));
-    command->add_option("--documents", plan_.documents, "how many there are to train on")->check(CLI::PositiveNumber);
-    command->add_option("--tokens-per-document", plan_.tokens_per_document, "and how long each is")
-        ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+        ->check(CLI::IsMember({"attention", "experts", "full"}))
+        ->needs(model);
+    CLI::Option* documents =
+        command->add_option("--documents", plan_.documents, "how many there are")->check(CLI::PositiveNumber);
+    CLI::Option* tokens =
+        command->add_option("--tokens-per-document", plan_.tokens_per_document, "and how long each is")
+            ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
     command
         ->add_option("--lengths", plan_.lengths,
                      "prepared tokens, a tokenised JSONL file, or JSON {\"tokens\": documents, ...}")
-        ->option_text("FILE");
+        ->option_text("FILE")
+        ->excludes(documents)
+        ->excludes(tokens);
     command->add_option("--on", plan_.on, "machines: 16xH100, or several with commas; without it the one at hand")
         ->option_text("GPUS");
     command->add_option("--machine", plan_.machine, "figures that moetune bench measured")->option_text("FILE");
@@ -345,8 +351,9 @@ class CommandLine {
                      "folder of runs whose receipts correct the plan; alone: what they say")
         ->option_text("DIR");
     command->add_flag("--json", plan_.json, "print JSON alone");
-    command->add_option("--html", plan_.html, "write a page of the plan")->option_text("FILE");
+    CLI::Option* page = command->add_option("--html", plan_.html, "write a page of the plan")->option_text("FILE");
     CLI::Option* search = command->add_flag("--search", plan_.search, "the cheapest and the fastest layout that fit");
+    search->excludes(page);
     command->add_option("--max-gpus", plan_.max_gpus, "with --search")
         ->check(CLI::Range(int64_t{1}, int64_t{4096}))
         ->needs(search);

@@ -103,12 +103,12 @@ std::vector<Recipe> layouts(const Recipe& recipe, const Blueprint& blueprint, in
   return found;
 }
 
-RunPlan best_layout(const PlanRequest& request, const SearchOptions& options) {
-  const std::vector<Recipe> tried = layouts(request.recipe, request.blueprint, request.gpus);
-  if (tried.empty()) {
-    throw UserError(str("no mesh of ", request.gpus, " ranks goes with ", request.blueprint.router.experts,
-                        " experts; name another number of GPUs"));
+std::optional<RunPlan> find_best_layout(const PlanRequest& request, const SearchOptions& options) {
+  std::vector<Recipe> tried = layouts(request.recipe, request.blueprint, request.gpus);
+  if (!options.own_batch) {  // ranks without a sequence
+    std::erase_if(tried, [](const Recipe& recipe) { return recipe.train.batch < *recipe.mesh.dp * recipe.mesh.ep; });
   }
+  if (tried.empty()) return {};
   std::optional<RunPlan> best, least;
   double fastest = 0.0;
   const auto consider = [&](RunPlan plan) {
@@ -131,6 +131,14 @@ RunPlan best_layout(const PlanRequest& request, const SearchOptions& options) {
     }
   }
   return plan_run(best ? best->request : least->request);
+}
+
+RunPlan best_layout(const PlanRequest& request, const SearchOptions& options) {
+  if (std::optional<RunPlan> best = find_best_layout(request, options)) return *std::move(best);
+  throw UserError(str("no mesh of ", request.gpus, " ranks goes with ", request.blueprint.router.experts,
+                      " experts, mesh.pp ", request.recipe.mesh.pp,
+                      options.own_batch ? "" : str(" and train.batch ", request.recipe.train.batch),
+                      "; name another number of GPUs"));
 }
 
 }  // namespace moetune

@@ -24,6 +24,7 @@
 #include "trainer/recipe/recipe_dump.h"
 #include "trainer/recipe/recipe_load.h"
 #include "trainer/recipe/recipe_meaning.h"
+#include "trainer/recipe/recipe_reading.h"
 
 namespace moetune {
 namespace {
@@ -33,6 +34,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr int64_t kUsualDocuments = 50000, kUsualTokens = 1024;  // the instruction set that cookbooks speak of
 constexpr double kUsualHostGb = 200.0, kGb = 1e9;
+constexpr const char* kCommandLine = "command line";  // as Recipe::origin() has it
 constexpr const char* kUsualMachines = "2xH200,8xH100,16xH100,128xH100";
 
 std::vector<std::string> split(const std::string& text, char at) {
@@ -66,14 +68,20 @@ int64_t usual_sequence(const PlanOptions& options, const Blueprint& blueprint) {
 Recipe recipe_of_method(const PlanOptions& options, const Blueprint& blueprint) {
   const int64_t max_tokens = usual_sequence(options, blueprint);
   std::string text =
-      str("run: {dir: runs/plan, device: cuda}\nmodel: {path: ", options.model,
+      str("run: {dir: runs/plan, device: cuda}\nmodel: {path: ", quote_yaml(options.model),
           options.method == "full" ? ", base: bf16}\n" : "}\n", "data: {train: train.jsonl, max_tokens: ", max_tokens,
           "}\n", "train: {epochs: 1, batch: 1}\n");
   if (options.method == "attention") text += "adapter: {rank: 32, targets: [attention]}\n";
   else if (options.method == "experts")
     text += str("adapter: {rank: 6, targets: [", gate_of_experts(blueprint), "]}\n");
   else text += "adapter: none\n";
-  return parse_recipe(text, str("--method ", options.method), options.overrides);
+  Recipe recipe = parse_recipe(text, str("--method ", options.method), options.overrides);
+  for (const char* key : {"mesh.dp", "mesh.ep", "mesh.tp", "mesh.expert_tp", "mesh.shard"}) {
+    if (recipe.origin(key) != kCommandLine) continue;
+    throw UserError(
+        str(kCommandLine, ": ", key, ": --model takes the fastest mesh; name a recipe to plan one of its own"));
+  }
+  return recipe;
 }
 
 /// Everything that machines have in common.
@@ -96,6 +104,7 @@ class Planner {
   }
 
   PlanAnswer answer() {
+    require_measured_kind();
     if (options_.search) return search();
     std::vector<RunPlan> plans;
     const std::vector<std::string> machines = split(machines_text(), ',');
@@ -116,6 +125,24 @@ class Planner {
  private:
   std::string machines_text() const {
     return options_.on.empty() && options_.recipe.empty() && options_.machine.empty() ? kUsualMachines : options_.on;
+  }
+
+  /// What --machine measured is of a GPU that is planned for.
+  void require_measured_kind() const {
+    if (options_.machine.empty() || (options_.on.empty() && !options_.search)) return;
+    std::vector<std::string> names;
+    if (options_.search) names = searched_machines();
+    else
+      for (const std::string& text : split(options_.on, ',')) names.push_back(parse_machine_choice(text).name);
+    const MachineProfile measured = measured_machine(options_.machine);
+    std::string known;
+    for (const std::string& name : names) {
+      if (shipped_machine(name).device_name == measured.device_name) return;
+      known += (known.empty() ? "" : ", ") + name;
+    }
+    throw UserError(str("--machine ", options_.machine, ": was measured on ", measured.device_name,
+                        ", which is none of the machines that are planned for (", known,
+                        "); name it with --on, or leave --machine out"));
   }
 
   DataAmount data() {
@@ -199,7 +226,8 @@ class Planner {
   }
 
   RunPlan planned(const PlanRequest& request) const {
-    return options_.recipe.empty() ? best_layout(request, {.own_batch = true}) : plan_run(request);
+    if (!options_.recipe.empty()) return plan_run(request);
+    return best_layout(request, {.own_batch = recipe_.origin("train.batch") != kCommandLine});
   }
 
   std::vector<std::string> changes(const RunPlan& plan) const {
@@ -242,11 +270,10 @@ class Planner {
     std::vector<RunPlan> fitting;
     for (const std::string& name : searched_machines()) {
       for (int64_t gpus = 1; gpus <= options_.max_gpus; gpus *= 2) {
-        if (recipe_.train.batch < gpus && gpus > 1) break;  // ranks without a sequence
-        RunPlan plan = best_layout(request_on(str(gpus, "x", name)));
-        const bool wanted = plan.fits() && plan.run.hours <= options_.max_hours.value_or(1e18) &&
-                            plan.dollars() <= options_.max_dollars.value_or(1e18);
-        if (wanted) fitting.push_back(std::move(plan));
+        std::optional<RunPlan> plan = find_best_layout(request_on(str(gpus, "x", name)));
+        const bool wanted = plan && plan->fits() && plan->run.hours <= options_.max_hours.value_or(1e18) &&
+                            plan->dollars() <= options_.max_dollars.value_or(1e18);
+        if (wanted) fitting.push_back(*std::move(plan));
       }
     }
     PlanAnswer answer;
@@ -290,8 +317,13 @@ class Planner {
   std::vector<std::string> searched_machines() const {
     std::vector<std::string> names;
     for (const std::string& text : split(options_.on, ',')) {
-      const bool counted = std::isdigit(static_cast<unsigned char>(text.front())) != 0;
-      names.push_back(counted ? parse_machine_choice(text).name : shipped_machine(text).name);
+      if (std::isdigit(static_cast<unsigned char>(text.front())) != 0) {
+        const MachineChoice choice = parse_machine_choice(text);
+        throw UserError(str("--search --on ", text,
+                            ": a search tries 1, 2, 4, ... GPUs up to --max-gpus; name the kind ", "alone: --on ",
+                            choice.name, " --max-gpus ", choice.gpus));
+      }
+      names.push_back(shipped_machine(text).name);
     }
     return names.empty() ? shipped_machines() : names;
   }
@@ -320,7 +352,12 @@ class Planner {
 
 }  // namespace
 
-PlanAnswer plan(const PlanOptions& options) {
+PlanAnswer plan(const PlanOptions& given) {
+  PlanOptions options = given;
+  if (!options.model.empty() && options.recipe.find('=') != std::string::npos) {
+    options.overrides.insert(options.overrides.begin(), std::move(options.recipe));
+    options.recipe.clear();
+  }
   if (options.recipe.empty() && options.model.empty()) {
     if (options.receipts.empty()) throw UserError("plan: name a recipe, or --model");
     const Receipts receipts = load_receipts(options.receipts);

@@ -13,7 +13,8 @@
 namespace moetune {
 
 struct PlanOptions {
-  std::string recipe;                  ///< a file, or empty: `model` and `method` say what is trained
+  /// A file, or empty: `model` and `method` say what is trained. Beside `model` "key.sub=value" is an override too.
+  std::string recipe;
   std::vector<std::string> overrides;  ///< of the recipe
   std::string model;                   ///< a shipped model's name, or a folder with config.json
   std::string method = "attention";    ///< attention, experts, full
