@@ -76,6 +76,11 @@ void apply_override(const std::string& text, const std::vector<std::string>& key
     mistakes.on_command_line(str(name, ": given twice"));
     return;
   }
+  const auto inner = done.lower_bound(name + ".");
+  if (inner != done.end() && inner->starts_with(name + ".")) {
+    mistakes.on_command_line(str(*inner, ": given twice, the second time in ", name, "; give ", name, " before it"));
+    return;
+  }
   YamlNode* map = &root;
   std::string walked;
   for (size_t i = 0; i + 1 < parts.size(); ++i) {
@@ -97,7 +102,10 @@ void apply_override(const std::string& text, const std::vector<std::string>& key
   }
   const std::string value = text.substr(equals + 1);
   YamlEntry* entry = find_entry(*map, parts.back());
-  if (value.empty() && entry != nullptr) map->entries.erase(map->entries.begin() + (entry - map->entries.data()));
+  if (value.empty() && entry != nullptr) {
+    map->entries.erase(map->entries.begin() + (entry - map->entries.data()));
+    return;
+  }
   if (value.empty() && is_schema_name(name, keys)) return;
   if (entry == nullptr) {
     map->entries.push_back({parts.back(), 0, 0, {}});
