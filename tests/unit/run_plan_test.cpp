@@ -173,6 +173,24 @@ TEST_CASE("saving beside training costs the copy, and what writing takes longer 
   CHECK(beside.host_bytes > at_once.host_bytes);
 }
 
+TEST_CASE("saves by the clock are counted where steps do not come before it", "[run_plan]") {
+  const auto plan_of = [](const std::string& every_steps, double every_minutes) {
+    PlanRequest request = request_of("qwen3-30b-a3b", {"adapter=none", "model.base=bf16", "checkpoint.async=false",
+                                                       "checkpoint.every_steps=" + every_steps});
+    request.recipe.checkpoint.every_minutes = every_minutes;
+    request.host_memory_bytes = int64_t{1} << 50;
+    return plan_run(request);
+  };
+  const RunPlan plain = plan_of("0", 0.0);
+  REQUIRE(plain.run.steps == 25);
+  const double one_s = plain.run.save_s, step_min = plain.time.expected.seconds / 60;
+  // After 10.5 and 21 steps, and at the end.
+  CHECK(near(plan_of("0", 10.5 * step_min).run.save_s, 3 * one_s));
+  CHECK(near(plan_of("0", 30 * step_min).run.save_s, one_s));
+  CHECK(near(plan_of("5", 10.5 * step_min).run.save_s, 5 * one_s));
+  CHECK(near(plan_of("20", 10.5 * step_min).run.save_s, (1 + 1 + 2) * one_s));
+}
+
 TEST_CASE("recomputing adds a forward pass without the experts' down map and the head", "[run_plan]") {
   const StepTime kept = plan_run(request_of("qwen3-30b-a3b", {})).time.expected,
                  again = plan_run(request_of("qwen3-30b-a3b", {"train.keep=none"})).time.expected;
@@ -317,6 +335,20 @@ TEST_CASE("a run that does not fit says what would", "[run_plan]") {
   CHECK(changes.front() == "train.keep=none");
   request.recipe.train.keep = {KeepLayers::Kind::kNone};
   CHECK(plan_run(request).fits());
+}
+
+// 10^9 bytes, as --host-memory counts them.
+TEST_CASE("the host memory that a plan asks for is what the option takes", "[run_plan]") {
+  PlanRequest request = request_of("qwen3-30b-a3b", {"offload.frozen=all"});
+  request.machine.host_memory_bytes = int64_t{1} << 30;
+  const RunPlan plan = plan_run(request);
+  REQUIRE(plan.host_bytes > plan.host_limit_bytes);
+  const std::string words = "--host-memory ", last = changes_to_fit(plan, {}).back();
+  REQUIRE(last.starts_with(words));
+  const double gb = std::stod(last.substr(words.size()));
+  CHECK(last == words + std::to_string(static_cast<int64_t>(gb)));
+  CHECK(gb * 1e9 >= static_cast<double>(plan.host_bytes));
+  CHECK((gb - 1) * 1e9 < static_cast<double>(plan.host_bytes));
 }
 
 TEST_CASE("a search takes the fastest layout that fits", "[run_plan]") {

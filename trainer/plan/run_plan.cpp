@@ -27,6 +27,7 @@ constexpr double kStartSeconds = 30.0, kStartSecondsOfCpu = 2.0;
 /// Of the busiest rank of an expert axis over their mean, where no run has said it: text, without a balance loss.
 constexpr double kUsualSkew = 1.1;
 constexpr double kHighSkew = 1.3;
+constexpr double kNever = 1e18;  // in seconds, or epochs
 
 /// Bytes of the checkpoint that the model is read from.
 double checkpoint_bytes(const Blueprint& blueprint) {
@@ -224,7 +225,7 @@ class Planned {
   }
   double epochs() const {
     const TrainRecipe& train = request_.recipe.train;
-    return train.epochs ? static_cast<double>(*train.epochs) : 1e18;
+    return train.epochs ? static_cast<double>(*train.epochs) : kNever;
   }
 
   void add_run() {
@@ -256,8 +257,7 @@ class Planned {
     for (const TrainedLayer& layer : plan_.memory.trained_layers) {
       bytes += 3.0 * 4.0 * static_cast<double>(layer.shard_numbers);
     }
-    const int64_t saves = 1 + (recipe.checkpoint.every_steps > 0 ? (run.steps - 1) / recipe.checkpoint.every_steps : 0);
-    run.save_s = exposed_save_s(static_cast<double>(saves), bytes * static_cast<double>(per_host));
+    run.save_s = exposed_save_s(saves(), bytes * static_cast<double>(per_host));
     const auto hours = [&](const StepTime& step) {
       constexpr double kHour = 3600.0;
       return (run.load_s + run.evaluation_s + run.save_s + static_cast<double>(run.steps) * step.seconds) / kHour;
@@ -267,15 +267,35 @@ class Planned {
     run.hours_high = hours(plan_.time.high);
   }
 
+  /// After so many steps, when so much time has passed since the last, and at the end.
+  double saves() const {
+    const CheckpointRecipe& checkpoint = request_.recipe.checkpoint;
+    double saves = 1.0;
+    if (checkpoint.every_steps > 0) saves += static_cast<double>((plan_.run.steps - 1) / checkpoint.every_steps);
+    // Where steps have it more often the clock never asks.
+    const double trained_s = static_cast<double>(plan_.run.steps) * plan_.time.expected.seconds;
+    if (between_saves_s() < step_s_between_saves()) saves += std::floor(trained_s / between_saves_s());
+    return saves;
+  }
+  double step_s_between_saves() const {
+    const int64_t steps = request_.recipe.checkpoint.every_steps;
+    return steps > 0 ? static_cast<double>(steps) * plan_.time.expected.seconds : kNever;
+  }
+  /// By steps or by the clock, whichever comes first.
+  double between_saves_s() const {
+    constexpr double kMinute = 60.0;
+    const double minutes = request_.recipe.checkpoint.every_minutes;
+    return std::min(step_s_between_saves(), minutes > 0.0 ? kMinute * minutes : kNever);
+  }
+
   /// What training stands still for so many saves of so many bytes of a host. Written beside training, all but the last
   /// cost the copying, and what writing takes longer than the steps between two.
   double exposed_save_s(double saves, double bytes) const {
     const double write_s = bytes / request_.disk.write_bytes_per_s;
     if (!plan_.memory.saves_beside) return saves * write_s;
     constexpr double kCopiedBytesPerS = 5e9;  // of a rank
-    const double between_s = static_cast<double>(request_.recipe.checkpoint.every_steps) * plan_.time.expected.seconds;
     return write_s + (saves - 1.0) * (static_cast<double>(plan_.memory.copied_save_bytes) / kCopiedBytesPerS +
-                                      std::max(0.0, write_s - between_s));
+                                      std::max(0.0, write_s - between_saves_s()));
   }
 
   double evaluations() const {
@@ -412,8 +432,10 @@ std::vector<std::string> changes_to_fit(const RunPlan& plan, const std::vector<M
     attempt(str(plan.request.gpus, "x", other.name), [&](PlanRequest& request) { request.machine = other; });
   }
   if (plan.host_bytes > plan.host_limit_bytes) {
-    attempt(str("--host-memory ", bytes_text(plan.host_bytes), " a rank"),
-            [&](PlanRequest& request) { request.host_memory_bytes = plan.host_bytes; });
+    constexpr int64_t kGb = 1000000000;  // as the option counts
+    const int64_t needed_gb = ceil_div(plan.host_bytes, kGb);
+    attempt(str("--host-memory ", needed_gb),
+            [&](PlanRequest& request) { request.host_memory_bytes = needed_gb * kGb; });
   }
   return changes;
 }
