@@ -189,13 +189,15 @@ _UNITS = {
     "dense.": "FLOP/s",
     "grouped.": "FLOP/s",
     "attention.": "FLOP/s",
+    "small_blocks": "blocks/s",
+    "all_gather.small": "collectives/s",
     "": "B/s",
 }
 
 
 def _rate_text(rate):
     unit = next(unit for first, unit in _UNITS.items() if rate.name.startswith(first))
-    if unit in ("numbers/s", "operators/s"):
+    if unit in ("numbers/s", "operators/s", "blocks/s", "collectives/s"):
         return f"{units.count_text(rate.value)} {unit}"
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if rate.value >= size:

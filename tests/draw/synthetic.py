@@ -174,6 +174,9 @@ def plan(gpus=2, machine="h200", dollars=12.5, host_limit=100 << 30):
                 "device_copy": {"value": 4.25e12, "source": "moetune bench, <here>"},
                 "dense.qwen3_q": {"value": 641e12, "source": "a peak x 0.65"},
                 "optimizer.adamw": {"value": 3.5e9, "source": ""},
+                "small_blocks": {"value": 2210.0, "source": ""},
+                "all_gather": {"value": 3.2e11, "source": ""},
+                "all_gather.small": {"value": 41500.0, "source": ""},
             },
         },
         "memory": {
@@ -218,7 +221,7 @@ def plan(gpus=2, machine="h200", dollars=12.5, host_limit=100 << 30):
             "price_per_gpu_hour": dollars and dollars / 1.125 / gpus,
             "price_source": dollars and "a table, https://prices.example",
         },
-        **({} if host <= host_limit else {"changes_to_fit": ["train.batch=2", "--host-memory 9 GiB"]}),
+        **({} if host <= host_limit else {"changes_to_fit": ["train.batch=2", "--host-memory 10"]}),
     }
 
 

@@ -79,6 +79,9 @@ class PlanPageTest(unittest.TestCase):
             "2.25 GPU-hours at $5.56: a table, https://prices.example",
             "Not measured on the machine that is planned for",
             "4.25 TB/s moetune bench, <here>",
+            "small_blocks 2.21 k blocks/s",
+            "all_gather 320 GB/s",
+            "all_gather.small 41.5 k collectives/s",
             "641 TFLOP/s",
             "3.50 B numbers/s",
         ):
@@ -105,7 +108,7 @@ class PlanPageTest(unittest.TestCase):
         self.page(plan(host_limit=6 << 30))
         self.assertIn("It does not fit: host memory lacks 2.00 GiB.", self.text)
         self.assertIn("It would fit with train.batch=2", self.text)
-        self.assertIn("It would fit with --host-memory 9 GiB", self.text)
+        self.assertIn("It would fit with --host-memory 10", self.text)
         self.assertIn("8.00 GiB, 2.00 GiB too many", self.text)
         without = plan(host_limit=6 << 30)
         without["changes_to_fit"] = []
