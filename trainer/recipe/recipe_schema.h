@@ -300,14 +300,16 @@ void visit_keys(Visitor& v, S& train) {
            .range = {1, 1 << 24},
            .empty_word = "auto",
            .on_resume = OnResume::kFree});
-  v.field("keep", train.keep,
-          {.doc = "What layers keep from their way down instead of recomputing it on their way up: memory for time. "
-                  "attention: the residual behind attention and what attention gave; experts: the routed experts' rows "
-                  "and activations too; all: their whole graph; N: the last N layers all, the others none. auto keeps "
-                  "as much as fits, in that order, each from the last layer down.",
-           .unit = "layers",
-           .range = {0, 10000},
-           .on_resume = OnResume::kFree});
+  v.field(
+      "keep", train.keep,
+      {.doc =
+           "What layers keep from their way down instead of recomputing it on their way up: memory for time. "
+           "attention: the residual behind attention and what attention gave; experts: the routed experts' rows "
+           "and activations too; all: their whole graph; N: the last N layers all, the others none, of each "
+           "stage where mesh.pp has several. auto keeps as much as fits, in that order, each from the last layer down.",
+       .unit = "layers",
+       .range = {0, 10000},
+       .on_resume = OnResume::kFree});
   v.field("clip", train.clip,
           {.doc = "The global gradient norm is scaled down to this; 0 is off.",
            .range = {0, 1e6},
