@@ -12,8 +12,6 @@
 namespace moetune {
 namespace {
 
-constexpr int64_t kRanksPerHost = 8;  // GPUs of a node, as they are sold
-
 std::string run_text(int64_t first, int64_t count) {
   return count == 0 ? "none" : count == 1 ? str(first) : str(first, "-", first + count - 1);
 }
@@ -25,7 +23,7 @@ PlannedMesh plan_mesh(const Recipe& recipe, int64_t world_size, int64_t ranks_pe
   PlannedMesh mesh;
   mesh.blueprint = load_blueprint(recipe.model.path);
   mesh.shape = mesh_shape(recipe, mesh.blueprint, world_size);
-  mesh.ranks_per_host = std::min(world_size, ranks_per_host > 0 ? ranks_per_host : kRanksPerHost);
+  mesh.ranks_per_host = std::min(world_size, ranks_per_host > 0 ? ranks_per_host : kUsualRanksPerHost);
   mesh.base = recipe.model.base;
   mesh.compute_bytes = static_cast<int64_t>(c10::elementSize(scalar_type(recipe.model.compute)));
   const std::vector<MemoryPlan> stages =

@@ -16,6 +16,8 @@
 
 namespace moetune {
 
+constexpr int64_t kUsualRanksPerHost = 8;  ///< GPUs of a node, as they are sold
+
 struct PlannedMesh {
   Blueprint blueprint;
   MeshShape shape;

@@ -1,5 +1,6 @@
 #include "trainer/plan/validate.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -19,6 +20,7 @@
 #include "trainer/data/documents.h"
 #include "trainer/plan/memory_plan.h"
 #include "trainer/plan/model_banner.h"
+#include "trainer/plan/planned_mesh.h"
 #include "trainer/recipe/recipe_meaning.h"
 
 namespace moetune {
@@ -86,6 +88,18 @@ void check_adapter(const std::string& folder) {
   }
 }
 
+/// What is wrong begins with its key.
+void check_targets(const Recipe& recipe, const Blueprint& blueprint) {
+  AdapterTargets targets = adapter_targets(recipe);
+  linear_maps(blueprint, recipe.mtp.trains(), &targets);
+  try {
+    targets.require_all_matched();
+  } catch (const UserError& error) {
+    const std::string what = error.what();
+    throw UserError(str(recipe.origin(what.substr(0, what.find(':'))), ": ", what));
+  }
+}
+
 /// Whether a file holds JSON lines as they are: what is packed, an array or Parquet is looked into when it is prepared.
 bool is_plain_lines(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -126,11 +140,7 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
         str(recipe.origin("mtp.loss_weight"),
             ": mtp.loss_weight: above 0, but the model has no MTP module (num_nextn_predict_layers); set it to 0"));
   }
-  findings.attempt(recipe.origin("adapter.targets"), [&] {
-    AdapterTargets targets = adapter_targets(recipe);
-    linear_maps(blueprint, with_mtp, &targets);
-    targets.require_all_matched();
-  });
+  findings.attempt("", [&] { check_targets(recipe, blueprint); });
   findings.attempt("", [&] { balance_spec(recipe, blueprint); });
   findings.attempt("", [&] { require_correction_bias(recipe, blueprint); });
   findings.attempt("", [&] { require_router_gradient(recipe, blueprint); });
@@ -139,8 +149,9 @@ std::string validate(const Recipe& recipe, const std::string& recipe_path, int64
   findings.attempt("", [&] { mesh = mesh_shape(recipe, blueprint, world_size); });
   findings.raise_if_any();
 
-  const MemoryPlan plan =
-      plan_memory(blueprint, recipe, mesh, {device_type(recipe), device_memory_bytes(device_type(recipe)), 0});
+  const MemoryPlan plan = plan_memory(
+      blueprint, recipe, mesh,
+      {device_type(recipe), device_memory_bytes(device_type(recipe)), std::min(world_size, kUsualRanksPerHost)});
   return banner_line("recipe", recipe_path) + banner_of_model(recipe, blueprint, mesh, plan) +
          banner_line("memory", str("of each rank, for ", recipe.train.batch, " sequences of ", recipe.data.max_tokens,
                                    " tokens a step")) +
