@@ -1,9 +1,11 @@
 #include "trainer/exports/evaluate.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 
 #include <nlohmann/json.hpp>
@@ -25,6 +27,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr std::array kKeys = {"document", "loss", "target_tokens"};  // of a line
+
 /// A model's own folder, neither a run's nor a checkpoint's.
 bool is_model(const fs::path& path) {
   return fs::exists(path / "config.json") && !fs::exists(path / "manifest.json") && !fs::exists(path / "checkpoints");
@@ -35,13 +39,30 @@ bool gives(const std::vector<std::string>& overrides, const std::string& start) 
                      [&](const std::string& given) { return given.starts_with(start); });
 }
 
+/// A file that is there already must be one of an earlier evaluation: a name given by mistake may be that of the data.
+void require_replaceable(const std::string& to) {
+  std::error_code ignored;
+  if (!fs::exists(fs::symlink_status(to, ignored))) return;
+  bool earlier = fs::is_regular_file(to, ignored);
+  if (earlier && fs::file_size(to, ignored) > 0) {
+    std::string line;
+    std::getline(std::ifstream(to), line);
+    const auto first = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    earlier = first.is_object() && first.size() == kKeys.size() &&
+              std::all_of(kKeys.begin(), kKeys.end(), [&](const char* key) { return first.contains(key); });
+  }
+  if (!earlier) {
+    throw UserError(
+        str("--to ", to, ": is there already, and holds no losses of an earlier evaluation; name a new file"));
+  }
+}
+
 void write_documents(const std::string& to, const std::vector<DocumentLoss>& by_document) {
   std::string lines;
   for (size_t i = 0; i < by_document.size(); ++i) {
     if (by_document[i].targets == 0) continue;
     lines +=
-        nlohmann::ordered_json{
-            {"document", i}, {"loss", by_document[i].loss()}, {"target_tokens", by_document[i].targets}}
+        nlohmann::ordered_json{{kKeys[0], i}, {kKeys[1], by_document[i].loss()}, {kKeys[2], by_document[i].targets}}
             .dump() +
         "\n";
   }
@@ -74,6 +95,7 @@ Recipe recipe_of_evaluation(const std::string& path, const SavedRun* saved, cons
 
 int evaluate_model(const std::string& path, const std::string& data, const std::vector<std::string>& overrides,
                    const std::string& to, Launch& launch) {
+  if (!to.empty()) require_replaceable(to);
   // Opening a run reads all of its checkpoint, and a job that goes on may save another meanwhile.
   const std::unique_ptr<SavedRun> saved = is_model(path) ? nullptr : std::make_unique<SavedRun>(path);
   const Recipe recipe = recipe_of_evaluation(path, saved.get(), data, overrides, launch.world_size());
