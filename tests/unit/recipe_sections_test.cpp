@@ -1,4 +1,5 @@
-// Sections of recipes with rules of their own: data files, balance losses, targets, layers and experts, parts that train.
+// Sections of recipes with rules of their own: data files, balance losses, targets, layers and experts, parts that
+// train.
 #include <unistd.h>
 
 #include <filesystem>

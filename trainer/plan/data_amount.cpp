@@ -34,8 +34,8 @@ std::vector<LengthCount> counted(const std::map<int64_t, int64_t>& documents) {
   return lengths;
 }
 
-/// Cuts `part` of `all` into shares of what `all` consists of, one call after the other: none is off by one or more, and
-/// together they are `part`.
+/// Cuts `part` of `all` into shares of what `all` consists of, one call after the other: none is off by one or more,
+/// and together they are `part`.
 class Shares {
  public:
   Shares(double part, double all) : part_(part), all_(all) {}
