@@ -11,6 +11,10 @@ void HostStash::put(int64_t key, at::Tensor tensor) {
   MT_CHECK(tensor.is_contiguous() && tensor.device() == device_, "stash ", key, ": a tensor ", tensor.sizes(), " on ",
            tensor.device());
   Entry& entry = entries_[key];
+  if (entry.device.defined()) {  // fetched by a pass that failed, and never taken
+    entry.ready.hold(out_);
+    entry.device = at::Tensor();
+  }
   const int64_t bytes = static_cast<int64_t>(tensor.nbytes());
   if (!entry.host.defined() || entry.host.numel() < bytes) entry.host = host_bytes(bytes, device_.is_cuda());
   entry.shaped = entry.host.narrow(0, 0, bytes).view(tensor.scalar_type()).view(tensor.sizes());

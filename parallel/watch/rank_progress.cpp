@@ -40,6 +40,7 @@ RankProgress::Place::Place(RankProgress* progress, std::string text, Pace pace)
     : progress_(progress), exceptions_at_birth_(std::uncaught_exceptions()) {
   if (progress_ == nullptr) return;
   const std::lock_guard lock(progress_->mutex_);
+  depth_ = progress_->places_.size();
   const bool around = progress_->places_.empty() || progress_->places_.back().patient;
   progress_->places_.push_back({std::move(text), pace == Pace::kInherited ? around : pace == Pace::kPatient});
   ++progress_->signs_;
@@ -48,7 +49,7 @@ RankProgress::Place::Place(RankProgress* progress, std::string text, Pace pace)
 RankProgress::Place::~Place() {
   if (progress_ == nullptr || std::uncaught_exceptions() > exceptions_at_birth_) return;
   const std::lock_guard lock(progress_->mutex_);
-  progress_->places_.pop_back();
+  progress_->places_.resize(depth_);  // with those that an exception left and that was caught
   ++progress_->signs_;
 }
 

@@ -55,6 +55,7 @@ class RankProgress {
 
    private:
     RankProgress* progress_;
+    size_t depth_ = 0;  ///< places around this one
     int exceptions_at_birth_;
   };
 

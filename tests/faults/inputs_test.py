@@ -97,6 +97,23 @@ class InputsTest(unittest.TestCase):
             self.assertEqual([line["tokens"] - line["target_tokens"] for line in steps], [4, 4, 2])
             self.assertEqual(sum(line["tokens"] for line in steps), 2 * sum(range(10, 15)))
 
+    def test_more_epochs_behind_a_last_step_of_what_was_left(self):
+        """That step would have held more: to go on would leave those out for good."""
+        data = self.folder / "seven.jsonl"
+        data.write_text(lines(range(10, 17)))
+        of_four, of_seven = (
+            self.run_of(f"batches of {batch}", **{"data.train": data, "train.epochs": 1, "train.batch": batch})
+            for batch in (4, 7)
+        )
+        for run in (of_four, of_seven):
+            run.finish()
+            run.values["train.epochs"] = 2
+        output = of_four.finish(resume=True, expect=2)
+        self.assertIn("the run has ended with a step of 3 of 4 sequences, which would be whole now", output)
+        self.assertEqual(len(of_four.lines("step")), 2)
+        of_seven.finish(resume=True)  # whole steps go on
+        self.assertEqual([line["tokens"] for line in of_seven.lines("step")], 2 * [sum(range(10, 17))])
+
     def test_a_step_that_repeats_documents_is_told(self):
         data = self.folder / "one.jsonl"
         data.write_text(lines([10]))

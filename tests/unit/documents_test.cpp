@@ -308,7 +308,8 @@ TEST_CASE("held-out documents leave the others, and come back the same", "[docum
     CHECK(all == first_tokens(again));
     CHECK(first_tokens(again.split_off(c.part, 17)) == taken);
     CHECK(rest.num_tokens() + held.num_tokens() == 2 * c.size);
-    // Weights stay with their documents.
+    // What is held out is evaluated once, whatever its weight; with the others it stays.
+    for (const Share& share : held.shares()) CHECK(share.weight == 1.0);
     for (const Share& share : rest.shares()) {
       for (std::int64_t i = share.begin; i < share.end; ++i) {
         CHECK(share.weight == (rest.doc(i).tokens[0] == 2 * (c.size - 1) ? 3.0 : 1.0));

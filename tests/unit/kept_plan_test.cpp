@@ -52,3 +52,25 @@ TEST_CASE("memory plan: auto keeps what fits, and less of it where a step took m
     }
   }
 }
+
+TEST_CASE("memory plan: auto moves no weights to the host for what it keeps") {
+  const Blueprint config = parse_blueprint(kTinyV3, "config.json");
+  const auto planned = [&](const char* keep, int64_t memory) {
+    const Recipe recipe = tiny_recipe({"train.batch=64", "data.max_tokens=1024", "offload.frozen=auto", keep});
+    return plan_memory(config, recipe, {1, 1, 1, 1}, {.device = at::kCUDA, .device_memory_bytes = memory});
+  };
+  const int64_t all = planned("train.keep=all", int64_t{1} << 40).device_bytes();
+  int64_t dense_on_device = 0, keeps_some = 0;
+  for (int64_t part = 1; part <= 256; ++part) {
+    const int64_t memory = all * part / 200;
+    const MemoryPlan nothing = planned("train.keep=none", memory), kept = planned("train.keep=auto", memory);
+    INFO(memory << " bytes: " << to_string(kept.kept));
+    CHECK(kept.weights.host_layers == nothing.weights.host_layers);
+    CHECK(kept.weights.dense_on_host == nothing.weights.dense_on_host);
+    dense_on_device += !nothing.weights.dense_on_host;
+    keeps_some += kept.kept.steps() > 0 && kept.kept.steps() < KeptBlocks::most_steps(config.num_layers());
+  }
+  CHECK(dense_on_device > 0);
+  CHECK(dense_on_device < 256);
+  CHECK(keeps_some > 0);
+}

@@ -200,12 +200,16 @@ void Batches::for_each_sequence(std::int64_t step, const Visit& visit) {
   }
 }
 
-std::int64_t Batches::steps_of_epochs(std::int64_t epochs) {
+std::int64_t Batches::sequences_of_epochs(std::int64_t epochs) {
   MT_CHECK(epochs >= 1 && (options_.epochs == 0 || epochs <= options_.epochs), "epochs ", epochs);
   while (static_cast<std::int64_t>(first_sequences_.size()) <= epochs) {
     epoch(static_cast<std::int64_t>(first_sequences_.size()) - 1);
   }
-  return ceil_div(first_sequences_[epochs], options_.batch);
+  return first_sequences_[epochs];
+}
+
+std::int64_t Batches::steps_of_epochs(std::int64_t epochs) {
+  return ceil_div(sequences_of_epochs(epochs), options_.batch);
 }
 
 Batch Batches::at(std::int64_t step) {

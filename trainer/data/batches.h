@@ -79,6 +79,8 @@ class Batches {
   /// Steps that take all sequences of the first `epochs` epochs: rounded up. In a stream that goes on the last of them
   /// may reach into another epoch.
   std::int64_t steps_of_epochs(std::int64_t epochs);
+  /// Sequences of the first `epochs` epochs.
+  std::int64_t sequences_of_epochs(std::int64_t epochs);
   /// Sequences that an epoch packs into.
   std::int64_t sequences_of_epoch(std::int64_t index) { return static_cast<std::int64_t>(epoch(index).tokens.size()); }
 

@@ -216,6 +216,7 @@ Documents Documents::split_off(double part, std::uint64_t seed) {
   std::sort(held.begin(), held.end());
   std::sort(rest.begin(), rest.end());
   Documents held_out = chosen(held);
+  for (Part& part : held_out.parts_) part.weight = 1.0;
   *this = chosen(rest);
   return held_out;
 }

@@ -495,7 +495,9 @@ MemoryPlan plan_stage(const Blueprint& blueprint, const Recipe& recipe, const Me
   for (int64_t fits = 0, too_many = KeptBlocks::most_steps(rising) + 1; too_many - fits > 1;) {
     const int64_t tried = fits + (too_many - fits) / 2;
     MemoryPlan more = planner.plan(KeptBlocks::after(tried, rising));
-    if (more.device_bytes() > room || more.weights.host_layers != plan.weights.host_layers) {
+    const bool moves = more.weights.host_layers != plan.weights.host_layers ||
+                       more.weights.dense_on_host != plan.weights.dense_on_host;
+    if (moves || more.device_bytes() > room) {
       too_many = tried;
     } else {
       fits = tried;

@@ -85,7 +85,10 @@ class Run {
                         {}};
     if (run_.cache && launch_.rank() == 0) compare_with_first_digest(*run_.cache, recipe_, state.frozen_digest);
     const std::optional<int64_t> resumed = resumes_ ? checkpoints_.load_latest(state) : std::nullopt;
-    if (resumed && own_folder_) own_folder_->require_fits(folder_ / "checkpoints" / checkpoint_name(*resumed));
+    if (resumed && own_folder_) {
+      own_folder_->require_fits(folder_ / "checkpoints" / checkpoint_name(*resumed));
+      require_whole_last_step(*resumed);
+    }
     state.best = best_of(state.best);
     require_equal_replicas(frozen, "at the start", "nothing was trained");
     if (options_.resume && !resumed) log_info(str(folder_.string(), ": no checkpoint yet, starting from step 0"));
@@ -101,15 +104,19 @@ class Run {
     predict();
     warm_up();
     probe(peak_.step);
-    if (stepper_.keeps_less()) predict();
+    if (stepper_.keeps_less()) {
+      reporter_->plan_is(fullest(run_.stage_plans));
+      predict();
+    }
     if (saves_beside_) checkpoints_.reserve(state);
     // Only now is it known that a resumed run fits what was saved, and memory: a mistake writes over nothing.
     if (own_folder_) {
       own_folder_->require_held();
       own_folder_->write_recipe(state.recipe_text);
       if (options_.profile > 0) own_folder_->make_room_for_traces();
-      if (!experts_.empty()) write_text_atomically((folder_ / "experts.json").string(), experts_);
+      // The log first: experts of no run would be in the way of the next start.
       reporter_->start(data, own_folder_->changes());
+      if (!experts_.empty()) write_text_atomically((folder_ / "experts.json").string(), experts_);
     }
     if (!resumed && recipe_.eval.at_start) evaluate(0, state.best);
 
@@ -123,7 +130,7 @@ class Run {
       StepReport report = train_step(step);
       const int64_t done = step + 1;
       last = decide(done, signals, report.ranks.optimizer_wait_s);
-      if (trace.is_last(step, last.stop_signal != 0)) write(trace);
+      if (trace.is_last(step, last.stop_signal != 0)) write(trace, step);
       report.ranks = last.ranks;
       report.least_waiting = last.least_waiting;
       if (own_folder_) own_folder_->require_held();
@@ -166,6 +173,25 @@ class Run {
     std::chrono::steady_clock::time_point begun;
     double exposed_s, check_s;  ///< as in SaveReport
   };
+
+  /// UserError where more epochs than before are asked of a run that stands behind a last step of what was left: that
+  /// step would have held more, and goes on past it.
+  void require_whole_last_step(int64_t resumed) {
+    for (const RecipeChange& change : own_folder_->changes()) {
+      const bool was_number = change.then.find_first_not_of("0123456789") == std::string::npos && !change.then.empty();
+      if (change.key != "train.epochs" || !was_number) continue;
+      const int64_t then = std::stoll(change.then);
+      if (recipe_.train.epochs && *recipe_.train.epochs < then) continue;
+      const int64_t missing = recipe_.train.batch * batches_.steps_of_epochs(then) - batches_.sequences_of_epochs(then);
+      if (missing == 0 || resumed < batches_.steps_of_epochs(then)) continue;
+      throw UserError(str("--resume: ", recipe_.origin("train.epochs"), ": train.epochs: ", change.then, " then, ",
+                          change.now, " now: the run has ended with a step of ", recipe_.train.batch - missing, " of ",
+                          recipe_.train.batch,
+                          " sequences, which would be whole now: what is new in it would never be ",
+                          "trained. Take the value back; or start a new run in another folder, which may go on from ",
+                          "this one's exported adapter (adapter.from)"));
+    }
+  }
 
   /// What is held out goes to eval_documents_: that of data.eval, or what data.eval_split takes off.
   Documents load_train_documents() {
@@ -226,7 +252,8 @@ class Run {
         chosen = parse_chosen_experts(launch_.broadcast_string(saved));
       } else {
         const RankProgress::Place place = watched("count of the experts' loads");
-        const int64_t steps = std::min(num_steps_, batches_.steps_of_epochs(1));
+        // Weights may draw nothing in an epoch: a step goes on to one in which they do.
+        const int64_t steps = std::clamp<int64_t>(batches_.steps_of_epochs(1), 1, num_steps_);
         chosen = experts_by_load(run_, batches_, steps, choice->top, &launch_.progress());
         for (const std::string& line : chosen.lines(choice->key)) log_info(line);
         text = to_json(chosen);
@@ -271,9 +298,9 @@ class Run {
     }
   }
 
-  void write(StepTrace& trace) {
+  void write(StepTrace& trace, int64_t last_step) {
     const RankProgress::Place place(&launch_.progress(), "writing a trace", RankProgress::Pace::kPatient);
-    trace.write();
+    trace.write(last_step);
   }
 
   Decision decide(int64_t done, SignalWatch& signals, double optimizer_wait_s) {
@@ -312,6 +339,7 @@ class Run {
       best.insert(behind, BestStep{done, loss, eval_digest_});
       if (best.size() > most) best.pop_back();
     }
+    stepper_.optimizer().take_exposed_s();
     reporter_->evaluation(done, loss, held_out.targets, kept && best.front().step == done);
     return kept;
   }
@@ -371,6 +399,7 @@ class Run {
     if (own_folder_) own_folder_->require_held();
     stepper_.optimizer().flush();
     const auto flushed = std::chrono::steady_clock::now();
+    stepper_.optimizer().take_exposed_s();  // the save's own
     require_sound(state, str("before saving step ", done), "nothing was saved");
     saving_ = Saving{done, start, 0.0, seconds_since(flushed)};
     saved_at_ = start;
@@ -440,6 +469,7 @@ class Run {
 }  // namespace
 
 int train(const Recipe& recipe, const TrainOptions& options, Launch& launch) {
+  ignore_save_requests();
   launch.watch(recipe.run.stall_timeout_s);
   return Run(recipe, options, launch).go();
 }

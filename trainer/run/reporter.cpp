@@ -49,11 +49,15 @@ Reporter::Reporter(const Recipe& recipe, const Assembly& run, const std::filesys
 
 double Reporter::elapsed_s() const { return seconds_since(start_); }
 
-void Reporter::show_plan(const MemoryPlan& plan, const DataSummary& data) {
-  if (!speaks_) return;
+void Reporter::plan_is(const MemoryPlan& plan) {
   planned_bytes_ = run_.device.is_cuda() ? plan.device_bytes() : plan.host_bytes();
   copied_bytes_ = plan.weights.copied_bytes_per_step + plan.trained.copied_bytes_per_step;
   gathered_bytes_ = plan.weights.gathered_bytes_per_step + plan.trained.gathered_bytes_per_step;
+}
+
+void Reporter::show_plan(const MemoryPlan& plan, const DataSummary& data) {
+  if (!speaks_) return;
+  plan_is(plan);
   host_peak_bytes_ = peak_memory_bytes(at::kCPU);
   for (const auto& [group, count] : plan.trained_by_group) trained_ += count;
   log_info(banner(recipe_, run_, plan, data));

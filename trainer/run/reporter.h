@@ -37,8 +37,10 @@ class Reporter {
   Reporter(const Recipe& recipe, const Assembly& run, const std::filesystem::path& folder, std::string frozen_digest,
            int64_t num_steps, std::optional<int64_t> resumed, bool speaks);
 
-  /// The banner, and the plan that end() holds beside what was measured. Writes nothing to the run folder.
+  /// The banner. Writes nothing to the run folder.
   void show_plan(const MemoryPlan& plan, const DataSummary& data);
+  /// What start() logs, and end() holds beside what was measured. Before start(), for each plan that is made.
+  void plan_is(const MemoryPlan& plan);
   /// Opens the files. A resumed run's log is cut back to its checkpoint; `changes` are the values that it has and the
   /// run so far had not.
   void start(const DataSummary& data, const std::vector<RecipeChange>& changes);

@@ -169,7 +169,8 @@ void RunFolder::make_room_for_traces() const {
 }
 
 void RunFolder::remove_leftovers() const {
-  static const std::set<std::string> kOurs = {"recipe.yaml", "log.jsonl", "manifest.json"};
+  static const std::set<std::string> kOurs = {"recipe.yaml", "log.jsonl", "manifest.json", "experts.json",
+                                              "receipt.json"};
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(path_, error)) {
     const std::string name = entry.path().filename().string();

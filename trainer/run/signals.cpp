@@ -16,6 +16,8 @@ void on_signal(int signal) {
 
 }  // namespace
 
+void ignore_save_requests() { std::signal(SIGUSR1, SIG_IGN); }
+
 SignalWatch::SignalWatch() {
   save_requested = 0;
   stop_requested = 0;
@@ -23,7 +25,8 @@ SignalWatch::SignalWatch() {
 }
 
 SignalWatch::~SignalWatch() {
-  for (int signal : {SIGUSR1, SIGTERM, SIGINT}) std::signal(signal, SIG_DFL);
+  ignore_save_requests();
+  for (int signal : {SIGTERM, SIGINT}) std::signal(signal, SIG_DFL);
 }
 
 bool SignalWatch::take_save_request() {

@@ -6,6 +6,9 @@
 
 namespace moetune {
 
+/// Until there is a watch nothing can be saved: SIGUSR1, which would end the process, does nothing.
+void ignore_save_requests();
+
 /// Installs the handlers for its lifetime; one at a time.
 class SignalWatch {
  public:

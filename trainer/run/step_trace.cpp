@@ -91,7 +91,7 @@ void StepTrace::before(int64_t step) {
   records_ = true;
 }
 
-void StepTrace::write() {
+void StepTrace::write(int64_t last_step) {
   wait_for(launch_.device());
   records_ = false;
   const std::unique_ptr<profiler::ProfilerResult> result = profiler::disableProfiler();
@@ -106,10 +106,10 @@ void StepTrace::write() {
   } catch (const std::exception& error) {
     std::error_code ignored;
     fs::remove(temporary, ignored);
-    log_warn(str("no trace of steps ", steps_.first + 1, " to ", steps_.end, ": ", error.what()));
+    log_warn(str("no trace of steps ", steps_.first + 1, " to ", last_step + 1, ": ", error.what()));
     return;
   }
-  log_info(str(path.string(), ": a trace of steps ", steps_.first + 1, " to ", steps_.end,
+  log_info(str(path.string(), ": a trace of steps ", steps_.first + 1, " to ", last_step + 1,
                ", one of each rank; ui.perfetto.dev opens it"));
 }
 

@@ -43,8 +43,9 @@ class StepTrace {
   void before(int64_t step);
   /// Whether what is recorded ends behind this step: the last of the steps, or of the run.
   bool is_last(int64_t step, bool run_ends) const { return records_ && (step + 1 == steps_.end || run_ends); }
-  /// Ends recording and writes the file, whole or not at all; where that fails it warns: the run is worth more.
-  void write();
+  /// Ends recording behind `last_step` and writes the file, whole or not at all; where that fails it warns: the run is
+  /// worth more.
+  void write(int64_t last_step);
 
  private:
   std::filesystem::path folder_;

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <map>
+#include <sstream>
 
 #include "lora/adapters/counter_random.h"
 #include "parallel/base/error.h"
 #include "parallel/base/text.h"
+#include "parallel/comm/gathered_text.h"
 #include "trainer/update/replica_groups.h"
 
 namespace moetune {
@@ -30,6 +32,14 @@ std::string difference(const std::map<int64_t, Ranks>& ranks_of_digest) {
                     parties[0].size() == 1 ? " has" : " have");
 }
 
+/// Line `number`, from 0.
+std::string line_of(const std::string& text, int64_t number) {
+  std::istringstream lines(text);
+  std::string line;
+  for (int64_t i = 0; i <= number; ++i) std::getline(lines, line);
+  return line;
+}
+
 /// What copies on the ranks of this stage differ in. Collective over it.
 std::vector<std::string> differences_within_stage(const std::vector<HeldDigest>& held, Mesh& mesh) {
   Communicator& stage = mesh.stage();
@@ -45,7 +55,11 @@ std::vector<std::string> differences_within_stage(const std::vector<HeldDigest>&
   all = all.cpu();
   const auto said = all.accessor<int64_t, 3>();
   const int64_t first_rank = mesh.first_rank() + mesh.here().pp * stage.size();
-  std::vector<std::string> differences;
+  struct Difference {
+    int64_t tensor, holder;  // its number in the list of a rank of the stage that holds it
+    std::string text;
+  };
+  std::vector<Difference> found;
   for (int64_t i = 0; i < count; ++i) {
     const HeldDigest& tensor = held[i];
     const std::string& group = replica_group(mesh, tensor.replicas).name();
@@ -60,8 +74,19 @@ std::vector<std::string> differences_within_stage(const std::vector<HeldDigest>&
                ": ", num_holders[part], " ranks hold the same part, group ", group, " has ",
                num_replicas(mesh.shape(), tensor.replicas));
       const std::string differs = difference(ranks_of_digest);
-      if (!differs.empty()) differences.push_back(str(tensor.name, " (group ", group, "): ", differs));
+      if (differs.empty()) continue;
+      const int64_t holder = ranks_of_digest.begin()->second.front() - first_rank;
+      found.push_back({i, holder, str(" (group ", group, "): ", differs)});
     }
+  }
+  if (found.empty()) return {};
+  // What this rank holds at a place of the list may be another expert's than what differs.
+  std::string own_names;
+  for (const HeldDigest& one : held) own_names += one.name + "\n";
+  const std::vector<std::string> names = gathered_text(stage, own_names);
+  std::vector<std::string> differences;
+  for (const Difference& one : found) {
+    differences.push_back(line_of(names.at(one.holder), one.tensor) + one.text);
   }
   return differences;
 }
