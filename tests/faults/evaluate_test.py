@@ -58,6 +58,13 @@ class EvaluateTest(unittest.TestCase):
         self.assertEqual(sum(one["target_tokens"] for one in documents), targets)
         total = sum(one["loss"] * one["target_tokens"] for one in documents)
         self.assertAlmostEqual(total / targets, loss, delta=1e-5)
+        before = data.read_text()
+        told = self.evaluate(run.folder / "run", data, "--to", data, expect=2)
+        self.assertIn(f"--to {data}: is there already, and holds no losses of an earlier evaluation", told)
+        self.assertEqual(data.read_text(), before)
+        to.write_text('{"document": 0, "loss": 1.0, "target_tokens": 1}\n')
+        self.evaluate(run.folder / "run", data, "--to", to)
+        self.assertEqual([json.loads(line) for line in to.read_text().splitlines()], documents)
         # Two ranks take other documents, and experts of their own; the checkpoint in the middle; other weights.
         many = self.folder / "many.jsonl"
         other, _, _ = self.evaluate(run.folder / "run", data, "model.base=bf16")
