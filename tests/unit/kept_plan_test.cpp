@@ -6,6 +6,7 @@
 #include "trainer/plan/memory_plan.h"
 
 using namespace moetune;
+using nlohmann::json;
 
 TEST_CASE("memory plan: auto keeps what fits, and less of it where a step took more than planned") {
   const Blueprint config = parse_blueprint(kTinyV3, "config.json");
@@ -54,23 +55,27 @@ TEST_CASE("memory plan: auto keeps what fits, and less of it where a step took m
 }
 
 TEST_CASE("memory plan: auto moves no weights to the host for what it keeps") {
-  const Blueprint config = parse_blueprint(kTinyV3, "config.json");
+  // A stage of dense layers alone, which has no experts to move first.
+  json object = kTinyV3;
+  object.update(
+      {{"hidden_size", 512}, {"intermediate_size", 4096}, {"num_hidden_layers", 20}, {"first_k_dense_replace", 16}});
+  const Blueprint config = parse_blueprint(object, "config.json");
   const auto planned = [&](const char* keep, int64_t memory) {
-    const Recipe recipe = tiny_recipe({"train.batch=64", "data.max_tokens=1024", "offload.frozen=auto", keep});
-    return plan_memory(config, recipe, {1, 1, 1, 1}, {.device = at::kCUDA, .device_memory_bytes = memory});
+    const Recipe recipe = tiny_recipe(
+        {"train.batch=8", "data.max_tokens=128", "offload.frozen=auto", keep, "mesh.pp=2", "mesh.pp_layers=[16, 4]"});
+    return plan_stages(config, recipe, {2, 1, 1, 1}, {.device = at::kCUDA, .device_memory_bytes = memory}).at(0);
   };
   const int64_t all = planned("train.keep=all", int64_t{1} << 40).device_bytes();
   int64_t dense_on_device = 0, keeps_some = 0;
-  for (int64_t part = 1; part <= 256; ++part) {
-    const int64_t memory = all * part / 200;
+  for (int64_t part = 1; part <= 128; ++part) {
+    const int64_t memory = all * part / 100;
     const MemoryPlan nothing = planned("train.keep=none", memory), kept = planned("train.keep=auto", memory);
     INFO(memory << " bytes: " << to_string(kept.kept));
-    CHECK(kept.weights.host_layers == nothing.weights.host_layers);
     CHECK(kept.weights.dense_on_host == nothing.weights.dense_on_host);
     dense_on_device += !nothing.weights.dense_on_host;
-    keeps_some += kept.kept.steps() > 0 && kept.kept.steps() < KeptBlocks::most_steps(config.num_layers());
+    keeps_some += kept.kept.steps() > 0 && kept.kept.steps() < KeptBlocks::most_steps(16);
   }
   CHECK(dense_on_device > 0);
-  CHECK(dense_on_device < 256);
+  CHECK(dense_on_device < 128);
   CHECK(keeps_some > 0);
 }

@@ -103,8 +103,8 @@ class Documents {
   std::int64_t truncate(std::int64_t max_tokens);
 
   /// Takes the nearest number of documents to `part` of all away, at least one and not all, and returns them, in their
-  /// order, each to be taken once: those that come first in an order drawn from the seed. The same for the same number of documents and seed.
-  /// UserError where there is but one document.
+  /// order, each to be taken once: those that come first in an order drawn from the seed. The same for the same number
+  /// of documents and seed. UserError where there is but one document.
   Documents split_off(double part, std::uint64_t seed);
 
   /// Tells the system that no document is needed now; views stay valid.
