@@ -130,13 +130,13 @@ class Planner {
   /// What --machine measured is of a GPU that is planned for.
   void require_measured_kind() const {
     if (options_.machine.empty() || (options_.on.empty() && !options_.search)) return;
-    std::vector<std::string> names;
-    if (options_.search) names = searched_machines();
+    std::vector<MachineChoice> planned;
+    if (options_.search) planned = searched_machines();
     else
-      for (const std::string& text : split(options_.on, ',')) names.push_back(parse_machine_choice(text).name);
+      for (const std::string& text : split(options_.on, ',')) planned.push_back(parse_machine_choice(text));
     const MachineProfile measured = measured_machine(options_.machine);
     std::string known;
-    for (const std::string& name : names) {
+    for (const auto& [gpus, name] : planned) {
       if (shipped_machine(name).device_name == measured.device_name) return;
       known += (known.empty() ? "" : ", ") + name;
     }
@@ -268,8 +268,8 @@ class Planner {
 
   PlanAnswer search() {
     std::vector<RunPlan> fitting;
-    for (const std::string& name : searched_machines()) {
-      for (int64_t gpus = 1; gpus <= options_.max_gpus; gpus *= 2) {
+    for (const auto& [most, name] : searched_machines()) {
+      for (int64_t gpus = 1; gpus <= most; gpus *= 2) {
         std::optional<RunPlan> plan = find_best_layout(request_on(str(gpus, "x", name)));
         const bool wanted = plan && plan->fits() && plan->run.hours <= options_.max_hours.value_or(1e18) &&
                             plan->dollars() <= options_.max_dollars.value_or(1e18);
@@ -314,18 +314,19 @@ class Planner {
     return answer;
   }
 
-  std::vector<std::string> searched_machines() const {
-    std::vector<std::string> names;
+  /// Kinds of GPUs, and how many of each at the most: --max-gpus, or fewer where --on says a number.
+  std::vector<MachineChoice> searched_machines() const {
+    std::vector<MachineChoice> machines;
     for (const std::string& text : split(options_.on, ',')) {
-      if (std::isdigit(static_cast<unsigned char>(text.front())) != 0) {
-        const MachineChoice choice = parse_machine_choice(text);
-        throw UserError(str("--search --on ", text,
-                            ": a search tries 1, 2, 4, ... GPUs up to --max-gpus; name the kind ", "alone: --on ",
-                            choice.name, " --max-gpus ", choice.gpus));
-      }
-      names.push_back(shipped_machine(text).name);
+      const bool counted = std::isdigit(static_cast<unsigned char>(text.front())) != 0;
+      MachineChoice machine =
+          counted ? parse_machine_choice(text) : MachineChoice{options_.max_gpus, shipped_machine(text).name};
+      machine.gpus = std::min(machine.gpus, options_.max_gpus);
+      machines.push_back(std::move(machine));
     }
-    return names.empty() ? shipped_machines() : names;
+    if (!machines.empty()) return machines;
+    for (const std::string& name : shipped_machines()) machines.push_back({options_.max_gpus, name});
+    return machines;
   }
 
   static void write_recipe(const fs::path& to, const RunPlan& plan) {
