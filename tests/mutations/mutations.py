@@ -158,10 +158,10 @@ MUTATIONS = [
     ),
     Mutation(
         "sharded_weights_one_step_late",
-        "Weights that are gathered ahead of their use are gathered before the optimizer has written them: the first"
-        " layers of each step have the numbers of the step before.",
-        "trainer/update/trained_slabs.cpp",
-        (("if (finish_update_) finish_update_(", "if (false) finish_update_("),),
+        "Weights that train are gathered ahead of a step as frozen ones are, before the optimizer has written them: the"
+        " first layers of each step have the numbers of the step before.",
+        "parallel/bytes/weight_store.cpp",
+        (("lane.trains.value_or(false) ? Rounds::kAlone : Rounds::kFollow", "Rounds::kFollow"),),
         Command(
             2, layout="dp=2,shard=all", recipe=(("train.parts", "[experts, norms]"), ("adapter.targets", "[attention]"))
         ),
