@@ -320,8 +320,8 @@ class CommandLine {
     command->add_option("--method", plan_.method, "with --model: what trains")
         ->check(CLI::IsMember({"attention", "experts", "full"}))
         ->needs(model);
-    CLI::Option* documents =
-        command->add_option("--documents", plan_.documents, "how many there are")->check(CLI::PositiveNumber);
+    CLI::Option* documents = command->add_option("--documents", plan_.documents, "how many there are to train on")
+                                 ->check(CLI::PositiveNumber);
     CLI::Option* tokens =
         command->add_option("--tokens-per-document", plan_.tokens_per_document, "and how long each is")
             ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));

@@ -182,7 +182,6 @@ def _share_said(name, plan):
 
 # What figures of moetune bench count (docs/benchmarks/README.md), by the first letters of their names.
 _UNITS = {
-    "operators": "operators/s",
     "optimizer.": "numbers/s",
     "nf4.dequantise_bytes": "B/s",
     "nf4.": "numbers/s",
@@ -197,7 +196,7 @@ _UNITS = {
 
 def _rate_text(rate):
     unit = next(unit for first, unit in _UNITS.items() if rate.name.startswith(first))
-    if unit in ("numbers/s", "operators/s", "blocks/s", "collectives/s"):
+    if unit in ("numbers/s", "blocks/s", "collectives/s"):
         return f"{units.count_text(rate.value)} {unit}"
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if rate.value >= size:

@@ -26,9 +26,10 @@ struct Place {
     write_text_atomically(folder / "train.jsonl", R"({"input_ids": [1, 2], "labels": [1, 2]})"
                                                   "\n");
   }
-  Recipe recipe(const std::vector<std::string>& overrides) const {
-    return parse_recipe(str("run: {dir: r}\nmodel: {path: ", folder.path(),
-                            ", weights: random}\ndata: {train: ", folder / "train.jsonl", "}\ntrain: {steps: 5}\n"),
+  /// `more` stands from line 5 on.
+  Recipe recipe(const std::vector<std::string>& overrides, const std::string& more = "") const {
+    return parse_recipe(str("run: {dir: r}\nmodel: {path: ", folder.path(), ", weights: random}\ndata: {train: ",
+                            folder / "train.jsonl", "}\ntrain: {steps: 5}\n", more),
                         "r.yaml", overrides);
   }
   std::string mistakes(const std::vector<std::string>& overrides, int64_t world_size = 0) const {
@@ -92,4 +93,28 @@ TEST_CASE("validate: every mistake at once, with its place") {
   write_text_atomically(place.folder / "train.jsonl", R"({"text": "a"})"
                                                       "\n");
   CHECK(contains(place.mistakes({}), "tokenizer.json"));
+}
+
+TEST_CASE("validate: a mistake of what an adapter reaches has the place of its own key") {
+  const Place place;
+  const auto mistake_of = [&](const std::string& adapter) {
+    return message_of<UserError>([&] { validate(place.recipe({"run.device=cuda"}, adapter), "r.yaml", 1); });
+  };
+  CHECK(mistake_of("adapter:\n  targets: [attention]\n  layers: [70]\n").starts_with("r.yaml:7: adapter.layers: "));
+  CHECK(mistake_of("adapter:\n  targets: [experts]\n\n  experts: [300]\n").starts_with("r.yaml:8: adapter.experts: "));
+  CHECK(mistake_of("adapter:\n  rank: 4\n  targets: [q_proj]\n").starts_with("r.yaml:7: adapter.targets: "));
+}
+
+// 16 GPUs are two hosts: sharded within a node dense maps are in 8 parts, over all in 16.
+TEST_CASE("validate: hosts have eight ranks") {
+  const Place place;
+  const auto dense_of = [&](const char* shard, int64_t ranks) {
+    const Recipe recipe = place.recipe({"run.device=cuda", str("mesh.shard=", shard)});
+    const std::string text = validate(recipe, "r.yaml", ranks), name = "frozen dense maps";
+    const size_t begin = text.find(name);
+    return text.substr(begin, text.find('\n', begin) - begin);
+  };
+  CHECK(contains(dense_of("node", 16), ", 1/8 of each"));
+  CHECK(contains(dense_of("all", 16), ", 1/16 of each"));
+  CHECK(contains(dense_of("node", 4), ", 1/4 of each"));
 }

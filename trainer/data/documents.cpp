@@ -206,11 +206,15 @@ Documents Documents::chosen(const std::vector<std::int64_t>& indices) const {
   return few;
 }
 
+std::int64_t Documents::num_split_off(double part, std::int64_t all) {
+  return std::clamp<std::int64_t>(std::llround(part * static_cast<double>(all)), 1, all - 1);
+}
+
 Documents Documents::split_off(double part, std::uint64_t seed) {
   if (size() < 2) {
     throw UserError(str(name_, ": holds one document; to hold documents out (data.eval_split) takes two at least"));
   }
-  const std::int64_t count = std::clamp<std::int64_t>(std::llround(part * static_cast<double>(size())), 1, size() - 1);
+  const std::int64_t count = num_split_off(part, size());
   const std::vector<std::int64_t> order = shuffled_order(size(), seed, kHeldOutOrder);
   std::vector<std::int64_t> held(order.begin(), order.begin() + count), rest(order.begin() + count, order.end());
   std::sort(held.begin(), held.end());

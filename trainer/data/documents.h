@@ -106,6 +106,8 @@ class Documents {
   /// order, each to be taken once: those that come first in an order drawn from the seed. The same for the same number
   /// of documents and seed. UserError where there is but one document.
   Documents split_off(double part, std::uint64_t seed);
+  /// How many that are of `all`, two or more.
+  static std::int64_t num_split_off(double part, std::int64_t all);
 
   /// Tells the system that no document is needed now; views stay valid.
   void let_go() const;

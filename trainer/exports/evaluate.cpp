@@ -15,6 +15,7 @@
 #include "parallel/base/log.h"
 #include "trainer/assemble.h"
 #include "trainer/data/dataset.h"
+#include "trainer/exports/earlier_output.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/recipe/recipe_load.h"
 #include "trainer/recipe/recipe_values.h"
@@ -39,22 +40,15 @@ bool gives(const std::vector<std::string>& overrides, const std::string& start) 
                      [&](const std::string& given) { return given.starts_with(start); });
 }
 
-/// A file that is there already must be one of an earlier evaluation: a name given by mistake may be that of the data.
-void require_replaceable(const std::string& to) {
-  std::error_code ignored;
-  if (!fs::exists(fs::symlink_status(to, ignored))) return;
-  bool earlier = fs::is_regular_file(to, ignored);
-  if (earlier && fs::file_size(to, ignored) > 0) {
-    std::string line;
-    std::getline(std::ifstream(to), line);
-    const auto first = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    earlier = first.is_object() && first.size() == kKeys.size() &&
-              std::all_of(kKeys.begin(), kKeys.end(), [&](const char* key) { return first.contains(key); });
-  }
-  if (!earlier) {
-    throw UserError(
-        str("--to ", to, ": is there already, and holds no losses of an earlier evaluation; name a new file"));
-  }
+/// Whether the file is of an earlier evaluation, maybe one without documents.
+bool holds_losses(const std::string& path) {
+  std::ifstream file(path);
+  if (file.peek() == std::ifstream::traits_type::eof()) return true;
+  std::string line;
+  std::getline(file, line);
+  const auto first = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+  return first.is_object() && first.size() == kKeys.size() &&
+         std::all_of(kKeys.begin(), kKeys.end(), [&](const char* key) { return first.contains(key); });
 }
 
 void write_documents(const std::string& to, const std::vector<DocumentLoss>& by_document) {
@@ -95,7 +89,9 @@ Recipe recipe_of_evaluation(const std::string& path, const SavedRun* saved, cons
 
 int evaluate_model(const std::string& path, const std::string& data, const std::vector<std::string>& overrides,
                    const std::string& to, Launch& launch) {
-  if (!to.empty()) require_replaceable(to);
+  if (!to.empty()) {
+    require_replaceable(to, [&] { return holds_losses(to); }, "--to " + to, "losses of an earlier evaluation");
+  }
   // Opening a run reads all of its checkpoint, and a job that goes on may save another meanwhile.
   const std::unique_ptr<SavedRun> saved = is_model(path) ? nullptr : std::make_unique<SavedRun>(path);
   const Recipe recipe = recipe_of_evaluation(path, saved.get(), data, overrides, launch.world_size());

@@ -1,7 +1,5 @@
 #include "trainer/exports/logits.h"
 
-#include <filesystem>
-
 #include "parallel/base/error.h"
 #include "parallel/base/log.h"
 #include "parallel/bytes/safetensors.h"
@@ -9,33 +7,19 @@
 #include "trainer/assemble.h"
 #include "trainer/data/dataset.h"
 #include "trainer/data/step_batch.h"
+#include "trainer/exports/earlier_output.h"
 #include "trainer/exports/saved_run.h"
 #include "trainer/state/checkpoint.h"
 
 namespace moetune {
 
-namespace {
-
-/// A file that is there already must be one of earlier logits: a name given by mistake may be that of the data.
-void require_replaceable(const std::string& to) {
-  namespace fs = std::filesystem;
-  std::error_code ignored;
-  if (!fs::exists(fs::symlink_status(to, ignored))) return;
-  bool earlier = fs::is_regular_file(to, ignored);
-  try {
-    earlier = earlier && SafetensorsFile(to).names() == std::vector<std::string>{"input_ids", "logits", "positions"};
-  } catch (const UserError&) {
-    earlier = false;
-  }
-  if (!earlier) throw UserError(str(to, ": is there already, and holds no logits of an earlier call; name a new file"));
-}
-
-}  // namespace
-
 void write_logits(const std::string& run_path, const std::string& data, int64_t num_documents, const std::string& to,
                   Launch& launch) {
   const SavedRun saved(run_path);
-  require_replaceable(to);
+  const auto holds_logits = [&] {
+    return SafetensorsFile(to).names() == std::vector<std::string>{"input_ids", "logits", "positions"};
+  };
+  require_replaceable(to, holds_logits, to, "logits of an earlier call");
   Recipe recipe = saved.recipe();
   recipe.mesh = MeshRecipe();
   Assembly run = assemble(recipe, launch);

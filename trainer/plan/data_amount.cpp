@@ -128,7 +128,7 @@ DataAmount DataAmount::without_held_out(double part) const {
     throw UserError(str(source_, ": one document; to hold documents out (data.eval_split: ", part,
                         ") takes two at least; add data, or set it to 0"));
   }
-  const int64_t held = std::clamp<int64_t>(std::llround(part * static_cast<double>(all)), 1, all - 1);
+  const int64_t held = Documents::num_split_off(part, all);
   Shares trained(static_cast<double>(all - held), static_cast<double>(all));
   std::vector<LengthCount> rest;
   for (const LengthCount& of : lengths_) rest.push_back({of.length, trained.of(of.documents)});

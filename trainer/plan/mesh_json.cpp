@@ -7,6 +7,7 @@
 
 #include "moe/inventory.h"
 #include "parallel/bytes/weight_store.h"
+#include "trainer/plan/plan_json.h"
 
 namespace moetune {
 namespace {
@@ -120,10 +121,9 @@ Json fetches_json(const PlannedMesh& mesh) {
 Json stages_json(const PlannedMesh& mesh) {
   Json stages = Json::array();
   for (const Stage& stage : mesh.plan.pipeline.stages) {
-    const KeptBlocks& kept = mesh.kept.at(stages.size());
     stages.push_back({{"first_layer", stage.first_block().number()},
                       {"layers", stage.num_blocks()},
-                      {"kept", {{"attention", kept.attention}, {"experts", kept.experts}, {"all", kept.all}}},
+                      {"kept", kept_json(mesh.kept.at(stages.size()))},
                       {"holds", to_string(stage)}});
   }
   return stages;

@@ -36,7 +36,7 @@ Json memory_json(const RunPlan& plan) {
   Json kept = Json::array();
   for (const MemoryPlan& stage : plan.stages) {
     whole.push_back(stage.kept.all);
-    kept.push_back({{"attention", stage.kept.attention}, {"experts", stage.kept.experts}, {"all", stage.kept.all}});
+    kept.push_back(kept_json(stage.kept));
   }
   for (const PlannedBytes& part : plan.parts) {
     parts.push_back({{"name", part.name},
@@ -130,6 +130,10 @@ Json collectives_json(const PlanRequest& request) {
 }
 
 }  // namespace
+
+Json kept_json(const KeptBlocks& kept) {
+  return {{"attention", kept.attention}, {"experts", kept.experts}, {"all", kept.all}};
+}
 
 Json plan_json(const RunPlan& plan, const std::vector<std::string>& changes) {
   const PlanRequest& request = plan.request;

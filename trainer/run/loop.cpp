@@ -339,7 +339,6 @@ class Run {
       best.insert(behind, BestStep{done, loss, eval_digest_});
       if (best.size() > most) best.pop_back();
     }
-    stepper_.optimizer().take_exposed_s();
     reporter_->evaluation(done, loss, held_out.targets, kept && best.front().step == done);
     return kept;
   }
@@ -397,9 +396,8 @@ class Run {
     const RankProgress::Place place(&launch_.progress(), str("saving step ", done), RankProgress::Pace::kPatient);
     const TraceRange range("saving");
     if (own_folder_) own_folder_->require_held();
-    stepper_.optimizer().flush();
+    stepper_.finish_update();
     const auto flushed = std::chrono::steady_clock::now();
-    stepper_.optimizer().take_exposed_s();  // the save's own
     require_sound(state, str("before saving step ", done), "nothing was saved");
     saving_ = Saving{done, start, 0.0, seconds_since(flushed)};
     saved_at_ = start;

@@ -1,6 +1,7 @@
 #include "trainer/run/run_folder.h"
 
 #include <algorithm>
+#include <array>
 #include <set>
 
 #include "parallel/base/error.h"
@@ -23,6 +24,8 @@ namespace fs = std::filesystem;
 
 constexpr const char* kOwn = "# Written by moetune: change a copy, not this file. SHA-256 of the lines below: ";
 constexpr uint64_t kMaxRecipeBytes = 4 << 20;
+/// What a run writes into its folder, beside folders.
+constexpr std::array kFiles = {"log.jsonl", "recipe.yaml", "experts.json", "receipt.json"};
 
 fs::path made_folder(const Recipe& recipe) {
   const fs::path folder = recipe.run.dir;
@@ -88,7 +91,7 @@ void RunFolder::refuse_foreign_files() const {
     std::error_code error;
     if (is_there(path_ / name) && !fs::is_directory(path_ / name, error)) refuse(name, "is no folder");
   }
-  for (const char* name : {"log.jsonl", "recipe.yaml", "experts.json", "receipt.json"}) {
+  for (const char* name : kFiles) {
     const fs::file_type type = type_of(path_ / name);
     if (type == fs::file_type::symlink) refuse(name, "is a symbolic link");
     if (type != fs::file_type::regular && type != fs::file_type::not_found) refuse(name, "is no regular file");
@@ -169,13 +172,13 @@ void RunFolder::make_room_for_traces() const {
 }
 
 void RunFolder::remove_leftovers() const {
-  static const std::set<std::string> kOurs = {"recipe.yaml", "log.jsonl", "manifest.json", "experts.json",
-                                              "receipt.json"};
+  std::set<std::string> ours(kFiles.begin(), kFiles.end());
+  ours.insert("manifest.json");
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(path_, error)) {
     const std::string name = entry.path().filename().string();
     const bool own_lock = name.find(token()) != std::string::npos;
-    const bool left = kOurs.count(name_of_leftover(name)) > 0 || (is_leftover_of_lock(name) && !own_lock);
+    const bool left = ours.count(name_of_leftover(name)) > 0 || (is_leftover_of_lock(name) && !own_lock);
     if (left && type_of(entry.path()) == fs::file_type::regular) fs::remove(entry.path(), error);
   }
   remove_leftovers_of_saves(checkpoints());

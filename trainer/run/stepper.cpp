@@ -160,8 +160,13 @@ void Stepper::keep_without(int64_t missing, const std::string& why) {
 }
 
 Evaluation Stepper::evaluate(Batches& batches, int64_t max_sequences) {
-  optimizer_.flush();
+  finish_update();
   return moetune::evaluate(sweep_, run_, batches, max_sequences);
+}
+
+void Stepper::finish_update() {
+  optimizer_.flush();
+  optimizer_.take_exposed_s();
 }
 
 void Stepper::sum_losses(const SweepResult& result, const BatchTotals& totals, StepReport& report) {

@@ -3,7 +3,7 @@
 //
 //   Stepper stepper(recipe, assembly, &launch.progress());
 //   StepReport report = stepper.train(batches, step, num_steps);  // the update goes on under the next step's way down
-//   stepper.optimizer().flush();                                  // before working copies or masters are read
+//   stepper.finish_update();                                      // before working copies or masters are read
 #pragma once
 
 #include "trainer/assemble.h"
@@ -35,6 +35,8 @@ class Stepper {
   /// trainer/run/evaluation.h of these batches, with what the optimizer still has to do done first. Collective.
   Evaluation evaluate(Batches& batches, int64_t max_sequences);
 
+  /// Waits for what the optimizer still has to do, which is then no step's wait.
+  void finish_update();
   Optimizer& optimizer() { return optimizer_; }
   const Partition& partition() const { return partition_; }
   /// By group of the partition: this rank's shard of the last step's gradient, clipped. Flush before reading: the

@@ -82,11 +82,11 @@ std::vector<std::string> differences_within_stage(const std::vector<HeldDigest>&
   if (found.empty()) return {};
   // What this rank holds at a place of the list may be another expert's than what differs.
   std::string own_names;
-  for (const HeldDigest& one : held) own_names += one.name + "\n";
+  for (const Difference& one : found) own_names += held[one.tensor].name + "\n";
   const std::vector<std::string> names = gathered_text(stage, own_names);
   std::vector<std::string> differences;
   for (const Difference& one : found) {
-    differences.push_back(line_of(names.at(one.holder), one.tensor) + one.text);
+    differences.push_back(line_of(names.at(one.holder), std::ssize(differences)) + one.text);
   }
   return differences;
 }
